@@ -1,0 +1,116 @@
+"""The failures that `qvae` expects, as exceptions.
+
+Every one says what is wrong (found against expected) and, in `fix`, the command or the change that helps. The command
+line turns `QvaeError` into a line on stderr and `exit_code`; any other exception is a bug (exit code 3).
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "BenchError",
+    "BuildError",
+    "DeviceMemoryError",
+    "EngineError",
+    "ExecutionError",
+    "ForeignEngineError",
+    "ModelError",
+    "ParityError",
+    "PictureError",
+    "ProfileError",
+    "QvaeError",
+    "ResolutionError",
+    "StaleEngineError",
+    "StoreError",
+    "UsageError",
+]
+
+
+class QvaeError(Exception):
+    """An expected failure. `str()` is `what`, and `fix` on its own line where there is one.
+
+    Attributes:
+        what: what is wrong, with what was found and what was expected.
+        fix: the command or the change that helps, or None.
+        exit_code: what a command that ends with this error returns.
+    """
+
+    exit_code: int = 1
+
+    def __init__(self, what: str, *, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return self.what if self.fix is None else f"{self.what}\n{self.fix}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default would call the class with `what` alone and lose `fix`: builds report errors across processes.
+        return (_rebuild, (type(self), self.what, self.fix))
+
+
+def _rebuild(kind: type[QvaeError], what: str, fix: str | None) -> QvaeError:
+    return kind(what, fix=fix)
+
+
+class UsageError(QvaeError):
+    """The command or the call was written wrongly."""
+
+    exit_code = 2
+
+
+class ResolutionError(UsageError):
+    """A size that no VAE of this family can take, or no size at all."""
+
+
+class ProfileError(QvaeError):
+    """A TOML file of sizes or profiles that is missing or malformed; names the file and the line."""
+
+
+class ModelError(QvaeError):
+    """Weights that cannot be found, read, or fitted to the architecture."""
+
+
+class PictureError(QvaeError):
+    """A picture or latents file that cannot be read or written."""
+
+
+class StoreError(QvaeError):
+    """The file system refused: disk full, no permission, lock not granted."""
+
+
+class BackendError(QvaeError):
+    """A backend that is not installed, has no GPU, or cannot do what was asked."""
+
+
+class BuildError(QvaeError):
+    """A backend accepted the job and could not build the engine."""
+
+
+class EngineError(QvaeError):
+    """An engine that is missing, unreadable, corrupt, or asked for a shape outside its ranges."""
+
+
+class StaleEngineError(EngineError):
+    """An engine that differs from its sidecar, or was built for something else than what is asked for."""
+
+
+class ForeignEngineError(EngineError):
+    """An engine without a sidecar: nothing says who built it, from what, or for which machine."""
+
+
+class ExecutionError(EngineError):
+    """An engine that loaded and then failed while running."""
+
+
+class DeviceMemoryError(EngineError):
+    """The device has too little free memory to load or to run the engine."""
+
+
+class ParityError(QvaeError):
+    """An engine whose pictures differ from PyTorch's by more than a bound."""
+
+
+class BenchError(QvaeError):
+    """A measurement that could not be taken, or results that cannot be read."""
