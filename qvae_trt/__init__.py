@@ -1,6 +1,6 @@
 """TensorRT engines for the Qwen-Image VAE: export, build, prove, measure, run.
 
-Public names are resolved at first use, so that `import qvae_trt` imports neither torch nor TensorRT.
+Public names are resolved at first use: `import qvae_trt` imports neither torch nor TensorRT.
 """
 
 from __future__ import annotations
@@ -8,25 +8,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from qvae_trt.errors import (
+    BackendError,
+    BenchError,
+    BuildError,
+    DeviceMemoryError,
+    EngineError,
+    ExecutionError,
+    ForeignEngineError,
+    ModelError,
+    ParityError,
+    PictureError,
+    ProfileError,
+    QvaeError,
+    ResolutionError,
+    StaleEngineError,
+    StoreError,
+    UsageError,
+)
+
 if TYPE_CHECKING:
-    from qvae_trt.errors import (
-        BackendError,
-        BenchError,
-        BuildError,
-        DeviceMemoryError,
-        EngineError,
-        ExecutionError,
-        ForeignEngineError,
-        ModelError,
-        ParityError,
-        PictureError,
-        ProfileError,
-        QvaeError,
-        ResolutionError,
-        StaleEngineError,
-        StoreError,
-        UsageError,
-    )
     from qvae_trt.profiles import Profile, Resolution, load_profiles, load_static_sizes
     from qvae_trt.runtime.image_processor import QvaeImageProcessor
     from qvae_trt.runtime.lightx2v import from_lightx2v_config
@@ -34,26 +35,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ERRORS = (
-    "BackendError",
-    "BenchError",
-    "BuildError",
-    "DeviceMemoryError",
-    "EngineError",
-    "ExecutionError",
-    "ForeignEngineError",
-    "ModelError",
-    "ParityError",
-    "PictureError",
-    "ProfileError",
-    "QvaeError",
-    "ResolutionError",
-    "StaleEngineError",
-    "StoreError",
-    "UsageError",
-)
 _HOMES = {
-    **dict.fromkeys(_ERRORS, "qvae_trt.errors"),
     **dict.fromkeys(
         ("Profile", "Resolution", "load_profiles", "load_static_sizes"), "qvae_trt.profiles"
     ),

@@ -1,7 +1,8 @@
 """The failures that `qvae` expects, as exceptions.
 
-Every one says what is wrong (found against expected) and, in `fix`, the command or the change that helps. The command
-line turns `QvaeError` into a line on stderr and `exit_code`; any other exception is a bug (exit code 3).
+Every one says what is wrong (found against expected) and, in `fix`, the command or the change that
+helps. The command line turns `QvaeError` into a line on stderr and `exit_code`; any other exception
+is a bug (exit code 3).
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class QvaeError(Exception):
         return self.what if self.fix is None else f"{self.what}\n{self.fix}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The default would call the class with `what` alone and lose `fix`: builds report errors across processes.
+        # The default would call the class with `what` alone and lose `fix`: builds report errors
+        # across processes.
         return (_rebuild, (type(self), self.what, self.fix))
 
 

@@ -1,0 +1,460 @@
+"""Sizes, ranges of sizes, the files that list them, and which engine serves which size.
+
+Shapes live in `profiles/*.toml` only; engine paths are made in `engine_path` only. Sizes are
+`(height, width)` in code and `WxH` in print and in the TOML files; `Resolution.parse` and `str` are
+where the two meet.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from qvae_trt.errors import ProfileError, ResolutionError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Part = Literal["encoder", "decoder"]
+Mode = Literal["static", "profiles"]
+Precision = Literal["fp16", "bf16", "fp32"]
+PARTS: tuple[Part, ...] = ("encoder", "decoder")
+
+SIDE_MULTIPLE = 8  # the VAE halves each side three times
+MAX_SIDE = 16384
+MAX_FILE_BYTES = 1 << 20
+_ASPECT = re.compile(r"([1-9][0-9]{0,3}):([1-9][0-9]{0,3})")
+_SIZE = re.compile(r"([0-9]{1,20})[xX]([0-9]{1,20})")
+# 1664x928 is 0.9 % off 16:9, the furthest of the seven; swapped sides are off by a factor.
+_ASPECT_TOLERANCE = 0.03
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Resolution:
+    """Height and width in pixels. Any numbers will do here; `check` says whether the VAE takes them."""
+
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> Resolution:
+        """`"1664x928"` (width first) -> `Resolution(height=928, width=1664)`.
+
+        Raises:
+            ResolutionError: not `WxH`, or refused by `check`.
+        """
+        match = _SIZE.fullmatch(text.strip())
+        if match is None:
+            raise ResolutionError(
+                f"{_quoted(text)} is no size: expected WIDTHxHEIGHT in pixels",
+                fix="for example 1664x928 (16:9)",
+            )
+        return cls(height=int(match[2]), width=int(match[1])).check()
+
+    def check(self) -> Resolution:
+        """Itself, if both sides are multiples of 8 from 8 to 16384; else ResolutionError."""
+        for name, side in (("width", self.width), ("height", self.height)):
+            if not 0 < side <= MAX_SIDE:
+                raise ResolutionError(
+                    f"{self}: the {name} is {side}, expected {SIDE_MULTIPLE} to {MAX_SIDE}"
+                )
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side % SIDE_MULTIPLE:
+                near = Resolution(*(max(16, round(s / 16) * 16) for s in (self.height, self.width)))
+                raise ResolutionError(
+                    f"{self}: the {name} is {side}, expected a multiple of {SIDE_MULTIPLE}",
+                    fix=f"the nearest size that every engine takes is {near}",
+                )
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+    @property
+    def latent(self) -> tuple[int, int]:
+        """(height, width) of the latents: an eighth of each side."""
+        return self.height // SIDE_MULTIPLE, self.width // SIDE_MULTIPLE
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A range of sizes. An engine runs all of it; its kernels are the fastest ones at `opt`."""
+
+    min: Resolution
+    opt: Resolution
+    max: Resolution
+
+    @classmethod
+    def fixed(cls, resolution: Resolution) -> Profile:
+        return cls(resolution, resolution, resolution)
+
+    def holds(self, resolution: Resolution) -> bool:
+        return self.refusal(resolution) is None
+
+    def refusal(self, resolution: Resolution) -> str | None:
+        """Why the range does not hold the size (`height 2048 is past 256..1920`); None if it does."""
+        sides = (
+            ("width", resolution.width, self.min.width, self.max.width),
+            ("height", resolution.height, self.min.height, self.max.height),
+        )
+        outside = [
+            f"{name} {v} is not in {lo}..{hi}" for name, v, lo, hi in sides if not lo <= v <= hi
+        ]
+        return ", ".join(outside) or None
+
+    def distance(self, resolution: Resolution) -> float:
+        """|ln of the areas' ratio| + |ln of the aspects' ratio| between a size and `opt`.
+
+        With a and b the logarithms of the two side ratios this is |a + b| + |a - b| = 2 max(|a|,
+        |b|): the side that is furthest off decides, and half and double are equally far.
+        """
+        return 2 * max(
+            abs(math.log(resolution.height / self.opt.height)),
+            abs(math.log(resolution.width / self.opt.width)),
+        )
+
+    def __str__(self) -> str:
+        if self.min == self.max:
+            return str(self.opt)
+        return f"{self.opt} ({self.min} to {self.max})"
+
+
+# --- which engine serves a size -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to serve a size, taken or not, and why."""
+
+    name: str
+    accepted: bool
+    reason: str
+    path: Path | None = None
+    profile_index: int | None = None
+
+    def __str__(self) -> str:
+        return f"{'+' if self.accepted else '-'} {self.name}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The way taken for a size, and every way considered, in order. Exactly one candidate is accepted."""
+
+    resolution: Resolution
+    engine: Literal["static", "profiles", "pytorch"]
+    profile_index: int | None
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def path(self) -> Path | None:
+        """The engine file, where the caller named one."""
+        return next((c.path for c in self.candidates if c.accepted), None)
+
+    def explain(self) -> str:
+        """One line for each candidate; the accepted one starts with `+`."""
+        return "\n".join(str(candidate) for candidate in self.candidates)
+
+
+def choose(
+    resolution: Resolution,
+    *,
+    static: Mapping[Resolution, Path | str],
+    profiles: Sequence[Profile] | None,
+    profiles_path: Path | None = None,
+    profiles_reason: str | None = None,
+) -> Choice:
+    """Static engine of exactly this size, else the nearest profile that holds it, else PyTorch.
+
+    Args:
+        resolution: the picture's size.
+        static: the static engines: a path, or the reason (a str) why that engine cannot be used.
+        profiles: the ranges of the profiles engine, in its order; None if there is no such engine.
+        profiles_path: the profiles engine, passed through to the candidates.
+        profiles_reason: why the profiles engine cannot be used; None if it can.
+
+    A profile whose range does not hold the size is never taken, however near its `opt`. Among those
+    that hold it the smallest `Profile.distance` wins, and the first one of equals.
+    """
+    found: list[Candidate] = []
+    exact = static.get(resolution)
+    if isinstance(exact, Path):
+        found.append(Candidate("static", True, f"built for exactly {resolution}", exact))
+    else:
+        found.append(Candidate("static", False, exact or f"no static engine of {resolution}"))
+    if profiles_reason is not None or profiles is None:
+        reason = profiles_reason or "no engine with profiles"
+        found.append(Candidate("profiles", False, reason, profiles_path))
+    else:
+        taken = found[0].name if found[0].accepted else None
+        found.extend(_weigh(resolution, profiles, profiles_path, taken))
+    winner = next((c for c in found if c.accepted), None)
+    if winner is None:
+        found.append(Candidate("pytorch", True, "no engine serves this size"))
+        return Choice(resolution, "pytorch", None, tuple(found))
+    found.append(Candidate("pytorch", False, f"{winner.name} serves this size"))
+    kind: Literal["static", "profiles"] = "static" if winner.profile_index is None else "profiles"
+    return Choice(resolution, kind, winner.profile_index, tuple(found))
+
+
+def _weigh(
+    resolution: Resolution, profiles: Sequence[Profile], path: Path | None, taken: str | None
+) -> list[Candidate]:
+    far = [p.distance(resolution) if p.holds(resolution) else math.inf for p in profiles]
+    best = min(range(len(far)), key=far.__getitem__, default=0)
+    found = []
+    for index, profile in enumerate(profiles):
+        refusal = profile.refusal(resolution)
+        accepted = refusal is None and index == best and taken is None
+        if refusal is not None:
+            reason = refusal
+        elif taken is not None:
+            reason = f"holds it, and {taken} comes first"
+        elif accepted:
+            reason = f"holds it, nearest opt (distance {far[index]:.3f})"
+        else:
+            reason = f"holds it, further than profile {best} ({far[index]:.3f}, {far[best]:.3f})"
+        found.append(Candidate(f"profile {index} {profile.opt}", accepted, reason, path, index))
+    return found
+
+
+# --- names of files -----------------------------------------------------------------------------
+
+
+def parse_aspect(name: str, *, sizes: Mapping[str, Resolution] | None = None) -> Resolution:
+    """`"16:9"` -> its static size. UsageError, listing the known ones, for any other name."""
+    known = load_static_sizes() if sizes is None else sizes
+    if name not in known:
+        raise UsageError(
+            f"{_quoted(name)} is no known aspect ratio: expected one of {', '.join(known)}",
+            fix="any other size: --resolution WIDTHxHEIGHT",
+        )
+    return known[name]
+
+
+def aspect_folder(aspect: str) -> str:
+    """`"16:9"` -> `"16_9"`. UsageError for anything but two numbers: the result is a folder's name."""
+    match = _ASPECT.fullmatch(aspect)
+    if match is None:
+        raise UsageError(f"{_quoted(aspect)} is no aspect ratio: expected two numbers, as 16:9")
+    return f"{match[1]}_{match[2]}"
+
+
+def static_folder(resolution: Resolution) -> str:
+    """The folder of a static engine: `16_9` for one of the listed sizes, else `1280x768`."""
+    for aspect, size in load_static_sizes().items():
+        if size == resolution:
+            return aspect_folder(aspect)
+    return str(resolution)
+
+
+def engine_path(
+    engine_dir: Path, part: Part, mode: Mode, suffix: str, resolution: Resolution | None = None
+) -> Path:
+    """Where an engine lives under `engine_dir`; `suffix` is the backend's (`.trt`, `.onnx`).
+
+    Raises:
+        ValueError: an unknown part or mode, or a static engine without a size. Callers check what
+            users type.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part {part!r}: expected one of {PARTS}")
+    if mode == "profiles":
+        return engine_dir / "profiles" / f"vae_{part}_multi_profile{suffix}"
+    if resolution is None or mode != "static":
+        raise ValueError(f"mode {mode!r}, resolution {resolution}: expected static with a size")
+    return engine_dir / "static" / static_folder(resolution) / f"vae_{part}{suffix}"
+
+
+# --- reading the files --------------------------------------------------------------------------
+
+
+def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
+    """The static sizes by aspect (`"16:9"`), in the file's order; without a path, the project's own.
+
+    Raises:
+        ProfileError: the file cannot be read or is malformed; names the file and the line.
+    """
+    return dict(_own_sizes() if path is None else _read_sizes(path))
+
+
+def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
+    """The optimization profiles, in the file's order; without a path, the project's own nine.
+
+    Raises:
+        ProfileError: the file cannot be read or is malformed; names the file and the line.
+    """
+    return _own_profiles() if path is None else _read_profiles(path)
+
+
+@lru_cache(maxsize=1)
+def _own_sizes() -> dict[str, Resolution]:
+    return _read_sizes(_own_file("static.toml"))
+
+
+@lru_cache(maxsize=1)
+def _own_profiles() -> tuple[Profile, ...]:
+    return _read_profiles(_own_file("nine.toml"))
+
+
+def _own_file(name: str) -> Path:
+    package = Path(__file__).resolve().parent
+    installed = package / "data" / "profiles" / name
+    return installed if installed.is_file() else package.parent / "profiles" / name
+
+
+def _read_sizes(path: Path) -> dict[str, Resolution]:
+    file = _TomlFile(path)
+    file.only_keys(file.data, ("sizes",), "")
+    table = file.data.get("sizes")
+    if not isinstance(table, dict) or not table:
+        file.fail('expected a [sizes] table of lines such as "16:9" = "1664x928"', "sizes")
+    sizes: dict[str, Resolution] = {}
+    for aspect, text in table.items():
+        where = ("sizes", aspect)
+        try:
+            aspect_folder(aspect)
+        except UsageError as error:
+            file.fail(error.what, *where)
+        size = file.size(text, *where)
+        wide, high = (int(number) for number in aspect.split(":"))
+        if abs(math.log(size.width * high / (size.height * wide))) > _ASPECT_TOLERANCE:
+            file.fail(
+                f"{size} is {size.width / size.height:.3f} wide, {aspect} is {wide / high:.3f}"
+                " (sides swapped?)",
+                *where,
+            )
+        for other, known in sizes.items():
+            if known == size or aspect_folder(other) == aspect_folder(aspect):
+                file.fail(f"{aspect} repeats {other}, {size}", *where)
+        sizes[aspect] = size
+    return sizes
+
+
+def _read_profiles(path: Path) -> tuple[Profile, ...]:
+    file = _TomlFile(path)
+    file.only_keys(file.data, ("profile",), "")
+    tables = file.data.get("profile")
+    if not isinstance(tables, list) or not tables:
+        file.fail("expected at least one [[profile]] with min, opt and max", "profile")
+    profiles: list[Profile] = []
+    for index, table in enumerate(tables):
+        where = f"profile.{index}"
+        if not isinstance(table, dict):
+            file.fail(f"profile {index} is {_kind(table)}, expected a table", "profile")
+        file.only_keys(table, ("min", "opt", "max"), where)
+        for key in ("min", "opt", "max"):
+            if key not in table:
+                file.fail(f"profile {index} has no {key}", where)
+        low, opt, high = (file.size(table[key], where, key) for key in ("min", "opt", "max"))
+        for key, a, b in (("min", low, opt), ("max", opt, high)):
+            if a.height > b.height or a.width > b.width:
+                file.fail(
+                    f"profile {index}: {key} {table[key]} and opt {opt}: expected min <= opt <= max"
+                    " on both sides",
+                    where,
+                    key,
+                )
+        profile = Profile(low, opt, high)
+        if profile in profiles:
+            file.fail(f"profile {index} repeats profile {profiles.index(profile)}", where)
+        profiles.append(profile)
+    return tuple(profiles)
+
+
+class _TomlFile:
+    """A parsed file that can still say on which line a value stands."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                raw = file.read(MAX_FILE_BYTES + 1)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ProfileError(f"{path}: cannot be read: {reason}") from error
+        if len(raw) > MAX_FILE_BYTES:
+            raise ProfileError(f"{path}: more than {MAX_FILE_BYTES} bytes, expected a few lines")
+        try:
+            self.text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            self.fail_at(raw[: error.start].count(b"\n") + 1, "not UTF-8")
+        try:
+            self.data: dict[str, object] = tomllib.loads(self.text)
+        except RecursionError:
+            self.fail_at(1, "nested too deeply")
+        except ValueError as error:  # TOMLDecodeError, or an int of more digits than Python reads
+            message = str(error)
+            at = re.search(r" \(at line (\d+), column \d+\)$", message)
+            last = len(self.text.rstrip().splitlines()) or 1
+            message = re.sub(r" \(at (line \d+, column \d+|end of document)\)$", "", message)
+            self.fail_at(int(at[1]) if at else last, message)
+
+    def fail_at(self, line: int, what: str) -> NoReturn:
+        raise ProfileError(f"{self.path}, line {line}: {what}")
+
+    def fail(self, what: str, *where: str) -> NoReturn:
+        self.fail_at(self.line(*where), what)
+
+    def line(self, table: str = "", key: str = "") -> int:
+        """The line of a key in a table, else of the table's header, else 1.
+
+        `profile.2` is the third `[[profile]]`. tomllib gives no positions; this reads `key =` and
+        header lines, which is how these files are written. In one written otherwise (inline tables,
+        multi-line strings) the line is that of the nearest header above.
+        """
+        seen: dict[str, int] = {}
+        current, header_line = "", 1
+        for number, text in enumerate(self.text.splitlines(), 1):
+            header = re.match(r"\s*(\[\[?)\s*([^\[\]#]*?)\s*\]", text)
+            if header is not None:
+                current = header[2].strip("\"'")
+                if header[1] == "[[":
+                    seen[current] = seen.get(current, -1) + 1
+                    current = f"{current}.{seen[current]}"
+                if current == table:
+                    header_line = number
+                    if not key:
+                        return number
+                continue
+            name = re.match(r"\s*(\"[^\"]*\"|'[^']*'|[\w-]+)\s*[=.]", text)
+            if name is not None:
+                bare = name[1].strip("\"'")
+                if current == table and key and bare == key:
+                    return number
+                if current == "" and bare == table.partition(".")[0]:
+                    header_line = number
+        return header_line
+
+    def only_keys(self, table: Mapping[str, object], known: Sequence[str], where: str) -> None:
+        for key in table:
+            if key not in known:
+                place = (where, key) if where or self.line("", key) != 1 else (key,)
+                self.fail(f"unknown key {_quoted(key)}, expected {', '.join(known)}", *place)
+
+    def size(self, text: object, *where: str) -> Resolution:
+        if not isinstance(text, str):
+            self.fail(f'{where[-1]} is {_kind(text)}, expected a text "WIDTHxHEIGHT"', *where)
+        try:
+            return Resolution.parse(text)
+        except ResolutionError as error:
+            self.fail(f"{where[-1]}: {error.what}", *where)
+
+
+def _kind(value: object) -> str:
+    return {dict: "a table", list: "an array", str: "a text", bool: "a boolean"}.get(
+        type(value), f"a value of type {type(value).__name__}"
+    )
+
+
+def _quoted(text: str) -> str:
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return repr(shown)
