@@ -67,7 +67,7 @@ class ResolutionError(UsageError):
 
 
 class ProfileError(QvaeError):
-    """A TOML file of sizes or profiles that is missing or malformed; names the file and the line."""
+    """A missing or malformed TOML file of sizes or profiles; names the file and the line."""
 
 
 class ModelError(QvaeError):
@@ -95,7 +95,7 @@ class EngineError(QvaeError):
 
 
 class StaleEngineError(EngineError):
-    """An engine that differs from its sidecar, or was built for something else than what is asked for."""
+    """An engine that differs from its sidecar, or was built for something else than asked for."""
 
 
 class ForeignEngineError(EngineError):

@@ -36,7 +36,7 @@ _ASPECT_TOLERANCE = 0.03
 
 @dataclass(frozen=True, slots=True, order=True)
 class Resolution:
-    """Height and width in pixels. Any numbers will do here; `check` says whether the VAE takes them."""
+    """Height and width in pixels, any numbers; `check` says whether the VAE takes them."""
 
     height: int
     width: int
@@ -101,7 +101,7 @@ class Profile:
         return self.refusal(resolution) is None
 
     def refusal(self, resolution: Resolution) -> str | None:
-        """Why the range does not hold the size (`height 2048 is past 256..1920`); None if it does."""
+        """Why the range does not hold the size; None if it does."""
         sides = (
             ("width", resolution.width, self.min.width, self.max.width),
             ("height", resolution.height, self.min.height, self.max.height),
@@ -147,7 +147,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The way taken for a size, and every way considered, in order. Exactly one candidate is accepted."""
+    """The way taken for a size, and all ways considered, in order. One candidate is accepted."""
 
     resolution: Resolution
     engine: Literal["static", "profiles", "pytorch"]
@@ -241,7 +241,7 @@ def parse_aspect(name: str, *, sizes: Mapping[str, Resolution] | None = None) ->
 
 
 def aspect_folder(aspect: str) -> str:
-    """`"16:9"` -> `"16_9"`. UsageError for anything but two numbers: the result is a folder's name."""
+    """`"16:9"` -> `"16_9"`, a folder's name. UsageError for anything but two numbers."""
     match = _ASPECT.fullmatch(aspect)
     if match is None:
         raise UsageError(f"{_quoted(aspect)} is no aspect ratio: expected two numbers, as 16:9")
@@ -278,7 +278,7 @@ def engine_path(
 
 
 def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
-    """The static sizes by aspect (`"16:9"`), in the file's order; without a path, the project's own.
+    """The static sizes by aspect (`"16:9"`), in the file's order; by default the project's own.
 
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
@@ -287,7 +287,7 @@ def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
 
 
 def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
-    """The optimization profiles, in the file's order; without a path, the project's own nine.
+    """The optimization profiles, in the file's order; by default the project's own nine.
 
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
