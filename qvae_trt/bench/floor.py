@@ -1,0 +1,81 @@
+"""The arithmetic floor: how long the folded graph's products alone would take at this device's
+matmul rate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qvae_trt.bench.results import Fact, Timing
+from qvae_trt.bench.timing import clock_for
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKLQwenImage
+
+    from qvae_trt.folding import FoldedVae
+    from qvae_trt.profiles import Part, Resolution
+
+_SIDE = {"cuda": 8192, "cpu": 1024}
+_REPEATS = 10
+
+
+def on_meta(vae: AutoencoderKLQwenImage) -> FoldedVae:
+    """The folded graph of this architecture without weights: counting a 1920x1920 decode then takes
+    no memory.
+
+    Upsampling is written as resize + convolution and attention as plain products, so that the floor
+    stays the same whichever lowering an engine was built with.
+    """
+    import torch
+
+    from qvae_trt.folding import fold
+    from qvae_trt.lowerings import Lowering
+
+    with torch.device("meta"):
+        blank = type(vae).from_config(vae.config)
+        return fold(blank, lowering=Lowering(upsample="resize", norm="native", attention_chunks=1))
+
+
+def count_flops(module: FoldedVae, part: Part, resolution: Resolution, *, channels: int) -> int:
+    """FLOPs (two a multiply-add) of convolutions and matrix products in one `encode` or `decode`.
+
+    module: what `on_meta` made; channels: of the input, 3 or 4 (encoder) or z (decoder).
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    height, width = (
+        (resolution.height, resolution.width) if part == "encoder" else resolution.latent
+    )
+    value = torch.empty(1, channels, 1, height, width, device="meta")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        if part == "encoder":
+            module.encode(value)
+        else:
+            module.decode(value)
+    return int(counter.get_total_flops())
+
+
+def matmul_rate(device: str, dtype: torch.dtype) -> dict[str, Fact]:
+    """TFLOP/s of one square product: 8192³ on a GPU, 1024³ on a CPU, the fastest of ten after a
+    warm-up.
+    """
+    import torch
+
+    side = _SIDE[device]
+    generator = torch.Generator(device=device).manual_seed(0)
+    left, right = (
+        torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2)
+    )
+    clock = clock_for(device)
+    samples = [clock.time(lambda: torch.mm(left, right))[0] for _ in range(_REPEATS + 3)][3:]
+    timing = Timing.of(samples)
+    return {
+        "tflops": 2.0 * side**3 / timing.min_ms / 1e9,
+        "side": side,
+        "dtype": str(dtype).removeprefix("torch."),
+        "median_ms": timing.median_ms,
+        "min_ms": timing.min_ms,
+    }

@@ -1,0 +1,309 @@
+"""The columns of the table: each way to run one part of the VAE at one size, made ready to be
+timed.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from qvae_trt.bench.results import ENGINES, Fact
+from qvae_trt.errors import BenchError, EngineError, QvaeError
+from qvae_trt.profiles import Mode, Part, Precision, Resolution, choose, engine_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
+
+    from qvae_trt.model import Model
+
+#: What may empty a cell: an expected failure, a device out of memory, a compiler or a library that
+#: is missing. Anything else is a bug and ends the bench.
+EXPECTED: Final[tuple[type[BaseException], ...]] = (
+    QvaeError,
+    RuntimeError,
+    MemoryError,
+    ImportError,
+    OSError,
+)
+
+
+def explain(error: BaseException) -> str:
+    """One line for a cell's note."""
+    if isinstance(error, QvaeError):
+        text = error.what if error.fix is None else f"{error.what}; {error.fix}"
+    elif type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        text = f"out of memory: {str(error).partition('. ')[0] or 'allocation refused'}"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else line[:299] + "…"
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """One path, ready to run: `call` takes what `make_inputs` makes and returns the output on the
+    same device.
+
+    `weights_bytes` is what stays on the device between calls. `close` gives back what only this
+    path holds.
+    """
+
+    name: str
+    dtype: torch.dtype
+    call: Callable[[torch.Tensor], torch.Tensor]
+    weights_bytes: int | None = None
+    detail: dict[str, Fact] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None
+
+
+class Workbench:
+    """Holds the model on the device in its several forms, and opens engines, for as long as a bench
+    lasts.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: str,
+        precision: Precision,
+        engine_dir: Path | None,
+        backend: str,
+    ) -> None:
+        import torch
+
+        self.model = model
+        self.device = device
+        self.dtype = cast("torch.dtype", getattr(torch, DTYPE_NAMES[precision]))
+        self.engine_dir = engine_dir
+        self.backend = backend
+        self._vae: Any = None
+        self._folded: Any = None
+        self._scratch: Any = None
+        self._backend: Any = None
+
+    def prepare(self, name: str, part: Part, resolution: Resolution) -> Prepared:
+        """Make a path ready. Raises one of EXPECTED where it cannot be measured here; the message
+        is the reason.
+        """
+        if name in ENGINES:
+            return self._engine(cast("Mode", name), part, resolution)
+        if name == "pytorch":
+            return self._shipped(part)
+        folded = self._fold()
+        call = folded.encode if part == "encoder" else folded.decode
+        if name == "compiled":
+            call = self._compile(call)
+        return Prepared(
+            name=name,
+            dtype=self.dtype,
+            call=call,
+            weights_bytes=_parameter_bytes(folded.encoder if part == "encoder" else folded.decoder),
+        )
+
+    def make_inputs(self, part: Part, resolution: Resolution, *, count: int) -> list[torch.Tensor]:
+        """Seeded float32 inputs on the device: (1, C, 1, H, W) in [-1, 1], or latents (1, z, 1, h,
+        w) of unit variance.
+
+        Noise, because a GPU draws the most power, and so clocks lowest, on data without pattern.
+        """
+        import torch
+
+        generator = torch.Generator().manual_seed(20240 + resolution.pixels)
+        if part == "encoder":
+            shape = (1, self.model.input_channels, 1, resolution.height, resolution.width)
+            made = [torch.rand(shape, generator=generator) * 2 - 1 for _ in range(count)]
+        else:
+            shape = (1, self.model.z_dim, 1, *resolution.latent)
+            made = [torch.randn(shape, generator=generator) for _ in range(count)]
+        return [value.to(self.device) for value in made]
+
+    def empty_caches(self) -> None:
+        """Give freed memory back, so that one size's leftovers neither help nor hinder the next."""
+        import gc
+
+        import torch
+
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def peak_bytes(self, prepared: Prepared, value: torch.Tensor) -> int | None:
+        """Weights and the most that one call takes beyond what was allocated before it; None on a
+        CPU.
+        """
+        import torch
+
+        if self.device != "cuda" or prepared.weights_bytes is None:
+            return None
+        torch.cuda.synchronize()
+        if self._scratch is not None:
+            # An engine's scratch is then allocated, and seen, inside the call.
+            self._scratch.release()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        output = prepared.call(value)
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+        del output
+        return prepared.weights_bytes + int(peak)
+
+    def close(self) -> None:
+        self._vae = self._folded = None
+        if self._scratch is not None:
+            self._scratch.release()
+            self._scratch = None
+        self.empty_caches()
+
+    def _shipped(self, part: Part) -> Prepared:
+        if self._vae is None:
+            self._vae = copy.deepcopy(self.model.vae).to(device=self.device, dtype=self.dtype)
+        vae = self._vae
+        if part == "encoder":
+            inner, outer = vae.encoder, vae.quant_conv
+
+            def call(value: torch.Tensor) -> torch.Tensor:
+                return cast("torch.Tensor", vae.encode(value).latent_dist.parameters)
+        else:
+            inner, outer = vae.decoder, vae.post_quant_conv
+
+            def call(value: torch.Tensor) -> torch.Tensor:
+                return cast("torch.Tensor", vae.decode(value, return_dict=False)[0])
+
+        weights = _parameter_bytes(inner) + _parameter_bytes(outer)
+        return Prepared(name="pytorch", dtype=self.dtype, call=call, weights_bytes=weights)
+
+    def _fold(self) -> Any:
+        if self._folded is None:
+            import torch
+
+            from qvae_trt.folding import fold
+
+            folded = fold(self.model.vae)
+            self._folded = cast("Any", folded.to(device=self.device, dtype=self.dtype)).to(
+                memory_format=torch.channels_last
+            )
+        return self._folded
+
+    def _compile(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        import torch
+
+        if self.device != "cuda":
+            raise BenchError("left out: torch.compile is measured on a GPU only")
+        if importlib.util.find_spec("triton") is None:
+            raise BenchError(
+                "left out: this Python has no Triton, which torch.compile needs on a GPU",
+                fix="run --baseline pytorch --baseline compiled in one that has it, "
+                "then qvae report both latency.json",
+            )
+        # Each size gets kernels of its own; without the reset the second size would be compiled as
+        # a dynamic one.
+        torch._dynamo.reset()
+        return torch.compile(call, dynamic=False)
+
+    def _engine(self, mode: Mode, part: Part, resolution: Resolution) -> Prepared:
+        import torch
+
+        from qvae_trt.runtime.engine import Engine
+
+        if self.engine_dir is None:
+            raise BenchError("left out: no engine folder was given")
+        # TensorRT allocates past PyTorch's allocator, which would keep what other paths have freed.
+        self.empty_caches()
+        path = self._engine_path(self.engine_dir, mode, part, resolution)
+        before = _free_bytes(self.device)
+        begin = time.perf_counter()
+        engine: Any = Engine.open(path, scratch=self._shared_scratch())
+        load_ms = (time.perf_counter() - begin) * 1000.0
+        weights = before - _free_bytes(self.device)
+        try:
+            profile, named = _pick_profile(engine, mode, resolution, path)
+        except EngineError:
+            engine.close()
+            raise
+        detail: dict[str, Fact] = {
+            "engine": str(path.relative_to(self.engine_dir)),
+            "engine_bytes": path.stat().st_size,
+            "load_ms": load_ms,
+            **named,
+        }
+        sidecar = engine.sidecar
+        if sidecar is not None:
+            detail["flavour"] = f"{sidecar.key.flavour} {sidecar.key.flavour_version}"
+            detail["engine_precision"] = str(sidecar.key.precision)
+            detail["lowering"] = str(sidecar.key.lowering)
+        return Prepared(
+            name=mode,
+            dtype=cast("torch.dtype", getattr(torch, engine.input.dtype)),
+            call=lambda value: engine.run(value, profile=profile),
+            # Engines allocate their weights outside torch; the plan's size stands in where the
+            # driver shows less.
+            weights_bytes=max(weights, path.stat().st_size) if self.device == "cuda" else None,
+            detail=detail,
+            close=engine.close,
+        )
+
+    def _engine_path(
+        self, engine_dir: Path, mode: Mode, part: Part, resolution: Resolution
+    ) -> Path:
+        from qvae_trt import backends
+
+        if self._backend is None:
+            self._backend = backends.get(self.backend)
+        path = engine_path(engine_dir, part, mode, self._backend.suffix, resolution)
+        if not path.exists():
+            which = f"static --resolution {resolution}" if mode == "static" else "profiles"
+            raise EngineError(
+                f"no engine {path.relative_to(engine_dir)}",
+                fix=f"qvae build --mode {which} --backend {self._backend.name}",
+            )
+        return path
+
+    def _shared_scratch(self) -> Any:
+        if self._scratch is None and self.device == "cuda":
+            import torch
+
+            from qvae_trt.runtime.scratch import shared_scratch
+
+            self._scratch = shared_scratch(torch.device("cuda", torch.cuda.current_device()))
+        return self._scratch
+
+
+DTYPE_NAMES: Final[dict[Precision, str]] = {
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+}
+
+
+def _pick_profile(
+    engine: Any, mode: Mode, resolution: Resolution, path: Path
+) -> tuple[int, dict[str, Fact]]:
+    """The profile that `choose` takes for this size, and its name for the result."""
+    if mode == "static" or engine.sidecar is None:
+        return 0, {}
+    profiles = engine.sidecar.key.profiles
+    choice = choose(resolution, static={}, profiles=profiles, profiles_path=path)
+    if choice.profile_index is None:
+        raise EngineError(f"no profile of {path.name} holds {resolution}")
+    index = choice.profile_index
+    return index, {"profile_index": index, "profile": str(profiles[index])}
+
+
+def _parameter_bytes(module: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+
+
+def _free_bytes(device: str) -> int:
+    if device != "cuda":
+        return 0
+    import torch
+
+    torch.cuda.synchronize()
+    return int(torch.cuda.mem_get_info()[0])

@@ -1,0 +1,238 @@
+"""What a server sees of the decoder: latents to a PIL image on the host, the first use of a size, a
+change of size.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from qvae_trt.bench.paths import EXPECTED, Prepared, Workbench, explain
+from qvae_trt.bench.results import ENGINES, REFERENCE, ServiceRow, Timing, quantile
+from qvae_trt.bench.timing import HostClock, Limits, measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from qvae_trt.profiles import Resolution
+
+LATENTS_TO_PIL = "latents_to_pil"
+FIRST_USE = "first_use"
+SWITCH = "switch"
+STOCK = "stock"
+QVAE = "qvae"
+_SWITCHES = 5
+
+
+def processors() -> dict[str, Any]:
+    """diffusers' own post-processing, as the Qwen-Image pipelines set it up, and qvae's."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    from qvae_trt.runtime.image_processor import QvaeImageProcessor
+
+    # The pipelines pack latents 2x2, so that sides are multiples of 16.
+    return {
+        STOCK: VaeImageProcessor(vae_scale_factor=16),
+        QVAE: QvaeImageProcessor(vae_scale_factor=16),
+    }
+
+
+def serve(
+    bench: Workbench, paths: Sequence[str], resolution: Resolution, *, limits: Limits
+) -> list[ServiceRow]:
+    """First use of a size and steady latents → PIL for every path; a path that cannot run gives a
+    row with its reason.
+
+    The latents come as the pipeline has them: on the device, in the model's dtype.
+    """
+    made = processors()
+    latents = [
+        value.to(bench.dtype)
+        for value in bench.make_inputs("decoder", resolution, count=limits.inputs)
+    ]
+    rows: list[ServiceRow] = []
+    ready: list[Prepared] = []
+    for path in paths:
+        bench.empty_caches()
+        try:
+            row, prepared = _first_use(bench, path, resolution, latents[0], made[STOCK])
+        except EXPECTED as error:
+            rows.append(
+                ServiceRow(
+                    kind=FIRST_USE, path=path, resolution=resolution, notes=(explain(error),)
+                )
+            )
+            continue
+        rows.append(row)
+        ready.append(prepared)
+    try:
+        rows += _steady(bench, ready, resolution, latents, made, limits)
+    finally:
+        for prepared in ready:
+            prepared.close()
+        bench.empty_caches()
+    return rows
+
+
+def _first_use(
+    bench: Workbench, path: str, resolution: Resolution, latents: torch.Tensor, processor: Any
+) -> tuple[ServiceRow, Prepared]:
+    begin = time.perf_counter()
+    prepared = bench.prepare(path, "decoder", resolution)
+    loaded = time.perf_counter()
+    to_pil(bench, prepared, processor, latents)
+    done = time.perf_counter()
+    steps = {"load_ms": (loaded - begin) * 1000.0, "first_run_ms": (done - loaded) * 1000.0}
+    if path not in ENGINES:
+        # The weights are on the device already; what was timed is a look-up.
+        del steps["load_ms"]
+    total = sum(steps.values())
+    row = ServiceRow(
+        kind=FIRST_USE,
+        path=path,
+        resolution=resolution,
+        processor=STOCK,
+        timing=Timing.of([total]),
+        steps=steps,
+    )
+    return row, prepared
+
+
+def to_pil(
+    bench: Workbench, prepared: Prepared, processor: Any, latents: torch.Tensor
+) -> tuple[float, float]:
+    """Decode and post-process one picture as a pipeline does; returns the milliseconds of both."""
+    begin = time.perf_counter()
+    pixels = prepared.call(latents.to(prepared.dtype))
+    _synchronise(bench.device)
+    decoded = time.perf_counter()
+    pictures = processor.postprocess(pixels[:, :, 0], output_type="pil")
+    done = time.perf_counter()
+    if len(pictures) != 1:
+        raise RuntimeError(f"post-processing gave {len(pictures)} pictures, expected 1")
+    return (decoded - begin) * 1000.0, (done - decoded) * 1000.0
+
+
+def _steady(
+    bench: Workbench,
+    ready: Sequence[Prepared],
+    resolution: Resolution,
+    latents: Sequence[torch.Tensor],
+    made: dict[str, Any],
+    limits: Limits,
+) -> list[ServiceRow]:
+    steps: dict[str, list[tuple[float, float]]] = {}
+    calls: dict[str, Callable[[int], object]] = {}
+    named: dict[str, tuple[str, str]] = {}
+    for prepared in ready:
+        # PyTorch as shipped is what a server runs today: with the stock processor only.
+        for processor in (STOCK,) if prepared.name == REFERENCE else (STOCK, QVAE):
+            name = f"{prepared.name} {processor}"
+            named[name] = (prepared.name, processor)
+            steps[name] = []
+
+            def call(
+                index: int,
+                *,
+                name: str = name,
+                run: Prepared = prepared,
+                tool: Any = made[processor],
+            ) -> object:
+                steps[name].append(to_pil(bench, run, tool, latents[index]))
+                return None
+
+            calls[name] = call
+    samples = measure(calls, clock=HostClock(), limits=limits, explain=explain, expected=EXPECTED)
+    rows = []
+    for name, (path, processor) in named.items():
+        found = samples[name]
+        timing = found.timing(with_wall=False)
+        counted = steps[name][limits.warm_up :]
+        rows.append(
+            ServiceRow(
+                kind=LATENTS_TO_PIL,
+                path=path,
+                resolution=resolution,
+                processor=processor,
+                timing=timing,
+                steps={}
+                if timing is None
+                else {
+                    "decode_ms": quantile(sorted(pair[0] for pair in counted), 0.5),
+                    "postprocess_ms": quantile(sorted(pair[1] for pair in counted), 0.5),
+                },
+                notes=() if found.failure is None else (found.failure,),
+            )
+        )
+    return rows
+
+
+def switch(
+    bench: Workbench, path: str, previous: Resolution, resolution: Resolution, *, limits: Limits
+) -> ServiceRow:
+    """The first decode after a change of size against the second, engines loaded and both sizes
+    seen before.
+    """
+    row = ServiceRow(kind=SWITCH, path=path, resolution=resolution, previous=previous)
+    opened: list[Prepared] = []
+    try:
+        if path == "compiled":
+            return _noted(row, "left out: a second size is compiled anew, which first use shows")
+        opened.append(bench.prepare(path, "decoder", previous))
+        opened.append(bench.prepare(path, "decoder", resolution))
+        inputs = [
+            bench.make_inputs("decoder", size, count=1)[0].to(one.dtype)
+            for size, one in zip((previous, resolution), opened, strict=True)
+        ]
+        for one, value in zip(opened, inputs, strict=True):
+            one.call(value)
+            _synchronise(bench.device)
+        after, steady = [], []
+        for _ in range(min(_SWITCHES, limits.max_runs)):
+            opened[0].call(inputs[0])
+            _synchronise(bench.device)
+            after.append(_once(bench, opened[1], inputs[1]))
+            steady.append(_once(bench, opened[1], inputs[1]))
+    except EXPECTED as error:
+        return _noted(row, explain(error))
+    finally:
+        for one in opened:
+            one.close()
+        bench.empty_caches()
+    return ServiceRow(
+        kind=SWITCH,
+        path=path,
+        resolution=resolution,
+        previous=previous,
+        timing=Timing.of(after),
+        steps={
+            "after_switch_ms": quantile(sorted(after), 0.5),
+            "steady_ms": quantile(sorted(steady), 0.5),
+        },
+    )
+
+
+def _once(bench: Workbench, prepared: Prepared, value: torch.Tensor) -> float:
+    begin = time.perf_counter()
+    prepared.call(value)
+    _synchronise(bench.device)
+    return (time.perf_counter() - begin) * 1000.0
+
+
+def _noted(row: ServiceRow, note: str) -> ServiceRow:
+    return ServiceRow(
+        kind=row.kind,
+        path=row.path,
+        resolution=row.resolution,
+        previous=row.previous,
+        notes=(note,),
+    )
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()

@@ -1,0 +1,161 @@
+"""Timing that can be trusted: warm-up, synchronisation, turns taken by the paths, as many runs as a
+budget allows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from qvae_trt.bench.results import Timing
+from qvae_trt.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long to measure: `budget_s` is meant for one path at one size, between `min_runs` and
+    `max_runs`.
+    """
+
+    budget_s: float = 1.0
+    min_runs: int = 5
+    max_runs: int = 100
+    warm_up: int = 3
+    inputs: int = 3
+
+    def __post_init__(self) -> None:
+        if not (self.budget_s > 0 and 1 <= self.min_runs <= self.max_runs):
+            raise UsageError(
+                f"a budget of {self.budget_s} s and {self.min_runs} to {self.max_runs} runs"
+                " cannot be measured",
+                fix="more than 0 s, and 1 <= least runs <= most runs",
+            )
+        if self.warm_up < 1 or self.inputs < 1:
+            raise UsageError("a measurement needs one warm-up run and one input at least")
+
+    def rounds(self, spent_ms: Mapping[str, float]) -> int:
+        """How many turns each path gets, all the same number, from what one call of each costs."""
+        whole_ms = sum(spent_ms.values())
+        if whole_ms <= 0:
+            return self.max_runs
+        fitting = int(self.budget_s * 1000.0 * len(spent_ms) / whole_ms)
+        return max(self.min_runs, min(self.max_runs, fitting))
+
+
+class Clock(Protocol):
+    """Times one call from an idle device to an idle device."""
+
+    def time(self, call: Callable[[], object]) -> tuple[float, float]:
+        """Returns (milliseconds on the device, milliseconds on the host)."""
+        ...
+
+
+class HostClock:
+    """`perf_counter` around the call: right where the call returns when its work is done, as on a
+    CPU.
+    """
+
+    def time(self, call: Callable[[], object]) -> tuple[float, float]:
+        begin = time.perf_counter()
+        call()
+        ms = (time.perf_counter() - begin) * 1000.0
+        return ms, ms
+
+
+class CudaClock:
+    """CUDA events on the current stream, and the host's time up to the end of the device's work."""
+
+    def time(self, call: Callable[[], object]) -> tuple[float, float]:
+        import torch
+
+        first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        first.record()
+        call()
+        last.record()
+        last.synchronize()
+        wall_ms = (time.perf_counter() - begin) * 1000.0
+        return float(first.elapsed_time(last)), wall_ms
+
+
+def clock_for(device: str) -> Clock:
+    return CudaClock() if device == "cuda" else HostClock()
+
+
+@dataclass(slots=True)
+class Samples:
+    """What one path has shown so far. A path that fails keeps the reason and takes no more
+    turns.
+    """
+
+    device_ms: list[float] = field(default_factory=list)
+    wall_ms: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+    def timing(self, *, with_wall: bool) -> Timing | None:
+        if self.failure is not None or not self.device_ms:
+            return None
+        return Timing.of(self.device_ms, wall_ms=self.wall_ms if with_wall else None)
+
+
+Call = Callable[[int], object]
+"""Runs a path once on the input with this index; what it returns is dropped."""
+
+
+def measure(
+    calls: Mapping[str, Call],
+    *,
+    clock: Clock,
+    limits: Limits,
+    explain: Callable[[BaseException], str],
+    expected: tuple[type[BaseException], ...],
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, Samples]:
+    """Time several paths in turns: each round runs every path once, beginning with another path
+    each time.
+
+    So a clock that sinks or a neighbour that wakes up meets all paths alike. `expected` are the
+    exceptions that empty one cell instead of ending the bench; `explain` turns them into the cell's
+    note.
+    """
+    samples = {name: Samples() for name in calls}
+
+    def turn(name: str, index: int) -> float:
+        try:
+            device_ms, wall_ms = clock.time(lambda: calls[name](index % limits.inputs))
+        except expected as error:
+            samples[name].failure = explain(error)
+            return 0.0
+        samples[name].device_ms.append(device_ms)
+        samples[name].wall_ms.append(wall_ms)
+        return wall_ms
+
+    cost_ms: dict[str, float] = {}
+    for name in calls:
+        spent_ms = 0.0
+        for index in range(limits.warm_up):
+            cost_ms[name] = turn(name, index)
+            spent_ms += cost_ms[name]
+            if samples[name].failure is not None:
+                del cost_ms[name]
+                break
+            if spent_ms > limits.budget_s * 1000.0:
+                # A call of seconds is warm after the first; more would only double the wait.
+                break
+        samples[name].device_ms.clear()
+        samples[name].wall_ms.clear()
+
+    order = list(cost_ms)
+    rounds = limits.rounds(cost_ms) if order else 0
+    for index in range(rounds):
+        shift = index % len(order)
+        for name in order[shift:] + order[:shift]:
+            if samples[name].failure is None:
+                turn(name, index)
+        if on_round is not None:
+            on_round(index + 1, rounds)
+    return samples
