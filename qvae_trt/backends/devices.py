@@ -1,0 +1,113 @@
+"""Which GPU there is, asked of the driver itself, so that no torch is needed to know."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import lru_cache
+
+# CUdevice_attribute, from cuda.h; these values are part of the driver's ABI.
+_MAJOR, _MINOR = 75, 76
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A place where engines run. `compute_capability` is `"9.0"`; None on a CPU, as are bytes and
+    driver.
+    """
+
+    name: str
+    compute_capability: str | None = None
+    total_bytes: int | None = None
+    driver: str | None = None
+
+
+def gpus() -> tuple[Device, ...]:
+    """Every GPU that CUDA shows to this process (CUDA_VISIBLE_DEVICES holds), in CUDA's order."""
+    return _ask_driver()[0]
+
+
+def gpu() -> Device | None:
+    """The GPU of the calling thread's CUDA context, else the first; None where there is none."""
+    found = gpus()
+    if not found:
+        return None
+    index = _current_index()
+    return found[index] if index < len(found) else found[0]
+
+
+def absence() -> str:
+    """Why there is no GPU; only meaningful where `gpus()` is empty."""
+    return _ask_driver()[1]
+
+
+@lru_cache(maxsize=1)
+def _ask_driver() -> tuple[tuple[Device, ...], str]:
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return (), "no NVIDIA driver (libcuda.so.1 is not there)"
+    status = cuda.cuInit(0)
+    if status != 0:
+        return (), f"the NVIDIA driver does not answer (cuInit: {_error_name(cuda, status)})"
+    count = ctypes.c_int()
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    driver = _driver_version()
+    found = tuple(_describe(cuda, index, driver) for index in range(count.value))
+    return found, "" if found else "the NVIDIA driver shows no GPU (CUDA_VISIBLE_DEVICES?)"
+
+
+def _describe(cuda: ctypes.CDLL, index: int, driver: str | None) -> Device:
+    handle = ctypes.c_int()
+    cuda.cuDeviceGet(ctypes.byref(handle), index)
+    name = ctypes.create_string_buffer(256)
+    cuda.cuDeviceGetName(name, len(name), handle)
+    total = ctypes.c_size_t()
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(total), handle)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, handle)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, handle)
+    return Device(
+        name=name.value.decode(errors="replace"),
+        compute_capability=f"{major.value}.{minor.value}",
+        total_bytes=total.value,
+        driver=driver,
+    )
+
+
+def _current_index() -> int:
+    """The ordinal of the thread's current device; 0 where no context exists yet, as CUDA's run-time
+    starts there.
+    """
+    handle = ctypes.c_int()
+    status: int = ctypes.CDLL("libcuda.so.1").cuCtxGetDevice(ctypes.byref(handle))
+    return handle.value if status == 0 else 0
+
+
+def _driver_version() -> str | None:
+    """The driver's release, as `580.95.05`, from NVML; None where NVML is missing."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    text = ctypes.create_string_buffer(96)
+    status = nvml.nvmlSystemGetDriverVersion(text, len(text))
+    nvml.nvmlShutdown()
+    return text.value.decode(errors="replace") if status == 0 else None
+
+
+def _error_name(cuda: ctypes.CDLL, status: int) -> str:
+    text = ctypes.c_char_p()
+    if cuda.cuGetErrorName(status, ctypes.byref(text)) != 0 or text.value is None:
+        return f"error {status}"
+    return text.value.decode(errors="replace")
+
+
+def synchronize(stream: int) -> int:
+    """Waits for a CUDA stream of the calling thread's context; the driver's status, 0 if all is
+    well.
+    """
+    status: int = ctypes.CDLL("libcuda.so.1").cuStreamSynchronize(ctypes.c_void_p(stream))
+    return status

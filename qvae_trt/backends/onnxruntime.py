@@ -1,0 +1,406 @@
+"""ONNX Runtime: the engine is the graph as it left the optimizer, one `.onnx` file.
+
+Its ranges lie in the file's metadata, and a shape outside them is refused as TensorRT refuses it,
+although ONNX Runtime itself would run any: what is tested here on a CPU then holds on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qvae_trt.backends import (
+    BuildOutcome,
+    BuildSpec,
+    Progress,
+    Session,
+    ShapeRange,
+    TensorSpec,
+    Verdict,
+    devices,
+)
+from qvae_trt.backends.devices import Device
+from qvae_trt.errors import (
+    BackendError,
+    BuildError,
+    DeviceMemoryError,
+    EngineError,
+    ExecutionError,
+    ForeignEngineError,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from qvae_trt.backends import DTypeName
+    from qvae_trt.profiles import Precision
+
+RANGES_KEY = "qvae.ranges"
+_DTYPES: dict[str, DTypeName] = {
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(float)": "float32",
+}
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class OnnxRuntime:
+    """`backends.Backend` on the CPU, or on a GPU where onnxruntime has its CUDA provider.
+
+    Raises (on construction):
+        BackendError: the package is missing or does not load.
+    """
+
+    name = "onnxruntime"
+    suffix = ".onnx"
+
+    def __init__(self) -> None:
+        try:
+            import onnxruntime
+        except (ImportError, OSError) as error:
+            raise BackendError(
+                f"onnxruntime does not import: {error}", fix="pip install onnxruntime"
+            ) from error
+        self._ort: Any = onnxruntime
+
+    def version(self) -> str:
+        return str(self._ort.__version__)
+
+    @property
+    def uses_cuda(self) -> bool:
+        return _CUDA in self._ort.get_available_providers() and bool(devices.gpus())
+
+    def device(self) -> Device | None:
+        return devices.gpu() if self.uses_cuda else Device("cpu")
+
+    def identity(self) -> dict[str, str | None]:
+        """See `backends.Backend.identity`."""
+        device = devices.gpu() if self.uses_cuda else None
+        return {
+            "flavour": self.name,
+            "flavour_version": self.version(),
+            "gpu": device.name if device else "cpu",
+            "compute_capability": device.compute_capability if device else None,
+        }
+
+    def can_build(self) -> Verdict:
+        return self.can_run()
+
+    def can_run(self) -> Verdict:
+        device = devices.gpu() if self.uses_cuda else None
+        where = device.name if device else "the CPU"
+        return Verdict(True, f"onnxruntime {self.version()} on {where}")
+
+    def supports(self, precision: Precision) -> Verdict:
+        if precision == "bf16":
+            return Verdict(
+                False,
+                f"onnxruntime {self.version()} has no bf16 convolution",
+                "--precision fp16 or --precision fp32",
+            )
+        return Verdict(True, f"onnxruntime has {precision}")
+
+    def build(
+        self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress | None = None
+    ) -> BuildOutcome:
+        """See `backends.Backend.build`. `level`, `timing_cache`, `workspace_bytes` mean nothing
+        here.
+        """
+        spec.check()
+        self.supports(spec.precision).require()
+        started = time.perf_counter()
+        say = progress or (lambda _stage, _done, _total: True)
+        if not onnx.is_file():
+            raise BuildError(f"{onnx}: no such ONNX file", fix="export it: qvae export --out DIR")
+        if not say("optimize", 0, 1):
+            raise BuildError("the build was cancelled")
+        options = self._options()
+        # The extended level is the last whose graph does not depend on this machine's processor.
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        with tempfile.TemporaryDirectory(prefix="qvae-ort-") as folder:
+            optimized = Path(folder) / "engine.onnx"
+            options.optimized_model_filepath = str(optimized)
+            session = self._session(onnx, options, BuildError)
+            source, result = _describe(session, BuildError)
+            del session
+            _check(source, spec)
+            _write(optimized, out, source, result, spec.ranges)
+        say("optimize", 1, 1)
+        return BuildOutcome(
+            flags={
+                "graph_optimization": "extended",
+                "providers": " ".join(self._providers()),
+                "profiles": str(len(spec.ranges)),
+            },
+            seconds=time.perf_counter() - started,
+            input=source,
+            output=result,
+        )
+
+    def open(self, engine: Path) -> Session:
+        """Raises: EngineError, ForeignEngineError (no ranges in the file), DeviceMemoryError."""
+        if not engine.is_file():
+            raise EngineError(f"{engine}: no such engine", fix="build it: qvae build")
+        options = self._options()
+        # The file holds the optimized graph; what is left is this processor's own layout.
+        session = self._session(engine, options, EngineError)
+        source, result = _describe(session, EngineError)
+        ranges, example = _read_ranges(engine, session)
+        return OnnxRuntimeSession(session, source, result, ranges, example, cuda=self.uses_cuda)
+
+    def inspect(self, engine: Path) -> dict[str, object]:
+        """Tensors, profiles, providers and the count of each operation."""
+        session = self.open(engine)
+        import onnx
+
+        graph = onnx.load(str(engine), load_external_data=False).graph
+        session.close()
+        return {
+            "backend": self.name,
+            "version": self.version(),
+            "input": _as_json(session.input),
+            "output": _as_json(session.output),
+            "profiles": [
+                {"min": list(r.min), "opt": list(r.opt), "max": list(r.max)} for r in session.ranges
+            ],
+            "scratch_bytes": None,
+            "profile_scratch_bytes": None,
+            "providers": self._providers(),
+            "operations": dict(Counter(node.op_type for node in graph.node).most_common()),
+            "layers": [
+                {"Name": node.name, "LayerType": node.op_type, "Outputs": list(node.output)}
+                for node in graph.node
+            ],
+        }
+
+    def _providers(self) -> list[str]:
+        return [_CUDA, _CPU] if self.uses_cuda else [_CPU]
+
+    def _options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3  # errors; they come back as exceptions too
+        # Shapes vary between calls, and an arena keeps the largest it ever saw.
+        options.enable_cpu_mem_arena = False
+        return options
+
+    def _session(self, path: Path, options: Any, kind: type[BuildError | EngineError]) -> Any:
+        try:
+            return self._ort.InferenceSession(str(path), options, providers=self._providers())
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            if not _is_from_onnxruntime(error):
+                raise
+            text = f"{path}: onnxruntime {self.version()} does not load it: {_first_line(error)}"
+            if _is_memory(error):
+                raise DeviceMemoryError(text) from error
+            raise kind(text, fix="build it again: qvae build --force") from error
+
+
+class OnnxRuntimeSession:
+    """`backends.Session`: pointers are host addresses (device addresses with the CUDA provider).
+
+    `execute` returns when the run is done: ONNX Runtime knows nothing of the caller's stream, so a
+    CUDA run first waits for it.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        source: TensorSpec,
+        result: TensorSpec,
+        ranges: tuple[ShapeRange, ...],
+        example: tuple[tuple[int, ...], tuple[int, ...]],
+        *,
+        cuda: bool,
+    ) -> None:
+        self._session: Any = session
+        self._example = example
+        self.input, self.output, self.ranges = source, result, ranges
+        self.device_type: Literal["cuda", "cpu"] = "cuda" if cuda else "cpu"
+        self._selected: tuple[int, ...] | None = None
+
+    def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:  # noqa: ARG002
+        """Takes note of the shape. Returns 0: ONNX Runtime brings its own scratch."""
+        self._live()
+        if not 0 <= profile < len(self.ranges):
+            raise EngineError(f"profile {profile}: the engine has {len(self.ranges)}")
+        refusal = self.ranges[profile].refusal(shape)
+        if refusal is not None:
+            raise EngineError(f"{self.input.name} {list(shape)}: {refusal} (profile {profile})")
+        self._selected = shape
+        return 0
+
+    def output_shape(self) -> tuple[int, ...]:
+        """By the ratio of output to input sides, of which the file holds an example."""
+        if self._selected is None:
+            raise EngineError("no shape selected: call select() first")
+        before, after = self._example
+        return tuple(
+            side if now == then else side * now // then
+            for side, now, then in zip(after, self._selected, before, strict=True)
+        )
+
+    def execute(
+        self,
+        *,
+        input_ptr: int,
+        output_ptr: int,
+        scratch_ptr: int,  # noqa: ARG002
+        scratch_bytes: int,  # noqa: ARG002
+        stream: int,
+    ) -> None:
+        """Runs. Raises: EngineError (nothing selected), ExecutionError, DeviceMemoryError."""
+        session = self._live()
+        if self._selected is None:
+            raise EngineError("no shape selected: call select() first")
+        if self.device_type == "cuda":
+            status = devices.synchronize(stream)
+            if status != 0:
+                raise ExecutionError(f"the caller's CUDA stream failed (error {status})")
+        binding = session.io_binding()
+        for bind, tensor, shape, pointer in (
+            (binding.bind_input, self.input, self._selected, input_ptr),
+            (binding.bind_output, self.output, self.output_shape(), output_ptr),
+        ):
+            bind(tensor.name, self.device_type, 0, _numpy_type(tensor.dtype), shape, pointer)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            if not _is_from_onnxruntime(error):
+                raise
+            text = f"the engine failed on {list(self._selected)}: {_first_line(error)}"
+            raise (DeviceMemoryError if _is_memory(error) else ExecutionError)(text) from error
+
+    def close(self) -> None:
+        self._session = None
+        self._selected = None
+
+    def _live(self) -> Any:
+        if self._session is None:
+            raise EngineError("the engine is closed")
+        return self._session
+
+
+def _describe(session: Any, kind: type[BuildError | EngineError]) -> tuple[TensorSpec, TensorSpec]:
+    ways = (session.get_inputs(), session.get_outputs())
+    if len(ways[0]) != 1 or len(ways[1]) != 1:
+        raise kind(f"{len(ways[0])} inputs and {len(ways[1])} outputs: expected one of each")
+    found = []
+    for (tensor,) in ways:
+        dtype = _DTYPES.get(tensor.type)
+        if dtype is None:
+            raise kind(f"{tensor.name} is {tensor.type}: expected a float tensor")
+        shape = tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
+        found.append(TensorSpec(tensor.name, dtype, shape))
+    return found[0], found[1]
+
+
+def _check(source: TensorSpec, spec: BuildSpec) -> None:
+    if source.name != spec.input_name:
+        raise BuildError(f"the graph's input is {source.name}, expected {spec.input_name}")
+    for index, sizes in enumerate(spec.ranges):
+        if len(sizes.min) != len(source.shape):
+            raise BuildError(
+                f"profile {index}: {len(sizes.min)} dimensions, {source.name} has "
+                f"{len(source.shape)}"
+            )
+        for axis, side in enumerate(source.shape):
+            if side != -1 and not sizes.min[axis] == sizes.max[axis] == side:
+                raise BuildError(
+                    f"profile {index}: dimension {axis} of {source.name} is fixed at {side}, "
+                    f"asked for {sizes.min[axis]} to {sizes.max[axis]}"
+                )
+
+
+def _write(
+    optimized: Path,
+    out: Path,
+    source: TensorSpec,
+    result: TensorSpec,
+    ranges: tuple[ShapeRange, ...],
+) -> None:
+    import onnx
+
+    model = onnx.load(str(optimized))
+    example = ranges[0].min
+    held = {
+        "profiles": [[list(r.min), list(r.opt), list(r.max)] for r in ranges],
+        "example": [list(example), list(_infer_output(model, source, result, example))],
+    }
+    entry = model.metadata_props.add()
+    entry.key, entry.value = RANGES_KEY, json.dumps(held)
+    try:
+        onnx.save(model, str(out))
+    except OSError as error:
+        raise StoreError(f"{out}: not written: {error.strerror or error}") from error
+
+
+def _infer_output(
+    model: Any, source: TensorSpec, result: TensorSpec, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The output's shape for an input of `shape`."""
+    if -1 not in result.shape:
+        return result.shape
+    import onnx
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    (value,) = [v for v in fixed.graph.input if v.name == source.name]
+    for dim, side in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = side
+    del fixed.graph.value_info[:]
+    for dim in fixed.graph.output[0].type.tensor_type.shape.dim:
+        dim.Clear()
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph.output[0]
+    sides = tuple(dim.dim_value for dim in inferred.type.tensor_type.shape.dim)
+    if len(sides) != len(shape) or min(sides) <= 0:
+        raise BuildError(f"the output's shape for an input of {list(shape)} cannot be inferred")
+    return sides
+
+
+def _read_ranges(
+    engine: Path, session: Any
+) -> tuple[tuple[ShapeRange, ...], tuple[tuple[int, ...], tuple[int, ...]]]:
+    text = session.get_modelmeta().custom_metadata_map.get(RANGES_KEY)
+    if text is None:
+        raise ForeignEngineError(
+            f"{engine}: an ONNX file without the ranges that `qvae build` writes into it",
+            fix="build an engine of it: qvae build --backend onnxruntime",
+        )
+    try:
+        held = json.loads(text)
+        ranges = tuple(ShapeRange(*(tuple(map(int, s)) for s in r)) for r in held["profiles"])
+        before, after = (tuple(map(int, shape)) for shape in held["example"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise EngineError(
+            f"{engine}: its ranges cannot be read: {error}",
+            fix="build it again: qvae build --force",
+        ) from error
+    if not ranges or len(before) != len(after):
+        raise EngineError(f"{engine}: its ranges are empty", fix="qvae build --force")
+    return ranges, (before, after)
+
+
+def _as_json(tensor: TensorSpec) -> dict[str, object]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+
+
+def _numpy_type(dtype: DTypeName) -> Any:
+    import numpy
+
+    return numpy.dtype(dtype)
+
+
+def _is_from_onnxruntime(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+
+
+def _is_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return any(sign in text for sign in ("bad_alloc", "failed to allocate", "out of memory"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:600]

@@ -1,0 +1,467 @@
+"""ONNX -> TensorRT plan, for 8.6, 10, 11 and RTX; their differences are looked up by name.
+
+One of them: with `STRONGLY_TYPED` absent (8.6) the graph's own types are set on every layer,
+since that TensorRT otherwise takes them as a suggestion.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvae_trt.backends import BuildOutcome, BuildSpec, DTypeName, Progress, ShapeRange, TensorSpec
+from qvae_trt.errors import BackendError, BuildError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qvae_trt.backends.trt_log import Log, Messages
+
+_log = logging.getLogger(__name__)
+_DTYPES: dict[str, DTypeName] = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
+TACTIC_SOURCES_VARIABLE = "QVAE_TACTIC_SOURCES"
+# Libraries that 8.6 takes tactics from, and a symbol that an empty stand-in for one lacks.
+_TACTIC_LIBRARIES = {
+    "CUBLAS": ("libcublas.so.12", "libcublas.so.11", "cublasCreate_v2"),
+    "CUBLAS_LT": ("libcublasLt.so.12", "libcublasLt.so.11", "cublasLtCreate"),
+    "CUDNN": ("libcudnn.so.8", "libcudnn.so.8", "cudnnCreate"),
+}
+
+
+class CancelledError(BuildError):
+    """The progress callback said stop."""
+
+
+class PlanBuilder:
+    """One build of one engine."""
+
+    def __init__(
+        self,
+        trt: Any,
+        log: Log,
+        *,
+        flavour: str,
+        gpu: str,
+        spec: BuildSpec,
+        progress: Progress | None,
+    ) -> None:
+        self._trt, self._log = trt, log
+        self._flavour, self._gpu, self._spec = flavour, gpu, spec
+        self._progress = progress or _silent
+        self._flags: dict[str, str] = {}
+        self._warnings: list[str] = []
+
+    def build(self, onnx: Path, out: Path) -> BuildOutcome:
+        """Parses `onnx`, builds, writes the plan to `out`.
+
+        Raises: BackendError (TensorRT does not start), BuildError, DeviceMemoryError, StoreError.
+        """
+        started = time.perf_counter()
+        if not onnx.is_file():
+            raise BuildError(f"{onnx}: no such ONNX file", fix="export it: qvae export --out DIR")
+        cache = self._read_cache()
+        try:
+            tensors, plan = self._attempt(onnx, cache)
+        except BuildError as error:
+            if not cache or isinstance(error, CancelledError):
+                raise
+            # Seen on 8.6: a cache that its own build wrote makes the next one fail inside Myelin.
+            self._warn(f"timing cache refused, built again without it: {error.what}")
+            tensors, plan = self._attempt(onnx, b"")
+        _write(out, plan)
+        return BuildOutcome(
+            flags=dict(self._flags),
+            seconds=time.perf_counter() - started,
+            input=tensors[0],
+            output=tensors[1],
+            warnings=tuple(self._warnings),
+        )
+
+    def _attempt(
+        self, onnx: Path, cache: bytes | None
+    ) -> tuple[tuple[TensorSpec, TensorSpec], bytes]:
+        self._flags = {"level": "default" if self._spec.level is None else str(self._spec.level)}
+        with self._log.listen(all_threads=True) as heard:
+            builder = self._start(heard)
+            network = self._create_network(builder, heard)
+            tensors = self._parse(network, onnx, heard)
+            config = self._configure(builder, tensors[0], heard)
+            timings = self._attach_cache(config, cache)
+            monitor = self._watch(config)
+            self._go_on("build", 0, 1)
+            plan = builder.build_serialized_network(network, config)
+            monitor.reraise()
+            if plan is None:
+                raise heard.explain(BuildError, f"TensorRT built no engine of {onnx.name}")
+            if timings is not None:
+                self._keep_cache(config)
+        self._go_on("build", 1, 1)
+        for text in heard.warnings:
+            _log.info("TensorRT: %s", text)
+        return tensors, bytes(memoryview(plan))
+
+    # --- network --------------------------------------------------------------------------------
+
+    def _start(self, heard: Messages) -> Any:
+        try:
+            return self._trt.Builder(self._log.sink)
+        except (TypeError, RuntimeError) as error:  # pybind: the factory returned nothing
+            raise heard.explain(
+                BackendError, f"TensorRT's builder does not start ({error})", fix="qvae doctor"
+            ) from error
+
+    def _create_network(self, builder: Any, heard: Messages) -> Any:
+        flag = self._trt.NetworkDefinitionCreationFlag
+        strong = getattr(flag, "STRONGLY_TYPED", None)
+        self._flags["typing"] = "strong" if strong is not None else "constrained"
+        bit = flag.EXPLICIT_BATCH if strong is None else strong
+        network = builder.create_network(1 << int(bit))
+        if network is None:
+            raise heard.explain(BuildError, f"TensorRT made no network with {bit.name}")
+        return network
+
+    def _parse(self, network: Any, onnx: Path, heard: Messages) -> tuple[TensorSpec, TensorSpec]:
+        self._go_on("parse", 0, 1)
+        parser = self._trt.OnnxParser(network, self._log.sink)
+        if not parser.parse_from_file(str(onnx)):
+            found = [parser.get_error(index) for index in range(parser.num_errors)]
+            said = "; ".join(f"node {error.node()}: {error.desc()}" for error in found[:3])
+            raise heard.explain(
+                BuildError, f"TensorRT does not take {onnx.name} ({said or 'no reason given'})"
+            )
+        if network.num_inputs != 1 or network.num_outputs != 1:
+            raise BuildError(
+                f"{onnx.name} has {network.num_inputs} inputs and {network.num_outputs} outputs: "
+                "expected one of each"
+            )
+        source, result = _spec_of(network.get_input(0)), _spec_of(network.get_output(0))
+        if source.name != self._spec.input_name:
+            raise BuildError(
+                f"{onnx.name}: the input is {source.name}, expected {self._spec.input_name}"
+            )
+        if self._flags["typing"] == "constrained" and self._spec.precision == "fp16":
+            self._flags["constrained_layers"] = str(_constrain(self._trt, network))
+        self._go_on("parse", 1, 1)
+        return source, result
+
+    # --- config ---------------------------------------------------------------------------------
+
+    def _configure(self, builder: Any, source: TensorSpec, heard: Messages) -> Any:
+        trt, spec = self._trt, self._spec
+        config = builder.create_builder_config()
+        if config is None:
+            raise heard.explain(BuildError, "TensorRT made no builder configuration")
+        if self._flags["typing"] == "constrained" and spec.precision == "fp16":
+            self._set_flags(config, "FP16", "OBEY_PRECISION_CONSTRAINTS")
+        if spec.precision == "fp32":
+            # With TF32 an fp32 engine multiplies with 10 bits of mantissa, as few as fp16.
+            config.clear_flag(trt.BuilderFlag.TF32)
+            self._flags["tf32"] = "off"
+        if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # RTX: else no CUDA graph capture
+            self._set_flags(config, "REQUIRE_USER_ALLOCATION")
+        verbosity = getattr(trt.ProfilingVerbosity, "DETAILED", None)
+        if verbosity is not None:  # so that `qvae inspect` can name layers and tactics
+            config.profiling_verbosity = verbosity
+        if spec.level is not None:
+            config.builder_optimization_level = spec.level
+            if config.builder_optimization_level != spec.level:
+                raise heard.explain(BuildError, f"TensorRT refused the level {spec.level}")
+        if spec.workspace_bytes is not None:
+            pool = trt.MemoryPoolType.WORKSPACE
+            config.set_memory_pool_limit(pool, spec.workspace_bytes)
+            if config.get_memory_pool_limit(pool) != spec.workspace_bytes:
+                raise heard.explain(
+                    BuildError, f"TensorRT refused a workspace of {spec.workspace_bytes} bytes"
+                )
+            self._flags["workspace_bytes"] = str(spec.workspace_bytes)
+        self._limit_tactics(config)
+        self._add_profiles(builder, config, source, heard)
+        return config
+
+    def _set_flags(self, config: Any, *names: str) -> None:
+        for name in names:
+            config.set_flag(getattr(self._trt.BuilderFlag, name))
+        held = self._flags.get("builder_flags", "").split()
+        self._flags["builder_flags"] = " ".join([*held, *names])
+
+    def _limit_tactics(self, config: Any) -> None:
+        """Takes only tactics whose libraries are here. 8.6 asks cuBLAS and cuDNN; later ones do
+        not.
+        """
+        source = self._trt.TacticSource
+        wanted = os.environ.get(TACTIC_SOURCES_VARIABLE)
+        if wanted is not None:
+            names = [name for name in re.split(r"[\s,]+", wanted) if name]
+            unknown = [name for name in names if not hasattr(source, name)]
+            if unknown:
+                raise UsageError(
+                    f"{TACTIC_SOURCES_VARIABLE}: this TensorRT has no {', '.join(unknown)}"
+                )
+        elif hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+            return
+        else:
+            names = [
+                name
+                for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", *_TACTIC_LIBRARIES)
+                if hasattr(source, name) and _has_library(name)
+            ]
+        mask = 0
+        for name in names:
+            mask |= 1 << int(getattr(source, name))
+        if not config.set_tactic_sources(mask):
+            raise BuildError(f"TensorRT refused the tactic sources {' '.join(names)}")
+        self._flags["tactic_sources"] = " ".join(names)
+
+    def _add_profiles(self, builder: Any, config: Any, source: TensorSpec, heard: Messages) -> None:
+        for index, sizes in enumerate(self._spec.ranges):
+            _check_range(index, sizes, source)
+        if -1 not in source.shape:
+            if len(self._spec.ranges) != 1:
+                raise BuildError(
+                    f"{len(self._spec.ranges)} profiles asked of a graph whose input is fixed at "
+                    f"{list(source.shape)}",
+                    fix="export it with varying sides: qvae export --dynamic",
+                )
+            self._flags["profiles"] = "0"
+            return
+        for index, sizes in enumerate(self._spec.ranges):
+            profile = builder.create_optimization_profile()
+            try:
+                profile.set_shape(source.name, sizes.min, sizes.opt, sizes.max)
+            except ValueError as error:
+                raise heard.explain(
+                    BuildError, f"TensorRT refused profile {index}, {sizes}: {error}"
+                ) from error
+            added = config.add_optimization_profile(profile) if profile else -1
+            if added != index:
+                raise heard.explain(
+                    BuildError, f"TensorRT refused profile {index} (index {added}): {sizes}"
+                )
+        self._flags["profiles"] = str(len(self._spec.ranges))
+
+    # --- timing cache ---------------------------------------------------------------------------
+
+    def _read_cache(self) -> bytes | None:
+        """What the file holds; empty if there is none yet; None where no cache is to be used."""
+        if self._spec.timing_cache is None:
+            return None
+        if self._flavour == "tensorrt_rtx":
+            self._warn("timing cache not used: TensorRT-RTX takes no timings while building")
+            return None
+        path = self._cache_path(self._spec.timing_cache)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            self._warn(f"timing cache {path} not read: {error.strerror}")
+            return b""
+
+    def _cache_path(self, base: Path) -> Path:
+        return timing_cache_path(
+            base, gpu=self._gpu, version=self._trt.__version__, precision=self._spec.precision
+        )
+
+    def _attach_cache(self, config: Any, held: bytes | None) -> Any:
+        if held is None:
+            return None
+        cache = _create_cache(config, held)
+        if held and (cache is None or not config.set_timing_cache(cache, False)):
+            self._warn("timing cache refused by TensorRT, started a new one")
+            held, cache = b"", _create_cache(config, b"")
+            attached = cache is not None and config.set_timing_cache(cache, False)
+        else:
+            attached = cache is not None and (bool(held) or config.set_timing_cache(cache, False))
+        if not attached:
+            self._warn("TensorRT took no timing cache, built without one")
+            return None
+        self._flags["timing_cache"] = f"{len(held)} bytes read"
+        return cache
+
+    def _keep_cache(self, config: Any) -> None:
+        if self._spec.timing_cache is None:
+            return
+        path = self._cache_path(self._spec.timing_cache)
+        cache = config.get_timing_cache()
+        held = None if cache is None else cache.serialize()
+        if held is None:
+            self._warn("TensorRT gave no timing cache back")
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                dir=path.parent, prefix=f".{path.name}.", delete=False
+            ) as file:
+                try:
+                    file.write(memoryview(held))
+                    file.close()
+                    Path(file.name).replace(path)
+                except OSError:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+        except OSError as error:
+            self._warn(f"timing cache {path} not written: {error.strerror}")
+
+    # --- progress -------------------------------------------------------------------------------
+
+    def _watch(self, config: Any) -> _Monitor:
+        monitor = _Monitor(self._progress)
+        if hasattr(self._trt, "IProgressMonitor"):
+            config.progress_monitor = monitor.attach(self._trt)
+        return monitor
+
+    def _go_on(self, stage: str, done: int, total: int) -> None:
+        if not self._progress(stage, done, total):
+            raise CancelledError("the build was cancelled")
+
+    def _warn(self, text: str) -> None:
+        _log.warning("%s", text)
+        self._warnings.append(text)
+
+
+class _Monitor:
+    """Passes TensorRT's phases on. An exception in the callback stops the build and is raised after
+    it.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._totals: dict[str, int] = {}
+        self._stopped = False
+        self._raised: BaseException | None = None
+        self._adapter: Any = None
+
+    def attach(self, trt: Any) -> Any:
+        step = self._step
+        totals = self._totals
+
+        class Adapter(trt.IProgressMonitor):
+            def __init__(self) -> None:
+                trt.IProgressMonitor.__init__(self)
+
+            def phase_start(
+                self,
+                phase_name: str,
+                parent_phase: str,  # noqa: ARG002
+                num_steps: int,
+            ) -> None:
+                totals[phase_name] = num_steps
+                step(phase_name, 0)
+
+            def step_complete(self, phase_name: str, step_index: int) -> bool:
+                return step(phase_name, step_index + 1)
+
+            def phase_finish(self, phase_name: str) -> None:
+                step(phase_name, totals.get(phase_name, 1))
+
+        self._adapter = Adapter()  # TensorRT does not keep it alive
+        return self._adapter
+
+    def _step(self, phase: str, done: int) -> bool:
+        if not self._stopped:
+            try:
+                self._stopped = not self._progress(phase, done, self._totals.get(phase, done))
+            except BaseException as error:  # noqa: BLE001  not into C++; reraise() raises it
+                self._raised = error
+                self._stopped = True
+        return not self._stopped
+
+    def reraise(self) -> None:
+        if self._raised is not None:
+            raise self._raised
+        if self._stopped:
+            raise CancelledError("the build was cancelled")
+
+
+def timing_cache_path(base: Path, *, gpu: str, version: str, precision: str) -> Path:
+    """`c.timing` -> `c-NVIDIA_H200-8.6.1-fp16.timing`: timings hold for one GPU, TensorRT and
+    precision only.
+    """
+    key = re.sub(r"[^A-Za-z0-9.]+", "_", gpu).strip("_")
+    return base.with_name(f"{base.stem}-{key}-{version}-{precision}{base.suffix}")
+
+
+def _create_cache(config: Any, held: bytes) -> Any:
+    try:
+        return config.create_timing_cache(held)
+    except (RuntimeError, TypeError, ValueError):  # a file that is no timing cache
+        return None
+
+
+def _spec_of(tensor: Any) -> TensorSpec:
+    dtype = _DTYPES.get(tensor.dtype.name)
+    if dtype is None:
+        raise BuildError(f"{tensor.name} is {tensor.dtype.name}: expected a float type")
+    return TensorSpec(tensor.name, dtype, tuple(tensor.shape))
+
+
+def _check_range(index: int, sizes: ShapeRange, source: TensorSpec) -> None:
+    if len(sizes.min) != len(source.shape):
+        raise BuildError(
+            f"profile {index}: {len(sizes.min)} dimensions, {source.name} has {len(source.shape)}"
+        )
+    for axis, side in enumerate(source.shape):
+        if side != -1 and not sizes.min[axis] == sizes.max[axis] == side:
+            raise BuildError(
+                f"profile {index}: dimension {axis} of {source.name} is fixed at {side}, asked for "
+                f"{sizes.min[axis]} to {sizes.max[axis]}"
+            )
+
+
+def _constrain(trt: Any, network: Any) -> int:
+    """Fixes every float layer at the type that the graph gives its output; how many were fixed.
+
+    Unconstrained, 8.6 times each layer in fp32 as well: five times the build for a slower engine.
+    Layers with an integer, boolean or shape output keep their types.
+    """
+    fixed = 0
+    for layer, kinds in _float_layers(trt, network):
+        layer.precision = kinds[0]
+        for index, kind in enumerate(kinds):
+            layer.set_output_type(index, kind)
+        fixed += 1
+    return fixed
+
+
+def _float_layers(trt: Any, network: Any) -> Iterator[tuple[Any, list[Any]]]:
+    floats = (trt.DataType.HALF, trt.DataType.FLOAT)
+    # A cast's type is its meaning; TensorRT forbids to set it again.
+    untouched = [getattr(trt.LayerType, name) for name in ("CAST", "SHAPE", "CONSTANT")]
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
+        if layer.type in untouched or not outputs:
+            continue
+        if all(tensor.dtype in floats and not tensor.is_shape_tensor for tensor in outputs):
+            yield layer, [tensor.dtype for tensor in outputs]
+
+
+def _has_library(source: str) -> bool:
+    libraries = _TACTIC_LIBRARIES.get(source)
+    if libraries is None:
+        return True
+    *names, symbol = libraries
+    for name in names:
+        try:
+            if hasattr(ctypes.CDLL(name), symbol):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _write(out: Path, plan: bytes) -> None:
+    try:
+        out.write_bytes(plan)
+    except OSError as error:
+        raise StoreError(f"{out}: not written: {error.strerror}") from error
+
+
+def _silent(stage: str, done: int, total: int) -> bool:  # noqa: ARG001
+    return True

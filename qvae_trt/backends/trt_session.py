@@ -1,0 +1,172 @@
+"""A TensorRT engine on the GPU, with one execution context that owns no scratch memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from qvae_trt.backends import DTypeName, ShapeRange, TensorSpec
+from qvae_trt.errors import EngineError, ExecutionError
+
+if TYPE_CHECKING:
+    from qvae_trt.backends.trt_log import Log
+
+_ALIGNMENT_BYTES = 256  # what TensorRT asks of device memory that it is handed
+_DTYPES: dict[str, DTypeName] = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
+
+
+def describe(trt: Any, engine: Any) -> tuple[TensorSpec, TensorSpec]:
+    """The engine's input and output. EngineError unless there is one of each, of a float type."""
+    found: dict[str, list[TensorSpec]] = {"INPUT": [], "OUTPUT": []}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        mode = engine.get_tensor_mode(name)
+        dtype = _DTYPES.get(engine.get_tensor_dtype(name).name)
+        if dtype is None:
+            raise EngineError(
+                f"tensor {name} is {engine.get_tensor_dtype(name).name}: expected a float type"
+            )
+        way = "INPUT" if mode == trt.TensorIOMode.INPUT else "OUTPUT"
+        found[way].append(TensorSpec(name, dtype, tuple(engine.get_tensor_shape(name))))
+    if len(found["INPUT"]) != 1 or len(found["OUTPUT"]) != 1:
+        raise EngineError(
+            f"the engine has {len(found['INPUT'])} inputs and {len(found['OUTPUT'])} outputs: "
+            "expected one of each",
+            fix="build it again: qvae build",
+        )
+    return found["INPUT"][0], found["OUTPUT"][0]
+
+
+def read_ranges(engine: Any, tensor: TensorSpec) -> tuple[ShapeRange, ...]:
+    """The input's shapes, profile by profile."""
+    count = engine.num_optimization_profiles
+    if -1 not in tensor.shape:
+        return (ShapeRange.fixed(tensor.shape),) * max(1, count)
+    return tuple(
+        ShapeRange(*(tuple(dims) for dims in engine.get_tensor_profile_shape(tensor.name, index)))
+        for index in range(count)
+    )
+
+
+def scratch_of_engine(engine: Any) -> int:
+    """Scratch bytes for the engine's largest shape over all its profiles."""
+    size = getattr(engine, "device_memory_size_v2", None)
+    return int(engine.device_memory_size if size is None else size)
+
+
+class TensorRTSession:
+    """`backends.Session` on a CUDA device. One thread at a time."""
+
+    device_type: Literal["cuda", "cpu"] = "cuda"
+
+    def __init__(self, trt: Any, log: Log, runtime: Any, engine: Any) -> None:
+        self._log = log
+        self._runtime, self._engine = runtime, engine  # the context is valid only as long as these
+        self.input, self.output = describe(trt, engine)
+        self.ranges = read_ranges(engine, self.input)
+        strategy = getattr(trt, "ExecutionContextAllocationStrategy", None)
+        with log.listen() as heard:
+            if strategy is None:  # 8.6
+                context = engine.create_execution_context_without_device_memory()
+            else:
+                context = engine.create_execution_context(strategy.USER_MANAGED)
+        if context is None:
+            raise heard.explain(EngineError, "TensorRT made no execution context")
+        self._context = context
+        self._selected: tuple[int, tuple[int, ...]] | None = None
+        self._needed_bytes = 0
+        self._scratch: tuple[int, int] | None = None
+
+    def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:
+        """Sets profile and input shape.
+
+        Returns: scratch bytes, of exactly this shape from TensorRT 10 on; on 8.6, which cannot say,
+            the engine's largest.
+        Raises: EngineError (no such profile, shape outside it), ExecutionError, DeviceMemoryError.
+        """
+        if (profile, shape) == self._selected:
+            return self._needed_bytes
+        context = self._live()
+        if not 0 <= profile < len(self.ranges):
+            raise EngineError(f"profile {profile}: the engine has {len(self.ranges)}")
+        refusal = self.ranges[profile].refusal(shape)
+        if refusal is not None:
+            raise EngineError(f"{self.input.name} {list(shape)}: {refusal} (profile {profile})")
+        self._selected = self._scratch = None
+        with self._log.listen() as heard:
+            if context.active_optimization_profile != profile and (
+                not context.set_optimization_profile_async(profile, stream)
+            ):
+                raise heard.explain(ExecutionError, f"TensorRT refused profile {profile}")
+            if not context.set_input_shape(self.input.name, shape):
+                raise heard.explain(ExecutionError, f"TensorRT refused the shape {list(shape)}")
+            update = getattr(context, "update_device_memory_size_for_shapes", None)
+            needed = scratch_of_engine(self._engine) if update is None else int(update())
+        if needed < 0 or heard.errors:
+            raise heard.explain(
+                ExecutionError, f"TensorRT does not say how much scratch {list(shape)} takes"
+            )
+        self._needed_bytes = needed
+        self._selected = (profile, shape)
+        return needed
+
+    def output_shape(self) -> tuple[int, ...]:
+        """The output's shape for the selected input. EngineError where TensorRT cannot tell."""
+        context = self._live()
+        if self._selected is None:
+            raise EngineError("no shape selected: call select() first")
+        shape = tuple(context.get_tensor_shape(self.output.name))
+        if not shape or min(shape) <= 0:
+            raise EngineError(
+                f"{self.output.name} has shape {list(shape)} for input {list(self._selected[1])}: "
+                "expected positive sides"
+            )
+        return shape
+
+    def execute(
+        self, *, input_ptr: int, output_ptr: int, scratch_ptr: int, scratch_bytes: int, stream: int
+    ) -> None:
+        """Enqueues one run on `stream`. All memory stays in use until the stream has passed it.
+
+        Raises: EngineError (nothing selected, too little or unaligned scratch), ExecutionError,
+            DeviceMemoryError.
+        """
+        context = self._live()
+        if self._selected is None:
+            raise EngineError("no shape selected: call select() first")
+        if scratch_bytes < self._needed_bytes or scratch_ptr % _ALIGNMENT_BYTES:
+            raise EngineError(
+                f"scratch of {scratch_bytes} bytes at {scratch_ptr:#x}: expected "
+                f"{self._needed_bytes} bytes, aligned to {_ALIGNMENT_BYTES}"
+            )
+        with self._log.listen() as heard:
+            if self._needed_bytes and self._scratch != (scratch_ptr, scratch_bytes):
+                hand_over = getattr(context, "set_device_memory", None)
+                if hand_over is not None:
+                    hand_over(scratch_ptr, scratch_bytes)
+                else:  # 8.6, and 10 before 10.1
+                    context.device_memory = scratch_ptr
+                self._scratch = (scratch_ptr, scratch_bytes)
+            for tensor, pointer in ((self.input, input_ptr), (self.output, output_ptr)):
+                if not context.set_tensor_address(tensor.name, pointer):
+                    self._scratch = None
+                    raise heard.explain(
+                        ExecutionError, f"TensorRT refused the address of {tensor.name}"
+                    )
+            done = context.execute_async_v3(stream)
+        if not done or heard.errors:
+            self._scratch = None
+            raise heard.explain(
+                ExecutionError, f"the engine failed on {self.input.name} {list(self._selected[1])}"
+            )
+
+    def close(self) -> None:
+        """Frees context, engine and their device memory, in that order."""
+        self._context = None
+        self._engine = None
+        self._runtime = None
+        self._selected = None
+
+    def _live(self) -> Any:
+        if self._context is None:
+            raise EngineError("the engine is closed")
+        return cast("Any", self._context)
