@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,8 @@ Part = Literal["encoder", "decoder"]
 Mode = Literal["static", "profiles"]
 Precision = Literal["fp16", "bf16", "fp32"]
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
+MODES: tuple[Mode, ...] = ("static", "profiles")
+PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 
 SIDE_MULTIPLE = 8  # the VAE halves each side three times
 MAX_SIDE = 16384
@@ -272,6 +275,27 @@ def engine_path(
     if resolution is None or mode != "static":
         raise ValueError(f"mode {mode!r}, resolution {resolution}: expected static with a size")
     return engine_dir / "static" / static_folder(resolution) / f"vae_{part}{suffix}"
+
+
+def rebuild_command(engine: Path) -> str:
+    """The command that builds the engine at a path that `engine_path` made; for others, the general
+    one.
+    """
+    name, folder = engine.name, engine.parent
+    part = next((part for part in PARTS if name.startswith(f"vae_{part}")), None)
+    if part is not None and folder.name == "profiles":
+        base = shlex.quote(str(folder.parent))
+        return f"qvae build --mode profiles --part {part} --engine-dir {base}"
+    if part is not None and folder.parent.name == "static":
+        name, option = folder.name, "--resolution"
+        if _SIZE.fullmatch(name) is None:
+            name, option = name.replace("_", ":"), "--aspect"
+        base = shlex.quote(str(folder.parent.parent))
+        return (
+            f"qvae build --mode static {option} {shlex.quote(name)} --part {part}"
+            f" --engine-dir {base}"
+        )
+    return "qvae build --mode static (or profiles) --engine-dir DIR"
 
 
 # --- reading the files --------------------------------------------------------------------------

@@ -1,0 +1,137 @@
+"""Replacing an engine and its sidecar, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvae_trt.errors import StoreError
+from qvae_trt.store.hashing import sha256_file
+from qvae_trt.store.locking import lock_engine
+from qvae_trt.store.refusals import refusals_named
+from qvae_trt.store.sidecar import next_sidecar_path, sidecar_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qvae_trt.store.sidecar import Sidecar
+
+
+@contextmanager
+def staged(engine: Path) -> Iterator[Path]:
+    """An empty private file in the engine's folder, for a backend to write to; gone afterwards.
+
+    Hold the engine's lock: whoever takes it removes these files. Hand the path to `write_engine` as
+    `source`.
+    """
+    with refusals_named("write beside", engine):
+        engine.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(
+            prefix=f".{engine.name}.", suffix=".tmp", dir=engine.parent
+        )
+        os.close(descriptor)
+    try:
+        yield Path(name)
+    finally:
+        with suppress(OSError):
+            Path(name).unlink(missing_ok=True)
+
+
+def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sidecar:
+    """Puts an engine and its sidecar in place; the package's docstring has the steps.
+
+    Takes the engine's lock unless this thread holds it.
+
+    Args:
+        engine: where to.
+        sidecar: without `engine_sha256`, `engine_bytes` and `created`, which are filled here.
+        source: the engine's bytes, or a file. A file from `staged(engine)` is moved, any other is
+            copied.
+
+    Returns:
+        The sidecar as written.
+
+    Raises:
+        StoreError: the file system refused. The engine that was there is there still, with its
+            sidecar.
+    """
+    with lock_engine(engine):
+        for path in (engine, sidecar_path(engine)):
+            if path.is_dir():
+                raise StoreError(f"{path}: is a directory, expected a file", fix=f"move {path}")
+        if isinstance(source, Path) and _is_staged(source, engine):
+            return _put(engine, sidecar, source)
+        with staged(engine) as temporary:
+            with refusals_named("write", engine):
+                if isinstance(source, bytes):
+                    temporary.write_bytes(source)
+                else:
+                    shutil.copyfile(source, temporary)
+            return _put(engine, sidecar, temporary)
+
+
+def _is_staged(source: Path, engine: Path) -> bool:
+    return (
+        source.parent == engine.parent
+        and source.name.startswith(f".{engine.name}.")
+        and source.name.endswith(".tmp")
+    )
+
+
+def _put(engine: Path, sidecar: Sidecar, temporary: Path) -> Sidecar:
+    mode = 0o666 & ~_umask()
+    with refusals_named("write", engine):
+        _sync(temporary)
+        size = temporary.stat().st_size
+    if size == 0:
+        raise StoreError(f"{engine}: the new engine is empty, expected at least one byte")
+    whole = replace(
+        sidecar,
+        engine_sha256=sha256_file(temporary),
+        engine_bytes=size,
+        created=sidecar.created or datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    following = next_sidecar_path(engine)
+    try:
+        with staged(engine) as text, refusals_named("write", following):
+            text.write_text(whole.to_json(), encoding="utf-8")
+            text.chmod(mode)
+            _sync(text)
+            text.replace(following)
+        with refusals_named("write", engine):
+            temporary.chmod(mode)
+            # The folder is synced between the renames: a disk may otherwise keep the later one
+            # only.
+            _sync(engine.parent)
+            temporary.replace(engine)
+            _sync(engine.parent)
+    except BaseException:
+        # Only if the engine was not replaced; else the next holder of the lock finishes.
+        if temporary.exists():
+            following.unlink(missing_ok=True)
+        raise
+    with refusals_named("write", sidecar_path(engine)):
+        following.replace(sidecar_path(engine))
+        _sync(engine.parent)
+    return whole
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    # There is no call that only reads it. For the moment in between, files are private.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
