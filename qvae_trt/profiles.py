@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal
 
-from qvae_trt.errors import ProfileError, ResolutionError, UsageError
+from qvae_trt.errors import ResolutionError, UsageError
+from qvae_trt.toml_file import TomlFile, kind_of, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 
 SIDE_MULTIPLE = 8  # the VAE halves each side three times
 MAX_SIDE = 16384
-MAX_FILE_BYTES = 1 << 20
 _ASPECT = re.compile(r"([1-9][0-9]{0,3}):([1-9][0-9]{0,3})")
 _SIZE = re.compile(r"([0-9]{1,20})[xX]([0-9]{1,20})")
 # 1664x928 is 0.9 % off 16:9, the furthest of the seven; swapped sides are off by a factor.
@@ -54,7 +53,7 @@ class Resolution:
         match = _SIZE.fullmatch(text.strip())
         if match is None:
             raise ResolutionError(
-                f"{_quoted(text)} is no size: expected WIDTHxHEIGHT in pixels",
+                f"{quoted(text)} is no size: expected WIDTHxHEIGHT in pixels",
                 fix="for example 1664x928 (16:9)",
             )
         return cls(height=int(match[2]), width=int(match[1])).check()
@@ -237,7 +236,7 @@ def parse_aspect(name: str, *, sizes: Mapping[str, Resolution] | None = None) ->
     known = load_static_sizes() if sizes is None else sizes
     if name not in known:
         raise UsageError(
-            f"{_quoted(name)} is no known aspect ratio: expected one of {', '.join(known)}",
+            f"{quoted(name)} is no known aspect ratio: expected one of {', '.join(known)}",
             fix="any other size: --resolution WIDTHxHEIGHT",
         )
     return known[name]
@@ -247,7 +246,7 @@ def aspect_folder(aspect: str) -> str:
     """`"16:9"` -> `"16_9"`, a folder's name. UsageError for anything but two numbers."""
     match = _ASPECT.fullmatch(aspect)
     if match is None:
-        raise UsageError(f"{_quoted(aspect)} is no aspect ratio: expected two numbers, as 16:9")
+        raise UsageError(f"{quoted(aspect)} is no aspect ratio: expected two numbers, as 16:9")
     return f"{match[1]}_{match[2]}"
 
 
@@ -336,7 +335,7 @@ def _own_file(name: str) -> Path:
 
 
 def _read_sizes(path: Path) -> dict[str, Resolution]:
-    file = _TomlFile(path)
+    file = TomlFile(path)
     file.only_keys(file.data, ("sizes",), "")
     table = file.data.get("sizes")
     if not isinstance(table, dict) or not table:
@@ -348,7 +347,7 @@ def _read_sizes(path: Path) -> dict[str, Resolution]:
             aspect_folder(aspect)
         except UsageError as error:
             file.fail(error.what, *where)
-        size = file.size(text, *where)
+        size = _size(file, text, *where)
         wide, high = (int(number) for number in aspect.split(":"))
         if abs(math.log(size.width * high / (size.height * wide))) > _ASPECT_TOLERANCE:
             file.fail(
@@ -364,7 +363,7 @@ def _read_sizes(path: Path) -> dict[str, Resolution]:
 
 
 def _read_profiles(path: Path) -> tuple[Profile, ...]:
-    file = _TomlFile(path)
+    file = TomlFile(path)
     file.only_keys(file.data, ("profile",), "")
     tables = file.data.get("profile")
     if not isinstance(tables, list) or not tables:
@@ -373,12 +372,12 @@ def _read_profiles(path: Path) -> tuple[Profile, ...]:
     for index, table in enumerate(tables):
         where = f"profile.{index}"
         if not isinstance(table, dict):
-            file.fail(f"profile {index} is {_kind(table)}, expected a table", "profile")
+            file.fail(f"profile {index} is {kind_of(table)}, expected a table", "profile")
         file.only_keys(table, ("min", "opt", "max"), where)
         for key in ("min", "opt", "max"):
             if key not in table:
                 file.fail(f"profile {index} has no {key}", where)
-        low, opt, high = (file.size(table[key], where, key) for key in ("min", "opt", "max"))
+        low, opt, high = (_size(file, table[key], where, key) for key in ("min", "opt", "max"))
         for key, a, b in (("min", low, opt), ("max", opt, high)):
             if a.height > b.height or a.width > b.width:
                 file.fail(
@@ -394,91 +393,10 @@ def _read_profiles(path: Path) -> tuple[Profile, ...]:
     return tuple(profiles)
 
 
-class _TomlFile:
-    """A parsed file that can still say on which line a value stands."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with path.open("rb") as file:
-                raw = file.read(MAX_FILE_BYTES + 1)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ProfileError(f"{path}: cannot be read: {reason}") from error
-        if len(raw) > MAX_FILE_BYTES:
-            raise ProfileError(f"{path}: more than {MAX_FILE_BYTES} bytes, expected a few lines")
-        try:
-            self.text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            self.fail_at(raw[: error.start].count(b"\n") + 1, "not UTF-8")
-        try:
-            self.data: dict[str, object] = tomllib.loads(self.text)
-        except RecursionError:
-            self.fail_at(1, "nested too deeply")
-        except ValueError as error:  # TOMLDecodeError, or an int of more digits than Python reads
-            message = str(error)
-            at = re.search(r" \(at line (\d+), column \d+\)$", message)
-            last = len(self.text.rstrip().splitlines()) or 1
-            message = re.sub(r" \(at (line \d+, column \d+|end of document)\)$", "", message)
-            self.fail_at(int(at[1]) if at else last, message)
-
-    def fail_at(self, line: int, what: str) -> NoReturn:
-        raise ProfileError(f"{self.path}, line {line}: {what}")
-
-    def fail(self, what: str, *where: str) -> NoReturn:
-        self.fail_at(self.line(*where), what)
-
-    def line(self, table: str = "", key: str = "") -> int:
-        """The line of a key in a table, else of the table's header, else 1.
-
-        `profile.2` is the third `[[profile]]`. tomllib gives no positions; this reads `key =` and
-        header lines, which is how these files are written. In one written otherwise (inline tables,
-        multi-line strings) the line is that of the nearest header above.
-        """
-        seen: dict[str, int] = {}
-        current, header_line = "", 1
-        for number, text in enumerate(self.text.splitlines(), 1):
-            header = re.match(r"\s*(\[\[?)\s*([^\[\]#]*?)\s*\]", text)
-            if header is not None:
-                current = header[2].strip("\"'")
-                if header[1] == "[[":
-                    seen[current] = seen.get(current, -1) + 1
-                    current = f"{current}.{seen[current]}"
-                if current == table:
-                    header_line = number
-                    if not key:
-                        return number
-                continue
-            name = re.match(r"\s*(\"[^\"]*\"|'[^']*'|[\w-]+)\s*[=.]", text)
-            if name is not None:
-                bare = name[1].strip("\"'")
-                if current == table and key and bare == key:
-                    return number
-                if current == "" and bare == table.partition(".")[0]:
-                    header_line = number
-        return header_line
-
-    def only_keys(self, table: Mapping[str, object], known: Sequence[str], where: str) -> None:
-        for key in table:
-            if key not in known:
-                place = (where, key) if where or self.line("", key) != 1 else (key,)
-                self.fail(f"unknown key {_quoted(key)}, expected {', '.join(known)}", *place)
-
-    def size(self, text: object, *where: str) -> Resolution:
-        if not isinstance(text, str):
-            self.fail(f'{where[-1]} is {_kind(text)}, expected a text "WIDTHxHEIGHT"', *where)
-        try:
-            return Resolution.parse(text)
-        except ResolutionError as error:
-            self.fail(f"{where[-1]}: {error.what}", *where)
-
-
-def _kind(value: object) -> str:
-    return {dict: "a table", list: "an array", str: "a text", bool: "a boolean"}.get(
-        type(value), f"a value of type {type(value).__name__}"
-    )
-
-
-def _quoted(text: str) -> str:
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return repr(shown)
+def _size(file: TomlFile, text: object, *where: str) -> Resolution:
+    if not isinstance(text, str):
+        file.fail(f'{where[-1]} is {kind_of(text)}, expected a text "WIDTHxHEIGHT"', *where)
+    try:
+        return Resolution.parse(text)
+    except ResolutionError as error:
+        file.fail(f"{where[-1]}: {error.what}", *where)

@@ -8,14 +8,15 @@ import stat
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from qvae_trt.errors import EngineError
 from qvae_trt.profiles import rebuild_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import BufferedReader
+    from pathlib import Path
 
 _Stamp = tuple[int, int, int, int, int]
 _known: dict[Path, tuple[_Stamp, str]] = {}
@@ -56,7 +57,7 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
+def open_regular(path: Path) -> Iterator[BufferedReader]:
     """The file, open for reading. EngineError unless it is a regular file that can be read."""
     try:
         # Without O_NONBLOCK a named pipe would wait for a writer.
@@ -94,7 +95,7 @@ def stamp_of(path: Path) -> _Stamp | None:
         return None
 
 
-def read_all(file: BinaryIO, path: Path, limit: int) -> bytes:
+def read_all(file: BufferedReader, path: Path, limit: int) -> bytes:
     """At most `limit` bytes; EngineError where the disk refuses."""
     try:
         return file.read(limit)

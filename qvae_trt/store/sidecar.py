@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import qvae_trt
 from qvae_trt.backends import DTypeName, TensorSpec
@@ -21,6 +20,9 @@ from qvae_trt.profiles import (
     Profile,
     Resolution,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORMAT_VERSION = 1
 MAX_SIDECAR_BYTES = 1 << 20
