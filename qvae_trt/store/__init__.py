@@ -35,7 +35,7 @@ from qvae_trt.store.sidecar import (
     Sidecar,
     sidecar_path,
 )
-from qvae_trt.store.writing import staged, write_engine
+from qvae_trt.store.writing import replace_file, staged, write_engine
 
 __all__ = [
     "FORMAT_VERSION",
@@ -46,6 +46,7 @@ __all__ = [
     "differences",
     "lock_engine",
     "read_sidecar",
+    "replace_file",
     "sha256_file",
     "sidecar_path",
     "staged",

@@ -43,6 +43,25 @@ def staged(engine: Path) -> Iterator[Path]:
             Path(name).unlink(missing_ok=True)
 
 
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """A private file to write to, which takes `path`'s place when the block ends well, synced and
+    whole.
+
+    When the block raises, `path` is as it was. For results (ONNX files, tables, pictures); engines
+    go through `write_engine`, which knows of sidecars.
+
+    Raises:
+        StoreError: the file system refused, here or inside the block.
+    """
+    with staged(path) as temporary, refusals_named("write", path):
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+
+
 def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sidecar:
     """Puts an engine and its sidecar in place; the package's docstring has the steps.
 
