@@ -60,7 +60,8 @@ def lock_engine(
     mine.add(key)
     try:
         with refusals_named("clean up beside", engine):
-            _mend(engine)
+            finish_replacement(engine)
+            _sweep(engine)
         yield
     finally:
         mine.discard(key)
@@ -114,13 +115,17 @@ def _try_lock(descriptor: int, path: Path) -> bool:
     return (named.st_dev, named.st_ino) == (locked.st_dev, locked.st_ino)
 
 
-def _mend(engine: Path) -> None:
+def finish_replacement(engine: Path) -> None:
+    """Step 4 of a replacement that was cut short; hold the lock."""
     following = next_sidecar_path(engine)
     if next_sidecar_if_valid(engine) is not None:
         following.replace(sidecar_path(engine))
     else:
         following.unlink(missing_ok=True)
+
+
+def _sweep(engine: Path) -> None:
     prefix = f".{engine.name}."
     for entry in engine.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.name.endswith(".tmp"):
+        if entry.name.startswith(prefix) and entry.name.endswith(".tmp") and not entry.is_dir():
             entry.unlink(missing_ok=True)

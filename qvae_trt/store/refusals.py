@@ -24,8 +24,12 @@ def refusals_named(action: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # a library's own complaint, not the file system's
+            raise
         raise _refusal(action, path, error) from error
-    except ValueError as error:  # a NUL in the path
+    except ValueError as error:
+        if "embedded null" not in str(error):
+            raise
         raise StoreError(f"cannot {action} {str(path)!r}: {error}") from error
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt.errors import StoreError
 from qvae_trt.store.hashing import sha256_file
-from qvae_trt.store.locking import lock_engine
+from qvae_trt.store.locking import finish_replacement, lock_engine
 from qvae_trt.store.refusals import refusals_named
 from qvae_trt.store.sidecar import next_sidecar_path, sidecar_path
 
@@ -45,8 +45,7 @@ def staged(engine: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A private file to write to, which takes `path`'s place when the block ends well, synced and
-    whole.
+    """A private file to write to, which takes `path`'s place when the block ends well.
 
     When the block raises, `path` is as it was. For results (ONNX files, tables, pictures); engines
     go through `write_engine`, which knows of sidecars.
@@ -84,6 +83,8 @@ def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sid
         for path in (engine, sidecar_path(engine)):
             if path.is_dir():
                 raise StoreError(f"{path}: is a directory, expected a file", fix=f"move {path}")
+        with refusals_named("write", sidecar_path(engine)):
+            finish_replacement(engine)
         if isinstance(source, Path) and _is_staged(source, engine):
             return _put(engine, sidecar, source)
         with staged(engine) as temporary:
