@@ -1,0 +1,30 @@
+"""Weights of the Qwen-Image VAE, from every place that `--model` can name.
+
+A hub id, a local folder (the pipeline's or the VAE's own), a single `.safetensors`, `bundled:tiny`,
+`random:full` and `random:full-rgba`. Only safetensors are read: nothing here unpickles, and only a
+hub id reaches for the network.
+"""
+
+from __future__ import annotations
+
+from qvae_trt.model.load import (
+    BUNDLED_TINY,
+    DEFAULT_MODEL,
+    OFFLINE_CHOICES,
+    RANDOM_FULL,
+    RANDOM_FULL_RGBA,
+    Model,
+    load_model,
+)
+from qvae_trt.model.seeded import random_vae
+
+__all__ = [
+    "BUNDLED_TINY",
+    "DEFAULT_MODEL",
+    "OFFLINE_CHOICES",
+    "RANDOM_FULL",
+    "RANDOM_FULL_RGBA",
+    "Model",
+    "load_model",
+    "random_vae",
+]

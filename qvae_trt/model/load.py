@@ -1,0 +1,163 @@
+"""`load_model`: what a `--model` argument names, as a checked fp32 VAE."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvae_trt.errors import ModelError
+from qvae_trt.model import hub
+from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
+from qvae_trt.model.seeded import empty_vae, random_vae
+from qvae_trt.model.weights import fit, hash_tensors, read_tensors, rename_original
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage
+
+DEFAULT_MODEL = "Qwen/Qwen-Image"
+BUNDLED_TINY = "bundled:tiny"
+RANDOM_FULL = "random:full"
+RANDOM_FULL_RGBA = "random:full-rgba"
+OFFLINE_CHOICES = (
+    f"Without the hub: --model {BUNDLED_TINY} (small, trained), --model {RANDOM_FULL} (full size, "
+    "for speed), or a local folder or .safetensors file of the VAE."
+)
+_BUILT_IN = {RANDOM_FULL: 3, RANDOM_FULL_RGBA: 4}
+_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded VAE.
+
+    Attributes:
+        vae: fp32, CPU, eval, no gradients.
+        source: the `--model` argument that named it.
+        weights_sha256: of names, dtypes, shapes and bytes of the fp32 weights.
+    """
+
+    vae: AutoencoderKLQwenImage
+    source: str
+    weights_sha256: str
+
+    @property
+    def input_channels(self) -> int:
+        """3 (RGB) or 4 (RGBA, the Layered VAE)."""
+        return int(self.vae.config.input_channels)
+
+    @property
+    def z_dim(self) -> int:
+        return int(self.vae.config.z_dim)
+
+
+def load_model(source: str) -> Model:
+    """Load a VAE.
+
+    Args:
+        source: `bundled:tiny`, `random:full`, `random:full-rgba`, the path of a `.safetensors` file
+            or of a folder (a pipeline's, with `vae/` in it, or the VAE's own), or a hub id. A path
+            that exists comes before a hub id.
+
+    Raises:
+        ModelError: nothing there, another class, damaged or foreign weights, or no answer from the
+            hub.
+    """
+    if source == BUNDLED_TINY:
+        vae = _load_folder(Path(__file__).resolve().parent.parent / "data" / "tiny")
+    elif source in _BUILT_IN:
+        vae = random_vae({"input_channels": _BUILT_IN[source]})
+    else:
+        vae = _load_elsewhere(source)
+    return Model(vae, source, hash_tensors(vae.state_dict().items()))
+
+
+def _load_elsewhere(source: str) -> AutoencoderKLQwenImage:
+    path = _existing(source)
+    if path is not None:
+        return _load_folder(path) if path.is_dir() else _load_file(path)
+    if source.startswith(("bundled:", "random:")):
+        raise ModelError(f"{source!r}: no such built-in model", fix=OFFLINE_CHOICES)
+    if Path(source).suffix in (".safetensors", *_PICKLES):
+        raise ModelError(f"{source}: no such file", fix=OFFLINE_CHOICES)
+    if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+        raise ModelError(
+            f"{source!r}: no such file or folder, and no hub id (owner/name)", fix=OFFLINE_CHOICES
+        )
+    return _load_folder(hub.fetch(source, offline_choices=OFFLINE_CHOICES))
+
+
+def _existing(source: str) -> Path | None:
+    try:
+        path = Path(source).expanduser()
+        return path if source and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown ~user, a NUL
+        return None
+
+
+def _load_folder(folder: Path) -> AutoencoderKLQwenImage:
+    for home in (folder / "vae", folder):
+        if (home / CONFIG_NAME).is_file():
+            config = read_config(home / CONFIG_NAME)
+            weights = _weight_files(home)
+            vae = empty_vae(config)
+            fit(vae, read_tensors(weights), where=str(home))
+            return vae.eval().requires_grad_(False)
+    raise ModelError(
+        f"{folder}: is no VAE's folder: expected {CONFIG_NAME} in it, or in its vae/",
+        fix="Name the folder of a diffusers pipeline or of its VAE. " + OFFLINE_CHOICES,
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    usual = folder / hub.WEIGHTS_NAME
+    if usual.is_file():
+        return [usual]
+    parts = sorted(folder.glob("*-of-*.safetensors"))
+    others = parts or sorted(folder.glob("*.safetensors"))
+    if parts or len(others) == 1:
+        return others
+    if others:
+        names = ", ".join(path.name for path in others)
+        raise ModelError(
+            f"{folder}: found {names}, expected {hub.WEIGHTS_NAME}", fix="Name one file."
+        )
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise ModelError(
+            f"{folder}: found {', '.join(pickles)}, expected {hub.WEIGHTS_NAME}: pickles run code",
+            fix="Convert them with diffusers: save_pretrained(..., safe_serialization=True).",
+        )
+    raise ModelError(
+        f"{folder}: has {CONFIG_NAME} and no {hub.WEIGHTS_NAME}: half a download?",
+        fix="Fetch it again. " + OFFLINE_CHOICES,
+    )
+
+
+def _load_file(path: Path) -> AutoencoderKLQwenImage:
+    if path.suffix != ".safetensors":
+        reason = ": pickles run code" if path.suffix in _PICKLES else ""
+        raise ModelError(
+            f"{path}: expected a .safetensors file or a folder{reason}", fix=OFFLINE_CHOICES
+        )
+    tensors = rename_original(read_tensors([path]))
+    inferred = infer_config({name: tuple(t.shape) for name, t in tensors.items()}, where=str(path))
+    vae = empty_vae(inferred | _latent_statistics(path, inferred))
+    fit(vae, tensors, where=str(path))
+    return vae.eval().requires_grad_(False)
+
+
+def _latent_statistics(path: Path, inferred: dict[str, object]) -> dict[str, object]:
+    """`latents_mean` and `latents_std` of this model's config.json, if that is beside the file."""
+    beside = path.with_name(CONFIG_NAME)
+    if not beside.is_file():
+        return {}
+    try:
+        config = read_config(beside)
+    except ModelError:
+        return {}  # another model's: what the file needs is in its shapes
+    if any(config.get(name, value) != value for name, value in inferred.items()):
+        return {}
+    return {name: config[name] for name in ("latents_mean", "latents_std") if name in config}
