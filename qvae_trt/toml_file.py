@@ -40,10 +40,13 @@ class TomlFile:
             self.fail_at(1, "nested too deeply")
         except ValueError as error:  # TOMLDecodeError, or an int of more digits than Python reads
             message = str(error)
-            at = re.search(r" \(at line (\d+), column \d+\)$", message)
-            last = self.text.rstrip().count("\n") + 1
+            line = self.text.rstrip().count("\n") + 1  # for "at end of document"
+            if at := re.search(r" \(at line (\d+), column \d+\)$", message):
+                line = int(at[1])
+            elif digits := re.search(r"[0-9_]{4300,}", self.text):
+                line, message = self.text.count("\n", 0, digits.start()) + 1, "a number too long"
             message = re.sub(r" \(at (line \d+, column \d+|end of document)\)$", "", message)
-            self.fail_at(int(at[1]) if at else last, message)
+            self.fail_at(line, message)
 
     def fail_at(self, line: int, what: str) -> NoReturn:
         raise ProfileError(f"{self.path}, line {line}: {what}")

@@ -1,0 +1,63 @@
+"""The exceptions: what they say, what a command returns for them, and that they survive a process boundary."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+import qvae_trt
+from qvae_trt import errors
+
+KINDS = [getattr(errors, name) for name in errors.__all__]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_is_a_qvae_error_and_public(kind):
+    assert issubclass(kind, errors.QvaeError)
+    assert getattr(qvae_trt, kind.__name__) is kind
+    assert kind.__doc__
+
+
+def test_no_error_is_missing_from_the_list():
+    defined = {
+        n
+        for n, v in vars(errors).items()
+        if isinstance(v, type) and v.__module__ == errors.__name__
+    }
+    assert defined == set(errors.__all__)
+
+
+def test_text_is_what_then_fix():
+    assert str(errors.EngineError("a.trt: no such file")) == "a.trt: no such file"
+    error = errors.EngineError("a.trt: no such file", fix="build it: qvae build")
+    assert str(error) == "a.trt: no such file\nbuild it: qvae build"
+    assert (error.what, error.fix) == ("a.trt: no such file", "build it: qvae build")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_exit_codes(kind):
+    wrong_usage = {"UsageError", "ResolutionError"}
+    assert kind.exit_code == (2 if kind.__name__ in wrong_usage else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_crosses_a_process_boundary_whole(kind):
+    # Builds run in processes of their own, and multiprocessing pickles what they raise.
+    copy = pickle.loads(pickle.dumps(kind("what", fix="fix")))  # noqa: S301
+    assert type(copy) is kind
+    assert (copy.what, copy.fix, str(copy)) == ("what", "fix", "what\nfix")
+
+
+@pytest.mark.parametrize(
+    ("kind", "parent"),
+    [
+        ("ResolutionError", "UsageError"),
+        ("StaleEngineError", "EngineError"),
+        ("ForeignEngineError", "EngineError"),
+        ("ExecutionError", "EngineError"),
+        ("DeviceMemoryError", "EngineError"),
+    ],
+)
+def test_family(kind, parent):
+    assert issubclass(getattr(errors, kind), getattr(errors, parent))

@@ -1,0 +1,489 @@
+"""Sizes, the two TOML files, the choice of an engine, and names of engine files."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qvae_trt.errors import ProfileError, QvaeError, ResolutionError, UsageError
+from qvae_trt.profiles import (
+    Profile,
+    Resolution,
+    aspect_folder,
+    choose,
+    engine_path,
+    load_profiles,
+    load_static_sizes,
+    parse_aspect,
+    rebuild_command,
+    static_folder,
+)
+
+R = Resolution
+GRID = range(256, 1921, 16)
+NINE = (
+    (512, 512),
+    (1024, 1024),
+    (480, 848),
+    (720, 1280),
+    (1088, 1920),
+    (1280, 720),
+    (1920, 1088),
+    (768, 1024),
+    (1088, 1632),
+)
+SEVEN = {
+    "16:9": (1664, 928),
+    "9:16": (928, 1664),
+    "1:1": (1328, 1328),
+    "4:3": (1472, 1104),
+    "3:4": (1104, 1472),
+    "3:2": (1584, 1056),
+    "2:3": (1056, 1584),
+}
+
+
+# --- sizes ---
+
+
+def test_text_has_the_width_first_and_code_the_height():
+    size = Resolution.parse("1664x928")
+    assert (size.height, size.width) == (928, 1664)
+    assert size == R(928, 1664)
+    assert str(size) == "1664x928"
+    assert size.latent == (116, 208)
+    assert size.pixels == 1664 * 928
+
+
+@pytest.mark.parametrize("text", ["1664X928", " 1664x928\n", "01664x928"])
+def test_lenient_spellings(text):
+    assert Resolution.parse(text) == R(928, 1664)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is no size"),
+        ("1664", "is no size"),
+        ("1664x", "is no size"),
+        ("1664x928x3", "is no size"),
+        ("-8x8", "is no size"),
+        ("1e3x8", "is no size"),
+        ("１６x16", "is no size"),
+        ("x" * 500, "..."),
+        ("0x0", "the width is 0, expected 8 to 16384"),
+        ("8x0", "the height is 0"),
+        ("99999x99999", "the width is 99999, expected 8 to 16384"),
+        ("16x16392", "the height is 16392"),
+        ("1000x1001", "the height is 1001, expected a multiple of 8"),
+        ("1001x1000", "the width is 1001, expected a multiple of 8"),
+        ("9" * 20 + "x8", "expected 8 to 16384"),
+    ],
+)
+def test_what_is_no_size_says_why(text, says):
+    with pytest.raises(ResolutionError) as caught:
+        Resolution.parse(text)
+    assert says in caught.value.what
+    assert len(caught.value.what) < 200
+    assert caught.value.exit_code == 2
+
+
+def test_an_odd_size_is_told_the_nearest_good_one():
+    with pytest.raises(ResolutionError) as caught:
+        Resolution.parse("1000x1001")
+    assert caught.value.fix is not None
+    assert caught.value.fix.endswith("992x1008")
+
+
+@given(st.text() | st.from_regex(r"[0-9]{1,6}x[0-9]{1,6}", fullmatch=True))
+def test_any_text_is_a_good_size_or_a_resolution_error(text):
+    try:
+        size = Resolution.parse(text)
+    except ResolutionError:
+        return
+    assert 0 < size.height <= 16384 and size.height % 8 == 0
+    assert 0 < size.width <= 16384 and size.width % 8 == 0
+    assert Resolution.parse(str(size)) == size
+
+
+# --- the project's own files ---
+
+
+def test_static_sizes_are_the_contracts_in_its_order():
+    sizes = load_static_sizes()
+    assert [(name, (r.width, r.height)) for name, r in sizes.items()] == list(SEVEN.items())
+
+
+def test_static_sizes_are_a_copy():
+    load_static_sizes().clear()
+    assert len(load_static_sizes()) == 7
+
+
+def test_profiles_are_the_contracts_in_its_order():
+    assert tuple((p.opt.height, p.opt.width) for p in load_profiles()) == NINE
+
+
+def _boxes() -> list[set[tuple[int, int]]]:
+    return [{(h, w) for h in GRID for w in GRID if p.holds(R(h, w))} for p in load_profiles()]
+
+
+def test_profiles_together_hold_every_size():
+    sizes = {(h, w) for h in GRID for w in GRID}
+    assert len(sizes) == 11025
+    assert sizes - set().union(*_boxes()) == set()
+
+
+def test_every_size_gets_a_profile_that_holds_it():
+    profiles = load_profiles()
+    for h in GRID:
+        for w in GRID:
+            choice = choose(R(h, w), static={}, profiles=profiles)
+            assert choice.engine == "profiles"
+            assert profiles[choice.profile_index].holds(R(h, w))
+
+
+def test_no_range_is_wider_than_the_cover_needs():
+    profiles = load_profiles()
+    boxes = _boxes()
+    narrowable = []
+    for index, p in enumerate(profiles):
+        others = set().union(*(box for i, box in enumerate(boxes) if i != index))
+        needed = boxes[index] - others
+        for name, at_opt, edge in (
+            (
+                "min height",
+                p.min.height == p.opt.height,
+                {s for s in needed if s[0] == p.min.height},
+            ),
+            (
+                "max height",
+                p.max.height == p.opt.height,
+                {s for s in needed if s[0] == p.max.height},
+            ),
+            ("min width", p.min.width == p.opt.width, {s for s in needed if s[1] == p.min.width}),
+            ("max width", p.max.width == p.opt.width, {s for s in needed if s[1] == p.max.width}),
+        ):
+            if not at_opt and not edge:
+                narrowable.append((index, name))
+    assert narrowable == []
+
+
+def test_popular_profiles_are_tight():
+    # Largest over smallest area: the cost of a range is memory and kernels that must fit all of it.
+    spans = {str(p.opt): p.max.pixels / p.min.pixels for p in load_profiles()}
+    for name in ("1024x1024", "1280x720", "1920x1088", "1088x1920", "1024x768"):
+        assert spans[name] < 2.7, spans
+    assert max(spans.values()) <= 9
+
+
+def test_ranges_are_multiples_of_16_within_the_cover():
+    for p in load_profiles():
+        for r in (p.min, p.opt, p.max):
+            assert r.height % 16 == 0 and r.width % 16 == 0
+            assert 256 <= r.height <= 1920 and 256 <= r.width <= 1920
+
+
+# --- files that people write ---
+
+
+GOOD = '[[profile]]\nmin = "256x256"\nopt = "512x512"\nmax = "1024x768"\n'
+
+
+def _write(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_a_profiles_file(tmp_path):
+    path = _write(tmp_path, "# mine\n" + GOOD + GOOD.replace("512x512", "640x512"))
+    first, second = load_profiles(path)
+    assert first == Profile(R(256, 256), R(512, 512), R(768, 1024))
+    assert second.opt == R(512, 640)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (GOOD + '[[profile]]\nmin = "256x256\n', 6, "Illegal character"),
+        ("a = 1\n" + GOOD, 1, "unknown key 'a'"),
+        (GOOD + "\n[extra]\nx = 1\n", 6, "unknown key 'extra'"),
+        (GOOD + "\n[[extra]]\nx = 1\n", 6, "unknown key 'extra'"),
+        (GOOD.replace("max", "# \nmost"), 5, "unknown key 'most'"),
+        (GOOD + "\n[[profile]]\nmin = '16x16'\nopt = '16x16'\n", 6, "profile 1 has no max"),
+        (GOOD.replace('"512x512"', "512"), 3, "opt is a value of type int"),
+        (GOOD.replace('"512x512"', "true"), 3, "opt is a boolean"),
+        (GOOD.replace('"512x512"', "[512, 512]"), 3, "opt is an array"),
+        (GOOD.replace("512x512", "513x512"), 3, "multiple of 8"),
+        (GOOD.replace("512x512", "512"), 3, "is no size"),
+        (GOOD.replace("512x512", "0x512"), 3, "the width is 0"),
+        (GOOD.replace("256x256", "640x256"), 2, "expected min <= opt <= max"),
+        (GOOD.replace("1024x768", "1024x256"), 4, "expected min <= opt <= max"),
+        (GOOD + "# again\n" + GOOD, 6, "profile 1 repeats profile 0"),
+        (GOOD.replace('opt = "512x512"', 'opt = "512x512"\nopt = "8x8"'), 4, "overwrite"),
+        ("", 1, "expected at least one [[profile]]"),
+        ("profile = 3\n", 1, "expected at least one [[profile]]"),
+        ("\nprofile = []\n", 2, "expected at least one [[profile]]"),
+        ("\nprofile = [1]\n", 2, "profile 0 is a value of type int"),
+        ("\n\nprofile = [{min='8x8', opt='7x8', max='8x8'}]\n", 3, "multiple of 8"),
+        ("[profile]\nmin = '8x8'\n", 1, "expected at least one [[profile]]"),
+        (b"[[profile]]\n# ok\n# \xff\xfe\n", 3, "not UTF-8"),
+        ("x = " + "[" * 100_000, 1, ""),
+        ("\nx = " + "9" * 5000, 1, "integer string"),
+        (GOOD + "x\u2028y = 1\n", 5, ""),
+    ],
+)
+def test_a_malformed_profiles_file_names_file_and_line(tmp_path, text, line, says):
+    path = _write(tmp_path, text)
+    with pytest.raises(ProfileError) as caught:
+        load_profiles(path)
+    assert caught.value.what.startswith(f"{path}, line {line}: "), caught.value.what
+    assert says in caught.value.what
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ('[sizes]\n"16:9" = "1664x928"\n"16:9" = "8x8"\n', 3, "overwrite"),
+        ('[sizes]\n"16:9" = "928x1664"\n', 2, "sides swapped?"),
+        ('[sizes]\n"4:3" = "1472x1140"\n', 2, "1.291 wide, 4:3 is 1.333"),
+        ('[sizes]\n\n"../x" = "8x8"\n', 3, "is no aspect ratio"),
+        ('[sizes]\n"1:1" = "512x512"\n"01:1" = "8x8"\n', 3, "is no aspect ratio"),
+        ('[sizes]\n"1:1" = "512x512"\n"2:2" = "512x512"\n', 3, "2:2 repeats 1:1"),
+        ('[sizes]\n"1:1" = 512\n', 2, "1:1 is a value of type int"),
+        ("[sizes]\n", 1, "expected a [sizes] table"),
+        ("# nothing\n", 1, "expected a [sizes] table"),
+        ("\nsizes = 3\n", 2, "expected a [sizes] table"),
+        ('more = 1\n[sizes]\n"1:1" = "512x512"\n', 1, "unknown key 'more'"),
+    ],
+)
+def test_a_malformed_sizes_file_names_file_and_line(tmp_path, text, line, says):
+    path = _write(tmp_path, text)
+    with pytest.raises(ProfileError) as caught:
+        load_static_sizes(path)
+    assert caught.value.what.startswith(f"{path}, line {line}: "), caught.value.what
+    assert says in caught.value.what
+
+
+@pytest.mark.parametrize("load", [load_profiles, load_static_sizes])
+def test_a_file_that_cannot_be_read(tmp_path, load):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "large").write_bytes(b"#" * (2 << 20))
+    for path, says in (
+        (tmp_path / "none.toml", "No such file"),
+        (tmp_path, "directory"),
+        (tmp_path / "loop", "symbolic links"),
+        (tmp_path / ("n" * 300), "name too long"),
+        (Path("a\0b"), "null byte"),
+        (tmp_path / "large", "more than 1048576 bytes"),
+    ):
+        with pytest.raises(ProfileError) as caught:
+            load(path)
+        assert says in caught.value.what
+
+
+_scalar = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
+_toml_value = st.sampled_from(
+    ['"512x512"', '"8x8"', '"16x8"', '"9x8"', "3", "-1", "true", "[]", "{}", "1979-05-27", "nan"]
+)
+_toml_line = st.one_of(
+    st.sampled_from(["[[profile]]", "[profile]", "[sizes]", "[[sizes]]", "[profile.min]", "", "#"]),
+    st.builds(
+        "{} = {}".format,
+        st.sampled_from(["min", "opt", "max", '"16:9"', '"1:1"', "profile", "sizes", "a.b"]),
+        _toml_value,
+    ),
+    st.text(max_size=12),
+)
+
+
+@given(st.lists(_toml_line, max_size=14).map("\n".join) | st.binary(max_size=64))
+def test_any_file_is_read_or_a_profile_error(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    for load in (load_profiles, load_static_sizes):
+        try:
+            assert load(path)
+        except ProfileError as error:
+            assert error.what.startswith(f"{path}, line ")
+
+
+# --- the choice ---
+
+
+def test_a_static_engine_of_exactly_this_size_comes_first(tmp_path):
+    choice = choose(
+        R(1024, 1024), static={R(1024, 1024): tmp_path / "a.trt"}, profiles=load_profiles()
+    )
+    assert (choice.engine, choice.profile_index, choice.path) == (
+        "static",
+        None,
+        tmp_path / "a.trt",
+    )
+
+
+def test_a_static_engine_of_another_size_does_not_serve():
+    choice = choose(R(1024, 1024), static={R(1024, 1040): Path("a.trt")}, profiles=None)
+    assert choice.engine == "pytorch"
+    assert choice.path is None
+
+
+def test_an_unusable_static_engine_gives_its_reason():
+    choice = choose(R(512, 512), static={R(512, 512): "other GPU"}, profiles=load_profiles())
+    assert choice.engine == "profiles"
+    assert choice.candidates[0].reason == "other GPU"
+
+
+def test_a_nearer_profile_that_does_not_hold_the_size_is_not_taken():
+    near = Profile(R(1024, 1024), R(1024, 1024), R(1024, 1024))
+    wide = Profile(R(256, 256), R(256, 256), R(2048, 2048))
+    choice = choose(R(1024, 1040), static={}, profiles=[near, wide])
+    assert choice.profile_index == 1
+    assert choice.candidates[1].reason == "width 1040 is not in 1024..1024"
+
+
+def test_the_nearest_opt_wins_and_the_first_of_equals():
+    low, high = R(256, 256), R(2048, 2048)
+    small, large = Profile(low, R(512, 512), high), Profile(low, R(1024, 1024), high)
+    assert choose(R(576, 576), static={}, profiles=[large, small]).profile_index == 1
+    assert choose(R(960, 960), static={}, profiles=[large, small]).profile_index == 0
+    assert choose(R(960, 960), static={}, profiles=[small, large, large]).profile_index == 1
+
+
+def test_the_aspect_counts_as_well_as_the_area():
+    low, high = R(256, 256), R(2048, 2048)
+    square, portrait = Profile(low, R(1024, 1024), high), Profile(low, R(1280, 720), high)
+    assert choose(R(1216, 832), static={}, profiles=[square, portrait]).profile_index == 1
+    assert choose(R(832, 1216), static={}, profiles=[square, portrait]).profile_index == 0
+
+
+def test_distance_is_the_sum_of_both_logarithms():
+    from math import log
+
+    profile = Profile.fixed(R(720, 1280))
+    size = R(928, 1664)
+    area = abs(log(size.pixels / profile.opt.pixels))
+    aspect = abs(log((1664 / 928) / (1280 / 720)))
+    assert profile.distance(size) == pytest.approx(area + aspect)
+    assert profile.distance(profile.opt) == 0
+
+
+def test_each_opt_gets_its_own_profile():
+    profiles = load_profiles()
+    for index, profile in enumerate(profiles):
+        assert choose(profile.opt, static={}, profiles=profiles).profile_index == index
+
+
+def test_no_engine_serves_it():
+    choice = choose(R(2048, 2048), static={}, profiles=load_profiles())
+    assert choice.engine == "pytorch"
+    assert choice.candidates[-1].accepted
+    assert len(choice.candidates) == 1 + 9 + 1
+    for candidate in choice.candidates[1:-1]:
+        assert "is not in" in candidate.reason
+
+
+def test_a_profiles_engine_that_cannot_be_used_gives_its_reason():
+    choice = choose(
+        R(512, 512), static={}, profiles=load_profiles(), profiles_reason="TensorRT 10, not 11"
+    )
+    assert choice.engine == "pytorch"
+    assert "- profiles: TensorRT 10, not 11" in choice.explain()
+
+
+def test_an_engine_without_profiles_serves_nothing():
+    assert choose(R(512, 512), static={}, profiles=[]).engine == "pytorch"
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.booleans(), st.booleans())
+def test_one_way_is_taken_and_every_way_has_a_reason(h, w, with_static, with_profiles):
+    size = R(h * 8, w * 8)
+    choice = choose(
+        size,
+        static={size: Path("x")} if with_static else {},
+        profiles=load_profiles() if with_profiles else None,
+    )
+    assert sum(c.accepted for c in choice.candidates) == 1
+    assert all(c.reason for c in choice.candidates)
+    assert len(choice.explain().splitlines()) == len(choice.candidates)
+    if choice.profile_index is not None:
+        assert load_profiles()[choice.profile_index].holds(size)
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    ("part", "mode", "size", "expected"),
+    [
+        ("encoder", "static", R(928, 1664), "static/16_9/vae_encoder.trt"),
+        ("decoder", "static", R(1664, 928), "static/9_16/vae_decoder.trt"),
+        ("decoder", "static", R(768, 1280), "static/1280x768/vae_decoder.trt"),
+        ("encoder", "profiles", None, "profiles/vae_encoder_multi_profile.trt"),
+        ("decoder", "profiles", None, "profiles/vae_decoder_multi_profile.trt"),
+    ],
+)
+def test_engine_paths_are_the_contracts(part, mode, size, expected):
+    assert engine_path(Path("e"), part, mode, ".trt", size) == Path("e") / expected
+
+
+def test_every_aspect_has_its_folder():
+    folders = [static_folder(size) for size in load_static_sizes().values()]
+    assert folders == ["16_9", "9_16", "1_1", "4_3", "3_4", "3_2", "2_3"]
+
+
+def test_a_wrong_part_mode_or_missing_size_is_a_bug():
+    for part, mode in (("both", "static"), ("encoder", "dynamic"), ("encoder", "static")):
+        with pytest.raises(ValueError, match="expected"):
+            engine_path(Path("e"), part, mode, ".trt")
+
+
+@pytest.mark.parametrize("name", ["16:10", "", "../..", "..:..", "16_9", "a" * 300, "16:9\0"])
+def test_an_unknown_aspect_lists_the_known_ones(name):
+    with pytest.raises(UsageError) as caught:
+        parse_aspect(name)
+    assert "16:9, 9:16, 1:1, 4:3, 3:4, 3:2, 2:3" in caught.value.what
+    assert len(caught.value.what) < 200
+
+
+def test_a_known_aspect():
+    assert parse_aspect("3:2") == R(1056, 1584)
+
+
+@given(st.text())
+def test_an_aspect_never_leaves_its_folder(name):
+    try:
+        folder = aspect_folder(name)
+    except QvaeError:
+        return
+    assert Path(folder).name == folder
+    assert set(folder) <= set("0123456789_")
+
+
+@pytest.mark.parametrize("name", ["../..", "..:..", "0:1", "16:9/..", "१:१", "1:1\n"])
+def test_no_aspect_is_a_path(name):
+    with pytest.raises(UsageError):
+        aspect_folder(name)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "words"),
+    [
+        ("static", R(928, 1664), ["--mode", "static", "--aspect", "16:9"]),
+        ("static", R(768, 1280), ["--mode", "static", "--resolution", "1280x768"]),
+        ("profiles", None, ["--mode", "profiles"]),
+    ],
+)
+def test_the_command_that_builds_a_path_again(mode, size, words):
+    path = engine_path(Path("my engines"), "decoder", mode, ".onnx", size)
+    expected = ["qvae", "build", *words, "--part", "decoder", "--engine-dir", "my engines"]
+    assert shlex.split(rebuild_command(path)) == expected
+
+
+def test_a_path_from_elsewhere_has_the_general_command():
+    assert rebuild_command(Path("/tmp/some.trt")).startswith("qvae build --mode")
