@@ -119,7 +119,7 @@ def bench(
         UsageError: an unknown path, part, device or precision, no size, a size twice.
         BackendError: a GPU asked for where there is none.
         ModelError: the model cannot be loaded.
-        BenchError: `out` cannot be written.
+        StoreError: `out` cannot be written.
     """
     import torch
 

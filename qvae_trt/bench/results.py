@@ -10,17 +10,16 @@ when it is loaded.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from qvae_trt import store
 from qvae_trt.errors import BenchError, QvaeError
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
 SCHEMA: Final = "qvae/latency"
 VERSION: Final = 1
@@ -544,29 +543,9 @@ def save(result: BenchResult, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step. Raises BenchError on a full disk or a folder without write
-    permission.
-    """
-    name: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        # mkstemp makes files for the owner only; a report is for everybody whom the umask allows.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(path)
-        name = None
-    except OSError as error:
-        raise BenchError(
-            f"{path}: cannot be written: {error.strerror or error}",
-            fix="give another folder with --out, or free space there",
-        ) from error
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
+    """Replace a text file in one step. Raises StoreError where the file system refuses."""
+    with store.replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def with_run(result: BenchResult, **changes: Any) -> BenchResult:

@@ -149,7 +149,7 @@ def _steady(
     for name, (path, processor) in named.items():
         found = samples[name]
         timing = found.timing(with_wall=False)
-        counted = steps[name][limits.warm_up :]
+        counted = [] if timing is None else steps[name][-timing.runs :]
         rows.append(
             ServiceRow(
                 kind=LATENTS_TO_PIL,
