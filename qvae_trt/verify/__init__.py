@@ -1,0 +1,23 @@
+"""Parity: are the engines what PyTorch is?
+
+Every engine that can run on this machine is run through the project's own `Engine` class, on
+inputs drawn from a seed, and compared by Polygraphy with PyTorch in fp32. Its error is measured
+against the one that PyTorch has in bf16 on the same input. Bounds and their reasons are in
+`bounds`; what the reference is, in `reference`; which sizes are run, in `targets`.
+"""
+
+from __future__ import annotations
+
+from qvae_trt.verify.bounds import BOUNDS, REASONS, Bounds
+from qvae_trt.verify.parity import VerifyEvent, verify
+from qvae_trt.verify.report import ParityRow, VerifyReport
+
+__all__ = [
+    "BOUNDS",
+    "REASONS",
+    "Bounds",
+    "ParityRow",
+    "VerifyEvent",
+    "VerifyReport",
+    "verify",
+]

@@ -1,0 +1,214 @@
+"""What engines are compared with: PyTorch in fp32, and PyTorch in bf16 as the yardstick.
+
+The reference is diffusers' own `AutoencoderKLQwenImage`, called as it ships. Its Conv3d layers do
+three times the arithmetic that a single frame needs, so that on a CPU, at sizes past
+`DIFFUSERS_CPU_PIXELS`, the folded fp32 graph stands in for it, and only after it was seen to be
+equal to diffusers' in this very run (`Standing.proof`). On a GPU, and with `source="diffusers"`,
+it never does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+import torch
+
+from qvae_trt.errors import UsageError
+from qvae_trt.folding import fold
+from qvae_trt.profiles import PARTS, Part, Resolution
+from qvae_trt.verify.bounds import Output
+from qvae_trt.verify.inputs import Array, picture, sampled_latents
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage
+
+    from qvae_trt.model import Model
+
+Source = Literal["diffusers", "folded"]
+Choice = Literal["auto", "diffusers"]
+Dtype = Literal["fp32", "bf16"]
+Outputs = dict[Output, Array]
+Call = Callable[[torch.Tensor], torch.Tensor]
+
+#: On a CPU the folded graph stands in for diffusers' above this size (the smallest of the nine
+#: profiles' opt).
+DIFFUSERS_CPU_PIXELS = 512 * 512
+#: Where the two are compared before that. Not square, and small: a second on one core for the
+#: tiny model.
+PROOF_SIZE = Resolution(96, 128)
+#: Largest difference between the folded and diffusers' fp32 results: the bound the fold itself is
+#: held to.
+PROOF_MAX_ABS = 1e-5
+#: The folded bf16 error over diffusers' bf16 error, at most. More would loosen the yardstick by
+#: folding.
+PROOF_BF16_RATIO = 1.05
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The folded graph beside diffusers', on one input of `PROOF_SIZE`.
+
+    Attributes:
+        max_abs: the largest difference of the fp32 results, over both parts, relative to the
+        largest value where
+            that is past 1.
+        bf16_ratio: ||folded bf16 - fp32|| / ||diffusers bf16 - fp32||, the larger of the two parts.
+    """
+
+    max_abs: float
+    bf16_ratio: float
+
+    @property
+    def fp32_equal(self) -> bool:
+        return self.max_abs <= PROOF_MAX_ABS
+
+    @property
+    def bf16_equal(self) -> bool:
+        return self.bf16_ratio <= PROOF_BF16_RATIO
+
+
+class Reference:
+    """PyTorch results for one model, on one device, with what they need made at first use."""
+
+    def __init__(self, model: Model, *, device: torch.device, source: Choice = "auto") -> None:
+        if source not in ("auto", "diffusers"):
+            raise UsageError(f"reference {source!r}: expected auto or diffusers")
+        self.device = device
+        self.channels = int(model.input_channels)
+        self._vae = model.vae
+        self._choice = source
+        self._modules: dict[tuple[Source, Dtype], torch.nn.Module] = {}
+        self._latents: dict[tuple[str, Resolution], Array] = {}
+        self._proof: Proof | None = None
+
+    @property
+    def proof(self) -> Proof | None:
+        """The comparison of the folded graph with diffusers', or None where it was not needed."""
+        return self._proof
+
+    def source(self, resolution: Resolution, dtype: Dtype) -> Source:
+        """Which graph gives the results of this size."""
+        small = resolution.pixels <= DIFFUSERS_CPU_PIXELS
+        if self._choice == "diffusers" or self.device.type != "cpu" or small:
+            return "diffusers"
+        if self._proof is None:
+            self._proof = self._prove()
+        equal = self._proof.fp32_equal and (dtype == "fp32" or self._proof.bf16_equal)
+        return "folded" if equal else "diffusers"
+
+    def run(self, part: Part, x: Array, dtype: Dtype) -> Outputs:
+        """The part's outputs in fp32: `images`, or `mean` and `logvar`.
+
+        Where the GPU has too little free memory the CPU does it.
+
+        Args:
+            x: (1, C, 1, H, W) in [-1, 1], or (1, z, 1, h, w).
+        """
+        scale = 1 if part == "encoder" else 8
+        size = Resolution(x.shape[-2] * scale, x.shape[-1] * scale)
+        try:
+            return self._run(self.source(size, dtype), part, x, dtype)
+        except torch.OutOfMemoryError:
+            if self.device.type == "cpu":
+                raise
+        self._modules.clear()
+        torch.cuda.empty_cache()
+        self.device = torch.device("cpu")
+        return self.run(part, x, dtype)
+
+    def input(self, part: Part, name: str, resolution: Resolution) -> Array:
+        """The named input of this size; `encoded` is the reference's own mean of the `scene`."""
+        if part == "encoder":
+            return picture(name, resolution, channels=self.channels)
+        if name == "sampled":
+            config = self._vae.config
+            return sampled_latents(resolution, mean=config.latents_mean, std=config.latents_std)
+        key = (name, resolution)
+        if key not in self._latents:
+            scene = picture("scene", resolution, channels=self.channels)
+            self._latents[key] = self.run("encoder", scene, "fp32")["mean"]
+        return self._latents[key]
+
+    def remember(self, resolution: Resolution, outputs: Outputs) -> None:
+        """Keep the encoder's result on the `scene`, which is the decoder's `encoded` input."""
+        self._latents[("encoded", resolution)] = outputs["mean"]
+
+    def _prove(self) -> Proof:
+        largest, ratio = 0.0, 0.0
+        for part in PARTS:
+            x = self.input(part, "scene" if part == "encoder" else "encoded", PROOF_SIZE)
+            fp32 = self._joined("diffusers", part, x, "fp32")
+            folded = self._joined("folded", part, x, "fp32")
+            scale = max(1.0, float(np.abs(fp32).max()))
+            largest = max(largest, float(np.abs(folded - fp32).max()) / scale)
+            own = np.linalg.norm(self._joined("diffusers", part, x, "bf16") - fp32)
+            other = np.linalg.norm(self._joined("folded", part, x, "bf16") - fp32)
+            ratio = max(ratio, float(other / own) if own else float("inf"))
+        return Proof(max_abs=largest, bf16_ratio=ratio)
+
+    def _joined(self, source: Source, part: Part, x: Array, dtype: Dtype) -> Array:
+        outputs = self._run(source, part, x, dtype)
+        return np.concatenate([value.ravel() for value in outputs.values()])
+
+    def _run(self, source: Source, part: Part, x: Array, dtype: Dtype) -> Outputs:
+        module = self._module(source, dtype)
+        torch_dtype = torch.float32 if dtype == "fp32" else torch.bfloat16
+        tensor = torch.from_numpy(x).to(self.device, torch_dtype)
+        with torch.inference_mode(), exact_fp32():
+            y = _call(module, source, part)(tensor)
+        return split_outputs(part, y.float().cpu().numpy())
+
+    def _module(self, source: Source, dtype: Dtype) -> torch.nn.Module:
+        key = (source, dtype)
+        if key not in self._modules:
+            made: torch.nn.Module = self._vae if source == "diffusers" else fold(self._vae)
+            if dtype == "bf16":
+                made = copy.deepcopy(made).to(torch.bfloat16)
+            elif made is self._vae and self.device.type != "cpu":
+                made = copy.deepcopy(made)
+            self._modules[key] = made.to(self.device)
+        return self._modules[key]
+
+
+def _call(module: torch.nn.Module, source: Source, part: Part) -> Call:
+    if source == "folded":
+        return cast("Call", module.encode if part == "encoder" else module.decode)
+    vae = cast("AutoencoderKLQwenImage", module)
+    if part == "encoder":
+        return lambda x: vae.encode(x).latent_dist.parameters
+    return lambda z: vae.decode(z, return_dict=False)[0]
+
+
+def split_outputs(part: Part, y: Array) -> Outputs:
+    """An engine's or PyTorch's only tensor as what is compared: `images`, or `mean` and `logvar`.
+
+    The log-variance is clamped to [-30, 20], as every user of the moments does before anything
+    else.
+    """
+    if part == "decoder":
+        return {"images": y}
+    mean, logvar = np.split(y, 2, axis=1)
+    return {"mean": np.ascontiguousarray(mean), "logvar": np.clip(logvar, -30.0, 20.0)}
+
+
+@contextlib.contextmanager
+def exact_fp32() -> Iterator[None]:
+    """fp32 without TF32, which cuDNN otherwise uses: its mantissa is that of fp16."""
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    cudnn = torch.backends.cudnn
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=cudnn.benchmark,
+            deterministic=cudnn.deterministic,
+            allow_tf32=False,
+        ):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul

@@ -1,0 +1,300 @@
+"""Rows of a parity run, and how they are written: for people, as Markdown, as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from qvae_trt.errors import ParityError, StoreError
+from qvae_trt.verify.bounds import BOUNDS, REASONS
+from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from qvae_trt.profiles import Mode, Part, Resolution
+    from qvae_trt.verify.comparison import Comparison, Verdict
+
+SCHEMA_VERSION = 1
+Status = Literal["passed", "broken", "error", "not run"]
+
+
+@dataclass(frozen=True, slots=True)
+class ParityRow:
+    """One output of one engine on one input, or the reason why there is none.
+
+    Attributes:
+        engine: the file, relative to the engine folder.
+        profile_index: the optimization profile that ran; None for a static engine.
+        input: which of the drawn inputs; output: `images`, `mean` or `logvar`.
+        status: `passed`; `broken`: a bound does not hold; `error`: it should run here and did not;
+            `not run`: this machine cannot run it, which proves nothing.
+        reason: what is wrong, for every status but `passed`.
+        source: whose fp32 result it was compared with; yardstick_source: whose bf16 result.
+    """
+
+    engine: str
+    part: Part | None
+    mode: Mode | None
+    status: Status
+    reason: str = ""
+    flavour: str | None = None
+    precision: str | None = None
+    resolution: Resolution | None = None
+    profile_index: int | None = None
+    input: str | None = None
+    output: str | None = None
+    source: Source | None = None
+    yardstick_source: Source | None = None
+    comparison: Comparison | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready: numbers that JSON has no form for are null (nan) or the text `inf`."""
+        row: dict[str, object] = {
+            "engine": self.engine,
+            "part": self.part,
+            "mode": self.mode,
+            "flavour": self.flavour,
+            "precision": self.precision,
+            "resolution": None if self.resolution is None else str(self.resolution),
+            "profile": self.profile_index,
+            "input": self.input,
+            "output": self.output,
+            "status": self.status,
+            "reason": self.reason,
+            "reference": self.source,
+            "yardstick": self.yardstick_source,
+        }
+        if self.comparison is not None:
+            found = self.comparison
+            row |= {name: _json(value) for name, value in asdict(found.metrics).items()}
+            row |= {"nans": found.nans, "infs": found.infs, "bf16_ratio": _json(found.bf16_ratio)}
+            row |= {f"bf16_{k}": _json(v) for k, v in asdict(found.yardstick).items()}
+            row["verdicts"] = [
+                {
+                    "metric": v.metric,
+                    "value": _json(v.value),
+                    "bound": _json(v.bound),
+                    "passed": v.passed,
+                }
+                for v in found.verdicts
+            ]
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """All rows of one run, and what they were made with."""
+
+    rows: tuple[ParityRow, ...]
+    facts: dict[str, str]
+    proof: Proof | None = None
+    seconds: float = 0.0
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        seen = Counter(row.status for row in self.rows)
+        return {status: seen[status] for status in ("passed", "broken", "error", "not run")}
+
+    @property
+    def ok(self) -> bool:
+        """Something ran and no bound is broken. What cannot run here counts neither way."""
+        counts = self.counts
+        return counts["passed"] > 0 and counts["broken"] == 0 and counts["error"] == 0
+
+    @property
+    def summary(self) -> str:
+        """One line: how many rows passed, and how many did not."""
+        return ", ".join(f"{n} {status}" for status, n in self.counts.items() if n) or "no engines"
+
+    def require(self) -> None:
+        """Raise unless `ok`.
+
+        Raises:
+            ParityError: a bound is broken, an engine failed, or nothing could be run.
+        """
+        if self.ok:
+            return
+        counts = self.counts
+        wrong = next((row for row in self.rows if row.status in ("broken", "error")), None)
+        if wrong is None:
+            reasons = sorted({row.reason for row in self.rows if row.status == "not run"})
+            raise ParityError(
+                "no engine could be run here: " + ("; ".join(reasons) or "there is none"),
+                fix="qvae build --backend onnxruntime makes engines that run on a CPU",
+            )
+        number = counts["broken"] + counts["error"]
+        raise ParityError(
+            f"{number} of {len(self.rows)} rows differ from PyTorch, the first: "
+            f"{wrong.engine}: {wrong.reason}",
+            fix="qvae build --force builds the engine again",
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "ok": self.ok,
+            "counts": self.counts,
+            "seconds": round(self.seconds, 3),
+            "facts": self.facts,
+            "reference_proof": None
+            if self.proof is None
+            else {
+                "resolution": str(PROOF_SIZE),
+                "fp32_max_abs": _json(self.proof.max_abs),
+                "fp32_equal": self.proof.fp32_equal,
+                "bf16_ratio": _json(self.proof.bf16_ratio),
+                "bf16_equal": self.proof.bf16_equal,
+            },
+            "bounds": {
+                precision: {output: asdict(bounds) for output, bounds in outputs.items()}
+                for precision, outputs in BOUNDS.items()
+            },
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Headings, and one line of text for each row."""
+        return HEADINGS, [_cells(row) for row in self.rows]
+
+    def write_markdown(self, path: Path) -> None:
+        """The table with its bounds and their reasons.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.to_markdown(), encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+
+    def to_markdown(self) -> str:
+        headings, lines = self.table()
+        verdict = "All bounds kept" if self.ok else "NOT PROVEN"
+        parts = [
+            "# Parity with PyTorch fp32",
+            f"**{verdict}**: {self.summary}, in {self.seconds:.0f} s.",
+            _markdown_table(("fact", "value"), [(k, v) for k, v in self.facts.items()]),
+            _reference_note(self),
+            _markdown_table(headings, lines),
+            _LEGEND,
+            "## Bounds",
+            _markdown_table(
+                (
+                    "precision",
+                    "output",
+                    "PSNR dB ≥",
+                    "cosine ≥",
+                    "relative L2 ≤",
+                    "max abs ≤",
+                    "vs bf16 ≤",
+                ),
+                [
+                    (
+                        precision,
+                        output,
+                        f"{b.psnr_db:g}",
+                        f"{b.cosine:.8g}",
+                        f"{b.relative_l2:g}",
+                        f"{b.max_abs:g}" + ("" if output == "images" else " of the range"),
+                        f"{b.bf16_ratio:g}",
+                    )
+                    for precision, outputs in BOUNDS.items()
+                    for output, b in outputs.items()
+                ],
+            ),
+            *(f"- **{name}**: {reason}" for name, reason in REASONS.items()),
+        ]
+        head, bounds = parts[: -len(REASONS)], parts[-len(REASONS) :]
+        return "\n\n".join([*head, "\n".join(bounds)]) + "\n"
+
+
+_LEGEND = (
+    "`vs bf16` is the engine's L2 error over that of PyTorch in bf16 on the same input. `power` "
+    "says how surely a broken engine would be seen on that very output: the error of a shift by "
+    "one pixel or of two swapped channels, the smaller one, over the largest error that the bounds "
+    "let pass."
+)
+HEADINGS = (
+    "engine",
+    "size",
+    "input",
+    "output",
+    "PSNR dB",
+    "cosine",
+    "rel L2",
+    "max abs",
+    "vs bf16",
+    "power",
+    "result",
+)
+
+
+def explain(verdicts: Iterable[Verdict]) -> str:
+    """The bounds that do not hold: `psnr_db is 31.2, expected at least 52`."""
+    return "; ".join(
+        f"{v.metric} is {v.value:.4g}, expected at {_side(v.metric)} {v.bound:g}"
+        for v in verdicts
+        if not v.passed
+    )
+
+
+def _side(metric: str) -> str:
+    return "least" if metric in _AT_LEAST else "most"
+
+
+_AT_LEAST = ("psnr_db", "cosine", "power")
+
+
+def _cells(row: ParityRow) -> tuple[str, ...]:
+    size = "–" if row.resolution is None else str(row.resolution)
+    if row.profile_index is not None:
+        size += f" [{row.profile_index}]"
+    head = (row.engine, size, row.input or "–", row.output or "–")
+    if row.comparison is None:
+        return (*head, *("–",) * 6, f"{row.status}: {row.reason}")
+    found = row.comparison
+    power = next(v.value for v in found.verdicts if v.metric == "power")
+    return (
+        *head,
+        f"{found.metrics.psnr_db:.1f}",
+        f"{found.metrics.cosine:.7f}",
+        f"{found.metrics.relative_l2:.1e}",
+        f"{found.metrics.max_abs:.1e}",
+        f"{found.bf16_ratio:.3f}",
+        f"{power:.0f}" if math.isfinite(power) else str(power),
+        row.status if row.status == "passed" else f"{row.status}: {row.reason}",
+    )
+
+
+def _reference_note(report: VerifyReport) -> str:
+    if report.proof is None:
+        return "Reference: diffusers' AutoencoderKLQwenImage as it ships, in fp32, at every size."
+    proof = report.proof
+    folded = "stood in for it" if proof.fp32_equal else "was NOT equal to it and was not used"
+    return (
+        "Reference: diffusers' AutoencoderKLQwenImage as it ships, in fp32. On this CPU the folded "
+        f"graph {folded} at large sizes (the JSON says for each row). In this run at {PROOF_SIZE}: "
+        f"largest difference {proof.max_abs:.1e}, its bf16 error {proof.bf16_ratio:.3f} times "
+        "diffusers' own."
+    )
+
+
+def _markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return (
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        )
+
+    return "\n".join([line(headings), line(["---"] * len(headings)), *map(line, lines)])
+
+
+def _json(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")

@@ -1,0 +1,113 @@
+"""Which engines there are under a folder, and at which sizes each is to be verified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qvae_trt.errors import ResolutionError
+from qvae_trt.profiles import (
+    PARTS,
+    Mode,
+    Part,
+    Profile,
+    Resolution,
+    choose,
+    engine_path,
+    load_static_sizes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+SUFFIXES = (".trt", ".onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An engine file that is there. `resolution` is that of a static engine."""
+
+    path: Path
+    part: Part
+    mode: Mode
+    resolution: Resolution | None = None
+
+
+def find_targets(engine_dir: Path) -> list[Target]:
+    """Every engine under the folder: static ones by size, small first, then those with profiles."""
+    found = [
+        Target(path, part, "static", size)
+        for size in sorted(_static_sizes(engine_dir), key=lambda r: (r.pixels, r))
+        for part in PARTS
+        for suffix in SUFFIXES
+        if (path := engine_path(engine_dir, part, "static", suffix, size)).is_file()
+    ]
+    found += [
+        Target(path, part, "profiles")
+        for part in PARTS
+        for suffix in SUFFIXES
+        if (path := engine_path(engine_dir, part, "profiles", suffix)).is_file()
+    ]
+    return found
+
+
+def _static_sizes(engine_dir: Path) -> set[Resolution]:
+    sizes = set(load_static_sizes().values())
+    folder = engine_dir / "static"
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        try:
+            sizes.add(Resolution.parse(entry.name))
+        except ResolutionError:
+            continue  # a folder of an aspect ratio, or of something else
+    return sizes
+
+
+def sizes_of(
+    profiles: Sequence[Profile],
+    *,
+    static: bool,
+    asked: Sequence[Resolution] = (),
+    every_profile: bool,
+) -> list[tuple[Resolution, int]]:
+    """The sizes to verify an engine at, each with its profile: small sizes first.
+
+    A static engine runs at its size. An engine with profiles runs at the opt of every profile,
+    where kernels are chosen for each profile (`every_profile`), else at the smallest and the
+    largest opt; and at one size that is no opt, inside the profile with the smallest opt, which
+    must work as well.
+
+    Args:
+        asked: only these sizes, those that the engine holds.
+    """
+    if asked:
+        sizes = list(asked)
+    elif static:
+        sizes = [p.opt for p in profiles]
+    else:
+        opts = sorted((p.opt for p in profiles), key=lambda r: (r.pixels, r))
+        sizes = opts if every_profile else [opts[0], opts[-1]]
+        sizes += [between] if (between := off_grid(profiles)) is not None else []
+    found: list[tuple[Resolution, int]] = []
+    for size in sorted(set(sizes), key=lambda r: (r.pixels, r)):
+        choice = choose(size, static={}, profiles=profiles)
+        if choice.profile_index is not None:
+            found.append((size, choice.profile_index))
+    return found
+
+
+def off_grid(profiles: Sequence[Profile]) -> Resolution | None:
+    """A size that is no opt, in the profile of the smallest opt that has room for one."""
+    opts = {p.opt for p in profiles}
+    for profile in sorted(profiles, key=lambda p: (p.opt.pixels, p.opt)):
+        low, high = profile.min, profile.max
+        height = _step(low.height + 0.3 * (profile.opt.height - low.height), low.height)
+        width = _step(profile.opt.width + 0.1 * (high.width - profile.opt.width), low.width)
+        size = Resolution(height, width)
+        if size not in opts and profile.holds(size):
+            return size
+    return None
+
+
+def _step(side: float, low: int) -> int:
+    return max(low, round(side / 16) * 16)
