@@ -1,0 +1,339 @@
+"""Picture files and latents files to tensors and back; padding to what the VAE takes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from qvae_trt.errors import PictureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+Channels = Literal[3, 4]
+
+#: What Pillow may open here. Left out on purpose: formats that start other programs (EPS).
+READ_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+#: Extension → Pillow's format and its options.
+WRITE_FORMATS: dict[str, tuple[str, dict[str, object]]] = {
+    ".png": ("PNG", {"compress_level": 4}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
+}
+#: 8192 x 8192: far past the largest engine, and 0.8 GB as fp32 RGB.
+MAX_PIXELS = 1 << 26
+MULTIPLE = 16
+LATENTS_FORMAT = "qvae-latents-1"
+
+# What Pillow's decoders raise on damaged files; there is no common class.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def read_picture(path: str | Path, *, channels: Channels = 3) -> Tensor:
+    """Read a picture, turned as its EXIF orientation says; of an animation, the first frame.
+
+    Args:
+        path: PNG, JPEG, WebP, TIFF, BMP, GIF or PPM; 8 or 16 bits, grey, palette, RGB, CMYK, with
+            or without alpha.
+        channels: 3 lays transparent pixels over white; 4 keeps alpha, opaque where there is none.
+
+    Returns:
+        (1, channels, H, W) fp32 in [-1, 1].
+
+    Raises:
+        PictureError: missing, no picture, damaged, floating-point, or larger than MAX_PIXELS.
+    """
+    path = Path(path)
+    _check_readable(path, "picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=READ_FORMATS) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise _too_large(path, f"{width}x{height}")
+                picture.load()
+                upright = ImageOps.exif_transpose(picture)
+    except PictureError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path, "more") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(
+            f"{path}: is no picture that can be read here",
+            fix=f"Give one of {', '.join(READ_FORMATS)}.",
+        ) from error
+    except _DAMAGED as error:
+        raise PictureError(
+            f"{path}: the picture is damaged, or of a kind not read here: {error}"
+        ) from error
+    try:
+        pixels = _unit_pixels(upright, channels)
+    except ValueError as error:
+        raise PictureError(f"{path}: {picture.mode} pixels are not read here: {error}") from error
+    x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
+    return x.mul_(2).sub_(1)
+
+
+def _too_large(path: Path, found: str) -> PictureError:
+    return PictureError(
+        f"{path}: too large: found {found} pixels, expected at most {MAX_PIXELS} in all",
+        fix="Scale it down first.",
+    )
+
+
+def _unit_pixels(picture: Image.Image, channels: Channels) -> np.ndarray:
+    """(H, W, channels) fp32 in [0, 1]."""
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        # 16-bit grey; Pillow's own conversion to RGB would cut it at 255.
+        grey = np.asarray(picture).astype(np.float32)
+        if grey.size and (grey.min() < 0 or grey.max() > 65535):
+            raise ValueError(f"found values {grey.min():.0f} to {grey.max():.0f}, expected 16 bits")
+        rgb = np.repeat(grey[..., None] / np.float32(65535), 3, axis=-1)
+        alpha = np.ones_like(rgb[..., :1])
+        return rgb if channels == 3 else np.concatenate((rgb, alpha), axis=-1)
+    if not picture.has_transparency_data and channels == 3:
+        return np.asarray(picture.convert("RGB"), dtype=np.float32) / np.float32(255)
+    rgba = np.asarray(picture.convert("RGBA"), dtype=np.float32) / np.float32(255)
+    return rgba if channels == 4 else over_white(rgba)
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    """(..., 4) in [0, 1], alpha not premultiplied → (..., 3) in [0, 1]."""
+    rgb, alpha = rgba[..., :3], rgba[..., 3:]
+    return rgb * alpha + (1 - alpha)
+
+
+def write_picture(path: str | Path, pixels: Tensor) -> None:
+    """Write a picture by its extension; whole or not at all.
+
+    Args:
+        path: one of WRITE_FORMATS. JPEG and BMP have no alpha: RGBA is laid over white.
+        pixels: (1, C, H, W) or (1, C, 1, H, W), C 3 or 4, any floating type and device, in [-1, 1];
+            values outside are cut.
+
+    Raises:
+        PictureError: another extension or shape, NaN, or the file system refuses.
+    """
+    path = Path(path)
+    kind = WRITE_FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise PictureError(
+            f"{path}: unknown kind of picture {path.suffix!r}",
+            fix=f"Name it {', '.join(WRITE_FORMATS)}.",
+        )
+    x = pixels.detach()
+    if x.ndim == 5 and x.shape[2] == 1:
+        x = x[:, :, 0]
+    if x.ndim != 4 or x.shape[0] != 1 or x.shape[1] not in (3, 4) or x.numel() == 0:
+        raise PictureError(
+            f"{path}: found pixels of shape {tuple(pixels.shape)}, expected (1, 3 or 4, H, W)"
+        )
+    x = x[0].float().permute(1, 2, 0).cpu()
+    if not bool(torch.isfinite(x).all()):
+        raise PictureError(f"{path}: not written: the pixels hold NaN or infinite values")
+    unit = (x / 2 + 0.5).clamp_(0, 1).numpy()
+    name, options = kind
+    if name in ("JPEG", "BMP") and unit.shape[-1] == 4:
+        unit = over_white(unit)
+    picture = Image.fromarray((unit * 255).round().astype(np.uint8))
+    with _replacing(path) as partial, partial.open("xb") as file:
+        picture.save(file, format=name, **options)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def pad_to_multiple(x: Tensor, multiple: int = MULTIPLE, *, minimum: int = 0) -> Tensor:
+    """Mirror a picture outwards, below and to the right, until both sides fit.
+
+    Args:
+        x: (..., H, W), both at least 1.
+        multiple: of which both sides become multiples.
+        minimum: the shortest side to give.
+
+    Returns:
+        (..., H', W'); `crop(_, (H, W))` undoes it.
+    """
+    height, width = x.shape[-2:]
+    for dim, length in ((-2, height), (-1, width)):
+        target = max(-(-length // multiple), -(-minimum // multiple)) * multiple
+        if target != length:
+            place = torch.arange(target, device=x.device) % (2 * length)
+            x = x.index_select(dim, torch.minimum(place, 2 * length - 1 - place))
+    return x
+
+
+def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The top left (height, width) of (..., H, W)."""
+    height, width = size
+    return x[..., :height, :width]
+
+
+# --- latents -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """What a latents file holds.
+
+    Attributes:
+        values: (1, z, 1, h, w) fp32, un-normalised, as the VAE's `decode` takes them.
+        height, width: of the picture, in pixels, before it was padded to (8h, 8w).
+        model: the `--model` that made them, "" where unknown.
+        weights_sha256: of that model's weights, "" where unknown.
+    """
+
+    values: Tensor
+    height: int
+    width: int
+    model: str = ""
+    weights_sha256: str = ""
+
+
+def write_latents(path: str | Path, latents: Latents) -> None:
+    """Write a `.safetensors` with one tensor, `latents`; whole or not at all."""
+    path = Path(path)
+    if path.suffix.lower() != ".safetensors":
+        raise PictureError(
+            f"{path}: unknown kind of latents file {path.suffix!r}", fix="Name it .safetensors."
+        )
+    metadata = {
+        "format": LATENTS_FORMAT,
+        "height": str(latents.height),
+        "width": str(latents.width),
+        "model": latents.model,
+        "weights_sha256": latents.weights_sha256,
+    }
+    values = latents.values.detach().float().cpu().contiguous()
+    data = save({"latents": values}, metadata=metadata)
+    with _replacing(path) as partial, partial.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_latents(path: str | Path) -> Latents:
+    """Read what `write_latents` wrote, or another safetensors file with a tensor `latents`.
+
+    Raises:
+        PictureError: missing, damaged, no tensor `latents` of one picture, NaN, or an impossible
+            size.
+    """
+    path = Path(path)
+    _check_readable(path, "latents file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = sorted(file.keys())
+            values = file.get_tensor("latents") if "latents" in names else None
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise PictureError(
+            f"{path}: cannot be read as safetensors: {error}",
+            fix="Make it with `qvae encode IMAGE --out LATENTS.safetensors`.",
+        ) from error
+    if values is None:
+        found = ", ".join(names[:4]) or "no tensor"
+        raise PictureError(f"{path}: found {found}, expected a tensor named latents")
+    if values.ndim == 4:
+        values = values[:, :, None]
+    shape = tuple(values.shape)
+    if len(shape) != 5 or shape[0] != 1 or shape[2] != 1 or 0 in shape:
+        raise PictureError(f"{path}: found latents of shape {shape}, expected (1, z, 1, h, w)")
+    if not values.is_floating_point() or not bool(torch.isfinite(values.float()).all()):
+        raise PictureError(f"{path}: the latents are not finite floating-point numbers")
+    rows, columns = 8 * shape[-2], 8 * shape[-1]
+    return Latents(
+        values.float(),
+        _side(metadata, "height", rows, path),
+        _side(metadata, "width", columns, path),
+        metadata.get("model", ""),
+        metadata.get("weights_sha256", ""),
+    )
+
+
+def _side(metadata: dict[str, str], name: str, limit: int, path: Path) -> int:
+    text = metadata.get(name, str(limit))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= limit):
+        raise PictureError(f"{path}: {name}: found {text!r}, expected 1 to {limit}")
+    return int(text)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _check_readable(path: Path, what: str) -> None:
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except FileNotFoundError as error:
+        raise PictureError(f"{path}: no such {what}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PictureError(f"{path}: cannot be read: {reason}") from error
+    if empty:
+        raise PictureError(f"{path}: the {what} is empty")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A new name in the folder of `path`; what is written there replaces `path` at the end."""
+    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except (OSError, ValueError) as error:
+        code = getattr(error, "errno", None)
+        fix = {
+            errno.ENOENT: f"mkdir -p {path.parent}",
+            errno.ENOSPC: "Free some space, or write elsewhere.",
+            errno.EACCES: "Write to a folder of your own.",
+        }.get(code or 0)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PictureError(f"{path}: cannot be written: {reason}", fix=fix) from error
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            partial.unlink(missing_ok=True)
