@@ -1,0 +1,124 @@
+"""Loaded engines: opened at first use, kept while they fit, never closed while in use."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from qvae_trt.runtime.engine import Engine
+
+
+@dataclass(slots=True)
+class _Entry:
+    engine: Engine
+    pins: int
+
+    @property
+    def idle(self) -> bool:
+        return self.pins == 0 and not self.engine.captured
+
+
+class EngineCache:
+    """Engines by file. Past `budget_bytes` the least recently used idle ones are closed.
+
+    Engines in use are never closed: while they alone exceed the budget, it is exceeded.
+
+    Args:
+        budget_bytes: for all engines together, as the size of their files; None keeps everything.
+    """
+
+    def __init__(self, *, budget_bytes: int | None = None) -> None:
+        self._budget_bytes = budget_bytes
+        self._entries: OrderedDict[Path, _Entry] = OrderedDict()
+        self._loading: dict[Path, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """What is loaded, least recently used first."""
+        with self._lock:
+            return tuple(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        with self._lock:
+            return self._bytes()
+
+    @contextmanager
+    def lease(self, path: Path, load: Callable[[], Engine]) -> Iterator[Engine]:
+        """The engine of a file, pinned until the end of the block.
+
+        Args:
+            path: the engine's file.
+            load: opens it if it is not loaded; one call at a time for each file. What it raises
+                goes through.
+        """
+        entry = self._pin(path, load)
+        try:
+            yield entry.engine
+        finally:
+            with self._lock:
+                entry.pins -= 1
+            self._make_room(0)
+
+    def release_idle(self) -> int:
+        """Close every engine that nobody uses; how many bytes that was."""
+        return self._close(lambda _: True)
+
+    def discard(self, path: Path) -> None:
+        """Close the engine of a file, unless somebody else is using it, so that the next lease
+        loads it anew.
+        """
+        self._close(lambda other: other == path)
+
+    def _pin(self, path: Path, load: Callable[[], Engine]) -> _Entry:
+        entry = self._loaded(path)
+        if entry is not None:
+            return entry
+        with self._lock:
+            loading = self._loading.setdefault(path, threading.Lock())
+        with loading:
+            entry = self._loaded(path)
+            if entry is None:
+                # Room first, so that the peak stays inside the budget; a missing file is load's to
+                # report.
+                self._make_room(path.stat().st_size if path.is_file() else 0)
+                entry = _Entry(load(), pins=1)
+                with self._lock:
+                    self._entries[path] = entry
+        return entry
+
+    def _loaded(self, path: Path) -> _Entry | None:
+        with self._lock:
+            entry = self._entries.get(path)
+            if entry is not None:
+                entry.pins += 1
+                self._entries.move_to_end(path)
+            return entry
+
+    def _make_room(self, size: int) -> None:
+        budget = self._budget_bytes
+        if budget is not None:
+            self._close(lambda _: self._bytes() + size > budget)
+
+    def _close(self, wanted: Callable[[Path], bool]) -> int:
+        """Close the idle engines that are wanted, oldest first, asking under the lock."""
+        freed: list[Engine] = []
+        with self._lock:
+            for path, entry in list(self._entries.items()):
+                if entry.idle and wanted(path):
+                    del self._entries[path]
+                    freed.append(entry.engine)
+        for engine in freed:  # outside the lock: closing waits for the device
+            engine.close()
+        return sum(engine.bytes for engine in freed)
+
+    def _bytes(self) -> int:
+        return sum(entry.engine.bytes for entry in self._entries.values())

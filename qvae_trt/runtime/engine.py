@@ -1,0 +1,267 @@
+"""One engine: its tensors, its turn on the device, its run."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+
+from qvae_trt import backends, store
+from qvae_trt.errors import EngineError, ExecutionError, ForeignEngineError, UsageError
+from qvae_trt.runtime.graphs import CapturedRun
+from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from qvae_trt.profiles import Part
+
+_LOG = logging.getLogger(__name__)
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Engine:
+    """An engine that is loaded, and knows how to run on PyTorch's current stream.
+
+    Attributes:
+        path: its file.
+        sidecar: what it was built from and for; None for a foreign engine.
+        device: where it runs.
+        bytes: size of its file, which is about what its weights take on the device.
+        captured: a caller's CUDA graph holds its addresses, so that it must not be closed.
+    """
+
+    def __init__(
+        self,
+        session: backends.Session,
+        *,
+        path: Path,
+        sidecar: store.Sidecar | None = None,
+        scratch: Scratch | None = None,
+        device: torch.device | None = None,
+        cuda_graph: bool = False,
+    ) -> None:
+        self._session = session
+        self.path = path
+        self.sidecar = sidecar
+        self.device = _device(session.device_type) if device is None else device
+        self.bytes = path.stat().st_size
+        self.captured = False
+        self.input = session.input
+        self.output = session.output
+        self.ranges = session.ranges
+        self._scratch = shared_scratch(self.device) if scratch is None else scratch
+        self._wants_graph = cuda_graph and self.device.type == "cuda" and self.static
+        self._graph: CapturedRun | None = None
+        self._ran = False
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        scratch: Scratch | None = None,
+        device: torch.device | None = None,
+        check: bool = True,
+        allow_foreign: bool = False,
+        expected: Mapping[str, object] | None = None,
+        backend: backends.Backend | None = None,
+        cuda_graph: bool = False,
+    ) -> Engine:
+        """Check an engine file against its sidecar, and load it.
+
+        Args:
+            path: the engine.
+            scratch: whose turns it takes; without one, its device's shared one.
+            device: the CUDA device to load on; without one, the current one.
+            check: compare hash and key with the sidecar before anything is deserialised.
+            allow_foreign: load an engine that has no sidecar. Deserialising runs code: only what
+                one has built.
+            expected: fields of `EngineKey` that must hold.
+            backend: what loads it; without one, what the sidecar or the suffix says.
+            cuda_graph: capture a static engine at its second run and replay it afterwards.
+
+        Raises:
+            EngineError: missing, corrupt (StaleEngineError: built for something else;
+                ForeignEngineError: no sidecar; DeviceMemoryError: does not fit).
+            BackendError: what loads it is absent.
+        """
+        sidecar: store.Sidecar | None = None
+        if not path.is_file():
+            raise EngineError(f"{path}: no such engine", fix="qvae build makes it")
+        try:
+            sidecar = (
+                store.check_engine(path, expected=expected or {})
+                if check
+                else store.read_sidecar(path)
+            )
+        except ForeignEngineError as error:
+            if not allow_foreign:
+                raise
+            warnings.warn(f"{error.what}; loaded because it was asked for", stacklevel=2)
+        backend = backend or backends.for_engine(path, sidecar)
+        with _on(device):
+            session = backend.open(path)
+        if device is not None and device.type != session.device_type:
+            session.close()
+            raise EngineError(
+                f"{path}: runs on {session.device_type}, the tensors are on {device.type}"
+            )
+        return cls(
+            session,
+            path=path,
+            sidecar=sidecar,
+            scratch=scratch,
+            device=device,
+            cuda_graph=cuda_graph,
+        )
+
+    @property
+    def part(self) -> Part:
+        """`encoder` shrinks its input, `decoder` grows it; an engine of unknown origin shows it
+        that way too.
+        """
+        if self.sidecar is not None:
+            return self.sidecar.key.part
+        grows = self.input.shape[1] > self.output.shape[1]
+        return "decoder" if grows else "encoder"
+
+    @property
+    def static(self) -> bool:
+        """It takes exactly one shape."""
+        return len(self.ranges) == 1 and self.ranges[0].is_fixed
+
+    def run(self, x: torch.Tensor, *, profile: int = 0) -> torch.Tensor:
+        """Run on the current stream, without waiting for the result.
+
+        Args:
+            x: (1, C, 1, H, W) of any floating dtype, ready on the current stream.
+            profile: which optimization profile.
+
+        Returns:
+            (1, C', 1, H', W') in the engine's output dtype, owned by the caller.
+
+        Raises:
+            EngineError: the shape is outside the engine's ranges, or the engine was closed.
+            ExecutionError: the run failed. DeviceMemoryError: no memory for it.
+        """
+        if x.ndim != 5 or x.shape[0] != 1:
+            raise UsageError(
+                f"{self.path}: got a tensor of shape {tuple(x.shape)}, expected (1, C, 1, H, W)"
+            )
+        given = x
+        with _on(self.device):
+            x = x.to(self.device, _DTYPES[self.input.dtype]).contiguous()
+            if self.device.type != "cuda":
+                return self._run(x, profile, None)
+            stream = torch.cuda.current_stream(self.device)
+            if torch.cuda.is_current_stream_capturing():
+                return self._run_captured(x, profile, stream)
+            if given.is_cuda:
+                # The caller may drop it at once, and may have allocated it on another stream.
+                given.record_stream(stream)
+            return self._run(x, profile, stream)
+
+    def _run(self, x: torch.Tensor, profile: int, stream: torch.cuda.Stream | None) -> torch.Tensor:
+        handle = 0 if stream is None else stream.cuda_stream
+        with self._scratch.turn(stream):
+            size = self._live().select(tuple(x.shape), profile, handle)
+            y = self._output()
+            pointer = self._scratch.reserve(size, stream)
+            if self._wants_graph and self._ran:
+                graph = self._captured_run(x, y, pointer, size)
+                if graph is not None:
+                    return graph.replay(x, y)
+            self._execute(x, y, pointer, size, handle)
+            self._ran = True
+        return y
+
+    def _run_captured(
+        self, x: torch.Tensor, profile: int, stream: torch.cuda.Stream
+    ) -> torch.Tensor:
+        """Inside `torch.cuda.graph` of the caller: nothing may wait, and the addresses stay with
+        the graph.
+        """
+        if not self.static or not self._ran:
+            why = "not run yet" if self.static else "not a static engine"
+            raise ExecutionError(
+                f"{self.path}: cannot be captured: {why}",
+                fix="capture a static engine, after one ordinary run of it",
+            )
+        with self._scratch.turn(None):
+            size = self._live().select(tuple(x.shape), profile, stream.cuda_stream)
+            self.captured = True
+            y = self._output()
+            scratch = self._scratch.private(size)
+            self._execute(x, y, aligned(scratch), size, stream.cuda_stream)
+        return y
+
+    def _execute(
+        self, x: torch.Tensor, y: torch.Tensor, scratch_ptr: int, scratch_bytes: int, stream: int
+    ) -> None:
+        self._session.execute(
+            input_ptr=x.data_ptr(),
+            output_ptr=y.data_ptr(),
+            scratch_ptr=scratch_ptr,
+            scratch_bytes=scratch_bytes,
+            stream=stream,
+        )
+
+    def _live(self) -> backends.Session:
+        if self._closed:
+            raise EngineError(f"{self.path}: closed")
+        return self._session
+
+    def _output(self) -> torch.Tensor:
+        shape = self._session.output_shape()
+        return torch.empty(shape, dtype=_DTYPES[self.output.dtype], device=self.device)
+
+    def _captured_run(
+        self, x: torch.Tensor, y: torch.Tensor, pointer: int, size: int
+    ) -> CapturedRun | None:
+        """The graph, captured anew if scratch has moved; None if capturing does not work."""
+        generation = self._scratch.generation
+        if self._graph is not None:
+            if self._graph.generation == generation:
+                return self._graph
+            # Its tensors may still be in use on another stream than the one they go back to.
+            self._scratch.drain()
+            self._graph = None
+        try:
+            self._graph = CapturedRun.capture(
+                lambda source, result, stream: self._execute(source, result, pointer, size, stream),
+                x=x,
+                y=y,
+                generation=generation,
+            )
+        except (RuntimeError, ExecutionError) as error:
+            _LOG.warning("%s: runs without a CUDA graph: %s", self.path, error)
+            self._wants_graph = False
+        return self._graph
+
+    def close(self) -> None:
+        """Wait for its last run and free it; closing twice does nothing."""
+        if self._closed:
+            return
+        self._scratch.drain()
+        self._closed = True
+        self._graph = None
+        self._session.close()
+
+
+def _device(kind: str) -> torch.device:
+    return (
+        torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+    )
+
+
+def _on(device: torch.device | None) -> AbstractContextManager[object]:
+    if device is None or device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.device(device)

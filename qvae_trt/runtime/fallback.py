@@ -1,0 +1,195 @@
+"""What serves where no engine does: the folded VAE in PyTorch, whole or in tiles, and the warning
+that says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+
+from qvae_trt.errors import DeviceMemoryError, QvaeError, UsageError
+from qvae_trt.folding import FoldedVae, fold
+from qvae_trt.runtime.tiling import Tile, tiled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from diffusers import AutoencoderKLQwenImage
+
+    from qvae_trt.profiles import Part
+
+FallbackMode = Literal["warn", "raise", "silent"]
+
+#: Sides tried, largest first, when a picture does not fit; the overlap keeps seams out (see
+#: tests/runtime/test_tiling.py).
+_TILE_SIDES = (1024, 512, 256)
+_OVERLAP = {1024: 128, 512: 128, 256: 64}
+
+
+class FallbackWarning(UserWarning):
+    """A picture came from PyTorch, or from another engine than the best one, and why."""
+
+
+class Notices:
+    """What to do with the reason of a fallback: warn once for each, raise, or nothing."""
+
+    def __init__(self, mode: FallbackMode) -> None:
+        if mode not in get_args(FallbackMode):
+            known = ", ".join(get_args(FallbackMode))
+            raise UsageError(f"fallback is {mode!r}, expected one of {known}")
+        self.mode: FallbackMode = mode
+        self._given: set[Hashable] = set()
+        self._lock = threading.Lock()
+
+    def give(self, where: str, error: QvaeError, *, instead: str) -> None:
+        """`where` (part and size) goes to PyTorch because of `error`: warn once for each reason, or
+        raise it.
+        """
+        if self.mode == "raise":
+            raise error
+        self.note(where, error, instead=instead)
+
+    def note(self, where: str, error: QvaeError, *, instead: str) -> None:
+        """`where` goes to another engine than the best: warn once a reason, unless silent."""
+        with self._lock:
+            known = (where, type(error), error.what) in self._given
+            self._given.add((where, type(error), error.what))
+        if self.mode != "silent" and not known:
+            warnings.warn(f"{where}: {instead} instead: {error}", FallbackWarning, stacklevel=7)
+
+    def forget(self) -> None:
+        """Warn again of what was warned of before."""
+        with self._lock:
+            self._given.clear()
+
+
+class PyTorchVae:
+    """The VAE in PyTorch: folded to 2D, channels last, one picture at a time; as shipped for video.
+
+    Weights are put on a device when it is first needed there, and stay until `release`.
+
+    Args:
+        vae: whose weights; stays where it is.
+        make_room: frees what can be freed on a device, when memory does not suffice.
+    """
+
+    def __init__(
+        self, vae: AutoencoderKLQwenImage, *, make_room: Callable[[torch.device], object]
+    ) -> None:
+        self._source = vae
+        self._make_room = make_room
+        self._folded: FoldedVae | None = None
+        self._video: AutoencoderKLQwenImage | None = None
+        self._place: tuple[torch.device, torch.dtype] | None = None
+        # Free bytes of the device when a size did not fit: tried whole again only with clearly
+        # more.
+        self._too_big: dict[tuple[str, int, int], int] = {}
+        self._lock = threading.RLock()
+
+    def run(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(1, C, 1, H, W) → (1, C', 1, H', W') on x's device, computed in `dtype`; in tiles if need
+        be.
+
+        Raises:
+            DeviceMemoryError: not even the smallest tiles fit.
+        """
+        x = x.to(dtype)
+        size = (part, x.shape[3], x.shape[4])
+        if not self._known_too_big(size, x.device):
+            y = self._attempt(lambda: self._whole(part, x), x.device)
+            if y is not None:
+                return y
+            self._too_big[size] = _free_bytes(x.device)
+        for side in _TILE_SIDES:
+            tile = Tile(height=side, width=side, overlap=_OVERLAP[side])
+            y = self._attempt(partial(self.tiled, part, x, tile), x.device)
+            if y is not None:
+                return y
+        raise DeviceMemoryError(
+            f"{x.device}: no memory for the {part}, even in tiles of {_TILE_SIDES[-1]} pixels",
+            fix="free device memory, or move the VAE to the CPU",
+        )
+
+    def tiled(self, part: Part, x: torch.Tensor, tile: Tile) -> torch.Tensor:
+        """The same in tiles of this size."""
+        return tiled(lambda piece: self._whole(part, piece), x, part=part, tile=tile)
+
+    def _attempt(
+        self, run: Callable[[], torch.Tensor], device: torch.device
+    ) -> torch.Tensor | None:
+        """The result, or None where memory did not suffice: then room has been made for a smaller
+        attempt.
+        """
+        try:
+            return run()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        # Out of the handler: the error's traceback holds the activations.
+        self._make_room(device)
+        return None
+
+    def run_video(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Several frames, through diffusers' own Conv3d VAE: (B, C, T, H, W) → moments, or pixels
+        in [-1, 1].
+        """
+        with self._lock:  # it keeps the frames it has seen on itself
+            self._move(x.device, dtype)
+            if self._video is None:
+                self._video = copy.deepcopy(self._source).to(x.device, dtype)
+            if part == "encoder":
+                return self._video.encode(x.to(dtype)).latent_dist.parameters
+            return self._video.decode(x.to(dtype), return_dict=False)[0]
+
+    def release(self) -> None:
+        """Drop the copies of the weights, and what was learned about memory."""
+        with self._lock:
+            self._folded = self._video = self._place = None
+            self._too_big.clear()
+
+    def _whole(self, part: Part, x: torch.Tensor) -> torch.Tensor:
+        with self._lock:
+            self._move(x.device, x.dtype)
+            if self._folded is None:
+                folded: Any = fold(self._source)
+                self._folded = folded.to(x.device, x.dtype, memory_format=torch.channels_last)
+            run = self._folded.encode if part == "encoder" else self._folded.decode
+        return run(x)
+
+    def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        if self._place != (device, dtype):
+            self._folded = self._video = None
+            self._place = (device, dtype)
+
+    def _known_too_big(self, size: tuple[str, int, int], device: torch.device) -> bool:
+        free_then = self._too_big.get(size)
+        return free_then is not None and _free_bytes(device) < 1.25 * free_then
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch ran out of memory: its own error on a device, a plain RuntimeError on the
+    CPU.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in text
+        or "_STATUS_ALLOC_FAILED" in text
+        or "_STATUS_NOT_ENOUGH" in text
+    )
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What an allocation could get: free on the device, and held by PyTorch but unused. 0 on the
+    CPU.
+    """
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,0 +1,272 @@
+"""The engines of a folder: which one serves a size, why the others do not, and what happened when
+one was tried.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from qvae_trt import backends, store
+from qvae_trt.errors import (
+    BackendError,
+    DeviceMemoryError,
+    EngineError,
+    ExecutionError,
+    ForeignEngineError,
+    QvaeError,
+)
+from qvae_trt.profiles import Choice, Mode, Part, Profile, Resolution, choose, engine_path
+from qvae_trt.runtime.cache import EngineCache
+from qvae_trt.runtime.engine import Engine
+from qvae_trt.runtime.failures import Failures, Signature, bare, signature
+from qvae_trt.runtime.scratch import Scratch, shared_scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def roots(engine_dir: Path) -> dict[Mode, Path]:
+    """Where the engines of both modes are in an engine folder."""
+    return {"static": engine_dir / "static", "profiles": engine_dir / "profiles"}
+
+
+class Engines:
+    """The engines in a folder that belong to one VAE.
+
+    Args:
+        folders: of each mode there is (see `roots`).
+        backend: a name, or a backend.
+        weights_sha256: of the VAE; an engine of other weights is stale.
+        budget_bytes: for the engines loaded on one device; None keeps all.
+        allow_foreign: take engines without a sidecar.
+        cuda_graphs: capture one CUDA graph for each static engine.
+
+    Attributes:
+        backend: what runs them; None where it is absent.
+        refusal: why no engine can run here; None if they can.
+        device_type: where they run here, `cuda` or `cpu`.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[Mode, Path],
+        *,
+        backend: str | backends.Backend,
+        weights_sha256: str,
+        budget_bytes: int | None = None,
+        allow_foreign: bool = False,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self._folders = dict(folders)
+        self._weights_sha256 = weights_sha256
+        self._budget_bytes = budget_bytes
+        self._allow_foreign = allow_foreign
+        self._cuda_graphs = cuda_graphs
+        self._places: dict[torch.device, tuple[EngineCache, Scratch]] = {}
+        self._failures = Failures()
+        self._ranges: dict[Path, tuple[Signature, tuple[Profile, ...]]] = {}
+        self._lock = threading.Lock()
+        self.backend: backends.Backend | None = None
+        self.refusal: QvaeError | None = None
+        self._identity: dict[str, str | None] = {}
+        try:
+            self.backend = backends.get(backend) if isinstance(backend, str) else backend
+            self._identity = self.backend.identity()
+            self.backend.can_run().require()
+        except BackendError as error:
+            self.refusal = bare(error)
+        self.device_type = "cpu" if self._identity.get("gpu") == "cpu" else "cuda"
+
+    def path(self, part: Part, mode: Mode, resolution: Resolution | None = None) -> Path | None:
+        """Where an engine would be; None without a folder or a backend."""
+        if self.backend is None or mode not in self._folders:
+            return None
+        name = engine_path(Path(), part, mode, self.backend.suffix, resolution)
+        return self._folders[mode] / name.relative_to(mode)
+
+    def choice(
+        self, part: Part, resolution: Resolution, *, unfit: Mapping[str, str] | None = None
+    ) -> Choice:
+        """What serves a size, and why nothing before it does.
+
+        Args:
+            part: which engine of the pair.
+            resolution: of the picture.
+            unfit: modes that were tried, with what went wrong.
+        """
+        unfit = dict(unfit or {})
+        if self.refusal is not None:
+            unfit = dict.fromkeys(("static", "profiles"), self.refusal.what)
+        fixed = self.path(part, "static", resolution)
+        wide = self.path(part, "profiles")
+        exact: Path | str = unfit.get("static") or _present(fixed)
+        reason = unfit.get("profiles")
+        ranges: tuple[Profile, ...] | None = None
+        if reason is None:
+            found = _present(wide)
+            if isinstance(found, Path):
+                try:
+                    ranges = self._profiles(part, found)
+                except EngineError as error:
+                    reason = error.what
+            else:
+                reason = found
+        return choose(
+            resolution,
+            static={resolution: exact},
+            profiles=ranges,
+            profiles_path=wide,
+            profiles_reason=reason,
+        )
+
+    def run(self, part: Part, choice: Choice, x: torch.Tensor) -> torch.Tensor:
+        """Run the chosen engine, one picture at a time: (B, C, 1, H, W) → (B, C', 1, H', W'), in
+        x's dtype.
+
+        Raises:
+            EngineError: it cannot be loaded, or fails; which of the two is remembered where trying
+                again is idle.
+        """
+        path = choice.path
+        if path is None:
+            raise EngineError(f"no engine serves the {part} at {choice.resolution}")
+        mode: Mode = "static" if choice.profile_index is None else "profiles"
+        cache, scratch = self._place(x.device)
+        if x.is_cuda and torch.cuda.is_current_stream_capturing() and path not in cache.paths:
+            raise ExecutionError(
+                f"{path}: cannot be loaded while a CUDA graph is captured",
+                fix=f"run the {part} once at {choice.resolution} before capturing it",
+            )
+        load = partial(self._open, path, part, mode, choice.resolution, scratch, x.device)
+        for attempt in (1, 2):
+            try:
+                with cache.lease(path, load) as engine:
+                    y = _each(engine, x, choice.profile_index or 0)
+                self._failures.clear_strikes(path)
+                return y
+            except DeviceMemoryError:
+                if attempt == 2:
+                    raise
+            except ExecutionError as error:
+                self._failures.strike(path, x.device, error)
+                cache.discard(path)
+                raise
+            self.make_room(x.device)
+        raise AssertionError("unreachable")
+
+    def make_room(self, device: torch.device) -> None:
+        """Close the engines that nobody uses on a device, and give the scratch memory back."""
+        place = self._places.get(device)
+        if place is not None:
+            place[0].release_idle()
+            place[1].release()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def release(self) -> None:
+        """`make_room` on every device, and forget what failed."""
+        for device in list(self._places):
+            self.make_room(device)
+        self._failures.forget()
+        self._ranges.clear()
+
+    def release_scratch(self) -> None:
+        """Give the scratch memory of every device back; the engines stay loaded."""
+        for _, scratch in list(self._places.values()):
+            scratch.release()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held now: engines loaded (as their files), and scratch."""
+        places = list(self._places.values())
+        return {
+            "engines": len([path for cache, _ in places for path in cache.paths]),
+            "engine_bytes": sum(cache.bytes for cache, _ in places),
+            "scratch_bytes": sum(scratch.bytes for _, scratch in places),
+        }
+
+    def _place(self, device: torch.device) -> tuple[EngineCache, Scratch]:
+        place = self._places.get(device)
+        if place is None:
+            with self._lock:
+                place = self._places.setdefault(
+                    device, (EngineCache(budget_bytes=self._budget_bytes), shared_scratch(device))
+                )
+        return place
+
+    def _open(
+        self,
+        path: Path,
+        part: Part,
+        mode: Mode,
+        resolution: Resolution,
+        scratch: Scratch,
+        device: torch.device,
+    ) -> Engine:
+        self._failures.check(path, device)
+        try:
+            return Engine.open(
+                path,
+                # On the CPU nothing is shared, and two engines may run at once.
+                scratch=scratch if device.type == "cuda" else None,
+                device=device,
+                allow_foreign=self._allow_foreign,
+                expected=self._expected(part, mode, resolution),
+                backend=self.backend,
+                cuda_graph=self._cuda_graphs,
+            )
+        except DeviceMemoryError:  # memory comes back; a bad file does not
+            raise
+        except (EngineError, BackendError) as error:
+            self._failures.add(path, device, error)
+            raise
+
+    def _expected(self, part: Part, mode: Mode, resolution: Resolution) -> dict[str, object]:
+        expected: dict[str, object] = {
+            **self._identity,
+            "part": part,
+            "mode": mode,
+            "weights_sha256": self._weights_sha256,
+        }
+        if mode == "static":
+            expected["profiles"] = (Profile.fixed(resolution),)
+        return expected
+
+    def _profiles(self, part: Part, path: Path) -> tuple[Profile, ...]:
+        """The ranges of a profiles engine: its sidecar's, or a foreign engine's own."""
+        now = signature(path)
+        known = self._ranges.get(path)
+        if known is not None and known[0] == now:
+            return known[1]
+        try:
+            ranges = store.read_sidecar(path).key.profiles
+        except ForeignEngineError:
+            if not self._allow_foreign:
+                raise
+            engine = Engine.open(path, allow_foreign=True, backend=self.backend)
+            scale = 8 if part == "decoder" else 1
+            ranges = tuple(
+                Profile(*(Resolution(s[3] * scale, s[4] * scale) for s in (r.min, r.opt, r.max)))
+                for r in engine.ranges
+            )
+            engine.close()
+        self._ranges[path] = (now, ranges)
+        return ranges
+
+
+def _each(engine: Engine, x: torch.Tensor, profile: int) -> torch.Tensor:
+    parts = [engine.run(x[i : i + 1], profile=profile) for i in range(x.shape[0])]
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if engine.sidecar is None and engine.part == "decoder":
+        y = y.clamp(-1.0, 1.0)  # qvae's graphs end in a clamp; a foreign one may not
+    return y.to(x.dtype)
+
+
+def _present(path: Path | None) -> Path | str:
+    if path is None:
+        return "no folder of such engines was given"
+    return path if path.is_file() else f"no file {path}"

@@ -1,0 +1,176 @@
+"""Serving a tensor: static engine → profiles engine → PyTorch, and saying why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from qvae_trt.errors import (
+    BackendError,
+    DeviceMemoryError,
+    EngineError,
+    ExecutionError,
+    QvaeError,
+    ResolutionError,
+    UsageError,
+)
+from qvae_trt.profiles import Choice, Part, Resolution, rebuild_command
+from qvae_trt.runtime.fallback import Notices, PyTorchVae
+from qvae_trt.runtime.tiling import SCALE, Tile, tiled
+
+if TYPE_CHECKING:
+    from qvae_trt.model import Model
+    from qvae_trt.runtime.fallback import FallbackMode
+    from qvae_trt.runtime.selection import Engines
+
+
+class Server:
+    """Runs either part of one VAE on whatever serves it best.
+
+    Args:
+        model: whose weights.
+        engines: built from them.
+        fallback: what to do where no engine serves.
+        check_nan: treat NaN or infinity in a result as a failed run. Waits for the device.
+    """
+
+    def __init__(
+        self, model: Model, engines: Engines, *, fallback: FallbackMode, check_nan: bool
+    ) -> None:
+        self.engines = engines
+        self.check_nan = check_nan
+        self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
+        self._notices = Notices(fallback)
+        self._pytorch = PyTorchVae(model.vae, make_room=engines.make_room)
+
+    def run(
+        self, part: Part, x: torch.Tensor, *, dtype: torch.dtype, tile: Tile | None
+    ) -> torch.Tensor:
+        """(B, C, T, H, W) → (B, C', T', H', W'), on x's device and in its dtype.
+
+        Args:
+            part: what to run.
+            x: see `TrtVae.encode` and `decode`.
+            dtype: what PyTorch computes in.
+            tile: cut what is larger into such tiles.
+        """
+        self._check(part, x)
+        if x.shape[2] != 1:
+            return self._video(part, x, dtype)
+        side = 1 if part == "encoder" else SCALE
+        if tile is None or (x.shape[3] * side <= tile.height and x.shape[4] * side <= tile.width):
+            return self._serve(part, x, dtype)
+        whole = [
+            tiled(lambda piece: self._serve(part, piece, dtype), one, part=part, tile=tile)
+            for one in _ones(x)
+        ]
+        return torch.cat(whole)
+
+    def release(self) -> None:
+        """Give all memory back, and forget what failed."""
+        self._pytorch.release()
+        self.engines.release()
+        self._notices.forget()
+
+    def leave_device(self) -> None:
+        """Give back what is large; the engines stay loaded."""
+        self._pytorch.release()
+        self.engines.release_scratch()
+
+    def _serve(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(B, C, 1, H, W) by the best engine that works, else by PyTorch."""
+        side = 1 if part == "encoder" else SCALE
+        size = Resolution(x.shape[3] * side, x.shape[4] * side)
+        found = self._by_engine(part, size, x)
+        if isinstance(found, torch.Tensor):
+            return found
+        self._notices.give(f"{part} {size}", found, instead="PyTorch")
+        del found  # its traceback holds tensors
+        parts = [self._pytorch.run(part, one, dtype) for one in _ones(x)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
+
+    def _by_engine(self, part: Part, size: Resolution, x: torch.Tensor) -> torch.Tensor | QvaeError:
+        """The result, or why no engine gave one."""
+        try:
+            size.check()
+        except ResolutionError as error:
+            return error
+        problem: QvaeError | None = None
+        unfit = self._unfit(x)
+        while True:
+            choice = self.engines.choice(part, size, unfit=unfit)
+            if choice.engine == "pytorch":
+                return problem or self._missing(part, choice)
+            try:
+                y = self._checked(self.engines.run(part, choice, x), choice)
+            except (EngineError, BackendError) as error:
+                if capturing(x):
+                    raise
+                problem = problem or error
+                if isinstance(error, DeviceMemoryError):
+                    return problem
+                unfit[choice.engine] = error.what
+            else:
+                if problem is not None:
+                    where = f"{part} {size}"
+                    self._notices.note(where, problem, instead=f"the {choice.engine} engine")
+                return y
+
+    def _unfit(self, x: torch.Tensor) -> dict[str, str]:
+        """Why no engine at all can take this tensor; empty if they can."""
+        where = self.engines.device_type
+        if x.requires_grad and torch.is_grad_enabled():
+            why = "the input requires a gradient, and engines have none"
+        elif x.device.type != where:
+            why = f"engines run on {where} here, the input is on {x.device.type}"
+        else:
+            return {}
+        return dict.fromkeys(("static", "profiles"), why)
+
+    def _checked(self, y: torch.Tensor, choice: Choice) -> torch.Tensor:
+        if self.check_nan and not capturing(y) and not torch.isfinite(y).all():
+            raise ExecutionError(f"{choice.path}: NaN or infinity in its output")
+        return y
+
+    def _missing(self, part: Part, choice: Choice) -> QvaeError:
+        if self.engines.refusal is not None:
+            return self.engines.refusal
+        path = self.engines.path(part, "static", choice.resolution)
+        return EngineError(
+            f"no engine serves it\n{choice.explain()}",
+            fix=None if path is None else rebuild_command(path),
+        )
+
+    def _video(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        error = UsageError(
+            f"{x.shape[2]} frames: engines take one",
+            fix="fallback='warn' runs video in PyTorch",
+        )
+        where = f"{part} of video"
+        self._notices.give(where, error, instead="PyTorch, as diffusers ships it,")
+        return self._pytorch.run_video(part, x, dtype).to(x.dtype)
+
+    def _check(self, part: Part, x: torch.Tensor) -> None:
+        channels, least = self._channels[part], SCALE if part == "encoder" else 1
+        shape = tuple(x.shape)
+        if (
+            x.ndim != 5
+            or shape[1] != channels
+            or min(shape) == 0
+            or min(shape[3:]) < least
+            or not x.is_floating_point()
+        ):
+            raise UsageError(
+                f"{part}: got {x.dtype} {shape}, expected floating point (B, {channels}, T, H, W)"
+                f" with no side under {least}"
+            )
+
+
+def capturing(x: torch.Tensor) -> bool:
+    """Whether the current stream of x's device is being captured into a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _ones(x: torch.Tensor) -> list[torch.Tensor]:
+    return [x[i : i + 1] for i in range(x.shape[0])]

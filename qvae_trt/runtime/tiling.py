@@ -1,0 +1,111 @@
+"""Overlapping tiles, blended, for pictures that do not fit in memory at once.
+
+The convolutions see all they need well inside the overlap; the attention layer sees only its tile,
+which is why a tiled picture is near the whole one and not equal to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Latents carry an eighth of each side.
+SCALE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """Size of a tile and of its overlap with the next, in pixels; multiples of 8."""
+
+    height: int
+    width: int
+    overlap: int
+
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles of one length begin: the first at 0, the last flush with the end, evenly between.
+
+    All in the same unit. Neighbours share at least `overlap`. A side no longer than a tile takes
+    one, of its own length.
+    """
+    if length <= tile:
+        return [0]
+    step = max(1, tile - overlap)
+    count = -(-(length - tile) // step) + 1
+    return [(length - tile) * i // (count - 1) for i in range(count)]
+
+
+def tiled(
+    run: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    *,
+    part: Literal["encoder", "decoder"],
+    tile: Tile,
+) -> torch.Tensor:
+    """`run` on overlapping tiles of `x`, blended linearly in float32.
+
+    Args:
+        run: (1, C, 1, h, w) → (1, C', 1, 8h, 8w) for a decoder, (1, C', 1, h/8, w/8) for an
+            encoder.
+        x: (1, C, 1, H, W), sides multiples of 8 for an encoder.
+        part: which of the two.
+        tile: in pixels, for either part.
+
+    Returns:
+        What `run(x)` would be, in its dtype, to within the attention layer's view.
+    """
+    # Everything is planned in latents, so that tiles start where latents start.
+    to_x, to_y = (SCALE, 1) if part == "encoder" else (1, SCALE)
+    high, wide = x.shape[3] // to_x, x.shape[4] // to_x
+    tile_high, tile_wide = min(tile.height // SCALE, high), min(tile.width // SCALE, wide)
+    overlap = tile.overlap // SCALE
+    total: torch.Tensor | None = None
+    weight = torch.zeros((), device=x.device)
+    dtype = x.dtype
+    for top in starts(high, tile_high, overlap):
+        for left in starts(wide, tile_wide, overlap):
+            piece = x[
+                ..., top * to_x : (top + tile_high) * to_x, left * to_x : (left + tile_wide) * to_x
+            ]
+            y = run(piece)
+            if total is None:
+                dtype = y.dtype
+                total = torch.zeros(
+                    (*y.shape[:3], high * to_y, wide * to_y), dtype=torch.float32, device=y.device
+                )
+                weight = torch.zeros(total.shape[3:], dtype=torch.float32, device=y.device)
+            rows = slice(top * to_y, (top + tile_high) * to_y)
+            columns = slice(left * to_y, (left + tile_wide) * to_y)
+            window = torch.outer(
+                _window(tile_high * to_y, overlap * to_y, top > 0, top + tile_high < high),
+                _window(tile_wide * to_y, overlap * to_y, left > 0, left + tile_wide < wide),
+            ).to(y.device)
+            total[..., rows, columns] += y.float() * window
+            weight[rows, columns] += window
+    if total is None:
+        raise ValueError("no tile: an empty tensor")
+    return (total / weight).to(dtype)
+
+
+def _window(length: int, overlap: int, before: bool, after: bool) -> torch.Tensor:
+    """1 inside; towards each inner edge it falls to almost nothing before the quarter nearest the
+    edge.
+
+    That quarter is where a tile's zero padding is felt most. The neighbour counts there, since both
+    halves of an overlap mirror each other; `tiled` divides by the sum of the windows, which nowhere
+    is 0.
+    """
+    margin = overlap // 4
+    slope = max(1, overlap - 2 * margin)
+    ramp = ((torch.arange(length, dtype=torch.float32) + 0.5 - margin) / slope).clamp(1e-4, 1.0)
+    window = torch.ones(length)
+    if before:
+        window *= ramp
+    if after:
+        window *= ramp.flip(0)
+    return window

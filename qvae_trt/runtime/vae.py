@@ -1,0 +1,301 @@
+"""The VAE that a pipeline sees: static engine → profiles engine → PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
+
+from qvae_trt.model import DEFAULT_MODEL, Model, load_model
+from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning, Notices
+from qvae_trt.runtime.selection import Engines, roots
+from qvae_trt.runtime.serving import Server
+from qvae_trt.runtime.tiling import Tile
+
+if TYPE_CHECKING:
+    import os
+
+    from qvae_trt.backends import Backend
+    from qvae_trt.profiles import Choice, Part, Resolution
+
+__all__ = ["FallbackWarning", "TrtVae", "load_vae"]
+
+
+class TrtVae(ModelMixin, ConfigMixin):
+    """Stands where diffusers' `AutoencoderKLQwenImage` stands, and runs engines.
+
+    Made by `load_vae`. Everything a Qwen-Image pipeline asks of its VAE is here: `encode`,
+    `decode`, `config`, `dtype`, `device`, `.to(...)`, tiling and slicing. It has no parameters:
+    engines hold the weights on the device, and the copies for PyTorch are made when they are first
+    needed. Several threads may call it at once.
+
+    `dtype` is what PyTorch computes in where no engine serves, and what pipelines cast latents to.
+    Results have the dtype of the input, whatever the engine's.
+    """
+
+    config_name = "config.json"
+
+    def __init__(
+        self,
+        model: Model,
+        engines: Engines,
+        *,
+        fallback: FallbackMode = "warn",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        check_nan: bool = False,
+    ) -> None:
+        super().__init__()
+        # What `.to(...)` moves and casts in place of parameters: it says where and in what dtype
+        # this VAE is.
+        self.register_buffer("_place", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        self.register_to_config(
+            **{k: v for k, v in model.vae.config.items() if not k.startswith("_")}
+        )
+        self._model = (model,)  # a tuple, so that nothing of it is registered, moved or cast
+        self._server = Server(model, engines, fallback=fallback, check_nan=check_nan)
+        self.z_dim: int = model.vae.config.z_dim
+        self.input_channels: int = model.input_channels
+        self.temperal_downsample = list(model.vae.config.temperal_downsample)
+        self.temperal_upsample = self.temperal_downsample[::-1]
+        self.spatial_compression_ratio = 2 ** len(self.temperal_downsample)
+        self.use_slicing = False
+        self.use_tiling = False
+        # Larger than diffusers' 256 and 192: attention sees one tile only, and 1024x1024 has a
+        # profile of its own.
+        self.tile_sample_min_height = self.tile_sample_min_width = 1024
+        self.tile_sample_stride_height = self.tile_sample_stride_width = 896
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any
+    ) -> TrtVae:
+        """`load_vae` for a diffusers folder: `engine_dir` ("engines") and its other arguments are
+        taken too.
+
+        A pipeline saved with this VAE comes back through here.
+        """
+        source = Path(pretrained_model_name_or_path or DEFAULT_MODEL) / kwargs.pop("subfolder", "")
+        taken = ("fallback", "backend", "device", "memory_budget_bytes", "check_nan", "cuda_graphs")
+        options = {name: kwargs[name] for name in taken if name in kwargs}
+        return load_vae(
+            kwargs.get("engine_dir", "engines"),
+            model=str(source),
+            dtype=kwargs.get("torch_dtype") or kwargs.get("dtype"),
+            **options,
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write the diffusers VAE that this one stands for, as `AutoencoderKLQwenImage` would;
+        engines stay put.
+        """
+        self._model[0].vae.save_pretrained(save_directory, **kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._buffers["_place"].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._buffers["_place"].device
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TrtVae:
+        before = self.device
+        super()._apply(fn, recurse)
+        if self.device != before:
+            # Off the device (model offload moves it after every use): what is large there goes.
+            self._server.leave_device()
+        return self
+
+    @apply_forward_hook
+    def encode(
+        self, x: torch.Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Pictures → the distribution of their latents, un-normalised.
+
+        Args:
+            x: (B, C, 1, H, W) in [-1, 1], any floating dtype; T > 1 frames go through diffusers'
+                own VAE.
+            return_dict: False returns a tuple.
+
+        Returns:
+            `.latent_dist`, of shape (B, z, 1, H/8, W/8): all 2z moments are there, in x's dtype.
+
+        Raises:
+            UsageError: not such a tensor.
+            QvaeError: with `fallback="raise"`, why no engine serves it.
+        """
+        posterior = DiagonalGaussianDistribution(self._run("encoder", x))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    @apply_forward_hook
+    def decode(
+        self, z: torch.Tensor, return_dict: bool = True
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Latents → pictures.
+
+        Args:
+            z: (B, z, 1, h, w), un-normalised, any floating dtype; T > 1 frames go through
+                diffusers' own VAE.
+            return_dict: False returns a tuple.
+
+        Returns:
+            `.sample`: (B, C, 1, 8h, 8w) in [-1, 1], in z's dtype, owned by the caller.
+
+        Raises:
+            As `encode`.
+        """
+        sample = self._run("decoder", z)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Encode and decode."""
+        posterior = self.encode(sample, return_dict=False)[0]
+        latents = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
+        return self.decode(latents, return_dict=return_dict)
+
+    def enable_tiling(
+        self,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_sample_stride_height: int | None = None,
+        tile_sample_stride_width: int | None = None,
+    ) -> None:
+        """Cut what is larger than a tile into overlapping tiles, each served by an engine of its
+        size if there is one.
+
+        Without arguments: tiles of 1024x1024 pixels every 896. Memory running out needs no such
+        call: PyTorch then tiles by itself.
+        """
+        self.use_tiling = True
+        self.tile_sample_min_height = tile_sample_min_height or self.tile_sample_min_height
+        self.tile_sample_min_width = tile_sample_min_width or self.tile_sample_min_width
+        self.tile_sample_stride_height = tile_sample_stride_height or self.tile_sample_stride_height
+        self.tile_sample_stride_width = tile_sample_stride_width or self.tile_sample_stride_width
+
+    def disable_tiling(self) -> None:
+        self.use_tiling = False
+
+    def enable_slicing(self) -> None:
+        """Nothing changes: a batch always runs one picture at a time."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        self.use_slicing = False
+
+    def choice(self, part: Part, resolution: Resolution) -> Choice:
+        """Which engine serves a size, with the reason for each candidate;
+        `print(choice.explain())`.
+        """
+        return self._server.engines.choice(part, resolution)
+
+    def release_memory(self) -> None:
+        """Close every idle engine, give scratch and PyTorch's copies back, forget failures. The
+        next call loads anew.
+        """
+        self._server.release()
+
+    def memory(self) -> dict[str, int]:
+        """How many engines are loaded, and what they and the shared scratch hold, in bytes."""
+        return self._server.engines.memory()
+
+    def _run(self, part: Part, given: torch.Tensor) -> torch.Tensor:
+        # Pulled onto this VAE's device, never off an accelerator: offload hooks may place either.
+        x = given if given.device.type != "cpu" else given.to(self.device)
+        tile = None
+        if self.use_tiling:
+            high, wide = self.tile_sample_min_height, self.tile_sample_min_width
+            overlaps = (
+                high - self.tile_sample_stride_height,
+                wide - self.tile_sample_stride_width,
+            )
+            tile = Tile(height=high, width=wide, overlap=max(0, *overlaps))
+        return self._server.run(part, x, dtype=self.dtype, tile=tile)
+
+
+def load_vae(
+    engine_dir: str | os.PathLike[str],
+    *,
+    model: str | Model = DEFAULT_MODEL,
+    fallback: FallbackMode = "warn",
+    backend: str | Backend = "auto",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    memory_budget_bytes: int | None = None,
+    check_nan: bool = False,
+    cuda_graphs: bool = False,
+    allow_foreign: bool = False,
+) -> TrtVae:
+    """The VAE of a Qwen-Image pipeline, run by engines: `pipe.vae = qvae_trt.load_vae("engines")`.
+
+    Args:
+        engine_dir: where `qvae build` put the engines. They are opened when first needed.
+        model: whose weights: a hub id, a folder, a `.safetensors`, `bundled:tiny`, `random:full`,
+            or a loaded `Model`.
+        fallback: where no engine serves: `warn` once for each size and reason and use PyTorch,
+            `raise` the reason, or `silent`ly use PyTorch.
+        backend: `auto`, `tensorrt`, `tensorrt_rtx`, `onnxruntime`.
+        device: where it is at first; without one, CUDA if there is any (and the backend named runs
+            there), else the CPU.
+        dtype: at first; without one, bfloat16 on CUDA and float32 on the CPU.
+        memory_budget_bytes: past this the least recently used engines are closed; None keeps all.
+        check_nan: look at every result, and treat NaN or infinity as a failed run. Waits for the
+            device.
+        cuda_graphs: capture one CUDA graph for each static engine.
+        allow_foreign: load engines without a sidecar. Deserialising runs code: only those one has
+            built.
+
+    Raises:
+        ModelError: the weights cannot be had.
+        BackendError: with `fallback="raise"`, the backend is absent or cannot run here.
+        UsageError: an unknown fallback or backend.
+    """
+    Notices(fallback)  # a wrong word is said before the weights are read
+    loaded = load_model(model) if isinstance(model, str) else model
+    engines = Engines(
+        roots(Path(engine_dir).expanduser()),
+        backend=backend,
+        weights_sha256=loaded.weights_sha256,
+        budget_bytes=memory_budget_bytes,
+        allow_foreign=allow_foreign,
+        cuda_graphs=cuda_graphs,
+    )
+    if device is None and backend != "auto" and engines.device_type == "cpu":
+        device = "cpu"
+    return make_vae(
+        loaded, engines, fallback=fallback, device=device, dtype=dtype, check_nan=check_nan
+    )
+
+
+def make_vae(
+    model: Model,
+    engines: Engines,
+    *,
+    fallback: FallbackMode,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    check_nan: bool = False,
+) -> TrtVae:
+    """A `TrtVae` with the defaults of `load_vae` for what is None."""
+    if fallback == "raise" and engines.refusal is not None:
+        raise engines.refusal
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return TrtVae(
+        model, engines, fallback=fallback, device=device, dtype=dtype, check_nan=check_nan
+    )
