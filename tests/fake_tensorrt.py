@@ -244,7 +244,7 @@ def _strip(cls: type, allowed: set[str]) -> None:
 
 
 class _Recorded:
-    """Records method calls and attribute writes; forbids unknown attributes, as bound classes do."""
+    """Records calls and attribute writes; forbids unknown attributes, as bound classes do."""
 
     _state: State
     _allowed: set[str]

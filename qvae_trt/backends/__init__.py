@@ -40,7 +40,8 @@ NAMES: tuple[str, ...] = ("tensorrt", "tensorrt_rtx", "onnxruntime")
 DTYPES: dict[Precision, DTypeName] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 Progress = Callable[[str, int, int], bool]
-"""`(stage, done, total) -> go on?`. May be called from another thread; False cancels the build."""
+"""`(stage, done, total) -> go on?`. May be called from another thread; on False the
+build stops and raises KeyboardInterrupt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class OnnxRuntime:
         if not onnx.is_file():
             raise BuildError(f"{onnx}: no such ONNX file", fix="export it: qvae export --out DIR")
         if not say("optimize", 0, 1):
-            raise BuildError("the build was cancelled")
+            raise KeyboardInterrupt
         options = self._options()
         # The extended level is the last whose graph does not depend on this machine's processor.
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

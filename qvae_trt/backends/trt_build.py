@@ -34,10 +34,6 @@ _TACTIC_LIBRARIES = {
 }
 
 
-class CancelledError(BuildError):
-    """The progress callback said stop."""
-
-
 class PlanBuilder:
     """One build of one engine."""
 
@@ -69,7 +65,7 @@ class PlanBuilder:
         try:
             tensors, plan = self._attempt(onnx, cache)
         except BuildError as error:
-            if not cache or isinstance(error, CancelledError):
+            if not cache:
                 raise
             # Seen on 8.6: a cache that its own build wrote makes the next one fail inside Myelin.
             self._warn(f"timing cache refused, built again without it: {error.what}")
@@ -318,7 +314,7 @@ class PlanBuilder:
 
     def _go_on(self, stage: str, done: int, total: int) -> None:
         if not self._progress(stage, done, total):
-            raise CancelledError("the build was cancelled")
+            raise KeyboardInterrupt
 
     def _warn(self, text: str) -> None:
         _log.warning("%s", text)
@@ -376,7 +372,7 @@ class _Monitor:
         if self._raised is not None:
             raise self._raised
         if self._stopped:
-            raise CancelledError("the build was cancelled")
+            raise KeyboardInterrupt
 
 
 def timing_cache_path(base: Path, *, gpu: str, version: str, precision: str) -> Path:

@@ -1,0 +1,12 @@
+"""Engines from a model: what to build, what to keep, and the building, one engine at a time.
+
+Each TensorRT engine is built in a process of its own: what TensorRT holds on to between builds goes
+with it, and a crash costs one engine. A job that fails does not stop the rest.
+"""
+
+from __future__ import annotations
+
+from qvae_trt.build.jobs import Event, Job, JobResult, plan_profiles, plan_static
+from qvae_trt.build.run import build
+
+__all__ = ["Event", "Job", "JobResult", "build", "plan_profiles", "plan_static"]

@@ -1,0 +1,84 @@
+"""The body of a build process: one engine, then it ends. Imports neither torch nor the exporter."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qvae_trt import backends
+from qvae_trt.backends import BuildSpec, ShapeRange
+from qvae_trt.errors import QvaeError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SECONDS_BETWEEN = 0.1
+
+
+def serve(request: dict[str, Any]) -> None:
+    """Does what the request asks and writes events, one JSON object a line, to its descriptor."""
+    _die_with(request["parent"])
+    with os.fdopen(request["events"], "w", encoding="utf-8", buffering=1) as events:
+
+        def say(**event: object) -> None:
+            events.write(json.dumps(event) + "\n")
+
+        try:
+            outcome = backends.get(request["backend"]).build(
+                Path(request["onnx"]),
+                Path(request["out"]),
+                _spec(request["spec"]),
+                progress=_Throttle(say),
+            )
+        except QvaeError as error:
+            say(kind="error", type=type(error).__name__, what=error.what, fix=error.fix)
+        except MemoryError:
+            say(kind="error", type="BuildError", what="out of memory on the host", fix=None)
+        except BrokenPipeError:
+            sys.exit(1)  # the parent is gone
+        except Exception as error:  # noqa: BLE001  the boundary of this process
+            traceback.print_exc()
+            what = f"the build failed: {type(error).__name__}: {error}"
+            say(kind="error", type="BuildError", what=what, fix=None)
+        else:
+            say(kind="done", outcome=asdict(outcome))
+
+
+class _Throttle:
+    """Progress at most ten times a second: TensorRT reports thousands of steps."""
+
+    def __init__(self, say: Any) -> None:
+        self._say = say
+        self._last = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> bool:
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN or done == total:
+            self._last = now
+            self._say(kind="progress", stage=stage, done=done, total=total)
+        return True
+
+
+def _spec(held: dict[str, Any]) -> BuildSpec:
+    cache = held["timing_cache"]
+    ranges = tuple(
+        ShapeRange(tuple(r["min"]), tuple(r["opt"]), tuple(r["max"])) for r in held["ranges"]
+    )
+    return BuildSpec(
+        **{**held, "ranges": ranges, "timing_cache": None if cache is None else Path(cache)}
+    )
+
+
+def _die_with(parent: int) -> None:
+    """Ends this process when its parent ends, however that happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent decides
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        sys.exit(1)

@@ -1,0 +1,147 @@
+"""One build in a process of its own: started, listened to, and ended with its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from typing import IO, TYPE_CHECKING, Any
+
+from qvae_trt import errors
+from qvae_trt.backends import BuildOutcome, TensorSpec
+from qvae_trt.errors import BuildError, QvaeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qvae_trt.backends import BuildSpec, Progress
+
+# The parent's search path goes along as data, as it may hold what no environment variable can.
+_START = (
+    "import json, sys; request = json.loads(sys.stdin.readline()); "
+    "sys.path[:] = request['sys_path']; "
+    "from qvae_trt.build.child import serve; serve(request)"
+)
+_LAST_WORDS_BYTES = 2000
+
+
+def build_in_child(
+    backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
+) -> BuildOutcome:
+    """`Backend.build` in a new process, with the same results and errors.
+
+    Raises: whatever the backend raised; BuildError, naming the signal, if the process died.
+        KeyboardInterrupt if `progress` said stop. However this ends, the process is gone.
+    """
+    reading, writing = os.pipe()
+    with os.fdopen(reading, encoding="utf-8") as events, tempfile.TemporaryFile() as words:
+        try:
+            child = _start(writing, words)
+        finally:
+            os.close(writing)
+        try:
+            _ask(child, backend, onnx, out, spec, writing)
+            outcome = _listen(events, progress)
+            child.wait()
+        finally:
+            child.kill()  # nothing to lose: it writes to a staged file only
+            child.wait()
+        if outcome is not None:
+            return outcome
+        raise BuildError(
+            f"the build process {_how_it_died(child.returncode)}{_last_words(words)}",
+            fix="qvae doctor; if it happens again, try --level 2 or a smaller size",
+        )
+
+
+def _start(writing: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _START],
+        stdin=subprocess.PIPE,
+        stdout=words,
+        stderr=subprocess.STDOUT,
+        pass_fds=(writing,),
+    )
+
+
+def _ask(
+    child: subprocess.Popen[bytes],
+    backend: str,
+    onnx: Path,
+    out: Path,
+    spec: BuildSpec,
+    writing: int,
+) -> None:
+    request = {
+        "sys_path": [entry or os.getcwd() for entry in sys.path],  # noqa: PTH109
+        "parent": os.getpid(),
+        "events": writing,
+        "backend": backend,
+        "onnx": str(onnx),
+        "out": str(out),
+        "spec": asdict(spec),
+    }
+    if child.stdin is None:
+        raise BuildError("the build process takes no request")
+    try:
+        child.stdin.write(json.dumps(request, default=str).encode() + b"\n")
+        child.stdin.close()
+    except BrokenPipeError:
+        return  # it died at once: the caller finds no outcome and says how
+
+
+def _listen(events: IO[str], progress: Progress) -> BuildOutcome | None:
+    for line in events:
+        try:
+            event = json.loads(line)
+        except ValueError:  # cut short by the child's death
+            return None
+        if event["kind"] == "progress":
+            if not progress(event["stage"], event["done"], event["total"]):
+                raise KeyboardInterrupt
+        elif event["kind"] == "error":
+            raise _error(event)
+        else:
+            return _outcome(event)
+    return None
+
+
+def _error(event: dict[str, str | None]) -> QvaeError:
+    kind = getattr(errors, str(event["type"]), BuildError)
+    if not (isinstance(kind, type) and issubclass(kind, QvaeError)):
+        kind = BuildError
+    return kind(str(event["what"]), fix=event["fix"])
+
+
+def _outcome(event: dict[str, Any]) -> BuildOutcome:
+    held = event["outcome"]
+    source, result = (
+        TensorSpec(held[way]["name"], held[way]["dtype"], tuple(held[way]["shape"]))
+        for way in ("input", "output")
+    )
+    return BuildOutcome(
+        held["flags"], held["seconds"], source, result, warnings=tuple(held["warnings"])
+    )
+
+
+def _how_it_died(status: int) -> str:
+    if status >= 0:
+        return f"ended with exit code {status} and no engine"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = " (out of host memory?)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+def _last_words(words: IO[bytes]) -> str:
+    words.seek(0, os.SEEK_END)
+    words.seek(max(0, words.tell() - _LAST_WORDS_BYTES))
+    text = words.read().decode(errors="replace").strip()
+    lines = [line for line in text.splitlines() if line.strip()][-5:]
+    return f": {' | '.join(lines)}" if lines else ""

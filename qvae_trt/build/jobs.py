@@ -1,0 +1,148 @@
+"""What is to be built: jobs, and what became of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from qvae_trt.backends import ShapeRange
+from qvae_trt.errors import QvaeError, UsageError
+from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+Status = Literal["built", "kept", "failed", "planned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One engine to have: `profiles` in pixels, a single fixed one for a static engine."""
+
+    part: Part
+    mode: Mode
+    path: Path
+    profiles: tuple[Profile, ...]
+
+    @property
+    def resolution(self) -> Resolution | None:
+        """The one size of a static engine; None for one with profiles."""
+        return self.profiles[0].opt if self.mode == "static" else None
+
+    @property
+    def title(self) -> str:
+        """`decoder 1664x928`, `encoder, 9 profiles`."""
+        if self.mode == "static":
+            return f"{self.part} {self.resolution}"
+        return f"{self.part}, {len(self.profiles)} profiles"
+
+    def ranges(self, *, input_channels: int, z_dim: int) -> tuple[ShapeRange, ...]:
+        """The input shapes: (1, C, 1, H, W) pixels, or (1, z, 1, H/8, W/8) latents."""
+
+        def shape(size: Resolution) -> tuple[int, ...]:
+            if self.part == "encoder":
+                return (1, input_channels, 1, size.height, size.width)
+            return (1, z_dim, 1, *size.latent)
+
+        return tuple(ShapeRange(shape(p.min), shape(p.opt), shape(p.max)) for p in self.profiles)
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What became of a job.
+
+    Attributes:
+        status: `planned` is what a dry run says of an engine that would be built.
+        reason: why it was built (or kept, or would be built), or what failed.
+        seconds: export and build; for `planned`, what the engine that is there took, None if
+            unknown.
+        engine_bytes: of the engine file; for `planned`, of the one that is there, None if unknown.
+        warnings: what the user should hear although the job is done.
+        error: of a failed job.
+    """
+
+    job: Job
+    status: Status
+    reason: str
+    seconds: float | None = None
+    engine_bytes: int | None = None
+    warnings: tuple[str, ...] = ()
+    error: QvaeError | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "engine": str(self.job.path),
+            "part": self.job.part,
+            "mode": self.job.mode,
+            "profiles": [
+                {"min": str(p.min), "opt": str(p.opt), "max": str(p.max)} for p in self.job.profiles
+            ],
+            "status": self.status,
+            "reason": self.reason,
+            "seconds": self.seconds,
+            "bytes": self.engine_bytes,
+            "warnings": list(self.warnings),
+            "fix": self.error.fix if self.error is not None else None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something happened to a job.
+
+    Attributes:
+        kind: `start` (text: why it is built), `progress` (text: the stage; done of total),
+            `warning` (text), `end` (result; the only event of an engine that is kept).
+        index, count: the job's place among all jobs, from 0.
+    """
+
+    kind: Literal["start", "progress", "warning", "end"]
+    job: Job
+    index: int
+    count: int
+    text: str = ""
+    done: int = 0
+    total: int = 0
+    result: JobResult | None = None
+
+
+def plan_static(
+    engine_dir: Path,
+    sizes: Iterable[Resolution],
+    parts: Sequence[Part] = PARTS,
+    suffix: str = ".trt",
+) -> list[Job]:
+    """A job for each size and part; a size given twice counts once. UsageError if there is none."""
+    jobs = [
+        Job(part, "static", engine_path(engine_dir, part, "static", suffix, size), (fixed,))
+        for size, fixed in ((size, Profile.fixed(size)) for size in dict.fromkeys(sizes))
+        for part in dict.fromkeys(parts)
+    ]
+    return _some(jobs)
+
+
+def plan_profiles(
+    engine_dir: Path,
+    profiles: Sequence[Profile],
+    parts: Sequence[Part] = PARTS,
+    suffix: str = ".trt",
+) -> list[Job]:
+    """One job a part, each with all profiles. UsageError if there is none."""
+    if not profiles:
+        raise UsageError("no profiles given: expected at least one")
+    return _some(
+        [
+            Job(
+                part, "profiles", engine_path(engine_dir, part, "profiles", suffix), tuple(profiles)
+            )
+            for part in dict.fromkeys(parts)
+        ]
+    )
+
+
+def _some(jobs: list[Job]) -> list[Job]:
+    if not jobs:
+        raise UsageError("nothing to build: no size or no part given")
+    return jobs

@@ -1,0 +1,268 @@
+"""Building engines, job by job."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qvae_trt import backends, store
+from qvae_trt.backends import BuildSpec, Progress
+from qvae_trt.build.isolation import build_in_child
+from qvae_trt.build.jobs import Event, Job, JobResult
+from qvae_trt.build.workplace import workplace
+from qvae_trt.errors import BuildError, ForeignEngineError, QvaeError, StaleEngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from qvae_trt.backends import Backend, BuildOutcome
+    from qvae_trt.lowerings import Lowering
+    from qvae_trt.model import Model
+    from qvae_trt.profiles import Part, Precision
+
+_log = logging.getLogger(__name__)
+
+
+def build(
+    jobs: Sequence[Job],
+    *,
+    model: str,
+    backend: str = "auto",
+    precision: Precision = "fp16",
+    level: int | None = None,
+    timing_cache: Path | None = None,
+    workspace_bytes: int | None = None,
+    lowerings: Mapping[Part, Lowering] | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    command: str = "",
+    on_event: Callable[[Event], None] | None = None,
+    isolate: bool = True,
+) -> list[JobResult]:
+    """Builds what is missing or stale, keeps what is up to date.
+
+    Args:
+        jobs: from `plan_static` or `plan_profiles`, with the backend's suffix.
+        model: as `load_model` takes it.
+        backend: a name as `backends.get` takes it.
+        level: TensorRT's builder optimization level, 0 to 5; an engine that was built with another
+            one is stale. None: TensorRT's default, and any level is up to date.
+        timing_cache: a file whose name is made specific to GPU, version and precision.
+        lowerings: instead of the one that `choose_lowering` names.
+        force: build engines that are up to date, too.
+        dry_run: say what would be built and why; write nothing.
+        command: the command line, for the sidecars.
+        on_event: told of every step, in the calling thread except for the progress of a build
+            that is not isolated.
+        isolate: build TensorRT engines in processes of their own.
+
+    Returns: one result a job, in their order. Failed jobs carry their error.
+    Raises:
+        BackendError: the backend is absent, or cannot build here, or lacks the precision.
+        ModelError: the weights cannot be had.
+        KeyboardInterrupt: passed on, with child processes ended and nothing half written.
+    """
+    chosen = backends.get(backend)
+    chosen.supports(precision).require()
+    if not dry_run:
+        chosen.can_build().require()
+    for job in jobs:
+        if job.path.suffix != chosen.suffix:
+            raise ValueError(f"{job.path}: {chosen.name} makes engines named *{chosen.suffix}")
+    from qvae_trt.model import load_model
+
+    run = _Run(
+        backend=chosen,
+        model=load_model(model),
+        precision=precision,
+        level=level,
+        timing_cache=timing_cache,
+        workspace_bytes=workspace_bytes,
+        lowerings=lowerings or {},
+        force=force,
+        dry_run=dry_run,
+        command=command,
+        on_event=on_event or _silent,
+        isolate=isolate and chosen.name != "onnxruntime",
+    )
+    return [run.one(job, index, len(jobs)) for index, job in enumerate(jobs)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """The settings of one call of `build`."""
+
+    backend: Backend
+    model: Model
+    precision: Precision
+    level: int | None
+    timing_cache: Path | None
+    workspace_bytes: int | None
+    lowerings: Mapping[Part, Lowering]
+    force: bool
+    dry_run: bool
+    command: str
+    on_event: Callable[[Event], None]
+    isolate: bool
+
+    def one(self, job: Job, index: int, count: int) -> JobResult:
+        event = partial(Event, job=job, index=index, count=count)
+        try:
+            result = self._decide(job, event)
+        except QvaeError as error:
+            result = JobResult(job, "failed", error.what, error=error)
+        except MemoryError:
+            failure = BuildError(
+                f"{job.title}: out of memory on the host", fix="close other programs"
+            )
+            result = JobResult(job, "failed", failure.what, error=failure)
+        for text in result.warnings:
+            self.on_event(event(kind="warning", text=text))
+        self.on_event(event(kind="end", text=result.reason, result=result))
+        return result
+
+    def _decide(self, job: Job, event: Callable[..., Event]) -> JobResult:
+        def progress(stage: str, done: int, total: int) -> bool:
+            self.on_event(event(kind="progress", text=stage, done=done, total=total))
+            return True
+
+        expected = self._expected(job)
+        reason, held = self._why_build(job, expected)
+        if reason is None and not self.force:
+            return _kept(job, held, "up to date")
+        reason = reason or "up to date; built again because it was asked for"
+        if self.dry_run:
+            seconds = None if held is None else held.build_seconds
+            size = None if held is None else held.engine_bytes
+            return JobResult(job, "planned", reason, seconds, size)
+        waited: list[str] = []
+
+        def on_wait(holder: str) -> None:
+            waited.append(holder)
+            progress(f"waiting for {holder}", 0, 0)
+
+        with store.lock_engine(job.path, on_wait=on_wait):
+            if waited:
+                again, held = self._why_build(job, expected)
+                if again is None:
+                    return _kept(job, held, f"up to date: {waited[0]} built it meanwhile")
+            self.on_event(event(kind="start", text=reason))
+            return self._build(job, expected, reason, progress)
+
+    def _build(
+        self, job: Job, expected: Mapping[str, object], reason: str, progress: Progress
+    ) -> JobResult:
+        from qvae_trt.export import export_onnx
+
+        started = time.perf_counter()
+        with workplace() as folder, store.staged(job.path) as staged:
+            exported = export_onnx(
+                self.model,
+                job.part,
+                folder / f"{job.part}.onnx",
+                precision=self.precision,
+                resolution=job.resolution,
+                lowering=self._lowering(job.part),
+                progress=progress,
+            )
+            spec = BuildSpec(
+                input_name=exported.input.name,
+                ranges=job.ranges(input_channels=self.model.input_channels, z_dim=self.model.z_dim),
+                precision=self.precision,
+                level=self.level,
+                timing_cache=self.timing_cache,
+                workspace_bytes=self.workspace_bytes,
+            )
+            outcome = self._run_backend(exported.path, staged, spec, progress)
+            seconds = time.perf_counter() - started
+            key = store.EngineKey(**expected, onnx_sha256=exported.sha256)  # type: ignore[arg-type]
+            written = store.write_engine(
+                job.path,
+                store.Sidecar(
+                    key=key,
+                    input=outcome.input,
+                    output=outcome.output,
+                    build_flags=outcome.flags,
+                    command=self.command,
+                    build_seconds=round(seconds, 3),
+                ),
+                source=staged,
+            )
+        return JobResult(
+            job, "built", reason, seconds, written.engine_bytes, warnings=outcome.warnings
+        )
+
+    def _run_backend(
+        self, onnx: Path, out: Path, spec: BuildSpec, progress: Progress
+    ) -> BuildOutcome:
+        if self.isolate:
+            return build_in_child(self.backend.name, onnx, out, spec, progress=progress)
+        return self.backend.build(onnx, out, spec, progress=progress)
+
+    # --- what is there and what it should be ----------------------------------------------------
+
+    def _lowering(self, part: Part) -> Lowering:
+        from qvae_trt.lowerings import choose_lowering
+
+        named = self.lowerings.get(part)
+        return named or choose_lowering(self.backend.name, self.backend.version(), self.precision)
+
+    def _expected(self, job: Job) -> dict[str, object]:
+        """The engine's key but for the hash of its ONNX, which takes an export to know."""
+        from qvae_trt.export import recipe_sha256
+
+        return {
+            **self.backend.identity(),
+            "part": job.part,
+            "mode": job.mode,
+            "precision": self.precision,
+            "lowering": self._lowering(job.part).canonical(),
+            "profiles": job.profiles,
+            "weights_sha256": self.model.weights_sha256,
+            "recipe_sha256": recipe_sha256(),
+        }
+
+    def _why_build(
+        self, job: Job, expected: Mapping[str, object]
+    ) -> tuple[str | None, store.Sidecar | None]:
+        """Why the engine must be built, or None; and the sidecar of what is there, if any."""
+        try:
+            held = store.check_engine(job.path, expected=expected)
+        except QvaeError as error:
+            if not job.path.exists() and not job.path.is_symlink():
+                return "not built yet", None
+            return _one_line(error), _sidecar_or_none(job.path)
+        built = held.build_flags.get("level")
+        if self.level is not None and built is not None and built != str(self.level):
+            return f"built with another level: found {built}, expected {self.level}", held
+        return None, held
+
+
+def _kept(job: Job, held: store.Sidecar | None, reason: str) -> JobResult:
+    return JobResult(job, "kept", reason, 0.0, None if held is None else held.engine_bytes)
+
+
+def _one_line(error: QvaeError) -> str:
+    if isinstance(error, ForeignEngineError):
+        return "an engine without a sidecar: nothing says what it is"
+    if isinstance(
+        error, StaleEngineError
+    ):  # one line a difference, below a line that names the file
+        return "; ".join(line.strip() for line in error.what.splitlines()[1:]) or error.what
+    return error.what
+
+
+def _sidecar_or_none(path: Path) -> store.Sidecar | None:
+    try:
+        return store.read_sidecar(path)
+    except QvaeError as error:
+        _log.debug("%s", error)
+        return None
+
+
+def _silent(event: Event) -> None:
+    """Nobody wants to hear."""
