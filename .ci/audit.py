@@ -1,6 +1,6 @@
-"""Known vulnerabilities in the installed packages, by pip-audit; a missing answer is never taken for a clean one.
+"""Known vulnerabilities in the installed packages, by pip-audit. No answer is not a clean bill.
 
-Exit codes: 0 asked, none known; 1 asked, some known; 2 no advisory service answered, so nothing is known.
+Exit codes: 0 asked, none known; 1 asked, some known; 2 no advisory service answered.
 """
 
 from __future__ import annotations

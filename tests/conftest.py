@@ -1,4 +1,4 @@
-"""What all tests share: no hub, no reuse of the user's settings, and GPU tests that say why they are skipped."""
+"""What all tests share: no hub, one thread, and GPU tests that say why they are skipped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def gpu_missing() -> str | None:
-    """Why no NVIDIA GPU can be used here, or None. Asks the driver: a CPU build of torch sees none."""
+    """Why no NVIDIA GPU can be used here, or None. The driver is asked: torch may lack CUDA."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

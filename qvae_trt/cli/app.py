@@ -1,0 +1,82 @@
+"""`qvae`: the commands, under their names."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from qvae_trt import __version__
+from qvae_trt.cli import boundary, output
+from qvae_trt.cli.commands import bench, build, doctor, export, inspect, pictures, profiles, report
+from qvae_trt.cli.commands import verify as verifying
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class _Command(TyperCommand):
+    """A command whose libraries cannot print into its results."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with output.results_only():
+            return super().invoke(ctx)
+
+
+class _Group(TyperGroup):
+    """A command with commands of its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with output.results_only():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    name="qvae",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+sizes = typer.Typer(cls=_Group, rich_markup_mode=None)
+
+app.command("export", cls=_Command)(export.export)
+app.command("build", cls=_Command)(build.build)
+app.command("verify", cls=_Command)(verifying.verify)
+app.command("bench", cls=_Command)(bench.bench)
+app.command("report", cls=_Command)(report.report)
+app.command("encode", cls=_Command)(pictures.encode)
+app.command("decode", cls=_Command)(pictures.decode)
+app.command("roundtrip", cls=_Command)(pictures.roundtrip)
+sizes.callback(invoke_without_command=True)(profiles.profiles)
+sizes.command("list")(profiles.list_)
+sizes.command("match")(profiles.match)
+app.add_typer(sizes, name="profiles")
+app.command("inspect", cls=_Command)(inspect.inspect)
+app.command("doctor", cls=_Command)(doctor.doctor)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qvae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def qvae(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """TensorRT engines of the Qwen-Image VAE: export, build, prove, measure, use."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    output.settings.as_json = output.settings.verbose = False
+    with output.streams():
+        return boundary.run(lambda: app(arguments, prog_name="qvae", standalone_mode=False))

@@ -1,0 +1,107 @@
+"""`qvae bench`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from qvae_trt.cli import output
+from qvae_trt.cli.drawing import stacked
+from qvae_trt.cli.events import steps
+from qvae_trt.cli.options import (
+    ENGINE_DIR,
+    MODEL,
+    BackendOption,
+    EngineDirOption,
+    JsonOption,
+    ModelOption,
+    PartOption,
+    ResolutionsOption,
+    VerboseOption,
+    need,
+    parse_parts,
+    parse_resolutions,
+)
+
+
+def bench(
+    resolution: ResolutionsOption = None,
+    model: ModelOption = MODEL,
+    backend: BackendOption = "auto",
+    engine_dir: EngineDirOption = ENGINE_DIR,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="NAME",
+            help="pytorch, folded or compiled; may be given again. [default: all]",
+        ),
+    ] = None,
+    part: PartOption = "both",
+    device: Annotated[
+        Literal["cuda", "cpu"] | None,
+        typer.Option("--device", help="[default: the GPU, if there is one]"),
+    ] = None,
+    service: Annotated[
+        bool,
+        typer.Option(
+            "--service", help="What a server sees too: latents to PIL, first use, switching sizes."
+        ),
+    ] = False,
+    budget: Annotated[
+        float,
+        typer.Option(
+            "--budget", metavar="SECONDS", help="How long to measure one path at one size."
+        ),
+    ] = 1.0,
+    out: Annotated[
+        Path, typer.Option("--out", help="The folder for latency.md, .json, .csv and .svg.")
+    ] = Path("out/bench"),
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="OLD.json", help="Exit 1 where a latency got worse."),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option("--margin", help="How much worse --compare lets pass; 0.05 is 5 %.")
+    ] = 0.05,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Measure PyTorch against the engines."""
+    sizes = parse_resolutions(resolution)
+    need(bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024")
+
+    from qvae_trt import bench as measuring
+    from qvae_trt import report
+
+    old = None if compare is None else measuring.load(compare)
+    with steps("bench") as step:
+        result = measuring.bench(
+            sizes,
+            model=model,
+            engine_dir=engine_dir,
+            baselines=tuple(baseline or measuring.BASELINES),
+            backend=backend,
+            parts=parse_parts(part),
+            service=service,
+            device=device,
+            limits=measuring.Limits(budget_s=budget),
+            out=out,
+            command=shlex.join(["qvae", *sys.argv[1:]]),
+            on_event=lambda event: step(event.text, event.done, event.total),
+        )
+    written = report.write_tables(result, out)
+    data: dict[str, object] = result.to_dict()
+    if old is None:
+        output.emit(data, lambda: report.screen(result))
+    else:
+        found = measuring.compare(old, result, margin)
+        data["comparison"] = found.to_dict()
+        output.emit(data, lambda: stacked(report.screen(result), report.comparison_table(found)))
+    for path in written:
+        output.tell(f"wrote {path}")
+    return 0 if old is None or found.ok else 1

@@ -1,0 +1,76 @@
+"""`qvae encode`, `qvae decode`, `qvae roundtrip`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvae_trt.cli.options import (
+    ENGINE_DIR,
+    MODEL,
+    BackendOption,
+    EngineDirOption,
+    JsonOption,
+    ModelOption,
+    VerboseOption,
+)
+
+ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG or JPEG of any size.")]
+ImageOption = Annotated[Path, typer.Option("--out", help="The picture to write.")]
+
+
+def encode(
+    image: ImageArgument,
+    out: Annotated[Path, typer.Option("--out", help="The latents to write, a .safetensors file.")],
+    model: ModelOption = MODEL,
+    backend: BackendOption = "auto",
+    engine_dir: EngineDirOption = ENGINE_DIR,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Encode a picture to latents."""
+    from qvae_trt import pictures
+
+    done = pictures.encode(image, out, model=model, backend=backend, engine_dir=engine_dir)
+    _show(done)
+
+
+def decode(
+    latents: Annotated[
+        Path, typer.Argument(metavar="LATENTS", help="A file that qvae encode wrote.")
+    ],
+    out: ImageOption,
+    model: ModelOption = MODEL,
+    backend: BackendOption = "auto",
+    engine_dir: EngineDirOption = ENGINE_DIR,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Decode latents to a picture."""
+    from qvae_trt import pictures
+
+    done = pictures.decode(latents, out, model=model, backend=backend, engine_dir=engine_dir)
+    _show(done)
+
+
+def roundtrip(
+    image: ImageArgument,
+    out: ImageOption,
+    model: ModelOption = MODEL,
+    backend: BackendOption = "auto",
+    engine_dir: EngineDirOption = ENGINE_DIR,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Put the picture to the left of its round trip.")
+    ] = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Encode a picture and decode it again."""
+    from qvae_trt import pictures
+
+    done = pictures.roundtrip(
+        image, out, model=model, backend=backend, engine_dir=engine_dir, side_by_side=side_by_side
+    )
+    _show(done)

@@ -1,0 +1,155 @@
+"""`qvae profiles [list|match WxH]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvae_trt.cli import output
+from qvae_trt.cli.drawing import table
+from qvae_trt.cli.options import ENGINE_DIR, BackendOption, JsonOption, VerboseOption, need
+from qvae_trt.errors import EngineError
+from qvae_trt.profiles import (
+    PARTS,
+    Part,
+    Resolution,
+    choose,
+    engine_path,
+    load_profiles,
+    load_static_sizes,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from qvae_trt.profiles import Choice
+
+ProfilesFile = Annotated[
+    Path | None, typer.Option("--profiles", help="A TOML file of profiles. [default: the nine]")
+]
+
+
+def profiles(
+    ctx: typer.Context, as_json: JsonOption = False, verbose: VerboseOption = False
+) -> None:
+    """The sizes; which engine one of them gets."""
+    if ctx.invoked_subcommand is None:
+        list_()
+
+
+def list_(
+    profiles_file: ProfilesFile = None, as_json: JsonOption = False, verbose: VerboseOption = False
+) -> None:
+    """The static sizes and the profiles, in the engine's order."""
+    sizes = load_static_sizes()
+    ranges = load_profiles(profiles_file)
+    data = {
+        "static": [{"aspect": aspect, "size": str(size)} for aspect, size in sizes.items()],
+        "profiles": [
+            {"index": index, "min": str(p.min), "opt": str(p.opt), "max": str(p.max)}
+            for index, p in enumerate(ranges)
+        ],
+    }
+
+    def draw() -> RenderableType:
+        from rich.console import Group
+
+        return Group(
+            table(
+                ("aspect", "size"),
+                [(aspect, str(size)) for aspect, size in sizes.items()],
+                title="static: one engine pair each",
+            ),
+            "",
+            table(
+                ("profile", "min", "opt", "max"),
+                [(str(i), str(p.min), str(p.opt), str(p.max)) for i, p in enumerate(ranges)],
+                title="profiles: one engine pair for all of them",
+            ),
+        )
+
+    output.emit(data, draw)
+
+
+def match(
+    size: Annotated[str, typer.Argument(metavar="WxH", help="A size, as 1600x1200.")],
+    engine_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--engine-dir",
+            help="Match against the engines here. [default: engines/, else as if all were built]",
+        ),
+    ] = None,
+    profiles_file: ProfilesFile = None,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Which engine a size gets, and why the others not."""
+    resolution = Resolution.parse(size)
+    folder = engine_dir or (ENGINE_DIR if ENGINE_DIR.is_dir() else None)
+    need(
+        folder is None or profiles_file is None,
+        "--profiles was given with a folder of engines, which have profiles of their own",
+        fix="leave --profiles out",
+    )
+    if folder is None:
+        choices: dict[Part, Choice] = dict.fromkeys(PARTS, _as_if_built(resolution, profiles_file))
+    else:
+        choices = _from_folder(resolution, folder, backend)
+    where = "as if every engine were built" if folder is None else f"with the engines in {folder}"
+    # One list where both halves of the VAE get the same, which is the rule.
+    shown: dict[str, Choice] = (
+        {"": choices["decoder"]} if choices["encoder"] == choices["decoder"] else dict(choices)
+    )
+    output.emit(
+        {
+            "size": str(resolution),
+            "engine_dir": None if folder is None else str(folder),
+            **{part: _plain(choice) for part, choice in choices.items()},
+        },
+        lambda: table(
+            ("", "", "engine", "why"),
+            [
+                (part, "ok" if c.accepted else "", c.name, c.reason)
+                for part, choice in shown.items()
+                for c in choice.candidates
+            ],
+            title=f"{resolution}, {where}",
+        ),
+    )
+
+
+def _as_if_built(size: Resolution, profiles_file: Path | None) -> Choice:
+    sizes = load_static_sizes().values()
+    built = {r: engine_path(ENGINE_DIR, "decoder", "static", "", r) for r in sizes}
+    return choose(size, static=built, profiles=load_profiles(profiles_file))
+
+
+def _from_folder(size: Resolution, folder: Path, backend: str) -> dict[Part, Choice]:
+    if not folder.is_dir():
+        raise EngineError(f"{folder}: no such folder", fix=f"qvae build --engine-dir {folder}")
+
+    from qvae_trt.runtime.selection import Engines, roots
+
+    engines = Engines(roots(folder), backend=backend, weights_sha256="")
+    return {part: engines.choice(part, size) for part in PARTS}
+
+
+def _plain(choice: Choice) -> dict[str, object]:
+    return {
+        "engine": choice.engine,
+        "profile_index": choice.profile_index,
+        "path": None if choice.path is None else str(choice.path),
+        "candidates": [
+            {
+                "name": c.name,
+                "accepted": c.accepted,
+                "reason": c.reason,
+                "profile_index": c.profile_index,
+            }
+            for c in choice.candidates
+        ],
+    }

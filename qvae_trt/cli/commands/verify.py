@@ -1,0 +1,58 @@
+"""`qvae verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvae_trt.cli import output
+from qvae_trt.cli.drawing import table
+from qvae_trt.cli.events import steps
+from qvae_trt.cli.options import (
+    ENGINE_DIR,
+    MODEL,
+    BackendOption,
+    EngineDirOption,
+    JsonOption,
+    ModelOption,
+    ResolutionsOption,
+    VerboseOption,
+    parse_resolutions,
+)
+
+
+def verify(
+    resolution: ResolutionsOption = None,
+    model: ModelOption = MODEL,
+    backend: BackendOption = "auto",
+    engine_dir: EngineDirOption = ENGINE_DIR,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write parity.md and parity.json here too."),
+    ] = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Prove the engines equal to PyTorch fp32.
+
+    Every engine that can run here is compared; exit 1 where a bound is broken.
+    """
+    sizes = parse_resolutions(resolution)
+
+    from qvae_trt.verify import verify as run
+
+    with steps("verify") as step:
+        report = run(
+            engine_dir,
+            model=model,
+            resolutions=sizes,
+            backend=backend,
+            on_event=lambda e: step(f"{e.engine} {e.resolution} {e.input}", e.done, e.total),
+        )
+    if out is not None:
+        report.write_markdown(out / "parity.md")
+        output.save_json(out / "parity.json", report.to_dict())
+    output.emit(report.to_dict(), lambda: table(*report.table(), title=report.summary))
+    report.require()

@@ -1,0 +1,70 @@
+"""Options that several commands take, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from qvae_trt.cli.output import set_json, set_verbose
+from qvae_trt.errors import UsageError
+from qvae_trt.profiles import PARTS, Part, Resolution
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MODEL = "Qwen/Qwen-Image"
+ENGINE_DIR = Path("engines")
+
+PartChoice = Literal["encoder", "decoder", "both"]
+BackendChoice = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="A hub id, a local folder, a .safetensors file, bundled:tiny (offline) or "
+        "random:full (for speed alone).",
+    ),
+]
+BackendOption = Annotated[
+    BackendChoice,
+    typer.Option(
+        "--backend", help="auto: tensorrt where it imports and a GPU answers, else onnxruntime."
+    ),
+]
+EngineDirOption = Annotated[Path, typer.Option("--engine-dir", help="Where the engines are.")]
+PartOption = Annotated[PartChoice, typer.Option("--part", help="Which half of the VAE.")]
+PrecisionOption = Annotated[
+    Literal["fp16", "bf16", "fp32"],
+    typer.Option("--precision", help="Of weights, inputs and outputs."),
+]
+ResolutionsOption = Annotated[
+    list[str] | None,
+    typer.Option("--resolution", metavar="WxH", help="A size, as 1664x928; may be given again."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", callback=set_json, help="Print the result as JSON.")
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", callback=set_verbose, is_eager=True, help="Tell more; show tracebacks."
+    ),
+]
+
+
+def parse_resolutions(texts: Sequence[str] | None) -> tuple[Resolution, ...]:
+    """`["1664x928", …]` in order, each once."""
+    return tuple(dict.fromkeys(Resolution.parse(text) for text in texts or ()))
+
+
+def parse_parts(part: PartChoice) -> tuple[Part, ...]:
+    return PARTS if part == "both" else (part,)
+
+
+def need(condition: bool, what: str, *, fix: str | None = None) -> None:
+    """UsageError unless the options fit together."""
+    if not condition:
+        raise UsageError(what, fix=fix)

@@ -1,0 +1,188 @@
+"""Where words go: results to stdout, everything else to stderr.
+
+A command calls `emit` once with its result as plain data and a way to draw it; `--json` decides
+which of the two is printed. `tell` and `progress` write to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import sys
+from typing import IO, TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from rich.console import RenderableType
+    from rich.progress import Progress
+
+# Rich folds tables at 80 columns where it knows no width; a pipe or a file has none.
+_PIPE_WIDTH = 200
+
+
+class _Settings:
+    """What `--json` and `--verbose` of the running command said."""
+
+    as_json: bool = False
+    verbose: bool = False
+    results: IO[str] | None = None
+
+
+settings = _Settings()
+
+
+def set_json(value: bool) -> bool:
+    settings.as_json = settings.as_json or value
+    return value
+
+
+def set_verbose(value: bool) -> bool:
+    settings.verbose = settings.verbose or value
+    return value
+
+
+@contextlib.contextmanager
+def streams() -> Iterator[None]:
+    """Keep stdout for results, from here to the end of the process's command.
+
+    TensorRT and ONNX Runtime print to file descriptor 1 from C++, past Python: the descriptor is
+    led to stderr, and `sys.stdout` writes to a copy of the old one. Does nothing where `sys.stdout`
+    is not the process's own (tests).
+    """
+    if not _is_own_stdout():
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    before = sys.stdout
+    sys.stdout = _Results(
+        os.fdopen(kept, "wb", closefd=False),
+        encoding=before.encoding,
+        errors="replace",
+        line_buffering=True,
+    )
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        sys.stdout = before
+
+
+class _Results(io.TextIOWrapper):
+    """Stdout whose reader may leave (`qvae … | head`): the command goes on to its own exit code."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            mute(self)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            mute(self)
+
+
+def _is_own_stdout() -> bool:
+    try:
+        os.fstat(2)
+        return sys.stdout is sys.__stdout__ and sys.stdout.fileno() == 1
+    except (AttributeError, OSError, ValueError):  # closed, or no file at all
+        return False
+
+
+@contextlib.contextmanager
+def results_only() -> Iterator[None]:
+    """While a command runs, `print` in any library goes to stderr; `emit` still reaches stdout."""
+    settings.results = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        settings.results = None
+
+
+def emit(data: Mapping[str, object], draw: Callable[[], RenderableType]) -> None:
+    """Print a result: `data` as JSON with `--json`, else what `draw` returns."""
+    stream = settings.results or sys.stdout
+    if settings.as_json:
+        stream.write(_to_json(data))
+    else:
+        console(stream).print(draw())
+    stream.flush()
+
+
+def save_json(path: Path, data: Mapping[str, object]) -> None:
+    """Write a result as a file, whole or not at all. Raises StoreError."""
+    from qvae_trt.store import replace_file
+
+    with replace_file(path) as temporary:
+        temporary.write_text(_to_json(data), encoding="utf-8")
+
+
+def mute(stream: IO[str]) -> None:
+    """Lead a stream whose reader is gone to the null device: the last flush is then quiet."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def console(stream: IO[str] | None = None) -> Console:
+    """A console on `stream`; without one on stderr."""
+    file = sys.stderr if stream is None else stream
+    terminal = file.isatty()
+    wide = None if terminal or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(file=file, width=wide, highlight=False, soft_wrap=False, emoji=False)
+
+
+def tell(text: str, *, style: str | None = None) -> None:
+    """A line for the person, on stderr. No markup: paths have brackets."""
+    with contextlib.suppress(BrokenPipeError):
+        console().print(text, style=style, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress | None]:
+    """Progress bars on stderr where it is a terminal, else None."""
+    if not sys.stderr.isatty() or settings.as_json:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console(), transient=True) as bars:
+        yield bars
+
+
+def _to_json(data: Mapping[str, object]) -> str:
+    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    return str(value)

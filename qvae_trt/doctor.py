@@ -1,0 +1,227 @@
+"""What this machine can do: each thing checked, its state, and the command that mends it.
+
+Nothing is asked of the network: the hub is judged by what its cache holds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Literal
+
+from qvae_trt import __version__, backends
+from qvae_trt.backends import devices
+from qvae_trt.errors import QvaeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from qvae_trt.backends import Verdict
+
+Status = Literal["ok", "warn", "fail"]
+
+_HUB_MODEL = "Qwen/Qwen-Image"
+# Seven static pairs and the profiles pair of the full VAE (127 million parameters, fp16) are eight times
+# 254 MB of weights; TensorRT keeps some of them twice, and a timing cache is small.
+_ENGINES_BYTES = 8 * 2**30
+_SMALLEST_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at. `fix` is a command or a change, where one helps."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All checks, in reading order."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing failed; warnings are allowed."""
+        return all(check.status != "fail" for check in self.checks)
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "qvae": __version__,
+            "ok": self.ok,
+            "checks": [
+                {"name": c.name, "status": c.status, "detail": c.detail, "fix": c.fix}
+                for c in self.checks
+            ],
+        }
+
+
+def diagnose(engine_dir: Path) -> Diagnosis:
+    """Look at everything; takes seconds, since torch is imported."""
+    found = [_python(), _gpu(), *_backends(), _auto()]
+    found += [_torch(), _package("diffusers"), _package("onnx"), _package("polygraphy")]
+    found += [_disk(engine_dir), _hub()]
+    return Diagnosis(tuple(found))
+
+
+def _python() -> Check:
+    place = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    status: Status = "ok" if sys.platform == "linux" and platform.machine() == "x86_64" else "warn"
+    fix = (
+        None
+        if status == "ok"
+        else "TensorRT's wheels are for x86-64 Linux; elsewhere use onnxruntime"
+    )
+    return Check("python", status, f"{place}, qvae {__version__}", fix)
+
+
+def _gpu() -> Check:
+    gpus = devices.gpus()
+    if not gpus:
+        fix = "install NVIDIA's driver until nvidia-smi answers; without one the CPU is used"
+        return Check("gpu", "warn", devices.absence(), fix)
+    words = []
+    for gpu in gpus:
+        memory = "" if gpu.total_bytes is None else f", {gpu.total_bytes / 2**30:.0f} GiB"
+        words.append(f"{gpu.name} (compute capability {gpu.compute_capability}{memory})")
+    return Check("gpu", "ok", f"{'; '.join(words)}; driver {gpus[0].driver or 'unknown'}")
+
+
+def _backends() -> Iterator[Check]:
+    for name in backends.NAMES:
+        try:
+            backend = backends.get(name)
+            version, build, run = backend.version(), backend.can_build(), backend.can_run()
+        except QvaeError as error:
+            # onnxruntime is what is left where no TensorRT is.
+            yield Check(name, "fail" if name == "onnxruntime" else "warn", error.what, error.fix)
+            continue
+        able = build.ok and run.ok
+        detail = f"{version}; builds: {_verdict(build)}; runs: {_verdict(run)}"
+        yield Check(name, "ok" if able else "warn", detail, build.fix or run.fix)
+    yield from _onnxruntime_twice()
+
+
+def _verdict(verdict: Verdict) -> str:
+    return "yes" if verdict.ok else f"no, {verdict.reason}"
+
+
+def _onnxruntime_twice() -> Iterator[Check]:
+    """Both wheels own the folder `onnxruntime/`; the one installed last has its libraries there."""
+    if {"onnxruntime", "onnxruntime-gpu"} <= _installed("onnxruntime", "onnxruntime-gpu"):
+        yield Check(
+            "onnxruntime-gpu",
+            "warn",
+            "onnxruntime and onnxruntime-gpu are both installed, in one folder",
+            "pip uninstall -y onnxruntime && "
+            "pip install --force-reinstall --no-deps onnxruntime-gpu",
+        )
+
+
+def _installed(*names: str) -> set[str]:
+    found = set()
+    for name in names:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found.add(name)
+    return found
+
+
+def _auto() -> Check:
+    name = backends.resolve("auto")
+    if name == "onnxruntime" and devices.gpus():
+        return Check(
+            "--backend auto",
+            "warn",
+            "onnxruntime, although there is a GPU",
+            "pip install 'qvae-trt[gpu]'",
+        )
+    return Check("--backend auto", "ok", name)
+
+
+def _torch() -> Check:
+    found = _package("torch")
+    if found.status == "fail":
+        return found
+    torch = importlib.import_module("torch")
+    cuda = torch.version.cuda
+    if cuda is not None and torch.cuda.is_available():
+        return Check("torch", "ok", f"{torch.__version__}, CUDA {cuda}")
+    if not devices.gpus():
+        return Check("torch", "ok", f"{torch.__version__}, on the CPU")
+    if cuda is None:
+        return Check(
+            "torch",
+            "warn",
+            f"{torch.__version__} has no CUDA",
+            "pip install --force-reinstall torch",
+        )
+    fix = f"install a driver that knows CUDA {cuda}, or a torch of an older CUDA"
+    return Check("torch", "warn", f"{torch.__version__} cannot use the GPU", fix)
+
+
+def _package(name: str) -> Check:
+    try:
+        importlib.import_module(name)
+        return Check(name, "ok", metadata.version(name))
+    except (ImportError, OSError, metadata.PackageNotFoundError) as error:
+        # OSError: a shared library that does not load.
+        return Check(
+            name, "fail", f"does not import: {error}", f"pip install --force-reinstall {name}"
+        )
+
+
+def _disk(engine_dir: Path) -> Check:
+    folder = engine_dir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        return Check(
+            "disk", "fail", f"{folder} is a file, expected a folder", "name another --engine-dir"
+        )
+    if not os.access(folder, os.W_OK):
+        return Check(
+            "disk", "fail", f"{folder}: no permission to write", "name another --engine-dir"
+        )
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 2**30:.1f} GiB free in {folder}"
+    if free < _SMALLEST_BYTES:
+        return Check("disk", "fail", detail, "free some space, or name another --engine-dir")
+    if free < _ENGINES_BYTES:
+        return Check(
+            "disk", "warn", f"{detail}; all engines of the full VAE may need 8", "free some space"
+        )
+    return Check("disk", "ok", detail)
+
+
+def _hub() -> Check:
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        return Check(
+            "model",
+            "fail",
+            f"huggingface_hub does not import: {error}",
+            "pip install huggingface_hub",
+        )
+    cached = hub.try_to_load_from_cache(_HUB_MODEL, "vae/diffusion_pytorch_model.safetensors")
+    if isinstance(cached, str):
+        return Check("model", "ok", f"{_HUB_MODEL}: in the hub's cache")
+    offline = " and HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else ""
+    return Check(
+        "model",
+        "warn",
+        f"{_HUB_MODEL}: not in the hub's cache{offline} (the hub was not asked)",
+        f"hf download {_HUB_MODEL} --include 'vae/*'; offline: --model bundled:tiny",
+    )

@@ -1,0 +1,175 @@
+"""Exit codes, streams and signals: what every command does alike."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import typer
+
+from qvae_trt import errors
+from qvae_trt.cli import boundary, output
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings() -> None:
+    output.settings.as_json = output.settings.verbose = False
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def command() -> object:
+        raise error
+
+    return command
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called as torch's is."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (errors.QvaeError("it broke", fix="mend it"), 1, "error: it broke\nmend it\n"),
+        (errors.ParityError("a bound"), 1, "error: a bound\n"),
+        (errors.UsageError("wrong"), 2, "error: wrong\n"),
+        (errors.ResolutionError("no size"), 2, "error: no size\n"),
+        (typer.BadParameter("five"), 2, "error: Invalid value: five\nsee: qvae --help\n"),
+        (typer.Exit(1), 1, ""),
+        (typer.Abort(), 130, "interrupted\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory on the GPU\n"),
+        (MemoryError(), 1, "error: out of memory on the host\n"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "engines/x"),
+            1,
+            "error: engines/x: No space left on device\nfree some space, or name another folder\n",
+        ),
+        (BrokenPipeError(), 0, ""),
+    ],
+)
+def test_exit_code_and_words(
+    error: BaseException, code: int, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert boundary.run(raising(error)) == code
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(words)
+    assert "Traceback" not in shown.err
+
+
+def test_a_command_may_return_its_exit_code() -> None:
+    assert boundary.run(lambda: 1) == 1
+    assert boundary.run(lambda: None) == 0
+
+
+def test_a_bug_is_3_and_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert boundary.run(raising(ZeroDivisionError("oh"))) == 3
+    shown = capsys.readouterr().err
+    assert "ZeroDivisionError: oh" in shown
+    assert "--verbose" in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("oh"), errors.QvaeError("expected")])
+def test_verbose_shows_where(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    output.set_verbose(True)
+    boundary.run(raising(error))
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_emit_prints_json_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    output.set_json(True)
+    output.emit({"a": math.nan, "b": [math.inf, 1], "c": {"é": None}}, lambda: "drawn")
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1], "c": {"é": None}}
+
+
+def test_emit_draws(capsys: pytest.CaptureFixture[str]) -> None:
+    output.emit({"a": 1}, lambda: "drawn")
+    assert capsys.readouterr().out == "drawn\n"
+
+
+def test_prints_of_libraries_stay_out_of_results(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.results_only():
+        print("a library says")
+        output.emit({}, lambda: "result")
+    shown = capsys.readouterr()
+    assert shown.out == "result\n"
+    assert shown.err == "a library says\n"
+
+
+def python(code: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_native_prints_stay_out_of_results() -> None:
+    code = """
+import os
+from qvae_trt.cli import output
+with output.streams(), output.results_only():
+    os.write(1, b"TensorRT says\\n")
+    output.emit({}, lambda: "result")
+os.write(1, b"after\\n")
+"""
+    out, err = python(code).communicate(timeout=60)
+    assert out == "result\nafter\n"
+    assert err == "TensorRT says\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_unwind(number: signal.Signals) -> None:
+    code = """
+import sys, time
+from qvae_trt.cli import boundary
+def command():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned", flush=True)
+sys.exit(boundary.run(command))
+"""
+    process = python(code)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == "cleaned\n"
+    assert err == "interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [["profiles"], ["profiles", "--json"], ["--help"]])
+def test_a_reader_that_leaves_is_no_failure(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ran = subprocess.run(
+        [sys.executable, "-m", "qvae_trt", *arguments],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert ran.stderr == ""
+    assert ran.returncode == 0
+
+
+def test_closed_streams_do_no_harm() -> None:
+    ran = subprocess.run(
+        f"{sys.executable} -m qvae_trt profiles >&- 2>&-", shell=True, check=False  # noqa: S602
+    )
+    assert ran.returncode in {0, 1}
