@@ -44,14 +44,18 @@ class RmsNorm(nn.Module):
             channels = self.gamma.numel()
             # A power of two is exact in fp16, and keeps the sum of C squares near their mean.
             self.weight_of_square = 2.0 ** -math.ceil(math.log2(channels))
-            self.ones = nn.Parameter(torch.full((1, channels, 1, 1), self.weight_of_square), requires_grad=False)
+            self.ones = nn.Parameter(
+                torch.full((1, channels, 1, 1), self.weight_of_square), requires_grad=False
+            )
 
     def prescale_for(self, rms: float) -> None:
         """Choose the power of two that brings activations of this root mean square near 2.
 
         Squares in fp16 then overflow only 100 times above and lose bits only 500 times below what was seen.
         """
-        self.prescale = 2.0 ** round(math.log2(_TARGET_RMS / rms)) if math.isfinite(rms) and rms > 0 else 1.0
+        self.prescale = (
+            2.0 ** round(math.log2(_TARGET_RMS / rms)) if math.isfinite(rms) and rms > 0 else 1.0
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = getattr(self, f"_{self.form}")(x)
@@ -64,8 +68,10 @@ class RmsNorm(nn.Module):
 
     def _fp32(self, x: Tensor) -> Tensor:
         wide = x.float()
-        mean_square = (wide * wide).mean(1, keepdim=True)
-        y = wide * torch.rsqrt(mean_square + 1e-24) * self.gamma.float().reshape(1, -1, 1, 1)
+        # A sum, not a mean: TensorRT 8.6 reads ReduceSum's axes, not those of ReduceMean from opset 18.
+        sum_of_squares = (wide * wide).sum(1, keepdim=True)
+        gain = self.gamma.float() * math.sqrt(self.gamma.numel())
+        y = wide * torch.rsqrt(sum_of_squares + 1e-24) * gain.reshape(1, -1, 1, 1)
         return y.to(x.dtype)
 
     def _conv(self, x: Tensor) -> Tensor:
@@ -110,7 +116,9 @@ class Attention(nn.Module):
         if lowering.attention_chunks != FUSED:
             weights[0] /= math.sqrt(channels)
             biases[0] /= math.sqrt(channels)
-        self.query, self.key, self.value = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
+        self.query, self.key, self.value = (
+            _linear(w, b) for w, b in zip(weights, biases, strict=True)
+        )
         self.proj = _linear(_tensor(block, "proj.weight").flatten(1), _tensor(block, "proj.bias"))
         self.chunks = lowering.attention_chunks
 
@@ -119,7 +127,9 @@ class Attention(nn.Module):
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
         if self.chunks == FUSED:
-            mixed = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
+            mixed = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[
+                :, 0
+            ]
         else:
             mixed = attend_in_chunks(query, key, value, self.chunks)
         y = self.proj(mixed).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
@@ -160,8 +170,8 @@ def _align_tokens(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | 
     if padding == 0:
         return key, value, None
     blank = key.new_zeros(batch, padding, channels)
-    mask = key.new_zeros(1, 1, tokens + padding)
-    mask[..., tokens:] = torch.finfo(torch.float16).min
+    hidden = key.new_full((1, 1, padding), torch.finfo(torch.float16).min)
+    mask = torch.cat([key.new_zeros(1, 1, tokens), hidden], dim=2)
     return torch.cat([key, blank], dim=1), torch.cat([value, blank], dim=1), mask
 
 
@@ -209,7 +219,9 @@ def _phases(weight: Tensor) -> Tensor:
     """(O, I, 3, 3) on the doubled grid → (4 * O, I, 3, 3) on the original one, in pixel_shuffle's channel order."""
     zero = torch.zeros_like(weight[:, :, 0])
 
-    def split(axis_taps: tuple[Tensor, ...], blank: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def split(
+        axis_taps: tuple[Tensor, ...], blank: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         before, centre, after = axis_taps
         return (before, centre + after, blank), (blank, before + centre, after)
 
@@ -328,7 +340,9 @@ def _fold_block(block: nn.Module, lowering: Lowering) -> nn.Module:
         if str(block.mode).startswith("upsample"):
             return UpsampleConv(conv, lowering.upsample)
         return DownsampleConv(conv)
-    raise ModelError(f"cannot fold a {kind}", fix="expected the layers of diffusers' AutoencoderKLQwenImage")
+    raise ModelError(
+        f"cannot fold a {kind}", fix="expected the layers of diffusers' AutoencoderKLQwenImage"
+    )
 
 
 def _mid_blocks(mid: nn.Module, lowering: Lowering) -> list[nn.Module]:
@@ -350,10 +364,17 @@ def _merge_pointwise(conv: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
 def _calibrate_prescales(folded: FoldedVae, vae: AutoencoderKLQwenImage) -> None:
     """Set every norm's prescale from one small pass in float32 over seeded noise with the latents' own statistics."""
     generator = torch.Generator().manual_seed(0)
-    mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (
+        torch.tensor(values).reshape(1, -1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
     latents = torch.randn((1, vae.config.z_dim, 16, 16), generator=generator) * std + mean
     channels = folded.encoder.layers[0].in_channels
-    pixels = F.interpolate(torch.rand((1, cast(int, channels), 32, 32), generator=generator) * 2 - 1, size=(128, 128), mode="bilinear")
+    pixels = F.interpolate(
+        torch.rand((1, cast(int, channels), 32, 32), generator=generator) * 2 - 1,
+        size=(128, 128),
+        mode="bilinear",
+    )
 
     def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         cast(RmsNorm, norm).prescale_for(float(inputs[0].double().square().mean().sqrt()))
@@ -377,7 +398,9 @@ def _tensor(module: nn.Module, path: str) -> Tensor:
     return value.detach()
 
 
-def _conv2d(weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int | tuple[int, int] = 0) -> nn.Conv2d:
+def _conv2d(
+    weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int | tuple[int, int] = 0
+) -> nn.Conv2d:
     out_channels, in_channels, height, width = weight.shape
     layer = nn.Conv2d(in_channels, out_channels, (height, width), stride=stride, padding=padding)
     layer.weight = nn.Parameter(weight.detach().contiguous().clone(), requires_grad=False)

@@ -42,7 +42,9 @@ class Lowering:
         if self.norm not in get_args(Norm):
             raise UsageError(f"unknown norm lowering {self.norm!r}", fix=_known(Norm))
         if not 0 <= self.attention_chunks <= 256:
-            raise UsageError(f"attention_chunks is {self.attention_chunks}, expected 0 (fused) to 256")
+            raise UsageError(
+                f"attention_chunks is {self.attention_chunks}, expected 0 (fused) to 256"
+            )
 
     def canonical(self) -> str:
         """The lowering as text, e.g. `upsample=resize,norm=fp32,attention_chunks=8`; :meth:`parse` reads it."""
@@ -59,7 +61,9 @@ class Lowering:
         for item in filter(None, text.split(",")):
             name, _, value = item.partition("=")
             if name not in {field.name for field in fields(cls)} or not value:
-                raise UsageError(f"cannot read lowering {text!r}", fix="expected e.g. " + cls().canonical())
+                raise UsageError(
+                    f"cannot read lowering {text!r}", fix="expected e.g. " + cls().canonical()
+                )
             values[name] = value
         chunks = values.get("attention_chunks", str(FUSED))
         if not chunks.isdecimal():

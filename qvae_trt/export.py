@@ -1,0 +1,243 @@
+"""PyTorch → ONNX: one self-contained file for one part of the VAE.
+
+Opset 18 and no opset-23 Attention, so that TensorRT 8.6 to 11, TensorRT-RTX and ONNX Runtime all take it. The graph
+carries its own precision: half-precision weights and tensors, casts where float32 is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from qvae_trt import folding, lowerings
+from qvae_trt.backends import Progress, TensorSpec
+from qvae_trt.errors import BuildError, UsageError
+from qvae_trt.folding import FoldedVae, fold
+from qvae_trt.lowerings import FUSED, Lowering, choose_lowering
+from qvae_trt.profiles import Part, Precision, Resolution
+from qvae_trt.store import replace_file, sha256_file
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage
+
+    from qvae_trt.model import Model
+
+Graph = Literal["image", "video"]
+
+OPSET = 18
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_DTYPE_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+#: Names of the one input and the one output of each part.
+TENSOR_NAMES: dict[Part, tuple[str, str]] = {
+    "encoder": ("images", "moments"),
+    "decoder": ("latents", "images"),
+}
+#: A dynamic graph is traced at this size, of which nothing stays in it.
+_TRACED_AT = Resolution(160, 224)
+#: Sides of a dynamic graph, in latents: 32 to 8192 pixels.
+_SMALLEST_LATENT, _LARGEST_LATENT = 4, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """An exported graph. A dynamic axis is -1 in the specs."""
+
+    path: Path
+    sha256: str
+    input: TensorSpec
+    output: TensorSpec
+
+
+class _Part(nn.Module):
+    """One method of a VAE as a module, which is what the exporter takes."""
+
+    def __init__(self, vae: nn.Module, part: Part) -> None:
+        super().__init__()
+        self.vae = vae
+        self.part = part
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.vae, FoldedVae):
+            return self.vae.encode(x) if self.part == "encoder" else self.vae.decode(x)
+        vae = cast("AutoencoderKLQwenImage", self.vae)
+        if self.part == "encoder":
+            return cast(Tensor, vae.encode(x, return_dict=False)[0].parameters)
+        return cast(Tensor, vae.decode(x, return_dict=False)[0])
+
+
+def export_onnx(
+    model: Model,
+    part: Part,
+    out: Path,
+    *,
+    precision: Precision = "fp16",
+    graph: Graph = "image",
+    resolution: Resolution | None = None,
+    lowering: Lowering | None = None,
+    progress: Progress | None = None,
+) -> OnnxFile:
+    """Write one part of the VAE as ONNX.
+
+    Args:
+        model: what `load_model` returned.
+        part: `encoder`: images (1, C, 1, H, W) in [-1, 1] → moments (1, 2z, 1, H/8, W/8), mean first; or `decoder`:
+            un-normalised latents (1, z, 1, h, w) → images (1, C, 1, 8h, 8w) in [-1, 1].
+        out: the file to write, replaced as a whole.
+        precision: of weights, input and output.
+        graph: `image` is the exact 2D graph of one frame, `video` the Conv3d graph as diffusers has it.
+        resolution: the one size of the graph, in pixels; None leaves height and width dynamic.
+        lowering: how the folded graph is written; None takes the one for current TensorRT. `video` has none.
+        progress: called with the stage, steps done and steps in all.
+
+    Raises:
+        UsageError: the lowering keeps PyTorch's fused attention, or one was given for a `video` graph.
+        BuildError: the exporter or the ONNX checker refused the graph.
+        StoreError: the file could not be written.
+    """
+    if graph == "video" and lowering is not None:
+        raise UsageError(
+            "the video graph has no lowering: it is diffusers' own",
+            fix="leave out --lowering, or use --graph image",
+        )
+    steps = iter(range(4))
+
+    def step(stage: str) -> None:
+        if progress is not None and not progress(stage, next(steps), 3):
+            raise KeyboardInterrupt
+
+    step(f"fold {part}")
+    network: nn.Module
+    if graph == "image":
+        lowering = lowering or choose_lowering("tensorrt", "11", precision)
+        if lowering.attention_chunks == FUSED:
+            raise UsageError(
+                "attention_chunks=0 is PyTorch's fused attention and would be exported as N x N scores",
+                fix="use 1 or more",
+            )
+        network = fold(model.vae, lowering=lowering)
+    else:
+        # A copy: `.to` below must not change the caller's weights.
+        network = type(model.vae).from_config(model.vae.config)
+        network.load_state_dict(model.vae.state_dict())
+    # diffusers' own `to` warns of float32 modules that this model does not have.
+    network = nn.Module.to(network.eval().requires_grad_(False), dtype=DTYPES[precision])
+    step(f"trace {part}")
+    proto = _trace(
+        _Part(network, part),
+        _example(model, part, precision, resolution or _TRACED_AT),
+        part,
+        dynamic=resolution is None,
+    )
+    _make_reproducible(proto)
+    step(f"check {part}")
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BuildError(
+            f"the exported {part} is not valid ONNX: {error}",
+            fix="please report this with `qvae doctor --json`",
+        ) from error
+    with replace_file(out) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+    step(f"write {part}")
+    return OnnxFile(
+        out,
+        sha256_file(out),
+        _spec(proto.graph.input[0], precision),
+        _spec(proto.graph.output[0], precision),
+    )
+
+
+def recipe_sha256() -> str:
+    """Hash of the source that decides what graph a model becomes: an unchanged one need not be exported to be known."""
+    digest = hashlib.sha256()
+    for module in (folding, lowerings):
+        digest.update(Path(cast(str, module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()
+
+
+def _example(model: Model, part: Part, precision: Precision, resolution: Resolution) -> Tensor:
+    if part == "encoder":
+        shape = (1, model.input_channels, 1, resolution.height, resolution.width)
+    else:
+        shape = (1, model.z_dim, 1, *resolution.latent)
+    return torch.zeros(shape, dtype=DTYPES[precision])
+
+
+def _trace(module: nn.Module, example: Tensor, part: Part, *, dynamic: bool) -> onnx.ModelProto:
+    dynamic_shapes = None
+    if dynamic:
+        height, width = (
+            torch.export.Dim(name, min=_SMALLEST_LATENT, max=_LARGEST_LATENT) for name in ("h", "w")
+        )
+        sides = (8 * height, 8 * width) if part == "encoder" else (height, width)
+        dynamic_shapes = ({3: sides[0], 4: sides[1]},)
+    source, target = TENSOR_NAMES[part]
+    with _quiet_exporter(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic_shapes,
+                input_names=[source],
+                output_names=[target],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise BuildError(
+                f"PyTorch could not export the {part}: {error}",
+                fix="install the versions of constraints.txt",
+            ) from error
+    return cast(onnx.ModelProto, cast("torch.onnx.ONNXProgram", program).model_proto)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter warns about packages that this network does not use (torchvision) and about its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _make_reproducible(proto: onnx.ModelProto) -> None:
+    """Drop source paths and tool versions, so that the same weights and recipe give the same bytes anywhere."""
+    graph = proto.graph
+    for item in (
+        proto,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    graph.name = "qvae"
+    proto.producer_name, proto.producer_version = "qvae", ""
+
+
+def _spec(value: onnx.ValueInfoProto, precision: Precision) -> TensorSpec:
+    dims = value.type.tensor_type.shape.dim
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
+    return TensorSpec(name=value.name, dtype=_DTYPE_NAMES[precision], shape=shape)
