@@ -153,19 +153,12 @@ def test_no_range_is_wider_than_the_cover_needs():
     for index, p in enumerate(profiles):
         others = set().union(*(box for i, box in enumerate(boxes) if i != index))
         needed = boxes[index] - others
+        heights, widths = {h for h, _ in needed}, {w for _, w in needed}
         for name, at_opt, edge in (
-            (
-                "min height",
-                p.min.height == p.opt.height,
-                {s for s in needed if s[0] == p.min.height},
-            ),
-            (
-                "max height",
-                p.max.height == p.opt.height,
-                {s for s in needed if s[0] == p.max.height},
-            ),
-            ("min width", p.min.width == p.opt.width, {s for s in needed if s[1] == p.min.width}),
-            ("max width", p.max.width == p.opt.width, {s for s in needed if s[1] == p.max.width}),
+            ("min height", p.min.height == p.opt.height, p.min.height in heights),
+            ("max height", p.max.height == p.opt.height, p.max.height in heights),
+            ("min width", p.min.width == p.opt.width, p.min.width in widths),
+            ("max width", p.max.width == p.opt.width, p.max.width in widths),
         ):
             if not at_opt and not edge:
                 narrowable.append((index, name))
@@ -233,7 +226,7 @@ def test_a_profiles_file(tmp_path):
         ("[profile]\nmin = '8x8'\n", 1, "expected at least one [[profile]]"),
         (b"[[profile]]\n# ok\n# \xff\xfe\n", 3, "not UTF-8"),
         ("x = " + "[" * 100_000, 1, ""),
-        ("\nx = " + "9" * 5000, 1, "integer string"),
+        ("\nx = " + "9" * 5000 + "\n\n", 2, "a number too long"),
         (GOOD + "x\u2028y = 1\n", 5, ""),
     ],
 )
@@ -251,7 +244,7 @@ def test_a_malformed_profiles_file_names_file_and_line(tmp_path, text, line, say
     [
         ('[sizes]\n"16:9" = "1664x928"\n"16:9" = "8x8"\n', 3, "overwrite"),
         ('[sizes]\n"16:9" = "928x1664"\n', 2, "sides swapped?"),
-        ('[sizes]\n"4:3" = "1472x1140"\n', 2, "1.291 wide, 4:3 is 1.333"),
+        ('[sizes]\n"4:3" = "1472x1144"\n', 2, "1.287 wide, 4:3 is 1.333"),
         ('[sizes]\n\n"../x" = "8x8"\n', 3, "is no aspect ratio"),
         ('[sizes]\n"1:1" = "512x512"\n"01:1" = "8x8"\n', 3, "is no aspect ratio"),
         ('[sizes]\n"1:1" = "512x512"\n"2:2" = "512x512"\n', 3, "2:2 repeats 1:1"),
@@ -287,7 +280,6 @@ def test_a_file_that_cannot_be_read(tmp_path, load):
         assert says in caught.value.what
 
 
-_scalar = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
 _toml_value = st.sampled_from(
     ['"512x512"', '"8x8"', '"16x8"', '"9x8"', "3", "-1", "true", "[]", "{}", "1979-05-27", "nan"]
 )
@@ -320,11 +312,8 @@ def test_a_static_engine_of_exactly_this_size_comes_first(tmp_path):
     choice = choose(
         R(1024, 1024), static={R(1024, 1024): tmp_path / "a.trt"}, profiles=load_profiles()
     )
-    assert (choice.engine, choice.profile_index, choice.path) == (
-        "static",
-        None,
-        tmp_path / "a.trt",
-    )
+    assert (choice.engine, choice.profile_index) == ("static", None)
+    assert choice.path == tmp_path / "a.trt"
 
 
 def test_a_static_engine_of_another_size_does_not_serve():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _NOTHING: Mapping[str, object] = {}
 # A replacement is two renames; a reader that meets one mid-way sees its end at the next look.
-_LOOKS = 3
+_LOOKS = 20
 
 
 def read_sidecar(engine: Path) -> Sidecar:

@@ -70,10 +70,11 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         raise EngineError(f"{path}: cannot be opened: {error.strerror}") from error
     except ValueError as error:  # a NUL in the path
         raise EngineError(f"{path!r}: cannot be opened: {error}") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise EngineError(f"{path}: is {_kind(mode)}, expected a file")
     with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            raise EngineError(f"{path}: is {_kind(mode)}, expected a file")
         yield file
 
 

@@ -289,7 +289,9 @@ class _Reader:
         ]
 
     def texts(self) -> dict[str, str]:
-        return {name: self.text(name) for name in self.data if _printable(name)}
+        if not all(map(_printable, self.data)):
+            raise _malformed(self.path, f"{self.where}a name is no valid Unicode")
+        return {name: self.text(name) for name in self.data}
 
 
 def _malformed(path: Path, why: str) -> EngineError:
