@@ -86,6 +86,8 @@ def read_picture(path: str | Path, *, channels: Channels = 3) -> Tensor:
     _check_readable(path, "picture")
     try:
         with warnings.catch_warnings():
+            # Damage that Pillow gets over is no news; a bomb is.
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=READ_FORMATS) as picture:
                 width, height = picture.size

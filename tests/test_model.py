@@ -215,11 +215,15 @@ def original_name(name: str) -> str:
     if match:
         place = int(match[1]) * 4 + (3 if match[2] == "upsamplers" else int(match[3]))
         name = f"decoder.upsamples.{place}.{match[4]}"
-    if name.startswith("quant_conv") or name.startswith("post_quant_conv"):
+    if name.startswith(("quant_conv", "post_quant_conv")):
         return name.replace("post_quant_conv", "conv2").replace("quant_conv", "conv1")
-    name = name.replace("mid_block.resnets.0", "middle.0").replace("mid_block.resnets.1", "middle.2")
+    name = name.replace("mid_block.resnets.0", "middle.0").replace(
+        "mid_block.resnets.1", "middle.2"
+    )
     name = name.replace("mid_block.attentions.0", "middle.1").replace("down_blocks", "downsamples")
-    name = name.replace("norm_out", "head.0").replace("conv_out", "head.2").replace("conv_in", "conv1")
+    name = (
+        name.replace("norm_out", "head.0").replace("conv_out", "head.2").replace("conv_in", "conv1")
+    )
     in_block = "downsamples" in name or "upsamples" in name or ".middle." in name
     for new, old in (("norm1", "0"), ("conv1", "2"), ("norm2", "3"), ("conv2", "6")):
         if in_block:
@@ -395,7 +399,10 @@ def test_another_models_file(tmp_path: Path) -> None:
 
 
 def test_a_file_with_other_latents(tmp_path: Path) -> None:
-    shapes = {"encoder.conv_in.weight": (4, 3, 3, 3, 3), "post_quant_conv.weight": (48, 48, 1, 1, 1)}
+    shapes = {
+        "encoder.conv_in.weight": (4, 3, 3, 3, 3),
+        "post_quant_conv.weight": (48, 48, 1, 1, 1),
+    }
     with pytest.raises(ModelError, match="found 48 latent channels, expected 16"):
         infer_config(shapes, where="x")
 

@@ -1,0 +1,471 @@
+"""Picture files of every kind that people have, latents files, and padding."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+from qvae_trt import images
+from qvae_trt.errors import PictureError
+from qvae_trt.images import (
+    MAX_PIXELS,
+    Latents,
+    crop,
+    pad_to_multiple,
+    read_latents,
+    read_picture,
+    write_latents,
+    write_picture,
+)
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+PHOTOGRAPH = Path(images.__file__).parent / "data" / "pictures" / "astronaut.jpg"
+
+
+def as_uint8(x: torch.Tensor) -> np.ndarray:
+    assert x.dtype == torch.float32
+    assert x.ndim == 4
+    assert x.shape[0] == 1
+    assert x.min() >= -1
+    assert x.max() <= 1
+    return ((x[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (11, 23, 3), np.uint8)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "tif", "ppm", "webp"])
+def test_rgb_comes_back_exactly(kind: str, noise: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / f"a b é.{kind}"
+    Image.fromarray(noise).save(path, **({"lossless": True} if kind == "webp" else {}))
+    assert np.array_equal(as_uint8(read_picture(path)), noise)
+    rgba = as_uint8(read_picture(str(path), channels=4))
+    assert np.array_equal(rgba[..., :3], noise)
+    assert (rgba[..., 3] == 255).all()
+
+
+def test_the_bundled_photograph() -> None:
+    x = read_picture(PHOTOGRAPH)
+    assert x.shape == (1, 3, 512, 512)
+    assert x.std() > 0.4
+    assert PHOTOGRAPH.with_name("README.md").read_text().count("public domain") == 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 2), (255, 255, 255))
+    kind = {"CMYK": "tif", "YCbCr": "tif", "PA": "png"}.get(mode, "png")
+    if mode == "PA":
+        picture = picture.convert("P")
+        picture.info["transparency"] = b"\xff" * 256
+    else:
+        picture = picture.convert(mode)
+    picture.save(tmp_path / f"x.{kind}")
+    assert (as_uint8(read_picture(tmp_path / f"x.{kind}")) >= 254).all()
+
+
+def test_palette_and_cmyk_keep_their_colours(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (2, 1))
+    picture.putdata([RED, BLUE])
+    picture.quantize(4).save(tmp_path / "p.png")
+    assert as_uint8(read_picture(tmp_path / "p.png")).tolist() == [[list(RED), list(BLUE)]]
+    picture.convert("CMYK").save(tmp_path / "c.tif")
+    assert Image.open(tmp_path / "c.tif").mode == "CMYK"
+    assert as_uint8(read_picture(tmp_path / "c.tif")).tolist() == [[list(RED), list(BLUE)]]
+
+
+def test_alpha_lies_over_white_or_is_kept(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (3, 1))
+    picture.putdata([(*RED, 0), (*RED, 255), (0, 0, 0, 51)])
+    picture.save(tmp_path / "a.png")
+    flat = as_uint8(read_picture(tmp_path / "a.png"))
+    assert flat.tolist() == [[[255, 255, 255], list(RED), [204, 204, 204]]]
+    kept = as_uint8(read_picture(tmp_path / "a.png", channels=4))
+    assert kept.tolist() == [[[*RED, 0], [*RED, 255], [0, 0, 0, 51]]]
+
+
+def test_a_transparent_palette_entry(tmp_path: Path) -> None:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([*RED, *GREEN])
+    picture.putdata([0, 1])
+    picture.save(tmp_path / "t.png", transparency=0)
+    assert as_uint8(read_picture(tmp_path / "t.png"))[0].tolist() == [[255, 255, 255], list(GREEN)]
+    assert as_uint8(read_picture(tmp_path / "t.png", channels=4))[0, :, 3].tolist() == [0, 255]
+
+
+def test_sixteen_bit_grey_keeps_its_range_and_its_steps(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 300, 32768, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "g.png")
+    x = read_picture(tmp_path / "g.png")
+    expected = torch.from_numpy(values.astype(np.float32)) / 65535 * 2 - 1
+    assert x.shape == (1, 3, 1, 5)
+    assert all(torch.allclose(x[0, c], expected, atol=1e-6) for c in range(3))
+    assert read_picture(tmp_path / "g.png", channels=4)[0, 3].eq(1).all()
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_rgb(tmp_path: Path) -> None:
+    row = b"\0" + struct.pack(">6H", 65535, 0, 257 * 128, 0, 65535, 257)
+    (tmp_path / "c.png").write_bytes(png(2, 1, 16, 2, row))
+    assert as_uint8(read_picture(tmp_path / "c.png")).tolist() == [[[255, 0, 128], [0, 255, 1]]]
+
+
+# What a camera writes for each orientation, so that the picture stands upright when shown.
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_exif_orientation(orientation: int, kind: str, tmp_path: Path) -> None:
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :24], upright[:16, 24:], upright[16:, :24] = RED, GREEN, BLUE
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"x.{kind}"
+    options = {"quality": 100, "subsampling": 0} if kind == "jpg" else {}
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif.tobytes(), **options)
+    read = as_uint8(read_picture(path)).astype(int)
+    assert read.shape == upright.shape
+    assert np.abs(read - upright).max() <= 3
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert (as_uint8(read_picture(tmp_path / "a.gif")) == RED).all()
+
+
+def test_one_pixel_and_a_long_strip(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), RED).save(tmp_path / "one.png")
+    assert as_uint8(read_picture(tmp_path / "one.png")).tolist() == [[list(RED)]]
+    Image.new("RGB", (20_000, 20), BLUE).save(tmp_path / "strip.png")
+    assert read_picture(tmp_path / "strip.png").shape == (1, 3, 20, 20_000)
+
+
+@pytest.mark.parametrize("side", [8193, 12_000, 20_000, 2**31 - 1])
+def test_too_many_pixels_are_refused_from_the_header_alone(side: int, tmp_path: Path) -> None:
+    assert side * side > MAX_PIXELS
+    (tmp_path / "bomb.png").write_bytes(png(side, side, 8, 2, b"\0" * 10_000))
+    with pytest.raises(PictureError, match="too large") as caught:
+        read_picture(tmp_path / "bomb.png")
+    assert str(MAX_PIXELS) in str(caught.value)
+
+
+def test_a_bomb_in_the_text_of_a_png(tmp_path: Path) -> None:
+    data = b"Comment\0\0" + zlib.compress(b"x" * (80 << 20))
+    text = struct.pack(">I", len(data)) + b"zTXt" + data
+    text += struct.pack(">I", zlib.crc32(b"zTXt" + data))
+    whole = png(1, 1, 8, 2, b"\0abc")
+    (tmp_path / "t.png").write_bytes(whole[:33] + text + whole[33:])
+    try:
+        assert read_picture(tmp_path / "t.png").shape == (1, 3, 1, 1)
+    except PictureError as error:
+        assert "damaged" in error.what
+
+
+def test_missing_empty_and_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=r"nothing\.png: no such picture"):
+        read_picture(tmp_path / "nothing.png")
+    with pytest.raises(PictureError, match="cannot be read: Is a directory"):
+        read_picture(tmp_path)
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(PictureError, match="the picture is empty"):
+        read_picture(tmp_path / "empty.png")
+    (tmp_path / "text.png").write_text("This is no picture.\n" * 10)
+    with pytest.raises(PictureError, match="is no picture that can be read") as caught:
+        read_picture(tmp_path / "text.png")
+    assert "PNG" in str(caught.value)
+    with pytest.raises(PictureError, match="cannot be read"):
+        read_picture("a\0b.png")
+    with pytest.raises(PictureError, match="cannot be read: File name too long"):
+        read_picture("x" * 5000)
+
+
+def test_programs_in_pictures_are_not_run(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    with pytest.raises(PictureError, match="is no picture that can be read"):
+        read_picture(tmp_path / "x.png")
+
+
+def test_floating_point_pixels(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(PictureError, match="F pixels are not read here"):
+        read_picture(tmp_path / "f.tif")
+    Image.fromarray(np.full((2, 2), -5, np.int32)).save(tmp_path / "i.tif")
+    with pytest.raises(PictureError, match="expected 16 bits"):
+        read_picture(tmp_path / "i.tif")
+
+
+def encoded(kind: str) -> bytes:
+    rng = np.random.default_rng(1)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_truncated_at_every_tenth(kind: str, tmp_path: Path) -> None:
+    data = encoded(kind)
+    for tenth in range(1, 10):
+        path = tmp_path / f"{tenth}.png"
+        path.write_bytes(data[: len(data) * tenth // 10])
+        with pytest.raises(PictureError):
+            read_picture(path)
+
+
+ENCODED = {kind: encoded(kind) for kind in images.READ_FORMATS}
+
+
+@given(
+    st.sampled_from(images.READ_FORMATS),
+    st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=8),
+)
+@settings(max_examples=400, deadline=None)
+def test_damaged_bytes_give_a_picture_or_a_picture_error(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(ENCODED[kind])
+    for at, value in changes:
+        data[at % len(data)] = value
+    path = tmp_path_factory.getbasetemp() / "damaged.bin"
+    path.write_bytes(data)
+    try:
+        x = read_picture(path)
+    except PictureError as error:
+        assert str(path) in str(error)
+    else:
+        assert x.shape[:2] == (1, 3)
+        assert torch.isfinite(x).all()
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("kind", [".png", ".tif", ".tiff", ".webp", ".PNG"])
+def test_lossless_kinds_come_back_exactly(kind: str, channels: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (9, 14, channels), np.uint8)
+    if channels == 4:
+        pixels[..., 3] |= 1  # WebP drops the colour of what nobody can see
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    write_picture(tmp_path / f"x{kind}", x)
+    assert np.array_equal(as_uint8(read_picture(tmp_path / f"x{kind}", channels=channels)), pixels)
+    assert names(tmp_path) == [f"x{kind}"]
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".jpeg", ".bmp"])
+def test_kinds_without_alpha_lay_it_over_white(kind: str, tmp_path: Path) -> None:
+    x = torch.full((1, 4, 16, 16), -1.0)
+    write_picture(tmp_path / f"x{kind}", x)
+    assert (as_uint8(read_picture(tmp_path / f"x{kind}")) >= 254).all()
+
+
+def test_five_dimensions_half_types_strides_and_values_outside(tmp_path: Path) -> None:
+    x = torch.linspace(-3, 3, 3 * 4 * 6).reshape(1, 3, 1, 4, 6)
+    expected = as_uint8(x[:, :, 0].clamp(-1, 1))
+    write_picture(tmp_path / "a.png", x)
+    assert np.array_equal(as_uint8(read_picture(tmp_path / "a.png")), expected)
+    write_picture(tmp_path / "a.png", x.transpose(3, 4).contiguous().transpose(3, 4))
+    assert np.array_equal(as_uint8(read_picture(tmp_path / "a.png")), expected)
+    write_picture(tmp_path / "a.png", x.bfloat16())
+    assert np.abs(as_uint8(read_picture(tmp_path / "a.png")).astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 4), (2, 3, 4, 4), (1, 1, 4, 4), (1, 5, 4, 4), (1, 3, 2, 4, 4), (1, 3, 0, 4)]
+)
+def test_other_shapes_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="found pixels of shape"):
+        write_picture(tmp_path / "x.png", torch.zeros(shape))
+    assert not names(tmp_path)
+
+
+def test_nan_is_not_written(tmp_path: Path) -> None:
+    x = torch.zeros(1, 3, 4, 4)
+    x[0, 0, 0, 0] = float("nan")
+    with pytest.raises(PictureError, match="NaN"):
+        write_picture(tmp_path / "x.png", x)
+    assert not names(tmp_path)
+
+
+def test_unknown_extension(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=r"unknown kind of picture '\.xyz'") as caught:
+        write_picture(tmp_path / "x.xyz", torch.zeros(1, 3, 4, 4))
+    assert ".png" in str(caught.value)
+
+
+def test_writing_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="cannot be written") as caught:
+        write_picture(tmp_path / "no" / "x.png", torch.zeros(1, 3, 4, 4))
+    assert "mkdir -p" in str(caught.value)
+    with pytest.raises(PictureError, match="cannot be written"):
+        write_picture("/proc/x.png", torch.zeros(1, 3, 4, 4))
+    (tmp_path / "d.png").mkdir()
+    with pytest.raises(PictureError, match="cannot be written"):
+        write_picture(tmp_path / "d.png", torch.zeros(1, 3, 4, 4))
+    assert names(tmp_path) == ["d.png"]
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_old_picture(
+    failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.png"
+    write_picture(path, torch.zeros(1, 3, 4, 4))
+    before = path.read_bytes()
+
+    def fail(descriptor: int) -> None:
+        raise failure
+
+    monkeypatch.setattr(os, "fsync", fail)
+    expected = PictureError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        write_picture(path, torch.ones(1, 3, 4, 4))
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["x.png"]
+
+
+# --- padding -------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 50),
+    st.integers(1, 50),
+    st.sampled_from([8, 16, 32]),
+    st.sampled_from([0, 20, 64]),
+    st.sampled_from([3, 4, 5]),
+)
+@settings(max_examples=150, deadline=None)
+def test_padding_and_cropping(h: int, w: int, multiple: int, minimum: int, rank: int) -> None:
+    x = torch.rand((*(1, 3, 1)[: rank - 2], h, w))
+    padded = pad_to_multiple(x, multiple, minimum=minimum)
+    assert padded.shape[:-2] == x.shape[:-2]
+    for found, given_side in zip(padded.shape[-2:], (h, w), strict=True):
+        assert found % multiple == 0
+        assert found >= max(given_side, minimum)
+        assert found - multiple < max(given_side, minimum)
+    assert torch.equal(crop(padded, (h, w)), x)
+    assert set(padded.unique().tolist()) == set(x.unique().tolist())
+
+
+def test_padding_mirrors() -> None:
+    x = torch.arange(3.0)[None].repeat(2, 1)
+    assert pad_to_multiple(x, 8)[0].tolist() == [0, 1, 2, 2, 1, 0, 0, 1]
+    assert pad_to_multiple(torch.full((1, 3, 1, 1), 0.5)).eq(0.5).all()
+    whole = torch.rand(1, 3, 16, 32)
+    assert pad_to_multiple(whole) is whole
+
+
+# --- latents -------------------------------------------------------------------------------------
+
+
+def test_latents_come_back(tmp_path: Path) -> None:
+    values = torch.randn(1, 16, 1, 2, 3)
+    write_latents(tmp_path / "z.safetensors", Latents(values, 13, 20, "bundled:tiny", "ab" * 32))
+    read = read_latents(tmp_path / "z.safetensors")
+    assert torch.equal(read.values, values)
+    assert (read.height, read.width) == (13, 20)
+    assert (read.model, read.weights_sha256) == ("bundled:tiny", "ab" * 32)
+    assert names(tmp_path) == ["z.safetensors"]
+
+
+def test_latents_of_another_program(tmp_path: Path) -> None:
+    save_file(
+        {"latents": torch.zeros(1, 16, 2, 3, dtype=torch.bfloat16)}, tmp_path / "z.safetensors"
+    )
+    read = read_latents(tmp_path / "z.safetensors")
+    assert (read.values.shape, read.values.dtype) == ((1, 16, 1, 2, 3), torch.float32)
+    assert (read.height, read.width, read.model) == (16, 24, "")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"x": torch.zeros(1)}, "found x, expected a tensor named latents"),
+        ({}, "found no tensor"),
+        ({"latents": torch.zeros(2, 16, 1, 2, 2)}, "found latents of shape"),
+        ({"latents": torch.zeros(1, 16, 2, 2, 2)}, "found latents of shape"),
+        ({"latents": torch.zeros(1, 16, 1, 0, 2)}, "found latents of shape"),
+        ({"latents": torch.zeros(16)}, "found latents of shape"),
+        ({"latents": torch.zeros(1, 16, 1, 2, 2, dtype=torch.int32)}, "not finite floating"),
+        ({"latents": torch.full((1, 16, 1, 2, 2), float("nan"))}, "not finite floating"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_latents_files_that_hold_something_else(
+    tensors: dict[str, torch.Tensor], words: str, tmp_path: Path
+) -> None:
+    save_file(tensors, tmp_path / "z.safetensors")
+    with pytest.raises(PictureError, match=words):
+        read_latents(tmp_path / "z.safetensors")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "17", "x", "", "1e3", "٣", "9" * 50])
+def test_latents_with_an_impossible_size(text: str, tmp_path: Path) -> None:
+    data = {"latents": torch.zeros(1, 16, 1, 2, 2)}
+    save_file(data, tmp_path / "z.safetensors", metadata={"height": text})
+    with pytest.raises(PictureError, match="height"):
+        read_latents(tmp_path / "z.safetensors")
+
+
+def test_damaged_latents(tmp_path: Path) -> None:
+    path = tmp_path / "z.safetensors"
+    with pytest.raises(PictureError, match="no such latents file"):
+        read_latents(path)
+    write_latents(path, Latents(torch.zeros(1, 16, 1, 2, 2), 16, 16))
+    data = path.read_bytes()
+    for end in (0, 4, 8, 50, len(data) - 1):
+        path.write_bytes(data[:end])
+        with pytest.raises(PictureError):
+            read_latents(path)
+    with pytest.raises(PictureError, match=r"Name it \.safetensors"):
+        write_latents(tmp_path / "z.npy", Latents(torch.zeros(1, 16, 1, 2, 2), 16, 16))
+
+
+def test_reading_a_picture_needs_neither_diffusers_nor_onnx() -> None:
+    import subprocess
+
+    script = (
+        "import sys, qvae_trt.images; print([m for m in ('diffusers', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
