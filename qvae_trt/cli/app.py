@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,5 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     output.settings.as_json = output.settings.verbose = False
+    output.settings.command = shlex.join(["qvae", *arguments])
     with output.streams():
         return boundary.run(lambda: app(arguments, prog_name="qvae", standalone_mode=False))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from qvae_trt.backends import Progress
+    from qvae_trt.build import Event
 
 
 @contextlib.contextmanager
@@ -26,6 +27,45 @@ def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
                 output.tell(f"{title} {done + 1}/{total}: {text}")
 
         yield show
+
+
+@contextlib.contextmanager
+def builds() -> Iterator[Callable[[Event], None]]:
+    """A callback for what `build` tells: a bar for all engines and one for the stage at work."""
+    with output.progress() as bars:
+        every = None if bars is None else bars.add_task("engines", total=None)
+        stage = None if bars is None else bars.add_task("", total=None)
+
+        def show(event: Event) -> None:
+            if bars is not None and every is not None and stage is not None:
+                done = event.index + (event.kind == "end")
+                bars.update(every, completed=done, total=event.count)
+                if event.kind in ("start", "progress"):
+                    words = f"{event.job.title}: {event.text}"
+                    bars.update(
+                        stage, description=words, completed=event.done, total=event.total or None
+                    )
+            line = _line(event, verbose=output.settings.verbose)
+            if line is not None and (bars is None or event.kind in ("end", "warning")):
+                output.tell(line, on=None if bars is None else bars.console)
+
+        yield show
+
+
+def _line(event: Event, *, verbose: bool) -> str | None:
+    head = f"{event.index + 1}/{event.count} {event.job.title}"
+    match event.kind:
+        case "start":
+            return f"{head}: building, {event.text}"
+        case "warning":
+            return f"{head}: warning: {event.text}"
+        case "end" if event.result is not None and event.result.status == "planned":
+            return None  # the table says it all
+        case "end" if event.result is not None:
+            took = f" in {event.result.seconds:.1f} s" if event.result.status == "built" else ""
+            return f"{head}: {event.result.status}{took}"
+        case _:
+            return f"{head}: {event.text} {event.done}/{event.total}" if verbose else None
 
 
 @contextlib.contextmanager

@@ -28,11 +28,12 @@ _PIPE_WIDTH = 200
 
 
 class _Settings:
-    """What `--json` and `--verbose` of the running command said."""
+    """The running command: its line, and what its `--json` and `--verbose` said."""
 
     as_json: bool = False
     verbose: bool = False
     results: IO[str] | None = None
+    command: str = "qvae"
 
 
 settings = _Settings()
@@ -97,7 +98,8 @@ class _Results(io.TextIOWrapper):
 def _is_own_stdout() -> bool:
     try:
         os.fstat(2)
-        return sys.stdout is sys.__stdout__ and sys.stdout.fileno() == 1
+        own = sys.__stdout__
+        return own is not None and sys.stdout is own and own.fileno() == 1
     except (AttributeError, OSError, ValueError):  # closed, or no file at all
         return False
 
@@ -147,10 +149,10 @@ def console(stream: IO[str] | None = None) -> Console:
     return Console(file=file, width=wide, highlight=False, soft_wrap=False, emoji=False)
 
 
-def tell(text: str, *, style: str | None = None) -> None:
+def tell(text: str, *, style: str | None = None, on: Console | None = None) -> None:
     """A line for the person, on stderr. No markup: paths have brackets."""
     with contextlib.suppress(BrokenPipeError):
-        console().print(text, style=style, markup=False, soft_wrap=True)
+        (on or console()).print(text, style=style, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -91,7 +89,7 @@ def bench(
             device=device,
             limits=measuring.Limits(budget_s=budget),
             out=out,
-            command=shlex.join(["qvae", *sys.argv[1:]]),
+            command=output.settings.command,
             on_event=lambda event: step(event.text, event.done, event.total),
         )
     written = report.write_tables(result, out)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from qvae_trt.cli.events import step_bar as builds
+from qvae_trt.cli import output
+from qvae_trt.cli.drawing import table
+from qvae_trt.cli.events import builds
 from qvae_trt.cli.options import (
     ENGINE_DIR,
     MODEL,
@@ -26,6 +27,11 @@ from qvae_trt.cli.options import (
     parse_resolutions,
 )
 from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, parse_aspect
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from qvae_trt.build import JobResult
 
 
 def build(
@@ -93,10 +99,34 @@ def build(
             level=level,
             timing_cache=timing_cache,
             force=force,
-            command=shlex.join(["qvae", *sys.argv[1:]]),
+            dry_run=dry_run,
+            command=output.settings.command,
             on_event=on_event,
         )
-    return _show(results)
+    output.emit({"engines": [r.to_dict() for r in results]}, lambda: _table(results))
+    for result in results:
+        if result.error is not None and result.error.fix is not None:
+            output.tell(f"{result.job.title}: {result.error.fix}")
+    return 1 if any(r.status == "failed" for r in results) else 0
+
+
+def _table(results: list[JobResult]) -> RenderableType:
+    counts = Counter(r.status for r in results)
+    return table(
+        ("", "engine", "file", "MiB", "s", "why"),
+        [
+            (
+                r.status,
+                r.job.title,
+                str(r.job.path),
+                "–" if r.engine_bytes is None else f"{r.engine_bytes / 2**20:.1f}",
+                "–" if r.seconds is None else f"{r.seconds:.1f}",
+                r.reason,
+            )
+            for r in results
+        ],
+        title=", ".join(f"{count} {status}" for status, count in counts.items()),
+    )
 
 
 def _sizes(

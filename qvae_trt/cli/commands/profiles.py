@@ -101,9 +101,8 @@ def match(
         choices = _from_folder(resolution, folder, backend)
     where = "as if every engine were built" if folder is None else f"with the engines in {folder}"
     # One list where both halves of the VAE get the same, which is the rule.
-    shown: dict[str, Choice] = (
-        {"": choices["decoder"]} if choices["encoder"] == choices["decoder"] else dict(choices)
-    )
+    same = choices["encoder"] == choices["decoder"]
+    shown = [("", choices["decoder"])] if same else list(choices.items())
     output.emit(
         {
             "size": str(resolution),
@@ -114,7 +113,7 @@ def match(
             ("", "", "engine", "why"),
             [
                 (part, "ok" if c.accepted else "", c.name, c.reason)
-                for part, choice in shown.items()
+                for part, choice in shown
                 for c in choice.candidates
             ],
             title=f"{resolution}, {where}",
