@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,12 @@ from qvae_trt.backends import BuildOutcome, BuildSpec, DTypeName, Progress, Shap
 from qvae_trt.errors import BackendError, BuildError, StoreError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from qvae_trt.backends.trt_log import Log, Messages
 
 _log = logging.getLogger(__name__)
 _DTYPES: dict[str, DTypeName] = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
+_STEPS = 1000  # of a whole build, as progress is told
 TACTIC_SOURCES_VARIABLE = "QVAE_TACTIC_SOURCES"
 # Libraries that 8.6 takes tactics from, and a symbol that an empty stand-in for one lacks.
 _TACTIC_LIBRARIES = {
@@ -90,14 +91,14 @@ class PlanBuilder:
             config = self._configure(builder, tensors[0], heard)
             timings = self._attach_cache(config, cache)
             monitor = self._watch(config)
-            self._go_on("build", 0, 1)
+            self._go_on("build", 0)
             plan = builder.build_serialized_network(network, config)
             monitor.reraise()
             if plan is None:
                 raise heard.explain(BuildError, f"TensorRT built no engine of {onnx.name}")
             if timings is not None:
                 self._keep_cache(config)
-        self._go_on("build", 1, 1)
+        self._go_on("build", _STEPS)
         for text in heard.warnings:
             _log.info("TensorRT: %s", text)
         return tensors, bytes(memoryview(plan))
@@ -123,7 +124,7 @@ class PlanBuilder:
         return network
 
     def _parse(self, network: Any, onnx: Path, heard: Messages) -> tuple[TensorSpec, TensorSpec]:
-        self._go_on("parse", 0, 1)
+        self._go_on("parse", 0)
         parser = self._trt.OnnxParser(network, self._log.sink)
         if not parser.parse_from_file(str(onnx)):
             found = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -143,7 +144,6 @@ class PlanBuilder:
             )
         if self._flags["typing"] == "constrained" and self._spec.precision == "fp16":
             self._flags["constrained_layers"] = str(_constrain(self._trt, network))
-        self._go_on("parse", 1, 1)
         return source, result
 
     # --- config ---------------------------------------------------------------------------------
@@ -312,8 +312,8 @@ class PlanBuilder:
             config.progress_monitor = monitor.attach(self._trt)
         return monitor
 
-    def _go_on(self, stage: str, done: int, total: int) -> None:
-        if not self._progress(stage, done, total):
+    def _go_on(self, stage: str, done: int) -> None:
+        if not self._progress(stage, done, _STEPS):
             raise KeyboardInterrupt
 
     def _warn(self, text: str) -> None:
@@ -322,47 +322,70 @@ class PlanBuilder:
 
 
 class _Monitor:
-    """Passes TensorRT's phases on. An exception in the callback stops the build and is raised after
-    it.
+    """TensorRT's nested phases as one bar. An exception in the callback stops the build and is
+    raised after it.
     """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._totals: dict[str, int] = {}
+        self._lock = threading.Lock()  # builders report from threads of their own
+        self._open: dict[str, tuple[str | None, int, int]] = {}  # name: parent, done, steps
+        self._shown = 0
         self._stopped = False
         self._raised: BaseException | None = None
         self._adapter: Any = None
 
     def attach(self, trt: Any) -> Any:
-        step = self._step
-        totals = self._totals
+        start, step, finish = self._start, self._step, self._finish
 
         class Adapter(trt.IProgressMonitor):
             def __init__(self) -> None:
                 trt.IProgressMonitor.__init__(self)
 
             def phase_start(
-                self,
-                phase_name: str,
-                parent_phase: str,  # noqa: ARG002
-                num_steps: int,
+                self, phase_name: str, parent_phase: str | None, num_steps: int
             ) -> None:
-                totals[phase_name] = num_steps
-                step(phase_name, 0)
+                start(phase_name, parent_phase, num_steps)
 
             def step_complete(self, phase_name: str, step_index: int) -> bool:
                 return step(phase_name, step_index + 1)
 
             def phase_finish(self, phase_name: str) -> None:
-                step(phase_name, totals.get(phase_name, 1))
+                finish(phase_name)
 
         self._adapter = Adapter()  # TensorRT does not keep it alive
         return self._adapter
 
-    def _step(self, phase: str, done: int) -> bool:
+    def _start(self, name: str, parent: str | None, steps: int) -> None:
+        with self._lock:
+            self._open[name] = (parent, 0, max(1, steps))
+        self._tell(name)
+
+    def _step(self, name: str, done: int) -> bool:
+        with self._lock:
+            parent, _, steps = self._open.get(name, (None, 0, max(1, done)))
+            self._open[name] = (parent, done, steps)
+        return self._tell(name)
+
+    def _finish(self, name: str) -> None:
+        with self._lock:
+            self._open.pop(name, None)
+
+    def _fraction(self, name: str, depth: int = 0) -> float:
+        _, done, steps = self._open[name]
+        inside = [n for n, (parent, _, _) in self._open.items() if parent == name and n != name]
+        part = max((self._fraction(n, depth + 1) for n in inside if depth < 20), default=0.0)
+        return min(1.0, (done + part) / steps)
+
+    def _tell(self, name: str) -> bool:
+        with self._lock:
+            roots = [n for n, (parent, _, _) in self._open.items() if parent not in self._open]
+            now = int(_STEPS * max((self._fraction(n) for n in roots), default=0.0))
+            self._shown = max(self._shown, now)
+            shown = self._shown
         if not self._stopped:
             try:
-                self._stopped = not self._progress(phase, done, self._totals.get(phase, done))
+                self._stopped = not self._progress(name, shown, _STEPS)
             except BaseException as error:  # noqa: BLE001  not into C++; reraise() raises it
                 self._raised = error
                 self._stopped = True
@@ -416,26 +439,22 @@ def _constrain(trt: Any, network: Any) -> int:
     Unconstrained, 8.6 times each layer in fp32 as well: five times the build for a slower engine.
     Layers with an integer, boolean or shape output keep their types.
     """
-    fixed = 0
-    for layer, kinds in _float_layers(trt, network):
-        layer.precision = kinds[0]
-        for index, kind in enumerate(kinds):
-            layer.set_output_type(index, kind)
-        fixed += 1
-    return fixed
-
-
-def _float_layers(trt: Any, network: Any) -> Iterator[tuple[Any, list[Any]]]:
     floats = (trt.DataType.HALF, trt.DataType.FLOAT)
     # A cast's type is its meaning; TensorRT forbids to set it again.
     untouched = [getattr(trt.LayerType, name) for name in ("CAST", "SHAPE", "CONSTANT")]
+    fixed = 0
     for number in range(network.num_layers):
         layer = network.get_layer(number)
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
         if layer.type in untouched or not outputs:
             continue
-        if all(tensor.dtype in floats and not tensor.is_shape_tensor for tensor in outputs):
-            yield layer, [tensor.dtype for tensor in outputs]
+        if any(tensor.dtype not in floats or tensor.is_shape_tensor for tensor in outputs):
+            continue
+        layer.precision = outputs[0].dtype
+        for index, tensor in enumerate(outputs):
+            layer.set_output_type(index, tensor.dtype)
+        fixed += 1
+    return fixed
 
 
 def _has_library(source: str) -> bool:
