@@ -128,8 +128,8 @@ def bench(
     from qvae_trt.model import load_model
 
     _check(resolutions, baselines, parts, device, precision)
-    limits = limits or Limits()
     device = _device(device)
+    limits = limits or Limits()
     precision = precision or ("bf16" if device == "cuda" else "fp32")
     paths = [
         path for path in PATHS if path in baselines or (path in ENGINES and engine_dir is not None)

@@ -372,8 +372,21 @@ class _Reader:
     def texts(self, name: str) -> tuple[str, ...]:
         return tuple(str(item) for item in self._get(name, (list,), "a list"))
 
-    def mapping(self, name: str) -> dict[str, Any]:
-        return dict(self._get(name, (dict,), "an object"))
+    def inner(self, name: str) -> _Reader:
+        return _Reader(f"{self.where}.{name}", self._get(name, (dict,), "an object"))
+
+    def facts(self, name: str) -> dict[str, Fact]:
+        inner = self.inner(name)
+        kinds = (str, int, float, bool, type(None))
+        return {key: inner._get(key, kinds, "a plain value") for key in inner.value}
+
+    def versions(self, name: str) -> dict[str, str]:
+        inner = self.inner(name)
+        return {key: inner.text(key) for key in inner.value}
+
+    def steps(self, name: str) -> dict[str, float]:
+        inner = self.inner(name)
+        return {key: inner.number(key) for key in inner.value}
 
     def each(self, name: str) -> Iterable[_Reader]:
         for index, item in enumerate(self._get(name, (list,), "a list")):
@@ -402,7 +415,7 @@ class _Reader:
     def timing(self) -> Timing | None:
         if self.value.get("timing") is None:
             return None
-        inner = _Reader(f"{self.where}.timing", self.value["timing"])
+        inner = self.inner("timing")
         timing = Timing(
             median_ms=inner.number("median_ms"),
             p10_ms=inner.number("p10_ms"),
@@ -441,10 +454,10 @@ def from_dict(value: object, *, where: str = "latency.json") -> BenchResult:
             model=item.text("model"),
             weights_sha256=item.text("weights_sha256"),
             precision=item.text("precision"),
-            machine=item.mapping("machine"),
-            versions=item.mapping("versions"),
-            matmul=None if item.value.get("matmul") is None else item.mapping("matmul"),
-            settings=item.mapping("settings"),
+            machine=item.facts("machine"),
+            versions=item.versions("versions"),
+            matmul=None if item.value.get("matmul") is None else item.facts("matmul"),
+            settings=item.facts("settings"),
             complete=item.truth("complete"),
             notes=item.texts("notes"),
         )
@@ -463,7 +476,7 @@ def from_dict(value: object, *, where: str = "latency.json") -> BenchResult:
                 timing=item.timing(),
                 peak_bytes=item.optional_whole("peak_bytes"),
                 weights_bytes=item.optional_whole("weights_bytes"),
-                detail=item.mapping("detail"),
+                detail=item.facts("detail"),
                 notes=item.texts("notes"),
             )
             for item in root.each("cells")
@@ -487,7 +500,7 @@ def from_dict(value: object, *, where: str = "latency.json") -> BenchResult:
                 processor=item.optional_text("processor"),
                 previous=item.optional_resolution("previous"),
                 timing=item.timing(),
-                steps={name: float(ms) for name, ms in item.mapping("steps").items()},
+                steps=item.steps("steps"),
                 notes=item.texts("notes"),
             )
             for item in root.each("service")

@@ -186,11 +186,9 @@ def switch(
             bench.make_inputs("decoder", size, count=1)[0].to(one.dtype)
             for size, one in zip((previous, resolution), opened, strict=True)
         ]
-        for one, value in zip(opened, inputs, strict=True):
-            one.call(value)
-            _synchronise(bench.device)
+        cost_ms = sum(_once(bench, one, value) for one, value in zip(opened, inputs, strict=True))
         after, steady = [], []
-        for _ in range(min(_SWITCHES, limits.max_runs)):
+        for _ in range(min(_SWITCHES, limits.rounds({path: cost_ms}))):
             opened[0].call(inputs[0])
             _synchronise(bench.device)
             after.append(_once(bench, opened[1], inputs[1]))

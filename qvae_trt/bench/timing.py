@@ -20,7 +20,7 @@ class Limits:
     """
 
     budget_s: float = 1.0
-    min_runs: int = 5
+    min_runs: int = 3
     max_runs: int = 100
     warm_up: int = 3
     inputs: int = 3

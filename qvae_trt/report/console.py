@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qvae_trt.bench.results import REFERENCE
 from qvae_trt.report import view
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def table(result: BenchResult, part: Part, notes: view.Footnotes | None = None) 
 
     rows = view.part_table(result, part, view.Footnotes() if notes is None else notes)
     made = Table(
-        title=f"{part.capitalize()}, ms (speed-up over pytorch)",
+        title=f"{part.capitalize()}, ms",
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
@@ -95,7 +96,7 @@ def screen(result: BenchResult) -> Group:
         Text(view.subtitle(result)),
     ]
     shown += [Text(remark, style="yellow") for remark in view.remarks(result)]
-    shown.append(Text(""))
+    shown.append(Text(f"Median; behind it the speed-up over {REFERENCE}, the fastest in bold.\n"))
     absent: dict[str, str] = {}
     for part in ("decoder", "encoder"):
         if part in result.parts:

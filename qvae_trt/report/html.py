@@ -61,6 +61,7 @@ def _result(result: BenchResult, name: str, index: int, *, alone: bool) -> list[
     for part in ("decoder", "encoder"):
         if part in result.parts:
             out += _part(view.part_table(result, part, notes), index)
+    out.append(_paragraph(view.legend(result), "small"))
     for made in (charts.speedup(result), charts.memory(result)):
         out += _charts(made)
     out += _service(result, notes, index)
@@ -148,11 +149,6 @@ def _part(rows: view.PartTable, index: int) -> list[str]:
         out.append(_scroll(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}"))
     else:
         out.append(_paragraph("Nothing could be measured."))
-    known = [
-        f"{path}: {view.DESCRIPTIONS[path]}" for path in rows.paths if path in view.DESCRIPTIONS
-    ]
-    if known:
-        out.append(_paragraph("; ".join(known) + ".", "small"))
     out += [
         _paragraph(f"{path} was not measured: {reason}", "small") for path, reason in rows.absent
     ]
@@ -215,7 +211,7 @@ def _compared(results: Sequence[BenchResult], names: Sequence[str]) -> list[str]
             )
         out.append(
             f"<h3>{_HEADINGS[part]}, ms</h3>"
-            + _scroll(f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>")
+            + _scroll(f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>", kind="many")
         )
     out.append("<h3>What differs</h3>")
     facts = [dict(_differing(result)) for result in results]
@@ -225,7 +221,7 @@ def _compared(results: Sequence[BenchResult], names: Sequence[str]) -> list[str]
         for key in keys
         if len({fact.get(key) for fact in facts}) > 1
     ]
-    return [*out, *_table(("", *names), rows_out, words=len(names) + 1)]
+    return [*out, *_table(("", *names), rows_out, words=len(names) + 1, kind="many")]
 
 
 def _differing(result: BenchResult) -> list[tuple[str, str]]:
@@ -244,7 +240,9 @@ def _contrast_cell(median: float | None, ratio: float | None, best: bool) -> str
     return f"<td{kind}>{view.ms(median)}{speed}</td>"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int) -> list[str]:
+def _table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int, kind: str = ""
+) -> list[str]:
     def cell(tag: str, place: int, text: str) -> str:
         kind = ' class="w"' if place < words else ""
         return f"<{tag}{kind}>{escape(text)}</{tag}>"
@@ -254,11 +252,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int) ->
         "<tr>" + "".join(cell("td", place, text) for place, text in enumerate(row)) + "</tr>"
         for row in rows
     )
-    return [_scroll(f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>")]
+    return [_scroll(f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>", kind=kind)]
 
 
-def _scroll(inside: str) -> str:
-    return f'<div class="scroll"><table>{inside}</table></div>'
+def _scroll(inside: str, *, kind: str = "") -> str:
+    named = f' class="{kind}"' if kind else ""
+    return f'<div class="scroll"><table{named}>{inside}</table></div>'
 
 
 def _paragraph(text: str, kind: str = "") -> str:

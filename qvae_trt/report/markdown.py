@@ -54,6 +54,7 @@ def markdown(result: BenchResult, *, charts: Sequence[str] = ()) -> str:
         if part not in result.parts:
             continue
         lines += _part(view.part_table(result, part, notes))
+    lines += [text(view.legend(result)), ""]
     lines += _service(result, notes)
     if notes.texts:
         lines += ["## Notes", ""]
@@ -93,11 +94,6 @@ def _part(rows: view.PartTable) -> list[str]:
         lines += [*table(("size", *map(text, rows.paths)), body), ""]
     else:
         lines += ["Nothing could be measured.", ""]
-    known = [
-        f"`{path}`: {view.DESCRIPTIONS[path]}" for path in rows.paths if path in view.DESCRIPTIONS
-    ]
-    if known:
-        lines += ["; ".join(known) + ".", ""]
     for path, reason in rows.absent:
         lines += [f"- {text(path)} was not measured: {text(reason)}"]
     return [*lines, ""] if rows.absent else lines

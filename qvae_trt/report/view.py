@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, ServiceRow
+from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,6 +101,12 @@ def share(value: float | None) -> str:
         if value >= 0.01
         else f"{value * 100:.2g} %"
     )
+
+
+def legend(result: BenchResult) -> str:
+    """What each column is."""
+    known = [f"{path}: {DESCRIPTIONS[path]}" for path in result.paths if path in DESCRIPTIONS]
+    return f"{'; '.join(known)}." if known else ""
 
 
 def title(result: BenchResult) -> str:
@@ -287,7 +293,9 @@ def service_table(
     result: BenchResult, kind: str, notes: Footnotes
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows of one kind of service measurement. An empty row has its footnote as `[n]`."""
-    rows = [row for row in result.service if row.kind == kind]
+    # Why a path is missing altogether is told beside the latencies.
+    served = {row.path for row in result.service if row.timing is not None}
+    rows = [row for row in result.service if row.kind == kind and row.path in served]
     steps = list(dict.fromkeys(step for row in rows for step in row.steps))
     head = ["size", "path"]
     if any(row.previous for row in rows):
@@ -427,7 +435,3 @@ def contrasts(results: Sequence[BenchResult]) -> list[Contrast]:
                         Contrast(part=part, resolution=resolution, path=path, medians=medians)  # type: ignore[arg-type]
                     )
     return found
-
-
-def service_rows(result: BenchResult, kind: str) -> list[ServiceRow]:
-    return [row for row in result.service if row.kind == kind]
