@@ -74,3 +74,32 @@ def run_decoder(latents: np.ndarray, *, channels: int = 4) -> np.ndarray:
     a = np.einsum("chwij,ocij->ohw", windows, weight.astype(np.float32))
     m = a / (1 + np.exp(-a))
     return np.kron(m, np.ones((1, 8, 8), np.float32))[None, :, None]
+
+
+def with_shape_arithmetic(path: Path) -> Path:
+    """As `decoder`, but the last Unsqueeze is a Reshape to a shape that is computed."""
+    decoder(path)
+    model = onnx.load(str(path))
+    graph = model.graph
+    last = graph.node.pop()
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array([1, 3, 1], dtype=np.int64), "head"),
+            numpy_helper.from_array(np.array([2, 3], dtype=np.int64), "sides"),
+        ]
+    )
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["u"], ["u_shape"]),
+            helper.make_node("Gather", ["u_shape", "sides"], ["hw"]),
+            helper.make_node("Concat", ["head", "hw"], ["shape"], axis=0),
+            helper.make_node("Reshape", ["u", "shape"], [last.output[0]]),
+        ]
+    )
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+    return path
+
+
+def node_types(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(str(path)).graph.node]

@@ -127,7 +127,9 @@ class OnnxRuntime:
             source, result = _describe(session, BuildError)
             del session
             _check(source, spec)
-            _write(optimized, out, source, result, spec.ranges)
+            example = spec.ranges[0].min
+            shapes = (example, _infer_output(onnx, source, result, example))
+            _write(optimized, out, shapes, spec.ranges)
         say("optimize", 1, 1)
         return BuildOutcome(
             flags={
@@ -148,7 +150,7 @@ class OnnxRuntime:
         # The file holds the optimized graph; what is left is this processor's own layout.
         session = self._session(engine, options, EngineError)
         source, result = _describe(session, EngineError)
-        ranges, example = _read_ranges(engine, session)
+        ranges, example = _read_ranges(engine, session, len(source.shape))
         return OnnxRuntimeSession(session, source, result, ranges, example, cuda=self.uses_cuda)
 
     def inspect(self, engine: Path) -> dict[str, object]:
@@ -317,17 +319,15 @@ def _check(source: TensorSpec, spec: BuildSpec) -> None:
 def _write(
     optimized: Path,
     out: Path,
-    source: TensorSpec,
-    result: TensorSpec,
+    example: tuple[tuple[int, ...], tuple[int, ...]],
     ranges: tuple[ShapeRange, ...],
 ) -> None:
     import onnx
 
     model = onnx.load(str(optimized))
-    example = ranges[0].min
     held = {
         "profiles": [[list(r.min), list(r.opt), list(r.max)] for r in ranges],
-        "example": [list(example), list(_infer_output(model, source, result, example))],
+        "example": [list(shape) for shape in example],
     }
     entry = model.metadata_props.add()
     entry.key, entry.value = RANGES_KEY, json.dumps(held)
@@ -338,22 +338,23 @@ def _write(
 
 
 def _infer_output(
-    model: Any, source: TensorSpec, result: TensorSpec, shape: tuple[int, ...]
+    graph: Path, source: TensorSpec, result: TensorSpec, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """The output's shape for an input of `shape`."""
+    """The output's shape for an input of `shape`, by ONNX's own rules: of the graph as it was before
+    ONNX Runtime put operations of its own into it.
+    """
     if -1 not in result.shape:
         return result.shape
     import onnx
 
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    (value,) = [v for v in fixed.graph.input if v.name == source.name]
+    model = onnx.load(str(graph))
+    (value,) = [v for v in model.graph.input if v.name == source.name]
     for dim, side in zip(value.type.tensor_type.shape.dim, shape, strict=True):
         dim.dim_value = side
-    del fixed.graph.value_info[:]
-    for dim in fixed.graph.output[0].type.tensor_type.shape.dim:
+    del model.graph.value_info[:]
+    for dim in model.graph.output[0].type.tensor_type.shape.dim:
         dim.Clear()
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph.output[0]
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output[0]
     sides = tuple(dim.dim_value for dim in inferred.type.tensor_type.shape.dim)
     if len(sides) != len(shape) or min(sides) <= 0:
         raise BuildError(f"the output's shape for an input of {list(shape)} cannot be inferred")
@@ -361,7 +362,7 @@ def _infer_output(
 
 
 def _read_ranges(
-    engine: Path, session: Any
+    engine: Path, session: Any, rank: int
 ) -> tuple[tuple[ShapeRange, ...], tuple[tuple[int, ...], tuple[int, ...]]]:
     text = session.get_modelmeta().custom_metadata_map.get(RANGES_KEY)
     if text is None:
@@ -373,13 +374,14 @@ def _read_ranges(
         held = json.loads(text)
         ranges = tuple(ShapeRange(*(tuple(map(int, s)) for s in r)) for r in held["profiles"])
         before, after = (tuple(map(int, shape)) for shape in held["example"])
-    except (ValueError, TypeError, KeyError) as error:
+        shapes = [before, after, *(s for r in ranges for s in (r.min, r.opt, r.max))]
+        if not ranges or any(len(s) != rank or min(s) <= 0 for s in shapes):
+            raise ValueError(f"expected at least one, each of {rank} positive sides")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EngineError(
             f"{engine}: its ranges cannot be read: {error}",
             fix="build it again: qvae build --force",
         ) from error
-    if not ranges or len(before) != len(after):
-        raise EngineError(f"{engine}: its ranges are empty", fix="qvae build --force")
     return ranges, (before, after)
 
 

@@ -28,7 +28,7 @@ _INSTALL = {
     "tensorrt": "pip install tensorrt (needs an NVIDIA GPU), or --backend onnxruntime",
     "tensorrt_rtx": "pip install tensorrt-rtx, or --backend onnxruntime",
 }
-_logs: dict[int, Log] = {}
+_logs: dict[Any, Log] = {}  # by module: a TensorRT takes one logger a process
 _logs_lock = threading.Lock()
 
 
@@ -54,9 +54,9 @@ class TensorRT:
     @property
     def _log(self) -> Log:
         with _logs_lock:
-            log = _logs.get(id(self._trt))
+            log = _logs.get(self._trt)
             if log is None:
-                log = _logs[id(self._trt)] = Log(self._trt)
+                log = _logs[self._trt] = Log(self._trt)
             return log
 
     @property

@@ -20,7 +20,6 @@ from qvae_trt.backends import BuildOutcome, BuildSpec, DTypeName, Progress, Shap
 from qvae_trt.errors import BackendError, BuildError, StoreError, UsageError
 
 if TYPE_CHECKING:
-
     from qvae_trt.backends.trt_log import Log, Messages
 
 _log = logging.getLogger(__name__)

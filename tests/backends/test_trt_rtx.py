@@ -1,0 +1,143 @@
+"""The real TensorRT-RTX: it builds without a GPU, so parser, builder and messages are real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_graphs
+
+from qvae_trt import backends
+from qvae_trt.backends import BuildSpec, ShapeRange, devices
+from qvae_trt.errors import BackendError, BuildError, UsageError
+
+rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+
+WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
+FIXED = ShapeRange.fixed((1, 4, 1, 16, 24))
+
+
+@pytest.fixture
+def backend() -> backends.Backend:
+    return backends.get("tensorrt_rtx")
+
+
+def spec(*ranges: ShapeRange, **settings: Any) -> BuildSpec:
+    settings.setdefault("precision", "fp16")
+    return BuildSpec(input_name="latents", ranges=ranges, **settings)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    return small_graphs.decoder(tmp_path / "d.onnx", cast=True)
+
+
+def test_profiles(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+    outcome = backend.build(graph, tmp_path / "e.trt", spec(WIDE, FIXED))
+    assert outcome.input.shape == (1, 4, 1, -1, -1)
+    assert outcome.output == backends.TensorSpec("images", "float16", (1, 3, 1, -1, -1))
+    assert outcome.flags["profiles"] == "2"
+    assert (tmp_path / "e.trt").stat().st_size > 10_000
+
+
+def test_static_with_every_setting(backend: backends.Backend, tmp_path: Path) -> None:
+    graph = small_graphs.decoder(tmp_path / "d.onnx", side=(16, 24))
+    outcome = backend.build(
+        graph,
+        tmp_path / "e.trt",
+        spec(FIXED, level=1, workspace_bytes=1 << 28, timing_cache=tmp_path / "t"),
+    )
+    assert outcome.output.shape == (1, 3, 1, 128, 192)
+    assert outcome.flags["workspace_bytes"] == str(1 << 28)
+    assert "timing cache not used" in outcome.warnings[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.onnx", "e.trt"]
+
+
+def test_fp32(backend: backends.Backend, tmp_path: Path) -> None:
+    graph = small_graphs.decoder(tmp_path / "d.onnx", elem=small_graphs.FP32)
+    outcome = backend.build(graph, tmp_path / "e.trt", spec(WIDE, precision="fp32"))
+    assert outcome.input.dtype == "float32"
+
+
+def test_progress_grows_and_ends(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    backend.build(graph, tmp_path / "e.trt", spec(WIDE), progress=lambda *s: seen.append(s) is None)
+    done = [s[1] for s in seen]
+    assert done == sorted(done)
+    assert seen[-1] == ("build", 1000, 1000)
+    assert len({s[1] for s in seen}) > 20
+
+
+def test_cancel(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        backend.build(
+            graph, tmp_path / "e.trt", spec(WIDE), progress=lambda _s, done, _t: done < 300
+        )
+    assert not (tmp_path / "e.trt").exists()
+    backend.build(graph, tmp_path / "e.trt", spec(WIDE))  # and nothing is left broken
+
+
+def test_an_exception_in_the_callback(
+    backend: backends.Backend, graph: Path, tmp_path: Path
+) -> None:
+    def fail(stage: str, done: int, total: int) -> bool:
+        if done > 300:
+            raise ValueError("from the callback")
+        return True
+
+    with pytest.raises(ValueError, match="from the callback"):
+        backend.build(graph, tmp_path / "e.trt", spec(WIDE), progress=fail)
+
+
+def test_opt_past_max(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+    bad = ShapeRange(WIDE.min, (1, 4, 1, 64, 64), WIDE.max)
+    with pytest.raises(UsageError, match="min 4, opt 64, max 32"):
+        backend.build(graph, tmp_path / "e.trt", spec(bad))
+
+
+def test_what_rtx_does_with_opt_past_max() -> None:
+    """Why ranges are checked before: it takes the shape, and refuses by an index only."""
+    log = rtx.Logger(rtx.Logger.INTERNAL_ERROR)
+    builder = rtx.Builder(log)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("x", (1, 4), (1, 64), (1, 32))
+    assert builder.create_builder_config().add_optimization_profile(profile) == -1
+
+
+def test_the_parsers_words(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(str(graph))
+    model.graph.node[1].op_type = "NoSuchOperation"
+    onnx.save(model, str(tmp_path / "bad.onnx"))
+    with pytest.raises(BuildError, match="NoSuchOperation") as caught:
+        backend.build(tmp_path / "bad.onnx", tmp_path / "e.trt", spec(WIDE))
+    assert caught.value.what.startswith("TensorRT does not take bad.onnx (node 1")
+
+
+def test_the_builders_words(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+    """A Reshape that no size of the profile fits."""
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(str(graph))
+    last = model.graph.node.pop()
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.array([1, 3, 1, 7, 7], dtype=np.int64), "seven")
+    )
+    model.graph.node.append(helper.make_node("Reshape", ["u", "seven"], [last.output[0]]))
+    onnx.save(model, str(tmp_path / "bad.onnx"))
+    with pytest.raises(BuildError, match="TensorRT said: "):
+        backend.build(tmp_path / "bad.onnx", tmp_path / "e.trt", spec(WIDE))
+
+
+@pytest.mark.skipif(devices.gpu() is not None, reason="this machine has a GPU")
+def test_running_needs_a_gpu(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+    backend.build(graph, tmp_path / "e.trt", spec(WIDE))
+    verdict = backend.can_run()
+    assert not verdict.ok
+    assert "running needs an NVIDIA GPU" in verdict.reason
+    with pytest.raises(BackendError, match="running needs an NVIDIA GPU"):
+        backend.open(tmp_path / "e.trt")
