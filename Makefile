@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)  ## the main job on this machine: engines, parity, latency, a picture; into out/demo/
-	bash benchmarks/demo.sh $(BIN) out/demo
+	bash benchmarks/demo.sh $(BIN) out/demo $(BACKEND)
 
 verify: lint types secrets test  ## every check: lint, strict types, secrets, tests with parity
 

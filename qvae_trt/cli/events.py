@@ -62,6 +62,8 @@ def _line(event: Event, *, verbose: bool) -> str | None:
         case "end" if event.result is not None and event.result.status == "planned":
             return None  # the table says it all
         case "end" if event.result is not None:
+            if event.result.status == "failed":
+                return f"{head}: failed: {event.result.reason}"
             took = f" in {event.result.seconds:.1f} s" if event.result.status == "built" else ""
             return f"{head}: {event.result.status}{took}"
         case _:

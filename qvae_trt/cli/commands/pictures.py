@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qvae_trt.cli import output
+from qvae_trt.cli.drawing import table
 from qvae_trt.cli.options import (
     ENGINE_DIR,
     MODEL,
@@ -16,6 +18,9 @@ from qvae_trt.cli.options import (
     ModelOption,
     VerboseOption,
 )
+
+if TYPE_CHECKING:
+    from qvae_trt.pictures import Outcome
 
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG or JPEG of any size.")]
 ImageOption = Annotated[Path, typer.Option("--out", help="The picture to write.")]
@@ -74,3 +79,28 @@ def roundtrip(
         image, out, model=model, backend=backend, engine_dir=engine_dir, side_by_side=side_by_side
     )
     _show(done)
+
+
+def _show(done: Outcome) -> None:
+    for run in done.passes:
+        for note in run.notes:
+            output.tell(f"warning: {note}", style="yellow")
+    rows = [
+        (
+            p.part,
+            str(p.resolution),
+            p.engine,
+            f"{p.seconds:.2f}",
+            "" if p.path is None else str(p.path),
+        )
+        for p in done.passes
+    ]
+    quality = "" if done.psnr_db is None else f", {done.psnr_db:.1f} dB"
+    output.emit(
+        done.to_dict(),
+        lambda: table(
+            ("part", "at", "through", "s", "file"),
+            rows,
+            title=f"{done.out}: {done.size}{quality}",
+        ),
+    )

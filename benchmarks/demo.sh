@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The main job, end to end, with the bundled model: engines of all sizes, parity, latency, a picture.
+# usage: benchmarks/demo.sh BIN OUT [BACKEND]
+set -euo pipefail
+bin=$1
+out=$2
+backend=${3:-onnxruntime}
+photograph=$(dirname "$0")/../qvae_trt/data/pictures/astronaut.jpg
+engines=$out/engines
+common=(--model bundled:tiny --backend "$backend" --engine-dir "$engines")
+
+step() {
+  printf '\n\033[1m== %s\033[0m\n' "$1"
+  shift
+  printf '$ qvae %s\n' "$*"
+  "$bin/qvae" "$@"
+}
+
+mkdir -p "$out"
+step "what this machine can do" doctor --engine-dir "$engines"
+step "engines of the seven aspect ratios" build --mode static "${common[@]}"
+step "one engine pair with the nine profiles" build --mode profiles "${common[@]}"
+step "every engine against PyTorch fp32" verify "${common[@]}" --out "$out"
+step "PyTorch against the engines" bench --resolution 512x512 --resolution 928x1664 \
+  --budget 2 "${common[@]}" --out "$out"
+step "a photograph, and its round trip beside it" roundtrip "$photograph" "${common[@]}" \
+  --side-by-side --out "$out/roundtrip.png"
+
+printf '\n\033[1m== in %s\033[0m\n' "$out"
+cat <<END
+  engines/                         sixteen engines, each with its sidecar (.json)
+    static/<aspect>/vae_*.onnx       one pair for each of the seven aspect ratios
+    profiles/vae_*_multi_profile.*   one pair with the nine profiles
+  parity.md, parity.json           every engine against PyTorch fp32, and the bounds kept
+  latency.md, .json, .csv, .svg    PyTorch against the engines
+  roundtrip.png                    a photograph, and the same through encoder and decoder
+END

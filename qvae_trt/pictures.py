@@ -1,0 +1,255 @@
+"""Real pictures through the VAE: a file in, a file out.
+
+A picture is mirrored outwards until both sides are multiples of 16, run, and cropped back. Where no
+engine holds that size and one holds a slightly larger one, it is padded to that: 1600x900 goes
+through a static engine of 1664x928, and 200x200 through a profile that starts at 256x256.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from qvae_trt.errors import PictureError, ResolutionError
+from qvae_trt.images import (
+    MULTIPLE,
+    WRITE_FORMATS,
+    Channels,
+    Latents,
+    crop,
+    pad_to_multiple,
+    read_latents,
+    read_picture,
+    write_latents,
+    write_picture,
+)
+from qvae_trt.model import DEFAULT_MODEL, load_model
+from qvae_trt.profiles import PARTS, Resolution, load_static_sizes
+from qvae_trt.runtime.vae import FallbackWarning, load_vae
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from qvae_trt.model import Model
+    from qvae_trt.profiles import Choice, Part
+    from qvae_trt.runtime.vae import TrtVae
+
+#: A picture is padded past its own multiple of 16 up to this many times its pixels.
+MAX_PADDING = 1.5
+#: The shortest side that the nine profiles hold; padding up to it is always cheap.
+SHORTEST_SIDE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One run of one part.
+
+    Attributes:
+        resolution: what the part saw, after padding.
+        engine: `static`, `profile 3` or `pytorch`; `fallback` where what was chosen failed and
+            something else gave the result: the notes say why.
+        path: the engine's file; None for PyTorch.
+        seconds: of the run, with the loading of the engine.
+        notes: what the VAE warned of.
+    """
+
+    part: Part
+    resolution: Resolution
+    engine: str
+    path: Path | None
+    seconds: float
+    considered: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A file written.
+
+    Attributes:
+        size: of the picture.
+        psnr_db: of a round trip against the picture read, the range being [-1, 1]; else None.
+    """
+
+    out: Path
+    size: Resolution
+    passes: tuple[Pass, ...]
+    psnr_db: float | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready. A round trip without any error has a null `psnr_db`: JSON has no infinity."""
+        finite = self.psnr_db is not None and math.isfinite(self.psnr_db)
+        return {
+            "out": str(self.out),
+            "size": str(self.size),
+            "psnr_db": self.psnr_db if finite else None,
+            "passes": [
+                {
+                    "part": run.part,
+                    "size": str(run.resolution),
+                    "engine": run.engine,
+                    "path": None if run.path is None else str(run.path),
+                    "seconds": round(run.seconds, 4),
+                    "considered": list(run.considered),
+                    "notes": list(run.notes),
+                }
+                for run in self.passes
+            ],
+        }
+
+
+def encode(
+    picture: Path, out: Path, *, engine_dir: Path, model: str = DEFAULT_MODEL, backend: str = "auto"
+) -> Outcome:
+    """Encode a picture file to latents: the mean, un-normalised, with the picture's size.
+
+    Raises:
+        PictureError: the picture cannot be read, or the latents cannot be written.
+        ModelError: the weights cannot be had.
+    """
+    _check_out(out, (".safetensors",), "latents file")
+    loaded, vae = _load(engine_dir, model, backend)
+    pixels = read_picture(picture, channels=_channels(vae))
+    size, padded = _sizes(vae, pixels, ("encoder",))
+    mean, run = _encode(vae, _pad(pixels, padded))
+    latents = Latents(mean, size.height, size.width, loaded.source, loaded.weights_sha256)
+    write_latents(out, latents)
+    return Outcome(out, size, (run,))
+
+
+def decode(
+    latents: Path, out: Path, *, engine_dir: Path, model: str = DEFAULT_MODEL, backend: str = "auto"
+) -> Outcome:
+    """Decode a latents file to a picture of the size that was encoded.
+
+    Raises:
+        PictureError: the latents cannot be read or are another VAE's, or the picture cannot be
+            written.
+        ModelError: the weights cannot be had.
+    """
+    _check_out(out, tuple(WRITE_FORMATS), "picture")
+    given = read_latents(latents)
+    _check_size(_padded_size(given.values), latents)
+    loaded, vae = _load(engine_dir, model, backend)
+    channels = given.values.shape[1]
+    if channels != vae.z_dim:
+        raise PictureError(
+            f"{latents}: found {channels} latent channels, expected {vae.z_dim}",
+            fix="Decode with the --model that encoded it.",
+        )
+    if given.weights_sha256 not in ("", loaded.weights_sha256):
+        warnings.warn(
+            f"{latents}: encoded with other weights ({given.model}) than {loaded.source}",
+            stacklevel=2,
+        )
+    pixels, run = _decode(vae, given.values)
+    write_picture(out, crop(pixels, (given.height, given.width)))
+    return Outcome(out, Resolution(given.height, given.width), (run,))
+
+
+def roundtrip(
+    picture: Path,
+    out: Path,
+    *,
+    engine_dir: Path,
+    model: str = DEFAULT_MODEL,
+    backend: str = "auto",
+    side_by_side: bool = False,
+) -> Outcome:
+    """Encode a picture and decode it again.
+
+    Args:
+        side_by_side: write the picture, and its round trip to the right of it.
+
+    Raises:
+        PictureError: the picture cannot be read or written.
+        ModelError: the weights cannot be had.
+    """
+    _check_out(out, tuple(WRITE_FORMATS), "picture")
+    _, vae = _load(engine_dir, model, backend)
+    pixels = read_picture(picture, channels=_channels(vae))
+    size, padded = _sizes(vae, pixels, PARTS)
+    mean, encoding = _encode(vae, _pad(pixels, padded))
+    decoded, decoding = _decode(vae, mean)
+    again = crop(decoded, (size.height, size.width))
+    write_picture(out, torch.cat((pixels, again), dim=-1) if side_by_side else again)
+    return Outcome(out, size, (encoding, decoding), _psnr_db(pixels, again))
+
+
+def _check_out(out: Path, suffixes: Sequence[str], kind: str) -> None:
+    """Before minutes of work: a name of a kind that can be written, in a folder that is there."""
+    if out.suffix.lower() not in suffixes:
+        raise PictureError(
+            f"{out}: unknown kind of {kind} {out.suffix!r}", fix=f"Name it {', '.join(suffixes)}."
+        )
+    if not out.parent.is_dir():
+        raise PictureError(
+            f"{out}: cannot be written: no folder {out.parent}", fix=f"mkdir -p {out.parent}"
+        )
+
+
+def _check_size(size: Resolution, path: Path | str) -> None:
+    try:
+        size.check()
+    except ResolutionError as error:
+        raise PictureError(f"{path}: {error.what}") from error
+
+
+def _load(engine_dir: Path, model: str, backend: str) -> tuple[Model, TrtVae]:
+    loaded = load_model(model)
+    return loaded, load_vae(engine_dir, model=loaded, backend=backend)
+
+
+def _channels(vae: TrtVae) -> Channels:
+    if vae.input_channels not in (3, 4):
+        raise PictureError(f"the VAE takes {vae.input_channels} channels, pictures have 3 or 4")
+    return cast("Channels", vae.input_channels)
+
+
+def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resolution, Resolution]:
+    """The picture's size, and the one to pad it to: its own multiple of 16 unless no engine has it."""
+    size = Resolution(pixels.shape[-2], pixels.shape[-1])
+    own = Resolution(*(-(-side // MULTIPLE) * MULTIPLE for side in (size.height, size.width)))
+    _check_size(own, f"a picture of {size}")
+    floor = Resolution(max(own.height, SHORTEST_SIDE), max(own.width, SHORTEST_SIDE))
+    limit = max(MAX_PADDING * own.pixels, SHORTEST_SIDE * SHORTEST_SIDE)
+    larger = sorted(
+        (
+            candidate
+            for candidate in (floor, *load_static_sizes().values())
+            if candidate.height >= own.height
+            and candidate.width >= own.width
+            and candidate.pixels <= limit
+        ),
+        key=lambda r: (r.pixels, r),
+    )
+    for candidate in (own, *larger):
+        if all(vae.choice(part, candidate).engine != "pytorch" for part in parts):
+            return size, candidate
+    return size, own
+
+
+def _pad(pixels: Tensor, padded: Resolution) -> Tensor:
+    """(1, C, H, W) mirrored outwards to exactly the size, as (1, C, 1, H', W')."""
+    tall = pad_to_multiple(pixels.mT, 1, minimum=padded.height)
+    return pad_to_multiple(pixels, 1, minimum=padded.width)[:, :, None]
+
+
+def _encode(vae: TrtVae, x: Tensor) -> tuple[Tensor, Pass]:
+    with torch.inference_mode(), _Watch(vae, "encoder", _size(x)) as watch:
+        mean = vae.encode(x, return_dict=False)[0].mode().cpu()
+    return mean, watch.result()
+
+
+def _decode(vae: TrtVae, z: Tensor) -> tuple[Tensor, Pass]:
+    with torch.inference_mode(), _Watch(vae, "decoder", _padded_size(z)) as watch:
+        pixels = vae.decode(z, return_dict=False)[0][:, :, 0].cpu()
+    return pixels, watch.result()

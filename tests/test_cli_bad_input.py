@@ -1,0 +1,254 @@
+"""Bad input: a clear error, exit 1 or 2, nothing half written."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qvae_trt.cli import app as cli
+
+TINY = ["--model", "bundled:tiny", "--backend", "onnxruntime"]
+
+
+def files(folder: Path) -> list[str]:
+    """Every file, a lock's included; sorted."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.linear_gradient("L").convert("RGB").resize((32, 32)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("1000x1001", ["1000x1001", "height is 1001", "multiple of 8", "992x1008"]),
+        ("0x0", ["0x0", "width is 0", "expected 8 to 16384"]),
+        ("99999x99999", ["99999x99999", "99999", "expected 8 to 16384"]),
+        ("-8x8", ["no size", "expected WIDTHxHEIGHT"]),
+        ("big", ["no size", "expected WIDTHxHEIGHT"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["build", "--mode", "static"],
+        ["verify"],
+        ["bench"],
+        ["export", "--out", "onnx"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_impossible_sizes(
+    command: list[str],
+    size: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*command, f"--resolution={size}", "--model", "bundled:tiny"]) == 2
+    shown = capsys.readouterr()
+    assert all(word in shown.err for word in words), shown.err
+    assert shown.out == ""
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("aspect", ["5:4", "16x9", "../..", ""])
+def test_unknown_aspect(
+    aspect: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["build", "--mode", "static", "--aspect", aspect, *TINY]) == 2
+    error = capsys.readouterr().err
+    assert "16:9, 9:16, 1:1, 4:3, 3:4, 3:2, 2:3" in error
+    assert "--resolution" in error
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('[[profile]]\nmin = "256x256"\nopt = "512x512"\nmax = 7\n', 4, "max"),
+        ('[[profile]]\nmin = "256x256"\nopt = "1024x1024"\nmax = "512x512"\n', 4, "min <= opt"),
+        ('[[profile]]\nmin = "256x256"\nopt = "512x512\n', 3, ""),
+        ('# no profile\nprofiles = "none"\n', 2, "profiles"),
+        ("", 1, "[[profile]]"),
+    ],
+)
+def test_malformed_profiles_name_the_line(
+    text: str, line: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    engines = tmp_path / "engines"
+    command = ["build", "--mode", "profiles", "--profiles", str(file), "--engine-dir", str(engines)]
+    assert cli.main([*command, *TINY]) == 1
+    error = capsys.readouterr().err
+    assert f"{file}, line {line}: " in error
+    assert words in error
+    assert not engines.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("bundled:huge", "bundled:tiny"),
+        ("./nowhere", "bundled:tiny"),
+        ("Qwen/No-Such-Model", "bundled:tiny"),
+        ("empty", "vae"),
+        ("text.safetensors", "safetensors"),
+    ],
+)
+@pytest.mark.parametrize("command", ["build", "export", "bench"])
+def test_unknown_models(
+    command: str,
+    model: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.safetensors").write_text("no tensors here")
+    before = files(tmp_path)
+    arguments = {
+        "build": ["build", "--mode", "static", "--resolution", "64x64"],
+        "export": ["export", "--out", "onnx"],
+        "bench": ["bench", "--resolution", "64x64"],
+    }[command]
+    assert cli.main([*arguments, "--model", model]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert words in shown.err
+    assert "Traceback" not in shown.err
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["encode", "roundtrip"])
+def test_missing_picture(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / ("out.safetensors" if command == "encode" else "out.png")
+    assert cli.main([command, str(tmp_path / "none.png"), "--out", str(out), *TINY]) == 1
+    assert "none.png" in capsys.readouterr().err
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["encode", "roundtrip"])
+def test_a_text_named_png(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("this is no picture\n")
+    out = tmp_path / ("out.safetensors" if command == "encode" else "out.png")
+    assert cli.main([command, str(text), "--out", str(out), *TINY]) == 1
+    error = capsys.readouterr().err
+    assert "text.png" in error
+    assert "no picture" in error
+    assert files(tmp_path) == ["text.png"]
+
+
+def test_latents_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "latents.safetensors"
+    text.write_text("these are no latents\n")
+    assert cli.main(["decode", str(text), "--out", str(tmp_path / "out.png"), *TINY]) == 1
+    assert "latents.safetensors" in capsys.readouterr().err
+    assert files(tmp_path) == ["latents.safetensors"]
+
+
+@pytest.mark.parametrize("found", ["missing", "a text", "a folder"])
+def test_inspecting_what_is_no_engine(
+    found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "vae_decoder.onnx"
+    if found == "a text":
+        path.write_text("no engine")
+    if found == "a folder":
+        path.mkdir()
+    assert cli.main(["inspect", str(path)]) == 1
+    assert "vae_decoder.onnx" in capsys.readouterr().err
+
+
+def test_a_result_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "latency.json"
+    text.write_text("{}")
+    assert cli.main(["report", str(text), "--out", str(tmp_path / "report.html")]) == 1
+    assert "latency.json" in capsys.readouterr().err
+    assert files(tmp_path) == ["latency.json"]
+
+
+# --- the file system refuses ---------------------------------------------------------------------
+
+_BUILD = ["build", "--mode", "static", "--resolution", "32x32", "--part", "decoder", *TINY]
+
+
+def run_without_privileges(
+    arguments: list[str], **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Root passes every permission bit; without these two capabilities it does not."""
+
+    def drop() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            if os.geteuid() == 0 and libc.prctl(24, capability, 0, 0, 0) != 0:  # PR_CAPBSET_DROP
+                raise OSError(ctypes.get_errno(), "prctl")
+
+    return subprocess.run(
+        [sys.executable, "-m", "qvae_trt", *arguments],
+        capture_output=True, text=True, check=False, preexec_fn=drop, **options,
+    )  # fmt: skip
+
+
+def test_an_engine_folder_without_write_permission(tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    engines.mkdir(mode=0o555)
+    ran = run_without_privileges([*_BUILD, "--engine-dir", str(engines)])
+    assert ran.returncode == 1, ran.stderr
+    assert "ermission" in ran.stderr
+    assert str(engines) in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert files(engines) == []
+
+
+def test_an_engine_folder_that_is_a_file(tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    engines.write_text("mine")
+    ran = run_without_privileges([*_BUILD, "--engine-dir", str(engines)])
+    assert ran.returncode == 1, ran.stderr
+    assert str(engines) in ran.stderr
+    assert engines.read_text() == "mine"
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """No file may grow past 64 KiB: what the engine's first megabyte meets on a full disk.
+
+    The kernel says EFBIG for the limit and ENOSPC for a full disk; a small tmpfs, where one can be
+    mounted, is what the store's own tests fill.
+    """
+    resource = pytest.importorskip("resource")
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+
+    engines = tmp_path / "engines"
+    ran = subprocess.run(
+        [sys.executable, "-m", "qvae_trt", *_BUILD, "--engine-dir", str(engines)],
+        capture_output=True, text=True, check=False, preexec_fn=limit,
+    )  # fmt: skip
+    assert ran.returncode == 1, ran.stderr
+    assert "Traceback" not in ran.stderr
+    left = [name for name in files(engines) if not name.endswith(".lock")]
+    assert left == []
