@@ -1,0 +1,164 @@
+"""What `qvae doctor` says of machines like this one, better ones and broken ones."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from qvae_trt import backends, doctor
+from qvae_trt.backends import Device, Verdict, devices
+from qvae_trt.cli import app as cli
+from qvae_trt.errors import BackendError
+
+H100 = Device("NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000, "580.95.05")
+Usage = namedtuple("Usage", "total used free")
+
+
+def check(name: str, folder: Path) -> doctor.Check:
+    return next(c for c in doctor.diagnose(folder).checks if c.name == name)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "gpus", tuple)
+    monkeypatch.setattr(devices, "absence", lambda: "no NVIDIA driver (libcuda.so.1 is not there)")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: (H100,))
+    monkeypatch.setattr(devices, "gpu", lambda: H100)
+
+
+class FakeBackend:
+    def __init__(self, *, runs: bool = True) -> None:
+        self._runs = runs
+
+    def version(self) -> str:
+        return "11.4"
+
+    def can_build(self) -> Verdict:
+        return Verdict(True, "it builds")
+
+    def can_run(self) -> Verdict:
+        return Verdict(self._runs, "compute capability 9.0 is refused", "use tensorrt")
+
+
+def test_every_check_has_a_state_and_trouble_has_a_mend(tmp_path: Path) -> None:
+    found = doctor.diagnose(tmp_path)
+    names = [c.name for c in found.checks]
+    assert {"python", "gpu", *backends.NAMES, "torch", "diffusers", "disk", "model"} <= set(names)
+    assert len(names) == len(set(names))
+    for c in found.checks:
+        assert c.status in {"ok", "warn", "fail"}
+        assert c.detail
+        assert c.status == "ok" or c.fix, f"{c.name} says nothing that helps"
+
+
+def test_a_machine_without_a_gpu_is_no_failure(no_gpu: None, tmp_path: Path) -> None:
+    found = check("gpu", tmp_path)
+    assert found.status == "warn"
+    assert "libcuda" in found.detail
+    assert doctor.diagnose(tmp_path).ok
+
+
+def test_a_gpu_is_described(gpu: None, tmp_path: Path) -> None:
+    found = check("gpu", tmp_path)
+    assert found.status == "ok"
+    assert found.detail == (
+        "NVIDIA H100 80GB HBM3 (compute capability 9.0, 79 GiB); driver 580.95.05"
+    )
+
+
+def test_a_gpu_without_tensorrt_is_pointed_out(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(backends, "resolve", lambda name: "onnxruntime")
+    found = check("--backend auto", tmp_path)
+    assert found.status == "warn"
+    assert found.fix == "pip install 'qvae-trt[gpu]'"
+
+
+def test_a_backend_that_builds_and_cannot_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(backends, "get", lambda name: FakeBackend(runs=False))
+    found = check("tensorrt_rtx", tmp_path)
+    assert found.status == "warn"
+    assert "builds: yes; runs: no, compute capability 9.0 is refused" in found.detail
+    assert found.fix == "use tensorrt"
+
+
+def test_without_onnxruntime_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def absent(name: str) -> object:
+        raise BackendError(f"{name} does not import", fix=f"pip install {name}")
+
+    monkeypatch.setattr(backends, "get", absent)
+    found = doctor.diagnose(tmp_path)
+    states = {c.name: c.status for c in found.checks}
+    assert (states["tensorrt"], states["onnxruntime"]) == ("warn", "fail")
+    assert not found.ok
+
+
+def test_both_onnxruntimes_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They share a folder; the CPU one hides the CUDA provider of the other."""
+    monkeypatch.setattr(doctor, "_installed", lambda *names: set(names))
+    found = check("onnxruntime-gpu", tmp_path)
+    assert found.status == "warn"
+    assert "pip uninstall -y onnxruntime" in str(found.fix)
+
+
+def test_a_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = importlib.import_module
+
+    def import_module(name: str) -> object:
+        if name == "diffusers":
+            raise OSError("libsomething.so: cannot open shared object file")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    found = check("diffusers", tmp_path)
+    assert found.status == "fail"
+    assert "libsomething.so" in found.detail
+    assert found.fix == "pip install --force-reinstall diffusers"
+
+
+@pytest.mark.parametrize(
+    ("free", "status"), [(100 * 2**30, "ok"), (3 * 2**30, "warn"), (2**20, "fail")]
+)
+def test_disk(free: int, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage(free, 0, free))
+    assert check("disk", tmp_path / "not" / "yet" / "there").status == status
+
+
+def test_an_engine_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "engines").write_text("")
+    found = check("disk", tmp_path / "engines")
+    assert found.status == "fail"
+    assert "expected a folder" in found.detail
+
+
+def test_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was used"))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("a name was asked for"))
+    assert check("model", tmp_path).status in {"ok", "warn"}
+
+
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["doctor", "--json", "--engine-dir", str(tmp_path)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["ok"] is True
+    shown = {c["name"] for c in data["checks"]}
+    assert cli.main(["doctor", "--engine-dir", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in shown)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage(1, 0, 1))
+    assert cli.main(["doctor", "--engine-dir", str(tmp_path)]) == 1
