@@ -14,7 +14,7 @@ import torch
 
 from qvae_trt.errors import DeviceMemoryError, QvaeError, UsageError
 from qvae_trt.folding import FoldedVae, fold
-from qvae_trt.runtime.tiling import Tile, tiled
+from qvae_trt.runtime.tiling import SCALE, Tile, tiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -105,7 +105,10 @@ class PyTorchVae:
             if y is not None:
                 return y
             self._too_big[size] = _free_bytes(x.device)
+        scale = 1 if part == "encoder" else SCALE
         for side in _TILE_SIDES:
+            if side >= max(x.shape[3:]) * scale:
+                continue  # one tile: the whole picture again
             tile = Tile(height=side, width=side, overlap=_OVERLAP[side])
             y = self._attempt(partial(self.tiled, part, x, tile), x.device)
             if y is not None:

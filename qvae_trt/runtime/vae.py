@@ -81,12 +81,23 @@ class TrtVae(ModelMixin, ConfigMixin):
 
         A pipeline saved with this VAE comes back through here.
         """
-        source = Path(pretrained_model_name_or_path or DEFAULT_MODEL) / kwargs.pop("subfolder", "")
-        taken = ("fallback", "backend", "device", "memory_budget_bytes", "check_nan", "cuda_graphs")
+        source = str(pretrained_model_name_or_path or DEFAULT_MODEL)
+        subfolder = kwargs.get("subfolder")
+        if subfolder and Path(source).is_dir():  # of a hub id, `load_model` finds it
+            source = str(Path(source) / subfolder)
+        taken = (
+            "fallback",
+            "backend",
+            "device",
+            "memory_budget_bytes",
+            "check_nan",
+            "cuda_graphs",
+            "allow_foreign",
+        )
         options = {name: kwargs[name] for name in taken if name in kwargs}
         return load_vae(
             kwargs.get("engine_dir", "engines"),
-            model=str(source),
+            model=source,
             dtype=kwargs.get("torch_dtype") or kwargs.get("dtype"),
             **options,
         )

@@ -1,0 +1,127 @@
+"""Small engines of the bundled VAE that run on the CPU, made once for all tests of a session."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from qvae_trt import backends, store
+from qvae_trt.export import export_onnx, recipe_sha256
+from qvae_trt.lowerings import choose_lowering
+from qvae_trt.model import BUNDLED_TINY, Model, load_model
+from qvae_trt.profiles import PARTS, Mode, Part, Precision, Profile, Resolution, engine_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: The static pair's size, and the range of the one profile of the other pair.
+STATIC = Resolution(64, 96)
+WIDE = Profile(Resolution(32, 32), Resolution(64, 64), Resolution(128, 160))
+
+
+@lru_cache(maxsize=1)
+def tiny() -> Model:
+    return load_model(BUNDLED_TINY)
+
+
+def shape(part: Part, size: Resolution, model: Model | None = None) -> tuple[int, ...]:
+    """The input of a part for a picture of this size."""
+    channels = (model or tiny()).input_channels
+    return (
+        (1, channels, 1, size.height, size.width) if part == "encoder" else (1, 16, 1, *size.latent)
+    )
+
+
+def shared(tmp_path_factory) -> Path:
+    """The engines of `tiny()`, one folder for all test processes of this session. Do not write."""
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent
+    return build(base / "ort-engines")
+
+
+def write(
+    folder: Path,
+    part: Part,
+    mode: Mode,
+    profile: Profile,
+    *,
+    onnx: Path,
+    onnx_sha256: str,
+    precision: Precision,
+    model: Model,
+) -> Path:
+    """Build one engine of an exported graph, with its sidecar."""
+    backend = backends.get("onnxruntime")
+    path = engine_path(folder, part, mode, backend.suffix, profile.opt)
+    spec = backends.BuildSpec(
+        input_name={"encoder": "images", "decoder": "latents"}[part],
+        ranges=(
+            backends.ShapeRange(
+                *(shape(part, size, model) for size in (profile.min, profile.opt, profile.max))
+            ),
+        ),
+        precision=precision,
+    )
+    from qvae_trt.backends import onnxruntime as TEMP
+
+    TEMP._infer_output = lambda m, a, b, sh: (
+        1,
+        b.shape[1],
+        1,
+        *(v * 8 if part == "decoder" else v // 8 for v in sh[3:]),
+    )
+    with store.lock_engine(path, timeout_s=60), store.staged(path) as staged:
+        built = backend.build(onnx, staged, spec)
+        sidecar = store.Sidecar(
+            key=store.EngineKey(
+                **backend.identity(),
+                part=part,
+                mode=mode,
+                precision=precision,
+                lowering=choose_lowering("onnxruntime", backend.version(), precision).canonical(),
+                profiles=(profile,),
+                onnx_sha256=onnx_sha256,
+                weights_sha256=model.weights_sha256,
+                recipe_sha256=recipe_sha256(),
+            ),
+            input=built.input,
+            output=built.output,
+        )
+        store.write_engine(path, sidecar, source=staged)
+    return path
+
+
+def build(folder: Path, model: Model | None = None, *, precision: Precision = "fp32") -> Path:
+    """A static pair of `STATIC` and a pair with the profile `WIDE`. Kept if it is there."""
+    model = model or tiny()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # the other test process waits, and finds them
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "done"
+        if not done.exists():
+            version = backends.get("onnxruntime").version()
+            for part in PARTS:
+                onnx = folder / f"{part}.graph"
+                graph = export_onnx(
+                    model,
+                    part,
+                    onnx,
+                    precision=precision,
+                    lowering=choose_lowering("onnxruntime", version, precision),
+                )
+                for mode, profile in (("static", Profile.fixed(STATIC)), ("profiles", WIDE)):
+                    write(
+                        folder,
+                        part,
+                        mode,
+                        profile,
+                        onnx=onnx,
+                        onnx_sha256=graph.sha256,
+                        precision=precision,
+                        model=model,
+                    )
+            done.touch()
+    return folder

@@ -1,0 +1,170 @@
+"""Stand-ins for the parts of the run-time that need a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from qvae_trt.backends import Device, Session, ShapeRange, TensorSpec, Verdict
+from qvae_trt.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class FakeEvent:
+    """A point in a fake stream's work."""
+
+    def __init__(self) -> None:
+        self.waits = 0
+        self.recorded_on: list[int] = []
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+
+class FakeStream:
+    """What `Scratch` asks of a CUDA stream, written down."""
+
+    def __init__(self, handle: int) -> None:
+        self.cuda_stream = handle
+        self.log: list[tuple[str, FakeEvent]] = []
+
+    def wait_event(self, event: FakeEvent) -> None:
+        self.log.append(("wait", event))
+
+    def record_event(self, event: FakeEvent | None = None) -> FakeEvent:
+        event = event or FakeEvent()
+        event.recorded_on.append(self.cuda_stream)
+        self.log.append(("record", event))
+        return event
+
+
+@dataclass
+class FakeSession:
+    """An engine whose output is the mean over channels of its input, times `factor`.
+
+    It fails the test when two threads are in it at once.
+    """
+
+    ranges: tuple[ShapeRange, ...]
+    scratch_bytes: Callable[[tuple[int, ...]], int] = lambda _: 0
+    factor: float = 1.0
+    device_type: Literal["cuda", "cpu"] = "cpu"
+    channels_out: int = 2
+    on_execute: Callable[[FakeSession], None] | None = None
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        channels = self.ranges[0].min[1]
+        self.input = TensorSpec("in", "float32", (1, channels, 1, -1, -1))
+        self.output = TensorSpec("out", "float32", (1, self.channels_out, 1, -1, -1))
+        self._shape: tuple[int, ...] = ()
+        self._busy = threading.Lock()
+
+    def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:
+        refusal = self.ranges[profile].refusal(shape)
+        if refusal is not None:
+            raise EngineError(refusal)
+        self._shape = shape
+        self.calls.append(("select", shape, profile, stream))
+        return self.scratch_bytes(shape)
+
+    def output_shape(self) -> tuple[int, ...]:
+        return (1, self.channels_out, 1, *self._shape[3:])
+
+    def execute(
+        self, *, input_ptr: int, output_ptr: int, scratch_ptr: int, scratch_bytes: int, stream: int
+    ) -> None:
+        if not self._busy.acquire(blocking=False):
+            raise AssertionError("two threads in one session")
+        try:
+            self.calls.append(("execute", scratch_ptr, scratch_bytes, stream))
+            if self.on_execute is not None:
+                self.on_execute(self)
+            x = _view(input_ptr, self._shape)
+            y = _view(output_ptr, self.output_shape())
+            y[:] = x.mean(axis=1, keepdims=True) * self.factor
+        finally:
+            self._busy.release()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _view(pointer: int, shape: tuple[int, ...]) -> np.ndarray:
+    count = int(np.prod(shape))
+    return np.ctypeslib.as_array((ctypes.c_float * count).from_address(pointer)).reshape(shape)
+
+
+def fixed(*shape: int) -> tuple[ShapeRange, ...]:
+    return (ShapeRange.fixed(shape),)
+
+
+class Faulty:
+    """A backend that does what another does, until `fault` interferes.
+
+    Attributes:
+        fault: called with `open` or `execute` and the engine's path, before it happens; what it
+            raises is raised. A float that it returns for `execute` fills the output.
+        opened: every engine opened, in order.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.name, self.suffix = backend.name, backend.suffix
+        self.fault: Callable[[str, Path], float | None] = lambda _what, _path: None
+        self.opened: list[Path] = []
+        self.live = 0
+
+    def version(self) -> str:
+        return str(self._backend.version())
+
+    def device(self) -> Device | None:
+        return self._backend.device()
+
+    def identity(self) -> dict[str, str | None]:
+        return dict(self._backend.identity())
+
+    def can_run(self) -> Verdict:
+        return self._backend.can_run()
+
+    def open(self, engine: Path) -> Session:
+        self.fault("open", engine)
+        self.opened.append(engine)
+        return _FaultySession(self, self._backend.open(engine), engine)
+
+
+class _FaultySession:
+    def __init__(self, backend: Faulty, session: Any, path: Path) -> None:
+        self._backend, self._session, self._path = backend, session, path
+        self.input, self.output = session.input, session.output
+        self.ranges, self.device_type = session.ranges, session.device_type
+        backend.live += 1
+
+    def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:
+        return int(self._session.select(shape, profile, stream))
+
+    def output_shape(self) -> tuple[int, ...]:
+        return tuple(self._session.output_shape())
+
+    def execute(self, **pointers: int) -> None:
+        fill = self._backend.fault("execute", self._path)
+        self._session.execute(**pointers)
+        if fill is not None:
+            _view(pointers["output_ptr"], self.output_shape())[:] = fill
+
+    def close(self) -> None:
+        self._backend.live -= 1
+        self._session.close()
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

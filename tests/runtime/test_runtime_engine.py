@@ -1,0 +1,268 @@
+"""One engine on the current stream: shapes, dtypes, ownership, and every call TensorRT gets."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from types import SimpleNamespace
+
+import fake_tensorrt
+import pytest
+import torch
+from doubles import FakeSession, FakeStream, fixed
+
+from qvae_trt.backends import ShapeRange, Verdict
+from qvae_trt.backends.tensorrt import TensorRT
+from qvae_trt.errors import EngineError, ExecutionError, ForeignEngineError, UsageError
+from qvae_trt.runtime.engine import Engine
+from qvae_trt.runtime.scratch import Scratch
+
+CPU = torch.device("cpu")
+RANGES = (((1, 16, 1, 4, 4), (1, 16, 1, 8, 8), (1, 16, 1, 16, 16)), ((1, 16, 1, 12, 12),) * 3)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "vae_decoder.trt"
+    path.write_bytes(b"x" * 10)
+    return path
+
+
+def make(file, session: FakeSession) -> Engine:
+    return Engine(session, path=file)
+
+
+def test_the_result_belongs_to_the_caller(file):
+    engine = make(file, FakeSession(fixed(1, 3, 1, 8, 8)))
+    first = engine.run(torch.ones(1, 3, 1, 8, 8))
+    second = engine.run(torch.full((1, 3, 1, 8, 8), 2.0))
+    assert first.data_ptr() != second.data_ptr()
+    assert float(first.mean()) == 1.0
+    assert float(second.mean()) == 2.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_floating_dtype_and_layout_goes_in(file, dtype):
+    engine = make(file, FakeSession(fixed(1, 3, 1, 8, 8)))
+    x = (
+        torch.arange(3 * 64, dtype=torch.float32)
+        .reshape(1, 8, 8, 1, 3)
+        .permute(0, 4, 3, 1, 2)
+        .to(dtype)
+    )
+    assert not x.is_contiguous()
+    y = engine.run(x)
+    assert y.dtype == torch.float32, "the engine's own"
+    torch.testing.assert_close(y[:, :1], x.float().mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 8, 8), (3, 1, 8, 8), (1, 3, 1, 8)])
+def test_one_picture_of_five_dimensions(file, shape):
+    engine = make(file, FakeSession(fixed(1, 3, 1, 8, 8)))
+    with pytest.raises(UsageError, match=r"expected \(1, C, 1, H, W\)"):
+        engine.run(torch.zeros(shape))
+
+
+def test_a_shape_outside_the_ranges_is_refused(file):
+    engine = make(file, FakeSession(fixed(1, 3, 1, 8, 8)))
+    with pytest.raises(EngineError, match="expected 8"):
+        engine.run(torch.zeros(1, 3, 1, 8, 16))
+
+
+def test_scratch_is_sized_for_the_shape_in_use(file):
+    wide = (ShapeRange((1, 3, 1, 8, 8), (1, 3, 1, 8, 8), (1, 3, 1, 64, 64)),)
+    session = FakeSession(wide, scratch_bytes=lambda shape: 4 * shape[3] * shape[4])
+    scratch = Scratch(CPU)
+    engine = Engine(session, path=file, scratch=scratch)
+    engine.run(torch.zeros(1, 3, 1, 8, 8))
+    assert scratch.bytes == 256, "not the largest shape's"
+    engine.run(torch.zeros(1, 3, 1, 16, 8))
+    assert scratch.bytes == 512
+    engine.run(torch.zeros(1, 3, 1, 8, 8))
+    assert scratch.bytes == 512
+    sizes = [call[2] for call in session.calls if call[0] == "execute"]
+    assert sizes == [256, 512, 256]
+
+
+def test_engines_of_one_device_share_scratch_and_take_turns(file):
+    scratch = Scratch(CPU)
+    running: list[int] = []
+
+    def alone(session: FakeSession) -> None:
+        running.append(id(session))
+        assert len(running) == 1, "two engines on one scratch buffer"
+        running.remove(id(session))
+
+    engines = [
+        Engine(
+            FakeSession(fixed(1, 3, 1, 8, 8), scratch_bytes=lambda _: 1024, on_execute=alone),
+            path=file,
+            scratch=scratch,
+        )
+        for _ in range(2)
+    ]
+    wrong: list[BaseException] = []
+
+    def work(engine: Engine) -> None:
+        try:
+            for i in range(100):
+                y = engine.run(torch.full((1, 3, 1, 8, 8), float(i)))
+                assert float(y.mean()) == i
+        except BaseException as error:  # noqa: BLE001  reported below, in the test's thread
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(engine,)) for engine in engines * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert scratch.bytes == 1024
+
+
+def test_close_waits_for_the_last_run_and_ends_it(file):
+    session = FakeSession(fixed(1, 3, 1, 8, 8))
+    scratch = Scratch(CPU)
+    engine = Engine(session, path=file, scratch=scratch)
+    stream = FakeStream(3)
+    engine._run(torch.zeros(1, 3, 1, 8, 8), 0, stream)
+    event = stream.log[-1][1]
+    engine.close()
+    engine.close()
+    assert session.closed
+    assert event.waits == 1
+    with pytest.raises(EngineError, match="closed"):
+        engine.run(torch.zeros(1, 3, 1, 8, 8))
+
+
+def test_a_foreign_engine_loads_only_when_asked_for_and_says_so(file):
+    backend = SimpleNamespace(open=lambda _path: FakeSession(fixed(1, 3, 1, 8, 8), channels_out=6))
+    with pytest.raises(ForeignEngineError, match="no sidecar"):
+        Engine.open(file, backend=backend)
+    with pytest.warns(UserWarning, match=r"vae_decoder\.trt: no sidecar"):
+        engine = Engine.open(file, backend=backend, allow_foreign=True)
+    assert engine.part == "encoder", "fewer channels in than out"
+    assert engine.sidecar is None
+
+
+def test_a_missing_engine_names_the_file(tmp_path):
+    with pytest.raises(EngineError, match=r"nothing\.trt: no such engine"):
+        Engine.open(tmp_path / "nothing.trt")
+
+
+# --- against TensorRT itself, as a fake that records every call
+# -------------------------------------
+
+
+def _without_gpu(backend: TensorRT) -> TensorRT:
+    """The adapter, believing in a GPU; its sessions run on host memory."""
+    backend._needs_gpu = lambda _doing: Verdict(True, "fake")  # type: ignore[method-assign]
+    return backend
+
+
+@pytest.fixture(params=["8.6", "10.0", "10.16", "11.4"])
+def trt(request):
+    with fake_tensorrt.installed(request.param) as module:
+        yield module
+
+
+@pytest.fixture
+def engine(trt, tmp_path):
+    path = tmp_path / "vae_decoder_multi_profile.trt"
+    path.write_bytes(fake_tensorrt.plan(trt.fake.variant, ranges=RANGES))
+    session = _without_gpu(TensorRT("tensorrt")).open(path)
+    engine = Engine(session, path=path, scratch=Scratch(CPU), device=CPU)
+    yield engine
+    engine.close()
+    del session, engine
+    gc.collect()
+    assert trt.fake.live["IExecutionContext"] == 0
+
+
+def calls(trt, *names: str) -> list[tuple]:
+    return [(c.name.rpartition(".")[2], *c.args) for c in trt.fake.calls if c.name.endswith(names)]
+
+
+def test_everything_goes_to_the_callers_stream(trt, engine):
+    stream = FakeStream(0x77)
+    engine._run(torch.zeros(1, 16, 1, 12, 12, dtype=torch.float16), 1, stream)
+    assert ("execute_async_v3", 0x77) in calls(trt, "execute_async_v3")
+    assert ("set_optimization_profile_async", 1, 0x77) in calls(trt, "profile_async")
+
+
+def test_the_profile_asked_for_is_set_and_its_bounds_hold(trt, engine):
+    engine.run(torch.zeros(1, 16, 1, 12, 12), profile=1)
+    engine.run(torch.zeros(1, 16, 1, 8, 8), profile=0)
+    assert [c[1] for c in calls(trt, "set_optimization_profile_async")] == [1, 0]
+    with pytest.raises(EngineError, match="profile 1"):
+        engine.run(torch.zeros(1, 16, 1, 8, 8), profile=1)
+
+
+def test_the_result_is_what_tensorrt_wrote(trt, engine):
+    x = torch.randn(1, 16, 1, 8, 8)
+    y = engine.run(x)
+    assert y.shape == (1, 3, 1, 64, 64)
+    assert y.dtype == torch.float16
+    expected = (
+        x.half().float().mean(1, keepdim=True).repeat_interleave(8, 3).repeat_interleave(8, 4)
+    )
+    torch.testing.assert_close(y.float(), expected.expand_as(y), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "IExecutionContext.set_optimization_profile_async",
+        "IExecutionContext.set_input_shape",
+        "IExecutionContext.set_tensor_address",
+        "IExecutionContext.execute_async_v3",
+    ],
+)
+def test_a_false_from_tensorrt_is_an_error_and_the_next_run_works(trt, engine, name):
+    trt.fake.fail[name] = 1
+    trt.fake.messages[name] = "what went wrong"
+    x = torch.ones(1, 16, 1, 12, 12)
+    with pytest.raises(ExecutionError, match="what went wrong"):
+        engine.run(x, profile=1)
+    y = engine.run(x, profile=1)
+    torch.testing.assert_close(y.float(), torch.ones_like(y.float()))
+
+
+def test_scratch_handed_over_is_what_the_shape_needs(trt, engine):
+    trt.fake.scratch_bytes = lambda shape: 1000 * shape[3]
+    engine.run(torch.zeros(1, 16, 1, 8, 8))
+    if trt.fake.variant == "8.6":  # knows only the engine's largest
+        assert engine._scratch.bytes == 16_000
+        assert calls(trt, "device_memory")
+    else:
+        assert engine._scratch.bytes == 8_000
+
+
+def test_an_engine_of_another_version_is_stale(trt, tmp_path):
+    path = tmp_path / "old.trt"
+    path.write_bytes(fake_tensorrt.plan(trt.fake.variant, version="7.0", ranges=RANGES))
+    with pytest.raises(EngineError, match=r"old\.trt"):
+        _without_gpu(TensorRT("tensorrt")).open(path)
+
+
+def test_capturing_wants_a_static_engine_that_has_run(trt, engine):
+    with pytest.raises(ExecutionError, match="not a static engine"):
+        engine._run_captured(torch.zeros(1, 16, 1, 8, 8).half(), 0, FakeStream(1))
+
+
+def test_a_captured_run_has_scratch_of_its_own_and_pins_the_engine(file):
+    session = FakeSession(fixed(1, 3, 1, 8, 8), scratch_bytes=lambda _: 512)
+    scratch = Scratch(CPU)
+    engine = Engine(session, path=file, scratch=scratch)
+    stream = FakeStream(5)
+    x = torch.ones(1, 3, 1, 8, 8)
+    with pytest.raises(ExecutionError, match="not run yet"):
+        engine._run_captured(x, 0, stream)
+    engine.run(x)
+    assert not engine.captured
+    y = engine._run_captured(x, 0, stream)
+    assert float(y.mean()) == 1.0
+    assert engine.captured
+    shared, private = (call[1] for call in session.calls if call[0] == "execute")
+    assert shared != private
+    assert stream.log == [], "a captured stream neither waits nor records"

@@ -1,0 +1,340 @@
+"""`TrtVae` where a pipeline would have diffusers' VAE: same results, same contract."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import warnings
+
+import pytest
+import torch
+from diffusers import AutoencoderKLQwenImage, ConfigMixin, ModelMixin
+from ort_engines import STATIC, tiny
+
+import qvae_trt
+from qvae_trt.errors import EngineError, UsageError
+from qvae_trt.profiles import Resolution
+from qvae_trt.runtime.vae import FallbackWarning, TrtVae, load_vae
+
+#: Sizes (height, width) by what serves them.
+SERVED = {
+    "static": (STATIC.height, STATIC.width),
+    "profiles": (128, 160),
+    "pytorch": (16, 192),
+    "no multiple of 8": (60, 75),
+}
+
+
+@pytest.fixture
+def vae(engine_dir) -> TrtVae:
+    return load_vae(engine_dir, model=tiny(), fallback="silent", backend="onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def original() -> AutoencoderKLQwenImage:
+    return tiny().vae
+
+
+def picture(height: int, width: int, *, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((batch, 3, 1, height, width), generator=generator) * 2 - 1
+
+
+def latents(height: int, width: int, *, batch: int = 1) -> torch.Tensor:
+    shape = (batch, 16, 1, height // 8, width // 8)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("served", SERVED)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_results_are_those_of_diffusers(vae, original, served, batch):
+    height, width = SERVED[served]
+    x = picture(height, width, batch=batch)
+    ours, theirs = vae.encode(x).latent_dist, original.encode(x).latent_dist
+    torch.testing.assert_close(ours.parameters, theirs.parameters, atol=1e-4, rtol=1e-4)
+    z = latents(height, width, batch=batch)
+    y, expected = vae.decode(z).sample, original.decode(z).sample
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=0)
+    if served != "no multiple of 8":
+        found = vae.choice("decoder", Resolution(height, width))
+        assert found.engine == served, found.explain()
+
+
+def test_what_serves_is_loaded_at_first_use_and_each_part_by_itself(vae):
+    assert vae.memory()["engines"] == 0
+    vae.decode(latents(64, 96))
+    assert vae.memory()["engines"] == 1
+    vae.decode(latents(64, 96))
+    assert vae.memory()["engines"] == 1
+    vae.encode(picture(64, 96))
+    assert vae.memory()["engines"] == 2
+    vae.release_memory()
+    assert vae.memory() == {"engines": 0, "engine_bytes": 0, "scratch_bytes": 0}
+    vae.decode(latents(64, 96))
+
+
+def test_all_moments_are_there_and_sampling_is_reproducible(vae, original):
+    x = picture(64, 96)
+    dist = vae.encode(x).latent_dist
+    assert dist.parameters.shape == (1, 32, 1, 8, 12)
+    one, two = (dist.sample(torch.Generator().manual_seed(7)) for _ in range(2))
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+    theirs = original.encode(x).latent_dist.sample(torch.Generator().manual_seed(7))
+    torch.testing.assert_close(one, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("served", ["static", "pytorch"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_inputs_dtype_comes_back(vae, served, dtype):
+    height, width = SERVED[served]
+    x, z = picture(height, width).to(dtype), latents(height, width).to(dtype)
+    assert vae.encode(x).latent_dist.mode().dtype == dtype
+    assert vae.decode(z).sample.dtype == dtype
+    assert vae.dtype == torch.float32, "its own dtype is not the input's"
+
+
+def test_pixels_are_clamped(vae):
+    for size in ((64, 96), (16, 192)):
+        y = vae.decode(latents(*size) * 30).sample
+        assert float(y.min()) >= -1.0
+        assert float(y.max()) <= 1.0
+        assert float(y.abs().max()) == 1.0, "something was there to clamp"
+
+
+def test_results_survive_the_next_call(vae):
+    first = vae.decode(latents(64, 96)).sample
+    kept = first.clone()
+    vae.decode(latents(64, 96) * -1)
+    torch.testing.assert_close(first, kept, rtol=0, atol=0)
+
+
+def test_tuples_and_outputs(vae):
+    x = picture(64, 96)
+    (dist,) = vae.encode(x, return_dict=False)
+    (y,) = vae.decode(dist.mode(), return_dict=False)
+    torch.testing.assert_close(y, vae.decode(dist.mode())[0])
+    torch.testing.assert_close(y, vae(x).sample)
+    generator = torch.Generator().manual_seed(0)
+    sampled = vae(x, sample_posterior=True, generator=generator, return_dict=False)[0]
+    assert sampled.shape == y.shape
+
+
+def test_no_gradient_is_lost_silently(vae):
+    x = picture(64, 96).requires_grad_()
+    vae.encode(x).latent_dist.mode().sum().backward()
+    assert x.grad is not None
+    assert float(x.grad.abs().sum()) > 0
+    assert vae.memory()["engines"] == 0, "engines have no gradient: PyTorch served"
+
+
+def test_video_goes_through_diffusers_own_graph(engine_dir, original):
+    vae = load_vae(engine_dir, model=tiny(), backend="onnxruntime")
+    x = picture(32, 32).repeat(1, 1, 5, 1, 1) * torch.linspace(0, 1, 5).reshape(1, 1, 5, 1, 1)
+    with pytest.warns(FallbackWarning, match="5 frames"):
+        dist = vae.encode(x).latent_dist
+    theirs = original.encode(x).latent_dist
+    assert dist.mode().shape == (1, 16, 2, 4, 4)
+    torch.testing.assert_close(dist.parameters, theirs.parameters, atol=1e-4, rtol=1e-4)
+    with pytest.warns(FallbackWarning, match="2 frames"):
+        y = vae.decode(dist.mode()).sample
+    torch.testing.assert_close(y, original.decode(dist.mode()).sample, atol=1e-4, rtol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vae.encode(x)
+    strict = load_vae(engine_dir, model=tiny(), backend="onnxruntime", fallback="raise")
+    with pytest.raises(UsageError, match="5 frames"):
+        strict.encode(x)
+
+
+# --- what pipelines ask besides
+# --------------------------------------------------------------------
+
+
+def test_it_is_what_diffusers_wants_a_vae_to_be(vae, original):
+    assert isinstance(vae, ModelMixin)
+    assert isinstance(vae, ConfigMixin)
+    assert vae.config.z_dim == 16
+    assert list(vae.config.latents_mean) == list(original.config.latents_mean)
+    assert list(vae.config.latents_std) == list(original.config.latents_std)
+    assert list(vae.temperal_downsample) == list(original.temperal_downsample)
+    assert vae.spatial_compression_ratio == original.spatial_compression_ratio
+    assert 2 ** len(vae.temperal_downsample) == 8
+    assert (vae.dtype, vae.device) == (torch.float32, torch.device("cpu"))
+
+
+def test_to_moves_and_casts_without_parameters(vae):
+    assert list(vae.parameters()) == []
+    assert vae.to(torch.bfloat16) is vae
+    assert vae.dtype == torch.bfloat16
+    assert vae.to("cpu", torch.float16).dtype == torch.float16
+    assert vae.half().dtype == torch.float16
+    assert vae.float().dtype == torch.float32
+    assert vae.to("meta").device.type == "meta"
+    assert vae.eval().requires_grad_(False) is vae
+    assert vae.state_dict() == {}
+
+
+def test_pytorch_computes_in_the_vaes_dtype(vae, monkeypatch):
+    vae.to(torch.bfloat16)
+    seen = []
+    run = vae._server._pytorch.run
+    monkeypatch.setattr(
+        vae._server._pytorch,
+        "run",
+        lambda part, x, dtype: (seen.append(dtype), run(part, x, dtype))[1],
+    )
+    y = vae.decode(latents(16, 192)).sample
+    assert seen == [torch.bfloat16]
+    assert y.dtype == torch.float32
+    reference = tiny().vae.decode(latents(16, 192)).sample
+    assert float((y - reference).abs().mean()) < 0.02
+    assert not torch.equal(y, reference), "bf16 leaves a trace"
+
+
+def test_slicing_and_tiling_switches(vae, original):
+    vae.enable_slicing()
+    x = picture(64, 96, batch=2)
+    torch.testing.assert_close(
+        vae.encode(x).latent_dist.mode(),
+        original.encode(x).latent_dist.mode(),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    vae.disable_slicing()
+    whole = vae.decode(latents(192, 256, batch=2)).sample
+    vae.release_memory()
+    vae.enable_tiling(128, 128, 64, 64)
+    tiled = vae.decode(latents(192, 256, batch=2)).sample
+    assert tiled.shape == whole.shape
+    assert not torch.equal(tiled, whole)
+    assert float((tiled - whole).square().mean()) < 1e-3
+    assert vae.memory()["engines"] == 1, "128x128 tiles are the profiles engine's"
+    small = vae.decode(latents(64, 96)).sample
+    vae.disable_tiling()
+    torch.testing.assert_close(vae.decode(latents(64, 96)).sample, small, rtol=0, atol=0)
+    torch.testing.assert_close(vae.decode(latents(192, 256, batch=2)).sample, whole, rtol=0, atol=0)
+
+
+def test_saving_writes_the_vae_that_diffusers_knows(vae, original, tmp_path):
+    vae.save_pretrained(tmp_path / "vae")
+    config = json.loads((tmp_path / "vae" / "config.json").read_text())
+    assert config["_class_name"] == "AutoencoderKLQwenImage"
+    plain = AutoencoderKLQwenImage.from_pretrained(tmp_path / "vae")
+    for name, value in original.state_dict().items():
+        torch.testing.assert_close(plain.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_from_pretrained_takes_such_a_folder_and_an_engine_folder(vae, engine_dir, tmp_path):
+    vae.save_pretrained(tmp_path / "vae")
+    again = TrtVae.from_pretrained(
+        tmp_path,
+        subfolder="vae",
+        engine_dir=engine_dir,
+        backend="onnxruntime",
+        torch_dtype=torch.float16,
+        fallback="raise",
+    )
+    assert again.dtype == torch.float16
+    torch.testing.assert_close(
+        again.decode(latents(64, 96)).sample, vae.decode(latents(64, 96)).sample, rtol=0, atol=0
+    )
+
+
+def test_the_public_name_is_this_one(engine_dir):
+    vae = qvae_trt.load_vae(str(engine_dir), model="bundled:tiny", fallback="raise", backend="auto")
+    assert isinstance(vae, qvae_trt.TrtVae)
+
+
+def test_a_wrong_word_is_refused_before_anything_is_read(engine_dir):
+    with pytest.raises(UsageError, match="fallback is 'ignore'"):
+        load_vae(engine_dir, model="no such model", fallback="ignore")
+    with pytest.raises(UsageError, match="backend 'cuda'"):
+        load_vae(engine_dir, model=tiny(), backend="cuda")
+
+
+# --- engines come and go
+# ----------------------------------------------------------------------------
+
+
+def test_an_engine_built_later_is_found(engine_dir, tmp_path, original):
+    vae = load_vae(tmp_path, model=tiny(), backend="onnxruntime")
+    z = latents(64, 96)
+    with pytest.warns(FallbackWarning, match="no file"):
+        vae.decode(z)
+    shutil.copytree(engine_dir / "static", tmp_path / "static")
+    torch.testing.assert_close(vae.decode(z).sample, original.decode(z).sample, atol=1e-4, rtol=0)
+    assert vae.memory()["engines"] == 1
+
+
+def test_a_memory_budget_holds(engine_dir):
+    static, wide = (
+        engine_dir / "static/96x64/vae_decoder.onnx",
+        engine_dir / "profiles/vae_decoder_multi_profile.onnx",
+    )
+    budget = max(static.stat().st_size, wide.stat().st_size) + 1000
+    vae = load_vae(
+        engine_dir,
+        model=tiny(),
+        backend="onnxruntime",
+        fallback="raise",
+        memory_budget_bytes=budget,
+    )
+    for size in ((64, 96), (128, 160), (64, 96)):
+        vae.decode(latents(*size))
+        assert vae.memory()["engines"] == 1
+        assert vae.memory()["engine_bytes"] <= budget
+
+
+def test_threads_get_what_one_thread_gets(engine_dir):
+    """Two sizes and both parts, with evictions between them."""
+    vae = load_vae(
+        engine_dir,
+        model=tiny(),
+        backend="onnxruntime",
+        fallback="raise",
+        memory_budget_bytes=3_000_000,
+    )
+    inputs = [
+        (vae.encode, picture(64, 96, seed=1)),
+        (vae.encode, picture(64, 64, seed=2)),
+        (vae.decode, latents(64, 96)),
+        (vae.decode, latents(32, 48)),
+    ]
+
+    def result(call, x) -> torch.Tensor:
+        found = call(x, return_dict=False)[0]
+        return found if isinstance(found, torch.Tensor) else found.parameters
+
+    expected = [result(*pair) for pair in inputs]
+    wrong: list[BaseException] = []
+
+    def work(start: int) -> None:
+        try:
+            for i in range(8):
+                index = (start + i) % len(inputs)
+                torch.testing.assert_close(result(*inputs[index]), expected[index], rtol=0, atol=0)
+        except BaseException as error:  # noqa: BLE001  reported below, in the test's thread
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_raise_names_every_candidate(engine_dir):
+    vae = load_vae(engine_dir, model=tiny(), backend="onnxruntime", fallback="raise")
+    with pytest.raises(EngineError) as caught:
+        vae.decode(latents(16, 192))
+    text = str(caught.value)
+    for expected in (
+        "192x16",
+        "no file",
+        "vae_decoder.onnx",
+        "profile 0",
+        "qvae build --mode static",
+    ):
+        assert expected in text, text
