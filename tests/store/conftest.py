@@ -38,8 +38,8 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path | None]:
-    """A file system of 256 KiB, or None where this user cannot mount one."""
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, bool]]:
+    """A file system of 256 KiB; an ordinary folder and False where this user cannot mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "qvae-test", str(folder)]
@@ -47,6 +47,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path | None]:
         mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
         mounted = False
-    yield folder if mounted else None
+    yield folder, mounted
     if mounted:
-        subprocess.run(["umount", str(folder)], check=True)  # noqa: S607
+        subprocess.run(["umount", str(folder)], check=True)

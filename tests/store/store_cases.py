@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,10 +74,12 @@ def without_privileges(work: Callable[[], None]) -> int:
     """`in_child`, as a user whom permissions bind: root may do anything."""
 
     def work_as_nobody() -> None:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
+        # A root without capabilities may not change user; permissions bind it already.
+        with suppress(PermissionError):
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
         work()
 
     return in_child(work_as_nobody)

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 from store_cases import SIZE, engine_bytes, make_sidecar, without_privileges
@@ -274,6 +275,15 @@ def test_every_change_of_the_file_hashes_it_again(built, reads):
     built.path.with_name("x").replace(built.path)  # another inode, same time stamp
     check_engine(built.path)
     assert len(reads) == 4
+
+
+@pytest.mark.parametrize("field", ["st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"])
+def test_any_one_of_these_makes_another_file(built, field):
+    names = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+    status = SimpleNamespace(**{name: getattr(built.path.stat(), name) for name in names})
+    before = hashing._stamp(status)
+    setattr(status, field, getattr(status, field) + 1)
+    assert hashing._stamp(status) != before
 
 
 def test_a_change_that_hides_its_time_is_seen(built, reads):

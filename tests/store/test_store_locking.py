@@ -13,7 +13,7 @@ from store_cases import engine_bytes, in_child, make_sidecar
 
 from qvae_trt.errors import EngineError, StoreError
 from qvae_trt.store import check_engine, lock_engine, staged, write_engine
-from qvae_trt.store.locking import lock_path
+from qvae_trt.store.locking import _try_lock, lock_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -219,3 +219,17 @@ def test_a_clock_set_back_does_not_stop_a_wait(tmp_path, monkeypatch):
         waiter.join()
     assert len(thread_error) == 1
     assert time.monotonic() - started < 5
+
+
+def test_a_lock_on_a_file_that_is_gone_is_no_lock(tmp_path):
+    # A waiter may hold the file that the last holder unlinked, while a third has made a new one.
+    path = lock_path(tmp_path / "a.trt")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        assert _try_lock(descriptor, path)
+        path.unlink()
+        assert not _try_lock(descriptor, path)
+        path.touch()
+        assert not _try_lock(descriptor, path)
+    finally:
+        os.close(descriptor)

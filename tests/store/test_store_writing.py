@@ -245,16 +245,31 @@ def test_ended_by_a_signal(built, number):
     assert _files(built.path.parent) == PAIR
 
 
-def test_an_interrupt_before_the_engine_is_replaced(built, monkeypatch):
-    def interrupt(path: Path, target: Path) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
+def test_stopped_at_each_rename(built, monkeypatch, step, error):
+    rename, calls = Path.replace, []
+
+    def stop(path: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == step:
+            raise error
+        return rename(path, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", stop)
+        with pytest.raises((KeyboardInterrupt, StoreError)):
             write_engine(built.path, make_sidecar(), source=NEW)
-    assert _files(built.path.parent) == PAIR
-    assert check_engine(built.path) == built.sidecar
+    found = check_engine(built.path)
+    if step < 3:
+        assert found == built.sidecar
+        assert _files(built.path.parent) == PAIR
+    else:
+        assert found.engine_bytes == len(NEW)
+        with lock_engine(built.path):
+            pass
+        assert check_engine(built.path) == found
+        assert _files(built.path.parent) == PAIR
 
 
 def test_a_reader_sees_through_a_replacement_that_was_cut_short(built):
@@ -319,15 +334,15 @@ def test_readers_see_one_engine_or_the_other_while_it_is_replaced(built):
 
 
 @pytest.mark.parametrize("size", [50_000, 100_000, 180_000, 250_000, 258_000, 262_144, 1_000_000])
-def test_a_full_disk(small_disk, tmp_path, size):
+def test_a_full_disk(small_disk, size):
     # 256 KiB hold the old engine (40 KB) and, only at the smaller sizes, the new one beside it.
-    folder = small_disk or tmp_path
+    folder, mounted = small_disk
     path = folder / "vae_encoder.trt"
     old = write_engine(path, make_sidecar(), source=engine_bytes(40_000))
     new = bytes(size)
 
     def work() -> None:
-        if small_disk is None:  # no rights to mount a small one: limit the file instead
+        if not mounted:  # no rights to mount a small one: limit the file instead
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         try:
             write_engine(path, make_sidecar(), source=new)
