@@ -1,7 +1,7 @@
 """PyTorch → ONNX: one self-contained file for one part of the VAE.
 
-Opset 18 and no opset-23 Attention, so that TensorRT 8.6 to 11, TensorRT-RTX and ONNX Runtime all take it. The graph
-carries its own precision: half-precision weights and tensors, casts where float32 is wanted.
+Opset 17, which TensorRT 8.6 to 11, TensorRT-RTX and ONNX Runtime all take. The graph carries its
+own precision: half-precision weights and tensors, casts where float32 is wanted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -20,23 +19,26 @@ import torch
 from torch import Tensor, nn
 
 from qvae_trt import folding, lowerings
-from qvae_trt.backends import Progress, TensorSpec
+from qvae_trt.backends import DTYPES, Progress, TensorSpec
 from qvae_trt.errors import BuildError, UsageError
 from qvae_trt.folding import FoldedVae, fold
-from qvae_trt.lowerings import FUSED, Lowering, choose_lowering
+from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.profiles import Part, Precision, Resolution
 from qvae_trt.store import replace_file, sha256_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from diffusers import AutoencoderKLQwenImage
 
     from qvae_trt.model import Model
 
 Graph = Literal["image", "video"]
 
-OPSET = 18
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_DTYPE_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+OPSET = 17
+#: The oldest that PyTorch's exporter writes.
+_TRACED_OPSET = 18
+_TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 #: Names of the one input and the one output of each part.
 TENSOR_NAMES: dict[Part, tuple[str, str]] = {
     "encoder": ("images", "moments"),
@@ -72,8 +74,8 @@ class _Part(nn.Module):
             return self.vae.encode(x) if self.part == "encoder" else self.vae.decode(x)
         vae = cast("AutoencoderKLQwenImage", self.vae)
         if self.part == "encoder":
-            return cast(Tensor, vae.encode(x, return_dict=False)[0].parameters)
-        return cast(Tensor, vae.decode(x, return_dict=False)[0])
+            return cast("Tensor", vae.encode(x, return_dict=False)[0].parameters)
+        return cast("Tensor", vae.decode(x, return_dict=False)[0])
 
 
 def export_onnx(
@@ -91,17 +93,18 @@ def export_onnx(
 
     Args:
         model: what `load_model` returned.
-        part: `encoder`: images (1, C, 1, H, W) in [-1, 1] → moments (1, 2z, 1, H/8, W/8), mean first; or `decoder`:
-            un-normalised latents (1, z, 1, h, w) → images (1, C, 1, 8h, 8w) in [-1, 1].
+        part: `encoder`: images (1, C, 1, H, W) in [-1, 1] → moments (1, 2z, 1, H/8, W/8), mean
+            first; or `decoder`: un-normalised latents (1, z, 1, h, w) → images (1, C, 1, 8h, 8w)
+            in [-1, 1].
         out: the file to write, replaced as a whole.
         precision: of weights, input and output.
-        graph: `image` is the exact 2D graph of one frame, `video` the Conv3d graph as diffusers has it.
+        graph: `image` is the exact 2D graph of one frame, `video` the Conv3d graph of diffusers.
         resolution: the one size of the graph, in pixels; None leaves height and width dynamic.
-        lowering: how the folded graph is written; None takes the one for current TensorRT. `video` has none.
+        lowering: how the folded graph is written; None takes the one for current TensorRT.
         progress: called with the stage, steps done and steps in all.
 
     Raises:
-        UsageError: the lowering keeps PyTorch's fused attention, or one was given for a `video` graph.
+        UsageError: the lowering has no ONNX, or one was given for a `video` graph.
         BuildError: the exporter or the ONNX checker refused the graph.
         StoreError: the file could not be written.
     """
@@ -120,18 +123,18 @@ def export_onnx(
     network: nn.Module
     if graph == "image":
         lowering = lowering or choose_lowering("tensorrt", "11", precision)
-        if lowering.attention_chunks == FUSED:
-            raise UsageError(
-                "attention_chunks=0 is PyTorch's fused attention and would be exported as N x N scores",
-                fix="use 1 or more",
+        if lowering.attention == "fused":
+            what = (
+                "the lowering attention=fused is PyTorch's own and has no ONNX without N x N scores"
             )
+            raise UsageError(what, fix="use attention=softmax or attention=exp")
         network = fold(model.vae, lowering=lowering)
     else:
         # A copy: `.to` below must not change the caller's weights.
         network = type(model.vae).from_config(model.vae.config)
         network.load_state_dict(model.vae.state_dict())
     # diffusers' own `to` warns of float32 modules that this model does not have.
-    network = nn.Module.to(network.eval().requires_grad_(False), dtype=DTYPES[precision])
+    network = nn.Module.to(network.eval().requires_grad_(False), dtype=_TORCH_DTYPES[precision])
     step(f"trace {part}")
     proto = _trace(
         _Part(network, part),
@@ -139,6 +142,8 @@ def export_onnx(
         part,
         dynamic=resolution is None,
     )
+    _drop_casts_around_max(proto.graph)
+    _to_opset_17(proto)
     _make_reproducible(proto)
     step(f"check {part}")
     try:
@@ -160,11 +165,15 @@ def export_onnx(
 
 
 def recipe_sha256() -> str:
-    """Hash of the source that decides what graph a model becomes: an unchanged one need not be exported to be known."""
+    """Hash of the source that decides what graph a model becomes.
+
+    An engine of the same recipe, weights and lowering need not be exported to be known.
+    """
+    package = Path(str(folding.__file__)).parent
+    sources = [*sorted(package.glob("*.py")), Path(str(lowerings.__file__)), Path(__file__)]
     digest = hashlib.sha256()
-    for module in (folding, lowerings):
-        digest.update(Path(cast(str, module.__file__)).read_bytes())
-    digest.update(Path(__file__).read_bytes())
+    for source in sources:
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
@@ -173,7 +182,7 @@ def _example(model: Model, part: Part, precision: Precision, resolution: Resolut
         shape = (1, model.input_channels, 1, resolution.height, resolution.width)
     else:
         shape = (1, model.z_dim, 1, *resolution.latent)
-    return torch.zeros(shape, dtype=DTYPES[precision])
+    return torch.zeros(shape, dtype=_TORCH_DTYPES[precision])
 
 
 def _trace(module: nn.Module, example: Tensor, part: Part, *, dynamic: bool) -> onnx.ModelProto:
@@ -191,7 +200,7 @@ def _trace(module: nn.Module, example: Tensor, part: Part, *, dynamic: bool) -> 
                 module,
                 (example,),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=_TRACED_OPSET,
                 dynamic_shapes=dynamic_shapes,
                 input_names=[source],
                 output_names=[target],
@@ -202,12 +211,12 @@ def _trace(module: nn.Module, example: Tensor, part: Part, *, dynamic: bool) -> 
                 f"PyTorch could not export the {part}: {error}",
                 fix="install the versions of constraints.txt",
             ) from error
-    return cast(onnx.ModelProto, cast("torch.onnx.ONNXProgram", program).model_proto)
+    return cast("torch.onnx.ONNXProgram", program).model_proto
 
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter warns about packages that this network does not use (torchvision) and about its own internals."""
+    """Silence warnings about the exporter's own internals and about packages not used here."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -219,18 +228,59 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _to_opset_17(proto: onnx.ModelProto) -> None:
+    """Write what opset 18 changed the way opset 17 has it; the checker proves the rest unchanged.
+
+    TensorRT 8.6 does not read the axes of a later ReduceMax and would reduce over all of them.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type in {"ReduceMax", "ReduceMean", "ReduceMin"} and len(node.input) > 1:
+            axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+            del node.input[1:]
+            node.attribute.append(onnx.helper.make_attribute("axes", axes))
+            kept = [
+                attribute
+                for attribute in node.attribute
+                if attribute.name != "noop_with_empty_axes"
+            ]
+        elif node.op_type == "Resize":
+            newer = {"antialias", "axes", "keep_aspect_ratio_policy"}
+            kept = [attribute for attribute in node.attribute if attribute.name not in newer]
+        else:
+            continue
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    proto.opset_import[0].version = OPSET
+
+
+def _drop_casts_around_max(graph: onnx.GraphProto) -> None:
+    """A maximum is exact in half precision; the exporter widens it, which doubles its bytes."""
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    makers = {name: node for node in graph.node for name in node.output}
+    dropped = []
+    for node in graph.node:
+        if node.op_type != "ReduceMax" or len(users.get(node.output[0], [])) != 1:
+            continue
+        before, after = makers.get(node.input[0]), users[node.output[0]][0]
+        if before is not None and before.op_type == after.op_type == "Cast":
+            node.input[0], node.output[0] = before.input[0], after.output[0]
+            dropped.append(after)
+            if users[before.output[0]] == [node]:
+                dropped.append(before)
+    for node in dropped:
+        graph.node.remove(node)
+
+
 def _make_reproducible(proto: onnx.ModelProto) -> None:
-    """Drop source paths and tool versions, so that the same weights and recipe give the same bytes anywhere."""
+    """Drop source paths and tool versions: the same weights and recipe give the same bytes."""
     graph = proto.graph
-    for item in (
-        proto,
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-    ):
+    # Shapes inside are inferred anew by whoever reads the file.
+    del graph.value_info[:]
+    for item in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del item.metadata_props[:]
         item.doc_string = ""
     graph.name = "qvae"
@@ -240,4 +290,4 @@ def _make_reproducible(proto: onnx.ModelProto) -> None:
 def _spec(value: onnx.ValueInfoProto, precision: Precision) -> TensorSpec:
     dims = value.type.tensor_type.shape.dim
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
-    return TensorSpec(name=value.name, dtype=_DTYPE_NAMES[precision], shape=shape)
+    return TensorSpec(name=value.name, dtype=DTYPES[precision], shape=shape)

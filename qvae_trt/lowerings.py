@@ -1,7 +1,7 @@
 """Ways to write the folded graph: each is the same function, none is the fastest everywhere.
 
-A lowering never changes what the network computes beyond rounding; it changes which kernels TensorRT finds for it.
-:func:`choose_lowering` is the one table of what is used where, with the reason and the measurement behind it.
+A lowering never changes what the network computes beyond rounding; it changes which kernels
+TensorRT finds for it. :func:`choose_lowering` is the one table of what is used where, and why.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from qvae_trt.errors import UsageError
 
 Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
 Norm = Literal["native", "fp32", "conv"]
-
-#: `attention_chunks` value that leaves attention to PyTorch's fused kernel; such a graph is run, not exported.
-FUSED = 0
+Attention = Literal["fused", "softmax", "exp"]
+_KINDS = {"upsample": Upsample, "norm": Norm, "attention": Attention}
+_MOST_CHUNKS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,31 +23,35 @@ class Lowering:
     """How the folded graph is written.
 
     Attributes:
-        upsample: nearest 2x + 3x3 convolution as `resize` + convolution, as one `conv_transpose` (4 products
-            instead of 9) or as one convolution to four phases and `depth_to_space`.
-        norm: RMS norm over channels: `native` is PyTorch's own kernel; `fp32` sums squares in float32; `conv` sums
-            them in a 1x1 convolution to one channel, which stays in the NHWC layout, with a power-of-two prescale
-            per norm that keeps squares inside fp16.
-        attention_chunks: into how many runs of queries attention is cut, so that no N x N score matrix is ever
-            held; `FUSED` uses PyTorch's scaled_dot_product_attention.
+        upsample: nearest 2x + 3x3 convolution as `resize` + convolution, as one `conv_transpose`
+            (4 products instead of 9) or as one convolution to four phases and `depth_to_space`.
+        norm: RMS norm over channels: `native` is PyTorch's own kernel; `fp32` sums squares in
+            float32; `conv` sums them in a 1x1 convolution to one channel and spreads gamma / rms
+            in another, so that nothing leaves the NHWC layout and no kernel broadcasts; a
+            power-of-two prescale per norm keeps squares inside fp16.
+        attention: `fused` is PyTorch's scaled_dot_product_attention; `softmax` cuts the queries
+            into `attention_chunks` runs, so that no N x N score matrix is ever held; `exp` does
+            the same with the softmax's division behind the second product, one run after another.
+        attention_chunks: into how many runs the queries are cut; unused by `fused`.
     """
 
     upsample: Upsample = "resize"
     norm: Norm = "native"
-    attention_chunks: int = FUSED
+    attention: Attention = "fused"
+    attention_chunks: int = 1
 
     def __post_init__(self) -> None:
-        if self.upsample not in get_args(Upsample):
-            raise UsageError(f"unknown upsample lowering {self.upsample!r}", fix=_known(Upsample))
-        if self.norm not in get_args(Norm):
-            raise UsageError(f"unknown norm lowering {self.norm!r}", fix=_known(Norm))
-        if not 0 <= self.attention_chunks <= 256:
-            raise UsageError(
-                f"attention_chunks is {self.attention_chunks}, expected 0 (fused) to 256"
-            )
+        for name, kind in _KINDS.items():
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known:
+                what = f"unknown {name} lowering {value!r}"
+                raise UsageError(what, fix="known: " + ", ".join(known))
+        if not 1 <= self.attention_chunks <= _MOST_CHUNKS:
+            found = self.attention_chunks
+            raise UsageError(f"attention_chunks is {found}, expected 1 to {_MOST_CHUNKS}")
 
     def canonical(self) -> str:
-        """The lowering as text, e.g. `upsample=resize,norm=fp32,attention_chunks=8`; :meth:`parse` reads it."""
+        """The lowering as text, e.g. `upsample=resize,norm=fp32,attention=softmax,…`."""
         return ",".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
 
     @classmethod
@@ -60,23 +64,14 @@ class Lowering:
         values: dict[str, str] = {}
         for item in filter(None, text.split(",")):
             name, _, value = item.partition("=")
-            if name not in {field.name for field in fields(cls)} or not value:
-                raise UsageError(
-                    f"cannot read lowering {text!r}", fix="expected e.g. " + cls().canonical()
-                )
+            if name not in {field.name for field in fields(cls)} or name in values or not value:
+                what = f"cannot read the lowering {text!r} at {item!r}"
+                raise UsageError(what, fix=f"expected e.g. {cls().canonical()}")
             values[name] = value
-        chunks = values.get("attention_chunks", str(FUSED))
-        if not chunks.isdecimal():
-            raise UsageError(f"attention_chunks is {chunks!r}, expected a whole number")
-        return cls(
-            upsample=values.get("upsample", "resize"),  # type: ignore[arg-type]  # __post_init__ checks both
-            norm=values.get("norm", "native"),  # type: ignore[arg-type]
-            attention_chunks=int(chunks),
-        )
-
-
-def _known(literal: object) -> str:
-    return "known: " + ", ".join(get_args(literal))
+        chunks = values.pop("attention_chunks", "1")
+        if not (chunks.isascii() and chunks.isdecimal() and len(chunks) <= len(str(_MOST_CHUNKS))):
+            raise UsageError(f"attention_chunks is {chunks!r}, expected 1 to {_MOST_CHUNKS}")
+        return cls(attention_chunks=int(chunks), **values)  # type: ignore[arg-type]  # checked there
 
 
 #: What PyTorch itself runs best: its own fused kernels.
@@ -93,11 +88,14 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
     """
     if flavour == "onnxruntime":
         # Resize + Conv are the best-trodden kernels of every execution provider.
-        return Lowering(upsample="resize", norm="fp32", attention_chunks=8)
+        return Lowering(upsample="resize", norm="fp32", attention="softmax", attention_chunks=8)
     if flavour == "tensorrt" and version.startswith("8.") and precision == "fp16":
-        # 8.6 leaves NHWC for a channel reduction (0.33 ms each way at 1328x1328) and fp32 islands double the bytes.
-        return Lowering(upsample="conv_transpose", norm="conv", attention_chunks=8)
+        # Measured on an H200 at 1328x1328 with 8.6 (benchmarks/h200/README.md): a channel reduction
+        # leaves NHWC and costs a reformat of 0.33 ms; gamma alone becomes a Scale layer of 0.44 ms;
+        # softmax takes 3.7 of attention's 8.5 ms, `exp` brings the whole to 5.0 ms, and one run
+        # after the other its scratch from 3.2 to 0.5 GB.
+        return Lowering(upsample="conv_transpose", norm="conv", attention="exp", attention_chunks=8)
     # From 10 on Myelin fuses norm and SiLU, casts included, into one NHWC kernel.
     # ConvTranspose in bf16 finds no kernel on RTX 1.7.
     upsample: Upsample = "depth_to_space" if precision == "bf16" else "conv_transpose"
-    return Lowering(upsample=upsample, norm="fp32", attention_chunks=8)
+    return Lowering(upsample=upsample, norm="fp32", attention="softmax", attention_chunks=8)

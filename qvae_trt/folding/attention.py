@@ -1,0 +1,135 @@
+"""Attention over all pixels without N x N scores."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qvae_trt.folding.norm import RmsNorm
+from qvae_trt.folding.weights import linear, tensor_of
+
+if TYPE_CHECKING:
+    from qvae_trt.lowerings import Lowering
+
+#: Elements of fp16 in 16 bytes.
+_ALIGNMENT = 8
+#: Scale of the values in :func:`attend_in_turn`: exact, and 57,600 of them still sum up in fp16.
+_VALUE_SCALE = 2.0**-8
+
+
+class Attention(nn.Module):
+    """One head over all pixels, plus the identity. (B, C, H, W) → the same."""
+
+    def __init__(self, block: nn.Module, lowering: Lowering) -> None:
+        super().__init__()
+        self.norm = RmsNorm(tensor_of(block, "norm.gamma"), form=lowering.norm, silu=False)
+        channels = self.norm.gamma.numel()
+        weights = tensor_of(block, "to_qkv.weight").reshape(3, channels, channels).clone()
+        biases = tensor_of(block, "to_qkv.bias").reshape(3, channels).clone()
+        if lowering.attention != "fused":
+            weights[0] /= math.sqrt(channels)
+            biases[0] /= math.sqrt(channels)
+        if lowering.attention == "exp":
+            weights[2] *= _VALUE_SCALE
+            biases[2] *= _VALUE_SCALE
+        self.query, self.key, self.value = (
+            linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
+        )
+        self.proj = linear(
+            tensor_of(block, "proj.weight").flatten(1), tensor_of(block, "proj.bias")
+        )
+        self.lowering = lowering
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
+        chunks = self.lowering.attention_chunks
+        if self.lowering.attention == "fused":
+            heads = (tensor[:, None] for tensor in (query, key, value))
+            mixed = F.scaled_dot_product_attention(*heads)[:, 0]
+        elif self.lowering.attention == "softmax":
+            mixed = attend(query, key, value, chunks)
+        else:
+            mixed = attend_in_turn(query, key, value, chunks)
+        y = self.proj(mixed).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return x + y
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
+    """softmax(query @ key.T) @ value in `chunks` runs of queries.
+
+    Args:
+        query: (B, N, C), already scaled by 1 / sqrt(C).
+        key, value: (B, N, C).
+        chunks: how many runs, at most N.
+
+    Returns:
+        (B, N, C).
+    """
+    transposed = key.transpose(1, 2)
+    runs = [torch.softmax(run @ transposed, dim=-1) @ value for run in _runs(query, chunks)]
+    return torch.cat(runs, dim=1)
+
+
+def attend_in_turn(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
+    """The same as :func:`attend` for values scaled by 2**-8, with kernels that TensorRT 8.6 has.
+
+    Its softmax kernel reaches a fifth of the memory bandwidth. Here a row maximum, one exponential
+    and the second product do the work: a column of ones beside the values makes the product
+    the denominators too. Numerators and denominators carry the scale, which keeps sums of up to 57,600
+    terms inside fp16, and their quotient does not.
+    """
+    channels = query.shape[2]
+    query, key, value = _align_tokens(query, key, value)
+    ones = value.new_full((*value.shape[:2], 1), _VALUE_SCALE)
+    blank = value.new_zeros((*value.shape[:2], _ALIGNMENT - 1))
+    value = torch.cat([value, ones, blank], dim=2)
+    transposed = key.transpose(1, 2)
+    runs: list[Tensor] = []
+    for run in _runs(query, chunks):
+        if runs:
+            # A zero made of the run before: else all scores are computed first, and held at once.
+            run = run + runs[-1][:, :1, :1].clamp(0.0, 0.0)
+        scores = run @ transposed
+        sums = torch.exp(scores - scores.amax(dim=-1, keepdim=True)) @ value
+        runs.append(sums[..., :channels] / sums[..., channels : channels + 1])
+    return torch.cat(runs, dim=1)
+
+
+def _runs(query: Tensor, chunks: int) -> list[Tensor]:
+    tokens = query.shape[1]
+    cuts = [tokens * index // chunks for index in range(chunks + 1)]
+    return [query[:, start:stop] for start, stop in itertools.pairwise(cuts)]
+
+
+def _align_tokens(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad keys and values to whole 16-byte rows of scores, as fast products need them.
+
+    The padding is taken out of the softmax by one more channel, which adds -30,000 to its scores
+    inside the product: added afterwards it would cost as much as the exponential. A size that is
+    known only at run time is left as it is.
+    """
+    batch, tokens, _ = key.shape
+    padding = -tokens % _ALIGNMENT if type(tokens) is int else 0
+    if not padding:
+        return query, key, value
+    rest = _ALIGNMENT - 1
+    marks = [query.new_ones(batch, tokens, 1), query.new_zeros(batch, tokens, rest)]
+    query = torch.cat([query, *marks], dim=2)
+    shown = torch.cat([key, key.new_zeros(batch, tokens, _ALIGNMENT)], dim=2)
+    hidden = torch.cat(
+        [
+            torch.zeros_like(key[:, :padding]),
+            key.new_full((batch, padding, 1), -30000.0),
+            key.new_zeros(batch, padding, rest),
+        ],
+        dim=2,
+    )
+    value = torch.cat([value, torch.zeros_like(value[:, :padding])], dim=1)
+    return query, torch.cat([shown, hidden], dim=1), value

@@ -1,0 +1,177 @@
+"""The exact single-frame 2D graph of the Qwen-Image VAE.
+
+A picture is one frame. Before it, a causal Conv3d pads zero frames only, so that just the last
+temporal slice of each kernel meets data: the layer *is* a Conv2d with that slice. The temporal
+convolutions of the resamplers never run on a first frame. What is left has 42 % of the decoder's
+arithmetic and 41 % of the encoder's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qvae_trt.errors import ModelError
+from qvae_trt.folding.attention import Attention
+from qvae_trt.folding.norm import RmsNorm
+from qvae_trt.folding.resample import DownsampleConv, UpsampleConv
+from qvae_trt.folding.weights import fold_conv, merge_pointwise, tensor_of
+from qvae_trt.lowerings import PYTORCH, Lowering
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, 3x3, norm, SiLU, 3x3, plus a shortcut. (B, C, H, W) → (B, C', H, W)."""
+
+    def __init__(self, block: Any, lowering: Lowering) -> None:
+        super().__init__()
+        self.norm1 = RmsNorm(tensor_of(block, "norm1.gamma"), form=lowering.norm, silu=True)
+        self.conv1 = fold_conv(block.conv1)
+        self.norm2 = RmsNorm(tensor_of(block, "norm2.gamma"), form=lowering.norm, silu=True)
+        self.conv2 = fold_conv(block.conv2)
+        shortcut = block.conv_shortcut
+        self.shortcut = nn.Identity() if isinstance(shortcut, nn.Identity) else fold_conv(shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(self.norm2(self.conv1(self.norm1(x))))
+        return cast("Tensor", y + self.shortcut(x))
+
+
+class Encoder(nn.Module):
+    """(B, C, H, W) in [-1, 1] → moments (B, 2z, H/8, W/8), mean first."""
+
+    def __init__(self, vae: AutoencoderKLQwenImage, lowering: Lowering) -> None:
+        super().__init__()
+        source = vae.encoder
+        layers: list[nn.Module] = [fold_conv(source.conv_in)]
+        layers += [_fold_block(block, lowering) for block in source.down_blocks]
+        layers += _mid_blocks(source.mid_block, lowering)
+        layers += [
+            RmsNorm(tensor_of(source, "norm_out.gamma"), form=lowering.norm, silu=True),
+            merge_pointwise(fold_conv(source.conv_out), fold_conv(vae.quant_conv)),
+        ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.layers(x))
+
+
+class Decoder(nn.Module):
+    """Un-normalised latents (B, z, h, w) → (B, C, 8h, 8w), clamped to [-1, 1]."""
+
+    def __init__(self, vae: AutoencoderKLQwenImage, lowering: Lowering) -> None:
+        super().__init__()
+        source = vae.decoder
+        layers: list[nn.Module] = [
+            fold_conv(vae.post_quant_conv),
+            fold_conv(source.conv_in),
+        ]
+        layers += _mid_blocks(source.mid_block, lowering)
+        for block in source.up_blocks:
+            layers += [_fold_block(resnet, lowering) for resnet in block.resnets]
+            layers += [_fold_block(resample, lowering) for resample in block.upsamplers or ()]
+        layers += [
+            RmsNorm(tensor_of(source, "norm_out.gamma"), form=lowering.norm, silu=True),
+            fold_conv(source.conv_out),
+        ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return cast("Tensor", self.layers(z).clamp(-1.0, 1.0))
+
+
+class FoldedVae(nn.Module):
+    """Encoder and decoder of one frame, with the 5-D tensors of diffusers and of the engines."""
+
+    def __init__(self, vae: AutoencoderKLQwenImage, lowering: Lowering) -> None:
+        super().__init__()
+        self.encoder = Encoder(vae, lowering)
+        self.decoder = Decoder(vae, lowering)
+        self.lowering = lowering
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, C, 1, H, W) in [-1, 1] → moments (B, 2z, 1, H/8, W/8)."""
+        return cast("Tensor", self.encoder(pixels.squeeze(2)).unsqueeze(2))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Un-normalised (B, z, 1, h, w) → (B, C, 1, 8h, 8w) in [-1, 1]."""
+        return cast("Tensor", self.decoder(latents.squeeze(2)).unsqueeze(2))
+
+
+def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> FoldedVae:
+    """The single-frame 2D network of `vae`, with copies of its weights, in eval mode.
+
+    Args:
+        vae: diffusers' AutoencoderKLQwenImage, RGB or RGBA, of any width.
+        lowering: how the graph is written; the function computed is the same.
+
+    Raises:
+        ModelError: `vae` has a layer that this fold does not know.
+    """
+    with torch.no_grad():
+        folded = FoldedVae(vae, lowering).eval().requires_grad_(False)
+        if lowering.norm == "conv":
+            _calibrate_prescales(folded, vae)
+    return folded
+
+
+def _fold_block(block: nn.Module, lowering: Lowering) -> nn.Module:
+    kind = type(block).__name__
+    if kind == "QwenImageResidualBlock":
+        return ResidualBlock(block, lowering)
+    if kind == "QwenImageAttentionBlock":
+        return Attention(block, lowering)
+    if kind == "QwenImageResample":
+        resample = cast("nn.Sequential", block.resample)
+        conv = cast("nn.Conv2d", resample[1])
+        if str(block.mode).startswith("upsample"):
+            return UpsampleConv(conv, lowering.upsample)
+        return DownsampleConv(conv)
+    raise ModelError(
+        f"cannot fold a {kind}", fix="expected the layers of diffusers' AutoencoderKLQwenImage"
+    )
+
+
+def _mid_blocks(mid: nn.Module, lowering: Lowering) -> list[nn.Module]:
+    resnets, attentions = cast("nn.ModuleList", mid.resnets), cast("nn.ModuleList", mid.attentions)
+    blocks = [_fold_block(resnets[0], lowering)]
+    for attention, resnet in zip(attentions, list(resnets)[1:], strict=True):
+        blocks += [_fold_block(attention, lowering), _fold_block(resnet, lowering)]
+    return blocks
+
+
+def _calibrate_prescales(folded: FoldedVae, vae: AutoencoderKLQwenImage) -> None:
+    """Set every norm's prescale from one small pass in float32.
+
+    The inputs are seeded: latents with the statistics of the config, and blurred noise.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mean, std = (
+        torch.tensor(values).reshape(1, -1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    latents = torch.randn((1, vae.config.z_dim, 16, 16), generator=generator) * std + mean
+    channels = folded.encoder.layers[0].in_channels
+    pixels = F.interpolate(
+        torch.rand((1, cast("int", channels), 32, 32), generator=generator) * 2 - 1,
+        size=(128, 128),
+        mode="bilinear",
+    )
+
+    def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        cast("RmsNorm", norm).prescale_for(float(inputs[0].double().square().mean().sqrt()))
+
+    norms = [module for module in folded.modules() if isinstance(module, RmsNorm)]
+    hooks = [norm.register_forward_pre_hook(observe) for norm in norms]
+    dtype = vae.dtype
+    folded.float()
+    folded.encoder(pixels)
+    folded.decoder(latents)
+    folded.to(dtype)
+    for hook in hooks:
+        hook.remove()

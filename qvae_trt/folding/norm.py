@@ -1,0 +1,74 @@
+"""RMS norm over channels, in the forms that different kernels want."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qvae_trt.folding.weights import frozen
+
+if TYPE_CHECKING:
+    from qvae_trt.lowerings import Norm
+
+#: The smallest positive fp16: keeps rsqrt finite where every channel is zero.
+_TINY_FP16 = 2.0**-24
+#: Root mean square that a prescaled activation is brought to.
+_TARGET_RMS = 2.0
+
+
+class RmsNorm(nn.Module):
+    """x / rms(x) * gamma over channels, as diffusers' QwenImageRMS_norm, then SiLU if asked.
+
+    Shapes: (B, C, H, W) → the same.
+    """
+
+    def __init__(self, gamma: Tensor, *, form: Norm, silu: bool) -> None:
+        super().__init__()
+        self.gamma = frozen(gamma.reshape(-1))
+        self.form: Norm = form
+        self.silu = silu
+        #: Power of two that `conv` multiplies activations by before it squares them.
+        self.prescale = 1.0
+        if form == "conv":
+            channels = self.gamma.numel()
+            # A power of two is exact in fp16, and keeps the sum of C squares near their mean.
+            weight = 2.0 ** -math.ceil(math.log2(channels))
+            self.summing = frozen(torch.full((1, channels, 1, 1), weight))
+            # rms = sqrt(sum / C) = sqrt(weighted sum / (weight * C)): the constant goes into gamma.
+            gain = self.gamma.double() * math.sqrt(weight * channels)
+            self.spreading = frozen(gain.to(gamma.dtype).reshape(-1, 1, 1, 1))
+
+    def prescale_for(self, rms: float) -> None:
+        """Choose the prescale that brings activations of this root mean square near 2.
+
+        Squares in fp16 then overflow only 100 times above what was seen, and lose bits only 500
+        times below.
+        """
+        known = math.isfinite(rms) and rms > 0
+        self.prescale = 2.0 ** round(math.log2(_TARGET_RMS / rms)) if known else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = getattr(self, f"_{self.form}")(x)
+        return F.silu(y) if self.silu else y
+
+    def _native(self, x: Tensor) -> Tensor:
+        # Channels last, the permuted view is contiguous, and one kernel does the whole norm.
+        y = F.rms_norm(x.permute(0, 2, 3, 1), (x.shape[1],), self.gamma.to(x.dtype), eps=1e-24)
+        return y.permute(0, 3, 1, 2)
+
+    def _fp32(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        # A sum, not a mean: TensorRT 8.6 reads ReduceSum's axes, not those of a later ReduceMean.
+        sum_of_squares = (wide * wide).sum(1, keepdim=True)
+        gain = self.gamma.float() * math.sqrt(self.gamma.numel())
+        y = wide * torch.rsqrt(sum_of_squares + 1e-24) * gain.reshape(1, -1, 1, 1)
+        return y.to(x.dtype)
+
+    def _conv(self, x: Tensor) -> Tensor:
+        y = x * self.prescale
+        weighted_sum = F.conv2d(y * y, self.summing)
+        return y * F.conv2d(torch.rsqrt(weighted_sum + _TINY_FP16), self.spreading)

@@ -1,0 +1,199 @@
+"""The folded graph is the same function as diffusers' VAE, however it is written."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from diffusers import AutoencoderKLQwenImage
+from torch import Tensor, nn
+
+from qvae_trt.errors import ModelError, UsageError
+from qvae_trt.folding import FoldedVae, fold
+from qvae_trt.folding.attention import attend, attend_in_turn
+from qvae_trt.folding.norm import RmsNorm
+from qvae_trt.lowerings import PYTORCH, Lowering, choose_lowering
+
+#: Largest difference in fp32 between two orders of the same sums, as the single-frame fact was measured.
+TOLERANCE = 1e-5
+LOWERINGS = [
+    PYTORCH,
+    Lowering(upsample="conv_transpose", norm="fp32", attention="softmax", attention_chunks=4),
+    Lowering(upsample="depth_to_space", norm="conv", attention="exp", attention_chunks=3),
+]
+
+
+def make_vae(
+    *, base_dim: int = 8, input_channels: int = 3, seed: int = 0
+) -> AutoencoderKLQwenImage:
+    """A VAE of random weights in which no tensor is trivial: gammas of both signs, biases not zero."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKLQwenImage(base_dim=base_dim, input_channels=input_channels).eval()
+    with torch.no_grad():
+        for name, parameter in vae.named_parameters():
+            if name.endswith("gamma"):
+                parameter.copy_(torch.randn_like(parameter))
+            if name.endswith("bias"):
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    return vae.requires_grad_(False)
+
+
+def reference(
+    vae: AutoencoderKLQwenImage, pixels: Tensor, latents: Tensor
+) -> tuple[Tensor, Tensor]:
+    moments = vae.encode(pixels, return_dict=False)[0].parameters
+    return moments, vae.decode(latents, return_dict=False)[0]
+
+
+def inputs(channels: int, batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(batch, channels, 1, height, width, generator=generator) * 2 - 1
+    latents = torch.randn(batch, 16, 1, height // 8, width // 8, generator=generator)
+    return pixels, latents
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS, ids=Lowering.canonical)
+@pytest.mark.parametrize(("channels", "batch"), list(itertools.product((3, 4), (1, 3))))
+def test_equals_diffusers(lowering: Lowering, channels: int, batch: int) -> None:
+    vae = make_vae(input_channels=channels)
+    # 5 x 9 latents: odd, not square, and 45 tokens are no multiple of 8.
+    pixels, latents = inputs(channels, batch, 40, 72)
+    moments, images = reference(vae, pixels, latents)
+    folded = fold(vae, lowering=lowering)
+    assert folded.encode(pixels).shape == moments.shape
+    torch.testing.assert_close(folded.encode(pixels), moments, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(folded.decode(latents), images, rtol=0, atol=TOLERANCE)
+    assert moments.std() > 0.05
+    assert images.std() > 0.05
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_equals_diffusers_at_full_width(channels: int) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKLQwenImage(input_channels=channels).eval().requires_grad_(False)
+    pixels, latents = inputs(channels, 1, 48, 80)
+    moments, images = reference(vae, pixels, latents)
+    folded = fold(vae)
+    torch.testing.assert_close(folded.encode(pixels), moments, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(folded.decode(latents), images, rtol=0, atol=TOLERANCE)
+
+
+def test_folded_parameters_are_those_of_one_frame() -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKLQwenImage()
+        folded = fold(vae)
+    count = {
+        part: sum(p.numel() for p in getattr(folded, part).parameters())
+        for part in ("encoder", "decoder")
+    }
+    assert count["decoder"] == pytest.approx(25.3e6, rel=0.01)
+    assert count["encoder"] == pytest.approx(19.3e6, rel=0.01)
+
+
+def test_a_changed_weight_changes_the_result() -> None:
+    vae = make_vae()
+    pixels, latents = inputs(3, 1, 32, 32)
+    before = fold(vae)
+    with torch.no_grad():
+        vae.decoder.conv_in.weight[:, :, -1] += 0.01
+        vae.encoder.conv_in.weight[:, :, 0] += 1.0
+    after = fold(vae)
+    assert (before.decode(latents) - after.decode(latents)).abs().max() > 1e-3
+    # A temporal slice that meets only the zero frames before the first.
+    assert torch.equal(before.encode(pixels), after.encode(pixels))
+
+
+def test_refuses_what_it_does_not_know() -> None:
+    vae = make_vae()
+    vae.decoder.mid_block.resnets[0] = nn.Linear(2, 2)
+    with pytest.raises(ModelError, match="Linear"):
+        fold(vae)
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 7])
+@pytest.mark.parametrize("tokens", [7, 16, 45])
+def test_attention_in_chunks(chunks: int, tokens: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, tokens, 24, generator=generator) for _ in range(3))
+    expected = torch.softmax(query @ key.transpose(1, 2), -1) @ value
+    torch.testing.assert_close(attend(query, key, value, chunks), expected)
+    torch.testing.assert_close(attend_in_turn(query, key, value * 2.0**-8, chunks), expected)
+
+
+def test_attention_in_turn_survives_fp16() -> None:
+    """Uniform attention over many tokens: without the scale the sums pass 65,504."""
+    tokens, channels = 8192, 8
+    query = torch.zeros(1, tokens, channels, dtype=torch.float16)
+    value = torch.full((1, tokens, channels), 20.0, dtype=torch.float16) * 2.0**-8
+    mixed = attend_in_turn(query[:, :16], query, value, 2)
+    torch.testing.assert_close(mixed, torch.full_like(mixed, 20.0), rtol=2e-3, atol=0)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 1000.0])
+@pytest.mark.parametrize("form", ["fp32", "conv"])
+def test_norms_survive_fp16(form: str, scale: float) -> None:
+    """Activations of any size, in fp16, with an error no larger than PyTorch's in bf16."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 96, 24, 24, generator=generator) * scale
+    gamma = torch.randn(96, generator=generator)
+    expected = RmsNorm(gamma, form="native", silu=True)(x)
+    bf16 = RmsNorm(gamma, form="native", silu=True).bfloat16()(x.bfloat16())
+    norm = RmsNorm(gamma, form=form, silu=True)  # type: ignore[arg-type]
+    norm.prescale_for(scale)
+    error = relative_error(norm.half()(x.half()), expected)
+    assert error <= relative_error(bf16, expected)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 1000.0])
+def test_decoder_survives_fp16_at_any_scale(scale: float) -> None:
+    """The residual stream scaled through the first convolution, in the lowering of TensorRT 8.6."""
+    vae = make_vae(base_dim=16)
+    with torch.no_grad():
+        vae.decoder.conv_in.weight.mul_(scale)
+        vae.decoder.conv_in.bias.mul_(scale)
+    latents = inputs(3, 1, 64, 64)[1]
+    expected = vae.decode(latents, return_dict=False)[0]
+    bf16 = vae.bfloat16().decode(latents.bfloat16(), return_dict=False)[0]
+    vae.float()
+    folded = half_precision(fold(vae, lowering=choose_lowering("tensorrt", "8.6.1", "fp16")))
+    error = relative_error(folded.decode(latents.half()), expected)
+    assert error <= relative_error(bf16, expected)
+
+
+def half_precision(folded: FoldedVae) -> FoldedVae:
+    return folded.half()
+
+
+def test_norm_of_nothing_is_nothing() -> None:
+    for form in ("native", "fp32", "conv"):
+        norm = RmsNorm(torch.ones(16), form=form, silu=False)  # type: ignore[arg-type]
+        assert torch.equal(norm(torch.zeros(1, 16, 2, 2)), torch.zeros(1, 16, 2, 2))
+
+
+def test_lowering_text_round_trip() -> None:
+    for lowering in LOWERINGS:
+        assert Lowering.parse(lowering.canonical()) == lowering
+    assert Lowering.parse("") == PYTORCH
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "upsample=cubic",
+        "norm=",
+        "colour=red",
+        "attention_chunks=0",
+        "attention_chunks=9999999",
+        "attention_chunks=two",
+        "norm=fp32,norm=conv",
+        "upsample",
+    ],
+)
+def test_lowering_text_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        Lowering.parse(text)
