@@ -87,7 +87,7 @@ def _all_colours() -> list[tuple[str, tuple[str, str]]]:
 def document(charts: Sequence[Chart], *, width: int, columns: int = 1, alone: bool = True) -> str:
     """One SVG of several charts in columns; `alone` carries its style sheet and its background."""
     gap = 28
-    margin = 16
+    margin = 16 if alone else 4
     inner = (width - 2 * margin - gap * (columns - 1)) / columns
     body: list[str] = []
     top = float(margin)

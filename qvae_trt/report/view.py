@@ -296,7 +296,9 @@ def service_table(
     # Why a path is missing altogether is told beside the latencies.
     served = {row.path for row in result.service if row.timing is not None}
     rows = [row for row in result.service if row.kind == kind and row.path in served]
-    steps = list(dict.fromkeys(step for row in rows for step in row.steps))
+    seen = dict.fromkeys(step for row in rows for step in row.steps)
+    steps = [step for step in STEP_TITLES if step in seen]
+    steps += [step for step in seen if step not in STEP_TITLES]
     head = ["size", "path"]
     if any(row.previous for row in rows):
         head.insert(1, "after")
