@@ -37,10 +37,8 @@ GREY = (
     "grass",
     "gravel",
     "coins",
-    "moon",
     "cell",
     "clock_motion",
-    "page",
     "text",
 )
 # From scikit-learn, where it is installed.
