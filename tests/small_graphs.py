@@ -103,3 +103,33 @@ def with_shape_arithmetic(path: Path) -> Path:
 
 def node_types(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(str(path)).graph.node]
+
+
+def encoder(
+    path: Path, *, side: tuple[int | str, int | str] = ("H", "W"), elem: int = FP16
+) -> Path:
+    """`images` (1, 3, 1, H, W) -> `moments` (1, 8, 1, H/8, W/8): the mean of 8x8 pixels, mixed."""
+    kind = np.float16 if elem == FP16 else np.float32
+    weight = np.random.default_rng(1).standard_normal((8, 3, 1, 1)).astype(kind)
+    consts = [
+        numpy_helper.from_array(weight, "w"),
+        numpy_helper.from_array(np.array([2], dtype=np.int64), "two"),
+    ]
+    nodes = [
+        helper.make_node("Squeeze", ["images", "two"], ["x"]),
+        helper.make_node("AveragePool", ["x"], ["a"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Conv", ["a", "w"], ["c"]),
+        helper.make_node("Unsqueeze", ["c", "two"], ["moments"]),
+    ]
+    out = tuple(s // 8 if isinstance(s, int) else f"{s}8" for s in side)
+    graph = helper.make_graph(
+        nodes,
+        "encoder",
+        [helper.make_tensor_value_info("images", elem, [1, 3, 1, *side])],
+        [helper.make_tensor_value_info("moments", elem, [1, 8, 1, *out])],
+        consts,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+    return path

@@ -340,8 +340,10 @@ def _write(
 def _infer_output(
     graph: Path, source: TensorSpec, result: TensorSpec, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """The output's shape for an input of `shape`, by ONNX's own rules: of the graph as it was before
-    ONNX Runtime put operations of its own into it.
+    """The output's shape for an input of `shape`.
+
+    `graph` is the one that ONNX Runtime has not put operations of its own into yet: ONNX can infer
+    no shapes of those.
     """
     if -1 not in result.shape:
         return result.shape

@@ -1,0 +1,447 @@
+"""Building job by job: what is kept, what is rebuilt and why, and what a failure leaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fake_tensorrt
+import numpy as np
+import pytest
+import small_graphs
+
+from qvae_trt import backends, store
+from qvae_trt.backends import devices
+from qvae_trt.backends.onnxruntime import OnnxRuntime
+from qvae_trt.build import Event, Job, JobResult, build, plan_profiles, plan_static
+from qvae_trt.errors import BackendError, BuildError, StoreError
+from qvae_trt.lowerings import Lowering, choose_lowering
+from qvae_trt.profiles import Profile, Resolution
+
+if TYPE_CHECKING:
+    from conftest import Exporter
+
+SMALL, LARGE = Resolution(64, 96), Resolution(128, 160)
+RANGES = (
+    Profile(Resolution(64, 64), SMALL, LARGE),
+    Profile(SMALL, LARGE, Resolution(256, 256)),
+)
+
+
+def plan(folder: Path, *, suffix: str = ".onnx", parts: Any = ("encoder", "decoder")) -> list[Job]:
+    return plan_static(folder, [SMALL], parts, suffix)
+
+
+def run(jobs: list[Job], **settings: Any) -> list[JobResult]:
+    settings.setdefault("backend", "onnxruntime")
+    return build(jobs, model="small", **settings)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_builds_then_keeps(exporter: Exporter, tmp_path: Path) -> None:
+    jobs = [*plan(tmp_path), *plan_profiles(tmp_path, RANGES, suffix=".onnx")]
+    first = run(jobs, command="qvae build --mode static")
+    assert [r.status for r in first] == ["built"] * 4
+    assert [r.reason for r in first] == ["not built yet"] * 4
+    assert [r.job for r in first] == jobs
+    assert all(r.seconds and r.seconds > 0 for r in first)
+    assert [r.engine_bytes for r in first] == [job.path.stat().st_size for job in jobs]
+    exports = list(exporter.calls)
+    before = {job.path: job.path.stat().st_mtime_ns for job in jobs}
+    second = run(jobs)
+    assert [(r.status, r.reason) for r in second] == [("kept", "up to date")] * 4
+    assert exporter.calls == exports
+    assert {job.path: job.path.stat().st_mtime_ns for job in jobs} == before
+
+
+def test_what_the_exporter_is_asked(exporter: Exporter, tmp_path: Path) -> None:
+    run(
+        [*plan(tmp_path, parts=["decoder"]), *plan_profiles(tmp_path, RANGES, ["encoder"], ".onnx")]
+    )
+    lowering = choose_lowering("onnxruntime", "1", "fp16").canonical()
+    assert exporter.calls == [
+        ("decoder", SMALL, "fp16", lowering),
+        ("encoder", None, "fp16", lowering),
+    ]
+
+
+def test_the_sidecar_says_all(exporter: Exporter, tmp_path: Path) -> None:
+    (job,) = plan_profiles(tmp_path, RANGES, ["decoder"], ".onnx")
+    run([job], command="qvae build --mode profiles")
+    sidecar = store.check_engine(job.path)
+    key = sidecar.key
+    assert (key.flavour, key.gpu, key.compute_capability) == ("onnxruntime", "cpu", None)
+    assert (key.part, key.mode, key.precision) == ("decoder", "profiles", "fp16")
+    assert key.profiles == RANGES
+    assert (key.weights_sha256, key.recipe_sha256) == ("a" * 64, "c" * 64)
+    assert len(key.onnx_sha256) == 64
+    assert sidecar.command == "qvae build --mode profiles"
+    assert sidecar.input.shape == (1, 4, 1, -1, -1)
+    assert sidecar.build_flags["graph_optimization"] == "extended"
+    assert sidecar.build_seconds > 0
+
+
+def test_the_engine_runs(exporter: Exporter, tmp_path: Path) -> None:
+    (job,) = plan(tmp_path, parts=["decoder"])
+    run([job])
+    session = backends.get("onnxruntime").open(job.path)
+    x = np.random.default_rng(0).standard_normal((1, 4, 1, 8, 12)).astype(np.float16)
+    session.select(x.shape, 0)
+    y = np.zeros(session.output_shape(), np.float16)
+    pointers = {"input_ptr": x.ctypes.data, "output_ptr": y.ctypes.data}
+    session.execute(**pointers, scratch_ptr=0, scratch_bytes=0, stream=0)
+    assert np.abs(y - small_graphs.run_decoder(x)).max() < 2e-3
+
+
+def test_events(exporter: Exporter, tmp_path: Path) -> None:
+    jobs = plan(tmp_path)
+    run(jobs[:1])
+    events: list[Event] = []
+    results = run(jobs, on_event=events.append)
+    assert [(e.index, e.count, e.job) for e in events] == [
+        (0, 2, jobs[0]),
+        *[(1, 2, jobs[1])] * (len(events) - 1),
+    ]
+    assert [e.kind for e in events] == ["end", "start", *["progress"] * 3, "end"]
+    assert events[0].text == "up to date"
+    assert events[1].text == "not built yet"
+    assert [e.text for e in events if e.kind == "progress"] == [
+        "trace decoder",
+        "optimize",
+        "optimize",
+    ]
+    assert [e.result for e in events if e.kind == "end"] == results
+
+
+# --- why an engine is built again ---------------------------------------------------------------
+
+
+def test_every_stale_field_is_named(
+    exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = plan(tmp_path, parts=["decoder"])
+    run(jobs)
+    exporter.model = replace(exporter.model, weights_sha256="b" * 64)
+    exporter.recipe = "d" * 64
+    monkeypatch.setattr(OnnxRuntime, "version", lambda _self: "9.9")
+    (result,) = run(jobs)
+    assert result.status == "built"
+    for words in (
+        "another version of its backend: found 1.",
+        "expected 9.9",
+        "other weights: found aaaaaaaaaaaa, expected bbbbbbbbbbbb",
+        "found cccccccccccc, expected dddddddddddd",
+    ):
+        assert words in result.reason
+    assert run(jobs)[0].status == "kept"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"precision": "fp32"}, "found fp16, expected fp32"),
+        (
+            {"lowerings": {"decoder": Lowering(norm="conv", attention_chunks=2)}},
+            "expected upsample=resize,norm=conv,attention_chunks=2",
+        ),
+    ],
+)
+def test_other_settings(
+    exporter: Exporter, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    jobs = plan(tmp_path, parts=["decoder"])
+    run(jobs)
+    (result,) = run(jobs, **settings)
+    assert (result.status, words in result.reason) == ("built", True)
+    assert run(jobs, **settings)[0].status == "kept"
+
+
+def test_other_profiles(exporter: Exporter, tmp_path: Path) -> None:
+    run(plan_profiles(tmp_path, RANGES, ["decoder"], ".onnx"))
+    (result,) = run(plan_profiles(tmp_path, RANGES[:1], ["decoder"], ".onnx"))
+    assert "other sizes: found 96x64 (64x64 to 160x128), 160x128" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "found 100 bytes, expected"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"),
+            "changed since it was built",
+        ),
+        (lambda path: store.sidecar_path(path).unlink(), "without a sidecar"),
+        (lambda path: store.sidecar_path(path).write_text("{"), "sidecar"),
+        (lambda path: path.unlink(), "not built yet"),
+    ],
+)
+def test_damage_is_mended(exporter: Exporter, tmp_path: Path, damage: Any, words: str) -> None:
+    jobs = plan(tmp_path, parts=["decoder"])
+    run(jobs)
+    damage(jobs[0].path)
+    (result,) = run(jobs)
+    assert result.status == "built"
+    assert words in result.reason
+    store.check_engine(jobs[0].path)
+
+
+def test_only_what_is_stale_is_built(exporter: Exporter, tmp_path: Path) -> None:
+    jobs = plan(tmp_path)
+    run(jobs)
+    jobs[1].path.unlink()
+    assert [r.status for r in run(jobs)] == ["kept", "built"]
+
+
+def test_force(exporter: Exporter, tmp_path: Path) -> None:
+    jobs = plan(tmp_path, parts=["decoder"])
+    run(jobs)
+    (result,) = run(jobs, force=True)
+    assert result.status == "built"
+    assert result.reason == "up to date; built again because it was asked for"
+
+
+# --- dry run ------------------------------------------------------------------------------------
+
+
+def test_dry_run(exporter: Exporter, tmp_path: Path) -> None:
+    jobs = plan(tmp_path)
+    planned = run(jobs, dry_run=True)
+    assert [(r.status, r.reason) for r in planned] == [("planned", "not built yet")] * 2
+    assert [(r.seconds, r.engine_bytes) for r in planned] == [(None, None)] * 2  # unknown
+    assert files(tmp_path) == []
+    assert exporter.calls == []
+
+
+def test_dry_run_tells_what_the_old_one_took(exporter: Exporter, tmp_path: Path) -> None:
+    jobs = plan(tmp_path)
+    built = run(jobs)
+    exporter.recipe = "d" * 64
+    exporter.calls.clear()
+    before = files(tmp_path)
+    planned = run(jobs, dry_run=True)
+    assert [r.status for r in planned] == ["planned"] * 2
+    for old, new in zip(built, planned, strict=True):
+        assert new.engine_bytes == old.engine_bytes
+        assert new.seconds == pytest.approx(old.seconds, abs=1e-3)
+    assert exporter.calls == []
+    assert files(tmp_path) == before
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+def test_a_failed_job_does_not_stop_the_rest(
+    exporter: Exporter, tmp_path: Path, own_temporary_folder: Path
+) -> None:
+    def fail(part: str) -> None:
+        if part == "encoder":
+            raise BuildError("no kernel for the encoder", fix="--level 2")
+
+    exporter.before = fail
+    events: list[Event] = []
+    failed, built = run(plan(tmp_path), on_event=events.append)
+    assert (failed.status, failed.reason) == ("failed", "no kernel for the encoder")
+    assert failed.error is not None
+    assert failed.error.fix == "--level 2"
+    assert built.status == "built"
+    assert files(tmp_path) == [
+        "static/96x64/vae_decoder.onnx",
+        "static/96x64/vae_decoder.onnx.json",
+    ]
+    assert [e.result.status for e in events if e.result] == ["failed", "built"]
+    assert list(own_temporary_folder.iterdir()) == []
+
+
+def test_a_failure_leaves_the_old_engine(exporter: Exporter, tmp_path: Path) -> None:
+    jobs = plan(tmp_path, parts=["decoder"])
+    run(jobs)
+    before = jobs[0].path.read_bytes()
+    exporter.before = lambda part: (_ for _ in ()).throw(BuildError("no"))
+    assert run(jobs, force=True)[0].status == "failed"
+    assert jobs[0].path.read_bytes() == before
+    store.check_engine(jobs[0].path)
+
+
+def test_host_memory(exporter: Exporter, tmp_path: Path) -> None:
+    exporter.before = lambda part: (_ for _ in ()).throw(MemoryError())
+    (result,) = run(plan(tmp_path, parts=["decoder"]))
+    assert result.status == "failed"
+    assert "out of memory on the host" in result.reason
+
+
+def test_a_bug_is_not_a_failed_job(exporter: Exporter, tmp_path: Path) -> None:
+    exporter.before = lambda part: (_ for _ in ()).throw(AssertionError("ours"))
+    with pytest.raises(AssertionError, match="ours"):
+        run(plan(tmp_path))
+    assert files(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be(exporter: Exporter, tmp_path: Path) -> None:
+    (tmp_path / "static").write_text("in the way")
+    results = run(plan(tmp_path))
+    assert [r.status for r in results] == ["failed"] * 2
+    assert all(isinstance(r.error, StoreError) for r in results)
+
+
+@pytest.mark.parametrize("at", ["start", "trace decoder", "optimize"])
+def test_ctrl_c_leaves_nothing(
+    exporter: Exporter, tmp_path: Path, own_temporary_folder: Path, at: str
+) -> None:
+    def stop(event: Event) -> None:
+        if at in (event.kind, event.text):
+            raise KeyboardInterrupt
+
+    jobs = plan(tmp_path, parts=["decoder"])
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs, on_event=stop)
+    assert files(tmp_path) == []
+    assert list(own_temporary_folder.iterdir()) == []
+    assert run(jobs)[0].status == "built"
+
+
+def test_ctrl_c_leaves_the_old_engine(exporter: Exporter, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.text == "optimize":
+            raise KeyboardInterrupt
+
+    jobs = plan(tmp_path, parts=["decoder"])
+    run(jobs)
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs, force=True, on_event=stop)
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+def test_two_builds_of_one_folder_do_the_work_once(exporter: Exporter, tmp_path: Path) -> None:
+    exporter.before = lambda part: time.sleep(0.2)
+    found: list[JobResult] = []
+
+    def work() -> None:
+        found.extend(run(plan(tmp_path)))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(exporter.calls) == 2
+    assert sorted(r.status for r in found) == ["built", "built", "kept", "kept"]
+    waited = [r.reason for r in found if r.status == "kept"]
+    assert any("built it meanwhile" in reason for reason in waited)
+
+
+def test_waiting_is_told(exporter: Exporter, tmp_path: Path) -> None:
+    (job,) = plan(tmp_path, parts=["decoder"])
+    events: list[Event] = []
+    ready, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.lock_engine(job.path):
+            ready.set()
+            go.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    ready.wait(20)
+    builder = threading.Thread(target=lambda: run([job], on_event=events.append))
+    builder.start()
+    deadline = time.monotonic() + 20
+    while not events and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "waiting for process" in events[0].text
+    assert not job.path.exists()
+    go.set()
+    holder.join()
+    builder.join()
+    assert events[-1].result is not None
+    assert events[-1].result.status == "built"
+
+
+# --- before anything is done --------------------------------------------------------------------
+
+
+def test_what_the_backend_cannot_do_is_said_first(
+    exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BackendError, match="no bf16"):
+        run(plan(tmp_path), precision="bf16")
+    monkeypatch.setattr(devices, "gpu", lambda: None)
+    with fake_tensorrt.installed("8.6"):
+        with pytest.raises(BackendError, match="building needs an NVIDIA GPU"):
+            run(plan(tmp_path, suffix=".trt"), backend="tensorrt")
+        planned = run(plan(tmp_path, suffix=".trt"), backend="tensorrt", dry_run=True)
+    assert [r.status for r in planned] == ["planned", "planned"]
+    assert exporter.calls == []
+    assert files(tmp_path) == []
+
+
+def test_a_job_of_another_backend(exporter: Exporter, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"onnxruntime makes engines named \*\.onnx"):
+        run(plan(tmp_path, suffix=".trt"))
+
+
+# --- TensorRT -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = devices.Device("NVIDIA H200", "9.0")
+    monkeypatch.setattr(devices, "gpu", lambda: device)
+
+
+def test_tensorrt_in_process(exporter: Exporter, tmp_path: Path, gpu: None) -> None:
+    jobs = plan_profiles(tmp_path, RANGES, suffix=".trt")
+    settings = {"backend": "tensorrt", "isolate": False, "timing_cache": tmp_path / "c.timing"}
+    with fake_tensorrt.installed("8.6"):
+        assert [r.status for r in run(jobs, **settings)] == ["built"] * 2
+        key = store.read_sidecar(jobs[0].path).key
+        assert (key.gpu, key.compute_capability) == ("NVIDIA H200", "9.0")
+        assert (tmp_path / "c-NVIDIA_H200-8.6.1-fp16.timing").is_file()
+        assert [r.status for r in run(jobs, **settings)] == ["kept"] * 2
+    with fake_tensorrt.installed("10.16"):
+        (result, _) = run(jobs, **settings)
+    assert "found 8.6.1, expected 10.16.1.11" in result.reason
+
+
+def test_another_gpu_is_stale(
+    exporter: Exporter, tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = plan(tmp_path, suffix=".trt", parts=["decoder"])
+    with fake_tensorrt.installed("10.16"):
+        run(jobs, backend="tensorrt", isolate=False)
+        monkeypatch.setattr(devices, "gpu", lambda: devices.Device("NVIDIA L40S", "8.9"))
+        (result,) = run(jobs, backend="tensorrt", isolate=False)
+    assert "another GPU: found NVIDIA H200, expected NVIDIA L40S" in result.reason
+    assert "compute capability: found 9.0, expected 8.9" in result.reason
+
+
+def test_another_level_is_stale(exporter: Exporter, tmp_path: Path, gpu: None) -> None:
+    jobs = plan(tmp_path, suffix=".trt", parts=["decoder"])
+    settings: dict[str, Any] = {"backend": "tensorrt", "isolate": False}
+    with fake_tensorrt.installed("10.16"):
+        run(jobs, **settings)
+        (result,) = run(jobs, level=4, **settings)
+        assert result.reason == "built with another level: found default, expected 4"
+        assert run(jobs, level=4, **settings)[0].status == "kept"
+        assert run(jobs, **settings)[0].status == "kept"  # no level asked for: any will do
+
+
+def test_warnings_reach_the_caller(exporter: Exporter, tmp_path: Path, gpu: None) -> None:
+    events: list[Event] = []
+    with fake_tensorrt.installed("8.6") as trt:
+        trt.fake.fail["IBuilderConfig.set_timing_cache"] = True
+        (result,) = run(
+            plan(tmp_path, suffix=".trt", parts=["decoder"]),
+            backend="tensorrt",
+            isolate=False,
+            timing_cache=tmp_path / "c.timing",
+            on_event=events.append,
+        )
+    assert result.warnings == ("TensorRT took no timing cache, built without one",)
+    assert [e.text for e in events if e.kind == "warning"] == list(result.warnings)
