@@ -47,8 +47,10 @@ test: $(INSTALLED)
 audit: $(INSTALLED)  ## known vulnerabilities in what is installed (asks an advisory service)
 	$(BIN)/python .ci/audit.py $(BIN)/pip-audit
 
-docs: $(INSTALLED)  ## the guides, warnings as errors
-	$(BIN)/python -m mkdocs build --strict
+docs: $(INSTALLED)  ## the guides, warnings as errors; into out/site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python benchmarks/write_commands.py docs/commands.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)  ## write the formatting that lint asks for
 	$(BIN)/ruff check --fix .

@@ -68,7 +68,7 @@ def test_wheel_metadata(wheel: Path) -> None:
         "torch diffusers onnx onnxscript onnxruntime polygraphy typer rich numpy safetensors "
         "pillow".split()
     )
-    extras = {extra: [] for extra in ("rtx", "gpu", "dev")}
+    extras = {extra: [] for extra in ("rtx", "gpu", "dev", "docs")}
     for line in requires:
         if "extra ==" in line:
             extras[line.rpartition("'")[0].rpartition("'")[2]].append(re.split(r"[><=; ]", line)[0])
@@ -133,7 +133,7 @@ def test_constraints_pin_what_is_needed(root: Path) -> None:
     with (root / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["dev"], *extras["rtx"]]
+    wanted = [*project["dependencies"], *extras["dev"], *extras["rtx"], *extras["docs"]]
     assert {normal(re.split(r"[><=;\[ ]", line)[0]) for line in wanted} <= names
 
 
