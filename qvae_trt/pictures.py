@@ -22,7 +22,6 @@ from qvae_trt.images import (
     Channels,
     Latents,
     crop,
-    pad_to_multiple,
     read_latents,
     read_picture,
     write_latents,
@@ -33,7 +32,7 @@ from qvae_trt.profiles import PARTS, Resolution, load_static_sizes
 from qvae_trt.runtime.vae import FallbackWarning, load_vae
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -137,7 +136,7 @@ def decode(
     """
     _check_out(out, tuple(WRITE_FORMATS), "picture")
     given = read_latents(latents)
-    _check_size(_padded_size(given.values), latents)
+    _check_size(_decoded_size(given.values), latents)
     loaded, vae = _load(engine_dir, model, backend)
     channels = given.values.shape[1]
     if channels != vae.z_dim:
@@ -215,7 +214,7 @@ def _channels(vae: TrtVae) -> Channels:
 
 
 def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resolution, Resolution]:
-    """The picture's size, and the one to pad it to: its own multiple of 16 unless no engine has it."""
+    """The picture's size, and the one to pad it to: its multiple of 16 unless no engine has it."""
     size = Resolution(pixels.shape[-2], pixels.shape[-1])
     own = Resolution(*(-(-side // MULTIPLE) * MULTIPLE for side in (size.height, size.width)))
     _check_size(own, f"a picture of {size}")
@@ -238,18 +237,54 @@ def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resoluti
 
 
 def _pad(pixels: Tensor, padded: Resolution) -> Tensor:
-    """(1, C, H, W) mirrored outwards to exactly the size, as (1, C, 1, H', W')."""
-    tall = pad_to_multiple(pixels.mT, 1, minimum=padded.height)
-    return pad_to_multiple(pixels, 1, minimum=padded.width)[:, :, None]
+    """(1, C, H, W) mirrored down and to the right to exactly the size, as (1, C, 1, H', W')."""
+    for dim, target in ((-2, padded.height), (-1, padded.width)):
+        length = pixels.shape[dim]
+        place = torch.arange(target) % (2 * length)
+        pixels = pixels.index_select(dim, torch.minimum(place, 2 * length - 1 - place))
+    return pixels[:, :, None]
 
 
 def _encode(vae: TrtVae, x: Tensor) -> tuple[Tensor, Pass]:
-    with torch.inference_mode(), _Watch(vae, "encoder", _size(x)) as watch:
-        mean = vae.encode(x, return_dict=False)[0].mode().cpu()
-    return mean, watch.result()
+    seen = Resolution(x.shape[-2], x.shape[-1])
+    return _watch(vae, "encoder", seen, lambda: vae.encode(x, return_dict=False)[0].mode())
 
 
 def _decode(vae: TrtVae, z: Tensor) -> tuple[Tensor, Pass]:
-    with torch.inference_mode(), _Watch(vae, "decoder", _padded_size(z)) as watch:
-        pixels = vae.decode(z, return_dict=False)[0][:, :, 0].cpu()
-    return pixels, watch.result()
+    pixels, run = _watch(
+        vae, "decoder", _decoded_size(z), lambda: vae.decode(z, return_dict=False)[0]
+    )
+    return pixels[:, :, 0], run
+
+
+def _decoded_size(z: Tensor) -> Resolution:
+    return Resolution(8 * z.shape[-2], 8 * z.shape[-1])
+
+
+def _watch(
+    vae: TrtVae, part: Part, seen: Resolution, run: Callable[[], Tensor]
+) -> tuple[Tensor, Pass]:
+    choice = vae.choice(part, seen)
+    started = time.perf_counter()
+    with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FallbackWarning)
+        result = run().cpu()
+    seconds = time.perf_counter() - started
+    notes = tuple(str(w.message) for w in caught if issubclass(w.category, FallbackWarning))
+    for other in caught:
+        if not issubclass(other.category, FallbackWarning):
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    engine = "fallback" if notes and choice.engine != "pytorch" else _name(choice)
+    path = choice.path if engine not in ("fallback", "pytorch") else None
+    considered = tuple(str(candidate) for candidate in choice.candidates)
+    return result, Pass(part, seen, engine, path, seconds, considered, notes)
+
+
+def _name(choice: Choice) -> str:
+    return f"profile {choice.profile_index}" if choice.engine == "profiles" else choice.engine
+
+
+def _psnr_db(picture: Tensor, again: Tensor) -> float:
+    """Over the range [-1, 1], whose peak is 2."""
+    error = float((picture - again).double().square().mean())
+    return math.inf if error == 0 else 10 * math.log10(4 / error)

@@ -168,7 +168,8 @@ class Reference:
         if key not in self._modules:
             made: torch.nn.Module = self._vae if source == "diffusers" else fold(self._vae)
             if dtype == "bf16":
-                made = copy.deepcopy(made).to(torch.bfloat16)
+                # Not ModelMixin.to, which warns of layers that other models keep in fp32.
+                made = torch.nn.Module.to(copy.deepcopy(made), torch.bfloat16)
             elif made is self._vae and self.device.type != "cpu":
                 made = copy.deepcopy(made)
             self._modules[key] = made.to(self.device)
