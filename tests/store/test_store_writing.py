@@ -272,6 +272,28 @@ def test_stopped_at_each_rename(built, monkeypatch, step, error):
         assert _files(built.path.parent) == PAIR
 
 
+def test_a_second_write_under_one_lock_after_one_that_was_cut_short(built, monkeypatch):
+    rename, fail_at, calls = Path.replace, {3, 6}, []
+
+    def stop(path: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) in fail_at:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    third = engine_bytes(6000, seed=11)
+    with lock_engine(built.path), monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stop)
+        for content in (NEW, third):
+            # The first stops before its sidecar is in place, the second with its own waiting.
+            with pytest.raises(StoreError, match="Input/output error"):
+                write_engine(built.path, make_sidecar(), source=content)
+        assert check_engine(built.path).engine_bytes == len(NEW)
+        patched.setattr(Path, "replace", rename)
+        assert write_engine(built.path, make_sidecar(), source=third).engine_bytes == 6000
+    assert check_engine(built.path).engine_bytes == 6000
+
+
 def test_a_reader_sees_through_a_replacement_that_was_cut_short(built):
     # New engine, old sidecar, the new one waiting: as a kill between the two renames leaves it.
     new = replace(built.sidecar, engine_bytes=len(NEW), engine_sha256=_sha256(NEW))
