@@ -34,7 +34,12 @@ def on_meta(vae: AutoencoderKLQwenImage) -> FoldedVae:
 
     with torch.device("meta"):
         blank = type(vae).from_config(vae.config)
-        return fold(blank, lowering=Lowering(upsample="resize", norm="native", attention_chunks=1))
+        return fold(
+            blank,
+            lowering=Lowering(
+                upsample="resize", norm="native", attention="softmax", attention_chunks=1
+            ),
+        )
 
 
 def count_flops(module: FoldedVae, part: Part, resolution: Resolution, *, channels: int) -> int:

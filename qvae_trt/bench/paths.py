@@ -126,12 +126,12 @@ class Workbench:
 
     def empty_caches(self) -> None:
         """Give freed memory back, so that one size's leftovers neither help nor hinder the next."""
-        import gc
-
-        import torch
-
-        gc.collect()
         if self.device == "cuda":
+            import gc
+
+            import torch
+
+            gc.collect()
             torch.cuda.empty_cache()
 
     def peak_bytes(self, prepared: Prepared, value: torch.Tensor) -> int | None:
@@ -163,7 +163,12 @@ class Workbench:
 
     def _shipped(self, part: Part) -> Prepared:
         if self._vae is None:
-            self._vae = copy.deepcopy(self.model.vae).to(device=self.device, dtype=self.dtype)
+            import torch
+
+            # Module's own `to`: that of diffusers warns of modules kept in float32, though none is.
+            self._vae = torch.nn.Module.to(
+                copy.deepcopy(self.model.vae), device=self.device, dtype=self.dtype
+            )
         vae = self._vae
         if part == "encoder":
             inner, outer = vae.encoder, vae.quant_conv

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt.bench.paths import EXPECTED, Prepared, Workbench, explain
-from qvae_trt.bench.results import ENGINES, REFERENCE, ServiceRow, Timing, quantile
+from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing, quantile
 from qvae_trt.bench.timing import HostClock, Limits, measure
 
 if TYPE_CHECKING:
@@ -79,15 +79,15 @@ def serve(
 def _first_use(
     bench: Workbench, path: str, resolution: Resolution, latents: torch.Tensor, processor: Any
 ) -> tuple[ServiceRow, Prepared]:
-    begin = time.perf_counter()
     prepared = bench.prepare(path, "decoder", resolution)
-    loaded = time.perf_counter()
-    to_pil(bench, prepared, processor, latents)
-    done = time.perf_counter()
-    steps = {"load_ms": (loaded - begin) * 1000.0, "first_run_ms": (done - loaded) * 1000.0}
-    if path not in ENGINES:
-        # The weights are on the device already; what was timed is a look-up.
-        del steps["load_ms"]
+    try:
+        steps = {"first_run_ms": sum(to_pil(bench, prepared, processor, latents))}
+    except BaseException:
+        prepared.close()
+        raise
+    load_ms = prepared.detail.get("load_ms")
+    if load_ms is not None:
+        steps = {"load_ms": float(load_ms), **steps}
     total = sum(steps.values())
     row = ServiceRow(
         kind=FIRST_USE,
