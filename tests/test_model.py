@@ -62,9 +62,10 @@ def rewrite(folder: Path, change) -> None:
 
 def psnr(name: str) -> float:
     skimage_data = pytest.importorskip("skimage.data")
-    picture = getattr(skimage_data, name)()[:512, :512]
-    height, width = (n // 16 * 16 for n in picture.shape[:2])
-    x = torch.from_numpy(picture[:height, :width].copy()).permute(2, 0, 1)[None, :, None]
+    picture = getattr(skimage_data, name)()
+    top, left = ((n - 288) // 2 for n in picture.shape[:2])
+    picture = picture[top : top + 288, left : left + 288]
+    x = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None, :, None]
     x = x.float() / 127.5 - 1
     vae = load_model(BUNDLED_TINY).vae
     with torch.no_grad():
@@ -396,6 +397,28 @@ def test_another_models_file(tmp_path: Path) -> None:
     save_file({"transformer.weight": torch.zeros(2, 2)}, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match=r"has no tensor encoder\.conv_in\.weight"):
         load_model(str(tmp_path / "x.safetensors"))
+
+
+def test_a_mistaken_file_is_refused_from_its_header(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(paths: object) -> None:
+        raise AssertionError("read the tensors")
+
+    rewrite(copy, lambda tensors: tensors.update({"transformer.weight": torch.zeros(1)}))
+    monkeypatch.setattr("qvae_trt.model.load.read_tensors", refuse)
+    for source in (copy, copy / WEIGHTS):
+        with pytest.raises(ModelError, match="does not have"):
+            load_model(str(source))
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(ModelError, match="cannot be read: Permission denied"):
+        load_model(str(tmp_path))
 
 
 def test_a_file_with_other_latents(tmp_path: Path) -> None:

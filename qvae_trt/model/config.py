@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Shape = tuple[int, ...]
+    #: Arguments of the class's constructor.
     Config = dict[str, object]
 
 CLASS_NAME = "AutoencoderKLQwenImage"

@@ -11,10 +11,20 @@ from qvae_trt.errors import ModelError
 from qvae_trt.model import hub
 from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
 from qvae_trt.model.seeded import empty_vae, random_vae
-from qvae_trt.model.weights import fit, hash_tensors, read_tensors, rename_original
+from qvae_trt.model.weights import (
+    check_fit,
+    hash_tensors,
+    read_shapes,
+    read_tensors,
+    rename_original,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diffusers import AutoencoderKLQwenImage
+
+    from qvae_trt.model.config import Config
 
 DEFAULT_MODEL = "Qwen/Qwen-Image"
 BUNDLED_TINY = "bundled:tiny"
@@ -98,17 +108,24 @@ def _existing(source: str) -> Path | None:
 
 
 def _load_folder(folder: Path) -> AutoencoderKLQwenImage:
-    for home in (folder / "vae", folder):
-        if (home / CONFIG_NAME).is_file():
-            config = read_config(home / CONFIG_NAME)
-            weights = _weight_files(home)
-            vae = empty_vae(config)
-            fit(vae, read_tensors(weights), where=str(home))
-            return vae.eval().requires_grad_(False)
-    raise ModelError(
-        f"{folder}: is no VAE's folder: expected {CONFIG_NAME} in it, or in its vae/",
-        fix="Name the folder of a diffusers pipeline or of its VAE. " + OFFLINE_CHOICES,
-    )
+    try:
+        homes = [home for home in (folder / "vae", folder) if (home / CONFIG_NAME).is_file()]
+        weights = _weight_files(homes[0]) if homes else []
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
+    if not homes:
+        raise ModelError(
+            f"{folder}: is no VAE's folder: expected {CONFIG_NAME} in it, or in its vae/",
+            fix="Name the folder of a diffusers pipeline or of its VAE. " + OFFLINE_CHOICES,
+        )
+    return _assemble(read_config(homes[0] / CONFIG_NAME), weights, where=homes[0])
+
+
+def _assemble(config: Config, weights: Sequence[Path], *, where: Path) -> AutoencoderKLQwenImage:
+    vae = empty_vae(config)
+    check_fit(vae, rename_original(read_shapes(weights)), where=str(where))
+    vae.load_state_dict(rename_original(read_tensors(weights)), strict=True, assign=True)
+    return vae.eval().requires_grad_(False)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -142,14 +159,11 @@ def _load_file(path: Path) -> AutoencoderKLQwenImage:
         raise ModelError(
             f"{path}: expected a .safetensors file or a folder{reason}", fix=OFFLINE_CHOICES
         )
-    tensors = rename_original(read_tensors([path]))
-    inferred = infer_config({name: tuple(t.shape) for name, t in tensors.items()}, where=str(path))
-    vae = empty_vae(inferred | _latent_statistics(path, inferred))
-    fit(vae, tensors, where=str(path))
-    return vae.eval().requires_grad_(False)
+    inferred = infer_config(rename_original(read_shapes([path])), where=str(path))
+    return _assemble(inferred | _latent_statistics(path, inferred), [path], where=path)
 
 
-def _latent_statistics(path: Path, inferred: dict[str, object]) -> dict[str, object]:
+def _latent_statistics(path: Path, inferred: Config) -> Config:
     """`latents_mean` and `latents_std` of this model's config.json, if that is beside the file."""
     beside = path.with_name(CONFIG_NAME)
     if not beside.is_file():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,30 +13,46 @@ from safetensors import SafetensorError, safe_open
 from qvae_trt.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
+Value = TypeVar("Value")
 #: Names shown in a message; the rest is counted.
 _SHOWN = 3
+
+
+def read_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Name → shape, from the headers alone: a mistaken 40 GB file is refused without reading it."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        _refuse_impostors(path)
+        with _opened(path) as file:
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return shapes
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
     """All tensors of these files, as fp32 on the CPU. ModelError where one cannot be read."""
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        _refuse_impostors(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    tensors[name] = _as_fp32(file.get_tensor(name), name, path)
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"{path}: cannot be read as safetensors: {error}",
-                fix="The file is damaged or half downloaded: fetch it again.",
-            ) from error
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                tensors[name] = _as_fp32(file.get_tensor(name), name, path)
     return tensors
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{path}: cannot be read as safetensors: {error}",
+            fix="The file is damaged or half downloaded: fetch it again.",
+        ) from error
 
 
 def _refuse_impostors(path: Path) -> None:
@@ -62,7 +79,7 @@ def _as_fp32(tensor: Tensor, name: str, path: Path) -> Tensor:
     return tensor
 
 
-def rename_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rename_original(tensors: Mapping[str, Value]) -> dict[str, Value]:
     """Diffusers' names for tensors named as in the original release (Wan, Qwen, ComfyUI).
 
     Files that have diffusers' names already come back as they are. The original decoder counts its
@@ -108,11 +125,11 @@ def _diffusers_name(name: str, stage_length: int) -> str:
     return name
 
 
-def fit(vae: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Make `tensors` the parameters of `vae` (which may be on the meta device), exactly."""
+def check_fit(vae: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, where: str) -> None:
+    """ModelError unless these are the names and shapes of the parameters of `vae`."""
     expected = {name: tuple(value.shape) for name, value in vae.state_dict().items()}
-    missing = sorted(expected.keys() - tensors.keys())
-    extra = sorted(tensors.keys() - expected.keys())
+    missing = sorted(expected.keys() - shapes.keys())
+    extra = sorted(shapes.keys() - expected.keys())
     if missing or extra:
         parts = []
         if missing:
@@ -121,16 +138,15 @@ def fit(vae: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
             parts.append(f"{len(extra)} tensors that the model does not have ({_some(extra)})")
         raise ModelError(f"{where}: {' and '.join(parts)}")
     wrong = [
-        f"{name}: found {tuple(value.shape)}, expected {expected[name]}"
-        for name, value in sorted(tensors.items())
-        if tuple(value.shape) != expected[name]
+        f"{name}: found {shape}, expected {expected[name]}"
+        for name, shape in sorted(shapes.items())
+        if shape != expected[name]
     ]
     if wrong:
         raise ModelError(
             f"{where}: {len(wrong)} tensors have another shape ({_some(wrong)})",
             fix="The configuration and the weights are of different models.",
         )
-    vae.load_state_dict(dict(tensors), strict=True, assign=True)
 
 
 def _some(names: Sequence[str]) -> str:
