@@ -81,9 +81,9 @@ def attend_in_turn(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Te
     """The same as :func:`attend` for values scaled by 2**-8, with kernels that TensorRT 8.6 has.
 
     Its softmax kernel reaches a fifth of the memory bandwidth. Here a row maximum, one exponential
-    and the second product do the work: a column of ones beside the values makes the product
-    the denominators too. Numerators and denominators carry the scale, which keeps sums of up to 57,600
-    terms inside fp16, and their quotient does not.
+    and the second product do the work: a column of ones beside the values makes the product give
+    the denominators too. Numerators and denominators carry the scale, which keeps sums of up to
+    57,600 terms inside fp16, and their quotient does not.
     """
     channels = query.shape[2]
     query, key, value = _align_tokens(query, key, value)
@@ -95,7 +95,7 @@ def attend_in_turn(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Te
     for run in _runs(query, chunks):
         if runs:
             # A zero made of the run before: else all scores are computed first, and held at once.
-            run = run + runs[-1][:, :1, :1].clamp(0.0, 0.0)
+            run = run + runs[-1][:, 0, 0, None, None].clamp(0.0, 0.0)
         scores = run @ transposed
         sums = torch.exp(scores - scores.amax(dim=-1, keepdim=True)) @ value
         runs.append(sums[..., :channels] / sums[..., channels : channels + 1])
@@ -105,7 +105,7 @@ def attend_in_turn(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Te
 def _runs(query: Tensor, chunks: int) -> list[Tensor]:
     tokens = query.shape[1]
     cuts = [tokens * index // chunks for index in range(chunks + 1)]
-    return [query[:, start:stop] for start, stop in itertools.pairwise(cuts)]
+    return [query.narrow(1, start, stop - start) for start, stop in itertools.pairwise(cuts)]
 
 
 def _align_tokens(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
