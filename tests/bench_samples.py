@@ -9,7 +9,7 @@ WIDE = Resolution(928, 1664)
 SQUARE = Resolution(1328, 1328)
 FACTORS = {"pytorch": 1.0, "folded": 2.0, "compiled": 4.0, "static": 5.0, "profiles": 4.5}
 ENGINE = {"first_ms": 1234.5, "flavour": "tensorrt 8.6.1", "engine_precision": "fp16"}
-NO_TRITON = "left out: this Python has no Triton"
+NO_TRITON = "this Python has no Triton"
 
 
 def timing(median_ms: float) -> Timing:

@@ -136,6 +136,9 @@ def test_regressions_are_red() -> None:
     found = bench.compare(result(), result(scale=1.5))
     text = drawn(report.comparison_table(found), colour=True)
     assert "\x1b[1;31m+50.0 %" in text
+    elsewhere = bench.compare(result(), result(machine={"gpu": "[b]NVIDIA L4"}))
+    told = " ".join(drawn(report.comparison_table(elsewhere)).split())
+    assert "then [b]NVIDIA L4" in told
 
 
 # --- Markdown ---

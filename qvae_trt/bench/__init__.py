@@ -123,7 +123,7 @@ def bench(
     """
     import torch
 
-    from qvae_trt.bench.machine import machine_facts, nvidia_smi, version_facts
+    from qvae_trt.bench.machine import gpu_id, machine_facts, nvidia_smi, version_facts
     from qvae_trt.bench.paths import DTYPE_NAMES, Workbench
     from qvae_trt.model import load_model
 
@@ -140,11 +140,12 @@ def bench(
             fix=f"--baseline {REFERENCE}, or --engine-dir DIR",
         )
     loaded = load_model(model)
-    machine = machine_facts(device)
     work = Workbench(
         loaded, device=device, precision=precision, engine_dir=engine_dir, backend=backend
     )
+    # After the product the clocks are those of a GPU at work.
     matmul = _matmul(device, precision)
+    machine = machine_facts(device)
     result = BenchResult(
         runs=(
             Run(
@@ -218,14 +219,15 @@ def bench(
     finally:
         work.close()
     if device == "cuda":
-        ended = nvidia_smi()
+        ended = nvidia_smi(gpu_id())
         clocks = {
             f"{name}_end": ended[name]
             for name in ("clock_sm_mhz", "temperature_c")
             if name in ended
         }
         result = with_run(result, machine={**machine, **clocks})
-    result = with_run(result, complete=True)
+    versions = {**result.runs[-1].versions, **work.versions()}
+    result = with_run(result, complete=True, versions=versions)
     keep()
     step("done")
     return result

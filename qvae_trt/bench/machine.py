@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import qvae_trt
+
 if TYPE_CHECKING:
     from qvae_trt.bench.results import Fact
 
@@ -41,14 +43,21 @@ def machine_facts(device: str) -> dict[str, Fact]:
         "torch_threads": torch.get_num_threads(),
     }
     if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         facts["gpu"] = properties.name
         facts["gpu_memory_bytes"] = int(properties.total_memory)
         facts["compute_capability"] = f"{properties.major}.{properties.minor}"
         facts["multiprocessors"] = int(properties.multi_processor_count)
-        uuid = getattr(properties, "uuid", None)
-        facts.update(nvidia_smi(None if uuid is None else f"GPU-{uuid}"))
+        facts |= nvidia_smi(gpu_id())
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def gpu_id() -> str | None:
+    """The current GPU as `nvidia-smi --id` takes it; None where torch does not know."""
+    import torch
+
+    uuid = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", None)
+    return None if uuid is None else f"GPU-{uuid}"
 
 
 def nvidia_smi(gpu: str | None = None) -> dict[str, Fact]:
@@ -111,9 +120,12 @@ def version_facts(device: str) -> dict[str, str]:
     """Versions of all that takes part, without importing an inference library."""
     import torch
 
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    versions = {
+        "qvae": qvae_trt.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
     for name, packages in (
-        ("qvae", ("qvae-trt", "qvae_trt")),
         ("diffusers", ("diffusers",)),
         ("triton", ("triton",)),
         ("onnxruntime", ("onnxruntime-gpu", "onnxruntime")),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import subprocess
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 EXPECTED: Final[tuple[type[BaseException], ...]] = (
     QvaeError,
     RuntimeError,
+    subprocess.SubprocessError,
     MemoryError,
     ImportError,
     OSError,
@@ -154,6 +156,10 @@ class Workbench:
         del output
         return prepared.weights_bytes + int(peak)
 
+    def versions(self) -> dict[str, str]:
+        """The backend's own version, known once an engine was asked for."""
+        return {} if self._backend is None else {self._backend.name: self._backend.version()}
+
     def close(self) -> None:
         self._vae = self._folded = None
         if self._scratch is not None:
@@ -200,10 +206,10 @@ class Workbench:
         import torch
 
         if self.device != "cuda":
-            raise BenchError("left out: torch.compile is measured on a GPU only")
+            raise BenchError("torch.compile is measured on a GPU only")
         if importlib.util.find_spec("triton") is None:
             raise BenchError(
-                "left out: this Python has no Triton, which torch.compile needs on a GPU",
+                "this Python has no Triton, which torch.compile needs on a GPU",
                 fix="run --baseline pytorch --baseline compiled in one that has it, "
                 "then qvae report both latency.json",
             )
@@ -218,7 +224,7 @@ class Workbench:
         from qvae_trt.runtime.engine import Engine
 
         if self.engine_dir is None:
-            raise BenchError("left out: no engine folder was given")
+            raise BenchError("no engine folder was given")
         # TensorRT allocates past PyTorch's allocator, which would keep what other paths have freed.
         self.empty_caches()
         path = self._engine_path(self.engine_dir, mode, part, resolution)
@@ -226,7 +232,7 @@ class Workbench:
         begin = time.perf_counter()
         engine: Any = Engine.open(path, scratch=self._shared_scratch())
         load_ms = (time.perf_counter() - begin) * 1000.0
-        weights = before - _free_bytes(self.device)
+        taken = before - _free_bytes(self.device)
         try:
             profile, named = _pick_profile(engine, mode, resolution, path)
         except EngineError:
@@ -236,6 +242,7 @@ class Workbench:
             "engine": str(path.relative_to(self.engine_dir)),
             "engine_bytes": path.stat().st_size,
             "load_ms": load_ms,
+            "load_bytes": taken,
             **named,
         }
         sidecar = engine.sidecar
@@ -247,9 +254,8 @@ class Workbench:
             name=mode,
             dtype=cast("torch.dtype", getattr(torch, engine.input.dtype)),
             call=lambda value: engine.run(value, profile=profile),
-            # Engines allocate their weights outside torch; the plan's size stands in where the
-            # driver shows less.
-            weights_bytes=max(weights, path.stat().st_size) if self.device == "cuda" else None,
+            # What the driver shows (load_bytes) has the library's own start in it, the first time.
+            weights_bytes=path.stat().st_size if self.device == "cuda" else None,
             detail=detail,
             close=engine.close,
         )

@@ -179,7 +179,7 @@ def switch(
     opened: list[Prepared] = []
     try:
         if path == "compiled":
-            return _noted(row, "left out: a second size is compiled anew, which first use shows")
+            return _noted(row, "a second size is compiled anew, which first use shows")
         opened.append(bench.prepare(path, "decoder", previous))
         opened.append(bench.prepare(path, "decoder", resolution))
         inputs = [

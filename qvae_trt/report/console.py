@@ -118,6 +118,8 @@ def comparison_table(comparison: Comparison) -> Table:
 
     made = Table(
         title=f"New against old, margin {comparison.margin:.0%}",
+        caption=Text("\n".join(comparison.notes)) if comparison.notes else None,
+        caption_justify="left",
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
