@@ -1,18 +1,18 @@
-"""Inputs of a parity check: seeded, structured, the same on every machine.
+"""Inputs of a parity check: a photograph, a drawing, and latents; the same on every machine.
 
-Noise alone is a poor input: an engine that is wrong only on edges, flat areas or saturated
-colours passes on it, and a picture of a flat colour cannot show a shift. The drawn pictures have
-all of these, differ in every channel, and are made with NumPy alone so that a row can be repeated
-from its name.
+Noise alone is a poor input: an engine that is wrong only on edges, flat areas or saturated colours
+passes on it, and a flat picture cannot show a shift.
 """
 
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,24 +21,25 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 
-#: The names of the inputs, the one that is always run first.
-PICTURES = ("scene", "edges")
+_PHOTOGRAPH = Path(__file__).resolve().parent.parent / "data" / "pictures" / "astronaut.jpg"
+
+#: The names of the inputs; the first one is run at every size.
+PICTURES = ("photograph", "edges")
 LATENTS = ("encoded", "sampled")
 
 
 def picture(name: str, resolution: Resolution, *, channels: int = 3) -> Array:
-    """A drawn picture: (1, channels, 1, H, W) in [-1, 1], in steps of an 8-bit file.
+    """A picture of that size: (1, channels, 1, H, W) in [-1, 1], in steps of an 8-bit file.
 
-    `scene` is as a photograph is: shaded shapes over a background whose spectrum falls as 1/f,
-    with grain. `edges` is what text and drawings are: hard edges, thin lines, pure black, white
-    and saturated colours.
+    `photograph` is the middle of the bundled one, mirrored outwards where it is too small: never
+    scaled up, which would leave nothing sharp in it. `edges` is what text and drawings are: hard
+    edges, thin lines, pure black, white and saturated colours, drawn from a seed.
 
     Raises:
         KeyError: an unknown name.
     """
-    draw = {"scene": _scene, "edges": _edges}[name]
-    planes = draw(resolution, channels, _generator(name, resolution))
-    levels = np.rint(np.clip(planes, 0.0, 1.0) * 255.0)
+    draw = {"photograph": _photograph, "edges": _edges}[name]
+    levels = np.rint(draw(resolution, channels) * 255.0)
     return (levels / 127.5 - 1.0).astype(np.float32)[None, :, None]
 
 
@@ -56,47 +57,19 @@ def _generator(name: str, resolution: Resolution) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(f"{name} {resolution}".encode()))
 
 
-def _grid(resolution: Resolution) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    rows = np.linspace(0.0, 1.0, resolution.height)[:, None]
-    columns = np.linspace(0.0, 1.0, resolution.width)[None, :]
-    return rows, columns
+def _photograph(resolution: Resolution, channels: int) -> NDArray[np.float64]:
+    with Image.open(_PHOTOGRAPH) as file:
+        pixels = np.asarray(file.convert("RGB"), dtype=np.float64).transpose(2, 0, 1) / 255.0
+    for axis, side in ((1, resolution.height), (2, resolution.width)):
+        length = pixels.shape[axis]
+        place = (np.arange(side) + max(0, (length - side) // 2)) % (2 * length)
+        pixels = pixels.take(np.minimum(place, 2 * length - 1 - place), axis=axis)
+    # A fourth channel is alpha: the photograph's own green, so that it has structure as well.
+    return np.concatenate([pixels, pixels[1:2]])[:channels]
 
 
-def _pink(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Noise whose amplitude falls as 1/f, as it does in photographs; mean 0, deviation 1."""
-    vertical = np.fft.fftfreq(shape[0])[:, None]
-    horizontal = np.fft.rfftfreq(shape[1])[None, :]
-    frequency = np.hypot(vertical, horizontal)
-    frequency[0, 0] = 1.0
-    noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(shape)) / frequency, s=shape)
-    noise -= noise.mean()
-    return noise / max(float(noise.std()), 1e-9)
-
-
-def _scene(resolution: Resolution, channels: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    rows, columns = _grid(resolution)
-    shape = (resolution.height, resolution.width)
-    light = _pink(shape, rng)
-    planes = np.stack(
-        [
-            0.45 + 0.12 * light + 0.05 * _pink(shape, rng) + 0.2 * (rows - 0.5)
-            for _ in range(channels)
-        ]
-    )
-    for _ in range(9):
-        y, x, radius = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.05, 0.18)
-        inside = np.clip(
-            (radius - np.hypot(rows - y, columns - x)) * min(shape) / 1.5 + 0.5, 0.0, 1.0
-        )
-        shade = 1.0 - 0.7 * np.hypot(rows - y + 0.3 * radius, columns - x + 0.3 * radius) / (
-            2 * radius
-        )
-        colour = rng.uniform(0.0, 1.0, (channels, 1, 1))
-        planes = planes * (1.0 - inside) + inside * colour * shade
-    return planes + rng.normal(0.0, 0.015, planes.shape)
-
-
-def _edges(resolution: Resolution, channels: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _edges(resolution: Resolution, channels: int) -> NDArray[np.float64]:
+    rng = _generator("edges", resolution)
     height, width = resolution.height, resolution.width
     planes = np.ones((channels, height, width))
     for _ in range(14):

@@ -74,7 +74,7 @@ def verify(
     Sizes: a static engine runs at its own. An engine with profiles runs at every profile's opt
     where kernels are chosen for each profile (TensorRT), at the smallest and largest opt where
     there is one graph for all (onnxruntime), and at one size that is no opt. Inputs: two on a GPU
-    and up to 512x512 pixels, else one, the drawn scene or the latents of it.
+    and up to 512x512 pixels, else one, the photograph or its latents.
 
     Args:
         engine_dir: as in the contract, with `static/` and `profiles/`.

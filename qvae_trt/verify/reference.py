@@ -122,7 +122,7 @@ class Reference:
         return self.run(part, x, dtype)
 
     def input(self, part: Part, name: str, resolution: Resolution) -> Array:
-        """The named input of this size; `encoded` is the reference's own mean of the `scene`."""
+        """The named input of this size; `encoded` is the reference's own mean of the photograph."""
         if part == "encoder":
             return picture(name, resolution, channels=self.channels)
         if name == "sampled":
@@ -130,18 +130,18 @@ class Reference:
             return sampled_latents(resolution, mean=config.latents_mean, std=config.latents_std)
         key = (name, resolution)
         if key not in self._latents:
-            scene = picture("scene", resolution, channels=self.channels)
-            self._latents[key] = self.run("encoder", scene, "fp32")["mean"]
+            photograph = picture("photograph", resolution, channels=self.channels)
+            self._latents[key] = self.run("encoder", photograph, "fp32")["mean"]
         return self._latents[key]
 
     def remember(self, resolution: Resolution, outputs: Outputs) -> None:
-        """Keep the encoder's result on the `scene`, which is the decoder's `encoded` input."""
+        """Keep the encoder's result on the photograph, which is the decoder's `encoded` input."""
         self._latents[("encoded", resolution)] = outputs["mean"]
 
     def _prove(self) -> Proof:
         largest, ratio = 0.0, 0.0
         for part in PARTS:
-            x = self.input(part, "scene" if part == "encoder" else "encoded", PROOF_SIZE)
+            x = self.input(part, "photograph" if part == "encoder" else "encoded", PROOF_SIZE)
             fp32 = self._joined("diffusers", part, x, "fp32")
             folded = self._joined("folded", part, x, "fp32")
             scale = max(1.0, float(np.abs(fp32).max()))

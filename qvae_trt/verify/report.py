@@ -266,7 +266,7 @@ def _cells(row: ParityRow) -> tuple[str, ...]:
         f"{found.metrics.cosine:.7f}",
         f"{found.metrics.relative_l2:.1e}",
         f"{found.metrics.max_abs:.1e}",
-        f"{found.bf16_ratio:.3f}",
+        f"{found.bf16_ratio:.2g}",
         f"{power:.0f}" if math.isfinite(power) else str(power),
         row.status if row.status == "passed" else f"{row.status}: {row.reason}",
     )
