@@ -191,10 +191,11 @@ def split_outputs(part: Part, y: Array) -> Outputs:
     The log-variance is clamped to [-30, 20], as every user of the moments does before anything
     else.
     """
+    y = np.ascontiguousarray(y)  # PyTorch's may be channels_last, which Polygraphy does not take
     if part == "decoder":
         return {"images": y}
     mean, logvar = np.split(y, 2, axis=1)
-    return {"mean": np.ascontiguousarray(mean), "logvar": np.clip(logvar, -30.0, 20.0)}
+    return {"mean": np.ascontiguousarray(mean), "logvar": np.clip(logvar, -30.0, 20.0, order="C")}
 
 
 @contextlib.contextmanager
