@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
@@ -106,13 +107,21 @@ def _is_own_stdout() -> bool:
 
 @contextlib.contextmanager
 def results_only() -> Iterator[None]:
-    """While a command runs, `print` in any library goes to stderr; `emit` still reaches stdout."""
+    """While a command runs, `print` in any library goes to stderr; `emit` still reaches stdout.
+
+    Warnings are told as lines, without the place in the source that gave them.
+    """
     settings.results = sys.stdout
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.showwarning = _tell_warning
             yield
     finally:
         settings.results = None
+
+
+def _tell_warning(message: Warning | str, *_where: object, **_more: object) -> None:
+    tell(f"warning: {message}", style="yellow")
 
 
 def emit(data: Mapping[str, object], draw: Callable[[], RenderableType]) -> None:
