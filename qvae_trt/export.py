@@ -1,7 +1,8 @@
 """PyTorch → ONNX: one self-contained file for one part of the VAE.
 
-Opset 17, which TensorRT 8.6 to 11, TensorRT-RTX and ONNX Runtime all take. The graph carries its
-own precision: half-precision weights and tensors, casts where float32 is wanted.
+The image graph is opset 17, which TensorRT 8.6 to 11, TensorRT-RTX and ONNX Runtime all take, and
+opset 22 in bfloat16; the video graph, kept for comparison, stays as the exporter writes it. A graph
+carries its own precision: half-precision weights and tensors, casts where float32 is wanted.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
 Graph = Literal["image", "video"]
 
 OPSET = 17
+#: The first in which Conv takes bfloat16, which TensorRT 8.6 has not at all.
+OPSET_BF16 = 22
 #: The oldest that PyTorch's exporter writes.
-_TRACED_OPSET = 18
+_OLDEST_TRACED = 18
 _TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 #: Names of the one input and the one output of each part.
 TENSOR_NAMES: dict[Part, tuple[str, str]] = {
@@ -140,10 +143,12 @@ def export_onnx(
         _Part(network, part),
         _example(model, part, precision, resolution or _TRACED_AT),
         part,
+        opset=OPSET_BF16 if precision == "bf16" else _OLDEST_TRACED,
         dynamic=resolution is None,
     )
-    _drop_casts_around_max(proto.graph)
-    _to_opset_17(proto)
+    if graph == "image" and precision != "bf16":
+        _drop_casts_around_max(proto.graph)
+        _to_opset_17(proto)
     _make_reproducible(proto)
     step(f"check {part}")
     try:
@@ -185,7 +190,9 @@ def _example(model: Model, part: Part, precision: Precision, resolution: Resolut
     return torch.zeros(shape, dtype=_TORCH_DTYPES[precision])
 
 
-def _trace(module: nn.Module, example: Tensor, part: Part, *, dynamic: bool) -> onnx.ModelProto:
+def _trace(
+    module: nn.Module, example: Tensor, part: Part, *, opset: int, dynamic: bool
+) -> onnx.ModelProto:
     dynamic_shapes = None
     if dynamic:
         height, width = (
@@ -200,7 +207,7 @@ def _trace(module: nn.Module, example: Tensor, part: Part, *, dynamic: bool) -> 
                 module,
                 (example,),
                 dynamo=True,
-                opset_version=_TRACED_OPSET,
+                opset_version=opset,
                 dynamic_shapes=dynamic_shapes,
                 input_names=[source],
                 output_names=[target],
@@ -235,20 +242,18 @@ def _to_opset_17(proto: onnx.ModelProto) -> None:
     """
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
-        if node.op_type in {"ReduceMax", "ReduceMean", "ReduceMin"} and len(node.input) > 1:
+        # ReduceSum has read its axes from an input since opset 13.
+        reduces = node.op_type.startswith("Reduce") and node.op_type != "ReduceSum"
+        if reduces and len(node.input) > 1:
             axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
             del node.input[1:]
             node.attribute.append(onnx.helper.make_attribute("axes", axes))
-            kept = [
-                attribute
-                for attribute in node.attribute
-                if attribute.name != "noop_with_empty_axes"
-            ]
+            newer = {"noop_with_empty_axes"}
         elif node.op_type == "Resize":
             newer = {"antialias", "axes", "keep_aspect_ratio_policy"}
-            kept = [attribute for attribute in node.attribute if attribute.name not in newer]
         else:
             continue
+        kept = [attribute for attribute in node.attribute if attribute.name not in newer]
         del node.attribute[:]
         node.attribute.extend(kept)
     proto.opset_import[0].version = OPSET

@@ -15,7 +15,7 @@ from qvae_trt.folding.attention import attend, attend_in_turn
 from qvae_trt.folding.norm import RmsNorm
 from qvae_trt.lowerings import PYTORCH, Lowering, choose_lowering
 
-#: Largest difference in fp32 between two orders of the same sums, as the single-frame fact was measured.
+#: Largest difference in fp32 between two orders of the same sums.
 TOLERANCE = 1e-5
 LOWERINGS = [
     PYTORCH,
@@ -27,7 +27,7 @@ LOWERINGS = [
 def make_vae(
     *, base_dim: int = 8, input_channels: int = 3, seed: int = 0
 ) -> AutoencoderKLQwenImage:
-    """A VAE of random weights in which no tensor is trivial: gammas of both signs, biases not zero."""
+    """A VAE in which no tensor is trivial: gammas of both signs, biases not zero."""
     torch.manual_seed(seed)
     vae = AutoencoderKLQwenImage(base_dim=base_dim, input_channels=input_channels).eval()
     with torch.no_grad():

@@ -1,0 +1,162 @@
+"""Exported graphs: valid, reproducible, self-contained, and equal to PyTorch in ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from qvae_trt.errors import StoreError, UsageError
+from qvae_trt.export import OPSET, TENSOR_NAMES, export_onnx, recipe_sha256
+from qvae_trt.lowerings import Lowering, choose_lowering
+from qvae_trt.model import Model
+from qvae_trt.profiles import Part, Precision, Resolution
+from tests.test_folding import inputs, make_vae, reference
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = Resolution(48, 80)
+#: Largest error of each precision's engine on this network, whose outputs are of order 1.
+TOLERANCE = {"fp32": 2e-5, "fp16": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return as_model(3)
+
+
+def as_model(channels: int) -> Model:
+    vae = make_vae(base_dim=16, input_channels=channels)
+    return Model(vae=vae, source="test", weights_sha256="0" * 64)
+
+
+def run(path: Path, value: np.ndarray) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return torch.from_numpy(cast("np.ndarray", session.run(None, {name: value})[0])).float()
+
+
+def expected(model: Model, part: Part, resolution: Resolution) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels, latents = inputs(model.input_channels, 1, resolution.height, resolution.width)
+    moments, images = reference(model.vae, pixels, latents)
+    return (pixels, moments) if part == "encoder" else (latents, images)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_static(model: Model, part: Part, precision: Precision, tmp_path: Path) -> None:
+    file = export_onnx(model, part, tmp_path / "part.onnx", precision=precision, resolution=SIZE)
+    source, target = expected(model, part, SIZE)
+    assert (file.input.name, file.output.name) == TENSOR_NAMES[part]
+    assert (file.input.shape, file.output.shape) == (tuple(source.shape), tuple(target.shape))
+    found = run(file.path, source.numpy().astype(file.input.dtype))
+    torch.testing.assert_close(found, target, rtol=0, atol=TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("lowering", ["8.6.1", "10.0", "onnxruntime"])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_dynamic(model: Model, part: Part, lowering: str, tmp_path: Path) -> None:
+    flavour = "onnxruntime" if lowering == "onnxruntime" else "tensorrt"
+    file = export_onnx(
+        model,
+        part,
+        tmp_path / "part.onnx",
+        precision="fp32",
+        lowering=choose_lowering(flavour, lowering, "fp16"),
+    )
+    assert file.input.shape[3:] == file.output.shape[3:] == (-1, -1)
+    for size in (Resolution(32, 32), SIZE, Resolution(88, 40)):
+        source, target = expected(model, part, size)
+        torch.testing.assert_close(run(file.path, source.numpy()), target, rtol=0, atol=2e-5)
+
+
+def test_rgba(tmp_path: Path) -> None:
+    model = as_model(4)
+    for part in ("encoder", "decoder"):
+        file = export_onnx(model, part, tmp_path / "part.onnx", precision="fp32", resolution=SIZE)
+        source, target = expected(model, part, SIZE)
+        torch.testing.assert_close(run(file.path, source.numpy()), target, rtol=0, atol=2e-5)
+
+
+def test_video_graph_is_the_shipped_one(model: Model, tmp_path: Path) -> None:
+    file = export_onnx(
+        model, "decoder", tmp_path / "v.onnx", precision="fp32", graph="video", resolution=SIZE
+    )
+    source, target = expected(model, "decoder", SIZE)
+    torch.testing.assert_close(run(file.path, source.numpy()), target, rtol=0, atol=2e-5)
+    ranks = {len(tensor.dims) for tensor in onnx.load(file.path).graph.initializer}
+    assert 5 in ranks
+    assert next(model.vae.parameters()).dtype == torch.float32
+
+
+def test_bf16_is_in_the_graph(model: Model, tmp_path: Path) -> None:
+    file = export_onnx(model, "decoder", tmp_path / "b.onnx", precision="bf16", resolution=SIZE)
+    assert file.input.dtype == file.output.dtype == "bfloat16"
+    constants = {tensor.name: tensor for tensor in onnx.load(file.path).graph.initializer}
+    nodes = onnx.load(file.path).graph.node
+    weights = [constants[node.input[1]] for node in nodes if node.op_type.startswith("Conv")]
+    assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.BFLOAT16}
+
+
+def test_files_are_reproducible_and_private(model: Model, tmp_path: Path) -> None:
+    first, second = (
+        export_onnx(model, "decoder", tmp_path / f"{name}.onnx", resolution=SIZE) for name in "ab"
+    )
+    assert first.sha256 == second.sha256
+    proto = onnx.load(first.path, load_external_data=False)
+    assert [(item.domain, item.version) for item in proto.opset_import] == [("", OPSET)]
+    assert not any(tensor.external_data for tensor in proto.graph.initializer)
+    assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
+    assert len(recipe_sha256()) == 64
+
+
+@pytest.mark.parametrize("flavour", ["onnxruntime", "tensorrt"])
+def test_no_tensor_holds_all_scores(flavour: str, model: Model, tmp_path: Path) -> None:
+    """No tensor inside the graph has as many elements as tokens squared."""
+    size = Resolution(512, 512)
+    file = export_onnx(
+        model,
+        "decoder",
+        tmp_path / "d.onnx",
+        resolution=size,
+        lowering=choose_lowering(flavour, "8.6.1", "fp16"),
+    )
+    proto = onnx.shape_inference.infer_shapes(onnx.load(file.path), data_prop=True)
+    tokens = size.latent[0] * size.latent[1]
+    seen = 0
+    for value in proto.graph.value_info:
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        seen = max(seen, int(np.prod(dims)) if len(dims) == 3 else 0)
+    assert tokens * tokens // 8 <= seen <= tokens * tokens // 4
+
+
+def test_refuses_fused_attention(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="attention=fused"):
+        export_onnx(model, "decoder", tmp_path / "d.onnx", lowering=Lowering())
+    with pytest.raises(UsageError, match="video"):
+        export_onnx(model, "decoder", tmp_path / "d.onnx", graph="video", lowering=Lowering())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_where_it_cannot_be_written(model: Model, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(StoreError):
+        export_onnx(model, "decoder", blocked / "d.onnx", resolution=SIZE)
+
+
+def test_interrupted_export_leaves_nothing(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(
+            model,
+            "decoder",
+            tmp_path / "d.onnx",
+            resolution=SIZE,
+            progress=lambda stage, _done, _total: not stage.startswith("check"),
+        )
+    assert list(tmp_path.iterdir()) == []
