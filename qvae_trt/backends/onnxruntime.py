@@ -334,7 +334,10 @@ def _write(
     try:
         onnx.save(model, str(out))
     except OSError as error:
-        raise StoreError(f"{out}: not written: {error.strerror or error}") from error
+        raise StoreError(
+            f"{out}: not written: {error.strerror or error}",
+            fix="make room or give permission there, or name another folder: --engine-dir DIR",
+        ) from error
 
 
 def _infer_output(

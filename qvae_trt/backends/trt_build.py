@@ -474,7 +474,10 @@ def _write(out: Path, plan: bytes) -> None:
     try:
         out.write_bytes(plan)
     except OSError as error:
-        raise StoreError(f"{out}: not written: {error.strerror}") from error
+        raise StoreError(
+            f"{out}: not written: {error.strerror}",
+            fix="make room or give permission there, or name another folder: --engine-dir DIR",
+        ) from error
 
 
 def _silent(stage: str, done: int, total: int) -> bool:  # noqa: ARG001
