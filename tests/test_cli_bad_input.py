@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -231,24 +233,39 @@ def test_an_engine_folder_that_is_a_file(tmp_path: Path) -> None:
     assert engines.read_text() == "mine"
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    """No file may grow past 64 KiB: what the engine's first megabyte meets on a full disk.
+_ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=512k none "$0" || exit 99
+"$@"
+code=$?
+find "$0" -type f
+exit $code
+"""
 
-    The kernel says EFBIG for the limit and ENOSPC for a full disk; a small tmpfs, where one can be
-    mounted, is what the store's own tests fill.
-    """
-    resource = pytest.importorskip("resource")
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A disk of 512 KiB, in a mount namespace of its own; the engine is larger."""
+    engines = tmp_path / "engines"
+    engines.mkdir()
+    build = [sys.executable, "-m", "qvae_trt", *_BUILD, "--engine-dir", str(engines), "--json"]
+    small = ["unshare", "-rm", "sh", "-c", _ON_A_SMALL_DISK, str(engines)]
+    ran = subprocess.run([*small, *build], capture_output=True, text=True, check=False)
+    if "unshare" in ran.stderr or ran.returncode == 99:
+        ran = limited(build)  # no namespaces for this user
+    assert ran.returncode == 1, ran.stderr
+    assert "Traceback" not in ran.stderr
+    result, _, left = ran.stdout.partition("\n}\n")
+    (engine,) = json.loads(result + "}")["engines"]
+    assert engine["status"] == "failed"
+    assert "No space left on device" in engine["reason"] or "too large" in engine["reason"]
+    assert engine["fix"]
+    assert [name for name in left.split() if not name.endswith(".lock")] == []
+
+
+def limited(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """No file may grow past 64 KiB: the nearest to a full disk that needs no privilege."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 
-    engines = tmp_path / "engines"
-    ran = subprocess.run(
-        [sys.executable, "-m", "qvae_trt", *_BUILD, "--engine-dir", str(engines)],
-        capture_output=True, text=True, check=False, preexec_fn=limit,
-    )  # fmt: skip
-    assert ran.returncode == 1, ran.stderr
-    assert "Traceback" not in ran.stderr
-    left = [name for name in files(engines) if not name.endswith(".lock")]
-    assert left == []
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
