@@ -65,14 +65,6 @@ def write(
         ),
         precision=precision,
     )
-    from qvae_trt.backends import onnxruntime as TEMP
-
-    TEMP._infer_output = lambda m, a, b, sh: (
-        1,
-        b.shape[1],
-        1,
-        *(v * 8 if part == "decoder" else v // 8 for v in sh[3:]),
-    )
     with store.lock_engine(path, timeout_s=60), store.staged(path) as staged:
         built = backend.build(onnx, staged, spec)
         sidecar = store.Sidecar(
@@ -94,7 +86,13 @@ def write(
     return path
 
 
-def build(folder: Path, model: Model | None = None, *, precision: Precision = "fp32") -> Path:
+def build(
+    folder: Path,
+    model: Model | None = None,
+    *,
+    precision: Precision = "fp32",
+    modes: tuple[Mode, ...] = ("static", "profiles"),
+) -> Path:
     """A static pair of `STATIC` and a pair with the profile `WIDE`. Kept if it is there."""
     model = model or tiny()
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,12 +110,12 @@ def build(folder: Path, model: Model | None = None, *, precision: Precision = "f
                     precision=precision,
                     lowering=choose_lowering("onnxruntime", version, precision),
                 )
-                for mode, profile in (("static", Profile.fixed(STATIC)), ("profiles", WIDE)):
+                for mode in modes:
                     write(
                         folder,
                         part,
                         mode,
-                        profile,
+                        Profile.fixed(STATIC) if mode == "static" else WIDE,
                         onnx=onnx,
                         onnx_sha256=graph.sha256,
                         precision=precision,

@@ -160,10 +160,11 @@ class Server:
             or min(shape) == 0
             or min(shape[3:]) < least
             or not x.is_floating_point()
+            or x.is_meta
         ):
             raise UsageError(
-                f"{part}: got {x.dtype} {shape}, expected floating point (B, {channels}, T, H, W)"
-                f" with no side under {least}"
+                f"{part}: got {x.dtype} {shape} on {x.device}, expected floating point"
+                f" (B, {channels}, T, H, W) with no side under {least}"
             )
 
 

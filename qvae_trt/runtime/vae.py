@@ -31,9 +31,9 @@ class TrtVae(ModelMixin, ConfigMixin):
     """Stands where diffusers' `AutoencoderKLQwenImage` stands, and runs engines.
 
     Made by `load_vae`. Everything a Qwen-Image pipeline asks of its VAE is here: `encode`,
-    `decode`, `config`, `dtype`, `device`, `.to(...)`, tiling and slicing. It has no parameters:
-    engines hold the weights on the device, and the copies for PyTorch are made when they are first
-    needed. Several threads may call it at once.
+    `decode`, `config`, `dtype`, `device`, `.to(...)`, tiling and slicing. It has no weights:
+    engines hold them on the device, and the copies for PyTorch are made when they are first needed.
+    Several threads may call it at once.
 
     `dtype` is what PyTorch computes in where no engine serves, and what pipelines cast latents to.
     Results have the dtype of the input, whatever the engine's.
@@ -52,9 +52,12 @@ class TrtVae(ModelMixin, ConfigMixin):
         check_nan: bool = False,
     ) -> None:
         super().__init__()
-        # What `.to(...)` moves and casts in place of parameters: it says where and in what dtype
-        # this VAE is.
-        self.register_buffer("_place", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        # Says where and in what dtype this VAE is, and is what `.to(...)` moves and casts. A
+        # parameter, since offload hooks ask a module's first parameter for its device; an empty
+        # one, since engines hold the weights.
+        self._place = torch.nn.Parameter(
+            torch.empty(0, device=device, dtype=dtype), requires_grad=False
+        )
         self.register_to_config(
             **{k: v for k, v in model.vae.config.items() if not k.startswith("_")}
         )
@@ -110,11 +113,11 @@ class TrtVae(ModelMixin, ConfigMixin):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._buffers["_place"].dtype
+        return self._place.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._buffers["_place"].device
+        return self._place.device
 
     def _apply(self, fn: Any, recurse: bool = True) -> TrtVae:
         before = self.device
@@ -212,11 +215,17 @@ class TrtVae(ModelMixin, ConfigMixin):
         """
         return self._server.engines.choice(part, resolution)
 
-    def release_memory(self) -> None:
-        """Close every idle engine, give scratch and PyTorch's copies back, forget failures. The
-        next call loads anew.
+    def release_memory(self, *, engines: bool = True) -> None:
+        """Give memory back: scratch to PyTorch's allocator, PyTorch's copies of the weights, and
+        the engines that nobody is using. What failed may be tried again; the next call loads anew.
+
+        Args:
+            engines: False keeps the engines loaded.
         """
-        self._server.release()
+        if engines:
+            self._server.release()
+        else:
+            self._server.leave_device()
 
     def memory(self) -> dict[str, int]:
         """How many engines are loaded, and what they and the shared scratch hold, in bytes."""

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ort_engines import tiny
 
@@ -14,6 +14,7 @@ from qvae_trt.folding import fold
 from qvae_trt.runtime.tiling import Tile, starts, tiled
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 2000), tile=st.integers(2, 300), overlap=st.integers(0, 299))
 def test_tiles_cover_a_side_in_order_with_the_overlap_asked_for(length, tile, overlap):
     overlap = min(overlap, tile - 1)

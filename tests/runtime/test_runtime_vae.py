@@ -163,8 +163,9 @@ def test_it_is_what_diffusers_wants_a_vae_to_be(vae, original):
     assert (vae.dtype, vae.device) == (torch.float32, torch.device("cpu"))
 
 
-def test_to_moves_and_casts_without_parameters(vae):
-    assert list(vae.parameters()) == []
+def test_to_moves_and_casts_without_weights(vae):
+    assert vae.num_parameters() == 0
+    assert next(vae.parameters()).device == vae.device, "what accelerate asks"
     assert vae.to(torch.bfloat16) is vae
     assert vae.dtype == torch.bfloat16
     assert vae.to("cpu", torch.float16).dtype == torch.float16
@@ -172,7 +173,6 @@ def test_to_moves_and_casts_without_parameters(vae):
     assert vae.float().dtype == torch.float32
     assert vae.to("meta").device.type == "meta"
     assert vae.eval().requires_grad_(False) is vae
-    assert vae.state_dict() == {}
 
 
 def test_pytorch_computes_in_the_vaes_dtype(vae, monkeypatch):

@@ -1,0 +1,233 @@
+"""The VAE that a LightX2V runner calls, made from its configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qvae_trt.errors import UsageError
+from qvae_trt.model import load_model
+from qvae_trt.runtime.image_processor import QvaeImageProcessor
+from qvae_trt.runtime.selection import Engines
+from qvae_trt.runtime.tiling import SCALE
+from qvae_trt.runtime.vae import TrtVae, make_vae
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from qvae_trt.profiles import Mode
+    from qvae_trt.runtime.fallback import FallbackMode
+
+#: Two latents on each side make one token.
+_PATCH = 2
+
+
+class LightX2VVae:
+    """What LightX2V's Qwen-Image runner calls: `encode_vae_image` and `decode`.
+
+    Made by `from_lightx2v_config`. Mean and deviation of the latents are the VAE's own.
+
+    Attributes:
+        vae: the `TrtVae` that does the work.
+    """
+
+    def __init__(self, vae: TrtVae, *, layers: int | None, offload: bool) -> None:
+        self.vae = vae
+        self.image_processor = QvaeImageProcessor(vae_scale_factor=SCALE * _PATCH)
+        self._layers = layers
+        self._offload = offload
+        size = (1, vae.config.z_dim, 1, 1, 1)
+        self._mean = torch.tensor(vae.config.latents_mean, dtype=torch.float32).view(size)
+        self._std = torch.tensor(vae.config.latents_std, dtype=torch.float32).view(size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vae.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.device
+
+    @torch.no_grad()
+    def encode_vae_image(self, image: torch.Tensor) -> torch.Tensor:
+        """A picture as the tokens that condition the transformer.
+
+        Args:
+            image: (B, C, 1, H, W) or (B, C, H, W) in [-1, 1], sides multiples of 16; or latents
+                (B, z, 1, h, w), which are only packed.
+
+        Returns:
+            (B, H/16 * W/16, 4z), normalised, in the VAE's dtype.
+        """
+        x = image.unsqueeze(2) if image.ndim == 4 else image
+        x = x.to(self.device)
+        if x.ndim == 5 and x.shape[1] != self.vae.config.z_dim:
+            mode = self.vae.encode(x, return_dict=False)[0].mode().float()
+            self._place(mode.device)
+            x = (mode - self._mean) / self._std
+            self._rest()
+        return pack(x.to(self.dtype))
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, input_info: Any) -> Any:
+        """Tokens as pictures.
+
+        Args:
+            latents: (B, N, 4z), normalised.
+            input_info: has `auto_width` and `auto_height` in pixels, and perhaps
+                `return_result_tensor`.
+
+        Returns:
+            B pictures: PIL images, or with `return_result_tensor` a tensor (B, C, H, W) in
+            [0, 1]. Layered: for each of B a list (or tensor) of its layers, without the composite
+            that comes first in the latents.
+        """
+        size = _pixels(input_info, "auto_height"), _pixels(input_info, "auto_width")
+        frames = 1 if self._layers is None else self._layers + 1
+        z = unpack(latents.to(self.device), *size, frames=frames).float()
+        if self._layers is not None:
+            z = z[:, 1:]
+        batch, kept = z.shape[:2]
+        z = z.flatten(0, 1).unsqueeze(2)
+        self._place(z.device)
+        pixels = self.vae.decode(z * self._std + self._mean, return_dict=False)[0].squeeze(2)
+        self._rest()
+        kind = "pt" if getattr(input_info, "return_result_tensor", False) else "pil"
+        pictures: torch.Tensor | list[Image] = self.image_processor.postprocess(
+            pixels, output_type=kind
+        )
+        if self._layers is None:
+            return pictures
+        return [pictures[i * kept : (i + 1) * kept] for i in range(batch)]
+
+    def _place(self, device: torch.device) -> None:
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+
+    def _rest(self) -> None:
+        if self._offload:
+            self.vae.release_memory(engines=False)
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """(B, z, 1, h, w) → (B, h/2 * w/2, 4z): squares of 2x2 latents become tokens.
+
+    Raises:
+        UsageError: other dimensions, or an odd side.
+    """
+    if latents.ndim != 5 or latents.shape[2] != 1 or latents.shape[3] % 2 or latents.shape[4] % 2:
+        raise UsageError(
+            f"got latents of shape {tuple(latents.shape)}, expected (B, z, 1, h, w), h and w even",
+            fix="pictures need sides that are multiples of 16",
+        )
+    batch, channels, _, high, wide = latents.shape
+    squares = latents.reshape(batch, channels, high // _PATCH, _PATCH, wide // _PATCH, _PATCH)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * _PATCH * _PATCH)
+
+
+def unpack(tokens: torch.Tensor, height: int, width: int, *, frames: int = 1) -> torch.Tensor:
+    """(B, frames * h/2 * w/2, 4z) → (B, frames, z, h, w), for a picture of height x width pixels.
+
+    Raises:
+        UsageError: that is not the number of tokens of such a picture.
+    """
+    high, wide = (side // (SCALE * _PATCH) for side in (height, width))
+    expected = frames * high * wide
+    if tokens.ndim != 3 or tokens.shape[1] != expected or tokens.shape[2] % 4 or not expected:
+        raise UsageError(
+            f"got latents of shape {tuple(tokens.shape)}, expected (B, {expected}, 4z) for"
+            f" {width}x{height} pixels" + (f" and {frames} frames" if frames > 1 else "")
+        )
+    batch, _, channels = tokens.shape
+    squares = tokens.reshape(batch, frames, high, wide, channels // 4, _PATCH, _PATCH)
+    latents = squares.permute(0, 1, 4, 2, 5, 3, 6)
+    return latents.reshape(batch, frames, channels // 4, high * _PATCH, wide * _PATCH)
+
+
+def from_lightx2v_config(
+    config: Mapping[str, Any],
+    *,
+    fallback: FallbackMode = "warn",
+    backend: str = "auto",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> LightX2VVae:
+    """The VAE of a LightX2V configuration.
+
+    Args:
+        config: reads `vae_type` ("tensorrt"), `trt_vae_config` with `trt_engine_path` (a folder
+            with `16_9/vae_encoder.trt` …, or with `multi_profile` one with
+            `vae_encoder_multi_profile.trt`), `vae_path` or `model_path` (the weights), `layered`
+            and `layers`, `in_channels`, `vae_cpu_offload` or `cpu_offload`, `use_tiling_vae`.
+        fallback, backend, device: as `load_vae`.
+        dtype: of the latents given back; without one, what LightX2V's variable DTYPE says (BF16).
+
+    Raises:
+        UsageError: a value of another kind, or a VAE that is not TensorRT's.
+        ModelError, BackendError: as `load_vae`.
+    """
+    if not isinstance(config, Mapping):
+        raise UsageError(f"the configuration is a {type(config).__name__}, expected a mapping")
+    kind = config.get("vae_type", "tensorrt")
+    if kind != "tensorrt":
+        raise UsageError(
+            f"vae_type is {kind!r}, expected 'tensorrt'", fix="any other is LightX2V's own"
+        )
+    engine_config = _get(config, "trt_vae_config", Mapping, {})
+    path = _get(engine_config, "trt_engine_path", (str, Path), "")
+    mode: Mode = "profiles" if _get(engine_config, "multi_profile", bool, False) else "static"
+    model_path = _get(config, "model_path", (str, Path), "")
+    weights = _get(config, "vae_path", (str, Path), Path(model_path) / "vae" if model_path else "")
+    if not weights:
+        raise UsageError(
+            "neither vae_path nor model_path: expected the folder of the VAE's weights"
+        )
+    layered = _get(config, "layered", bool, False)
+    layers = _get(config, "layers", int, 4)
+    if layered and layers < 1:
+        raise UsageError(f"layers is {layers}, expected 1 or more")
+    offload = _get(config, "vae_cpu_offload", bool, _get(config, "cpu_offload", bool, False))
+    tiling = _get(config, "use_tiling_vae", bool, False)
+    model = load_model(str(weights))
+    tokens = _get(config, "in_channels", int, 4 * model.z_dim)
+    if tokens != 4 * model.z_dim:
+        raise UsageError(f"in_channels is {tokens}, expected {4 * model.z_dim} for this VAE")
+    engines = Engines(
+        {mode: Path(path).expanduser()} if path else {},
+        backend=backend,
+        weights_sha256=model.weights_sha256,
+    )
+    vae = make_vae(
+        model, engines, fallback=fallback, device=device, dtype=dtype or _lightx2v_dtype()
+    )
+    if tiling:
+        vae.enable_tiling()
+    return LightX2VVae(vae, layers=layers if layered else None, offload=offload)
+
+
+def _get(config: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        names = [k.__name__ for k in kind] if isinstance(kind, tuple) else [kind.__name__]
+        raise UsageError(f"{key} is a {type(value).__name__}, expected {' or '.join(names)}")
+    return value
+
+
+def _pixels(input_info: Any, name: str) -> int:
+    value = getattr(input_info, name, None)
+    if not isinstance(value, int) or value <= 0:
+        raise UsageError(f"input_info.{name} is {value!r}, expected pixels")
+    return value
+
+
+def _lightx2v_dtype() -> torch.dtype:
+    known = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
+    name = os.environ.get("DTYPE", "BF16")
+    if name not in known:
+        raise UsageError(f"DTYPE is {name!r}, expected one of {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,134 @@
+"""Whatever tensor comes in: the result that diffusers gives, or a `UsageError` that says why."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ort_engines import tiny
+
+from qvae_trt.errors import UsageError
+from qvae_trt.runtime.vae import TrtVae, load_vae
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+OTHERS = (torch.int64, torch.uint8, torch.bool, torch.complex64)
+# Sides that a static engine, the profiles engine, PyTorch alone, or nothing takes.
+SIDES = st.sampled_from((8, 16, 32, 60, 64, 75, 96, 128))
+LOOSE = settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module")
+def vae(engine_dir) -> TrtVae:
+    return load_vae(engine_dir, model=tiny(), fallback="silent", backend="onnxruntime")
+
+
+def strided(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """The same values in another layout."""
+    if layout == "channels last":
+        return x.to(memory_format=torch.channels_last_3d)
+    if layout == "transposed":
+        return x.transpose(3, 4).contiguous().transpose(3, 4)
+    if layout == "a view of something larger":
+        larger = torch.zeros(
+            x.shape[0], x.shape[1], 3, x.shape[3] + 2, x.shape[4] * 2, dtype=x.dtype
+        )
+        view = larger[:, :, 1:2, 1:-1, ::2]
+        view.copy_(x)
+        return view
+    if layout == "expanded":
+        return x[:1].expand(x.shape[0], -1, -1, -1, -1)
+    return x
+
+
+LAYOUTS = ("contiguous", "channels last", "transposed", "a view of something larger", "expanded")
+
+
+@LOOSE
+@given(
+    batch=st.integers(1, 2),
+    height=SIDES,
+    width=SIDES,
+    dtype=st.sampled_from(FLOATS),
+    layout=st.sampled_from(LAYOUTS),
+    seed=st.integers(0, 99),
+)
+def test_any_picture_is_encoded_as_diffusers_does(vae, batch, height, width, dtype, layout, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand((batch, 3, 1, height, width), generator=generator) * 2 - 1
+    x = strided(x.to(dtype), layout)
+    before = x.clone()
+    found = vae.encode(x).latent_dist.parameters
+    expected = tiny().vae.encode(x.float()).latent_dist.parameters
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(dtype, 1e-3)
+    torch.testing.assert_close(found.float(), expected, atol=tolerance * 10, rtol=tolerance)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
+@LOOSE
+@given(
+    batch=st.integers(1, 2),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    dtype=st.sampled_from(FLOATS),
+    layout=st.sampled_from(LAYOUTS),
+    seed=st.integers(0, 99),
+)
+def test_any_latents_are_decoded_as_diffusers_does(vae, batch, height, width, dtype, layout, seed):
+    generator = torch.Generator().manual_seed(seed)
+    z = strided(torch.randn((batch, 16, 1, height, width), generator=generator).to(dtype), layout)
+    before = z.clone()
+    found = vae.decode(z).sample
+    expected = tiny().vae.decode(z.float()).sample
+    assert found.dtype == dtype
+    tolerance = {torch.bfloat16: 1e-2, torch.float16: 1e-3}.get(dtype, 1e-3)
+    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(z, before, rtol=0, atol=0)
+
+
+@LOOSE
+@given(
+    part=st.sampled_from(("encode", "decode")),
+    shape=st.lists(st.integers(0, 17), min_size=0, max_size=6),
+    dtype=st.sampled_from((*FLOATS, *OTHERS)),
+)
+def test_anything_else_is_refused_in_words(vae, part, shape, dtype):
+    channels, least = (3, 8) if part == "encode" else (16, 1)
+    fits = (
+        len(shape) == 5
+        and shape[1] == channels
+        and min(shape) > 0
+        and min(shape[3:]) >= least
+        and dtype in FLOATS
+    )
+    if fits:
+        return
+    with pytest.raises(UsageError, match=r"expected floating point \(B, "):
+        getattr(vae, part)(torch.zeros(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("size", [(8, 12), (2, 24)])
+def test_what_is_not_finite_stays_visible(vae, value, size):
+    """It comes out as PyTorch would have it, and poisons nothing that comes after."""
+    z = torch.randn(1, 16, 1, *size, generator=torch.Generator().manual_seed(0))
+    clean = vae.decode(z).sample
+    bad = z.clone()
+    bad[0, 0, 0, 0, 0] = value
+    found = vae.decode(bad).sample
+    expected = tiny().vae.decode(bad).sample
+    assert torch.equal(found.isnan(), expected.isnan())
+    torch.testing.assert_close(vae.decode(z).sample, clean, rtol=0, atol=0)
+
+
+def test_a_device_without_memory_is_no_place(vae):
+    with pytest.raises(UsageError, match="meta"):
+        vae.decode(torch.zeros(1, 16, 1, 8, 12, device="meta"))
