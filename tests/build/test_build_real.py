@@ -9,7 +9,7 @@ import pytest
 
 from qvae_trt import backends, store
 from qvae_trt.build import build, plan_profiles, plan_static
-from qvae_trt.profiles import Part, Resolution, load_profiles, load_static_sizes
+from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
 
 SMALL = Resolution(128, 192)
 
@@ -39,9 +39,11 @@ def test_tiny_by_onnxruntime(tmp_path: Path) -> None:
     assert "built from other weights" in stale[0].reason
 
 
-def test_tiny_by_rtx_in_all_seven_sizes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_tiny_by_rtx_in_all_seven_sizes(tmp_path: Path, part: Part) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    jobs = plan_static(tmp_path, load_static_sizes().values())
+    jobs = plan_static(tmp_path, load_static_sizes().values(), [part])
+    assert len(jobs) == 7
     results = build(jobs, model="bundled:tiny", backend="tensorrt_rtx")
     assert [(r.job.path, r.reason) for r in results if r.status != "built"] == []
     for job in jobs:
@@ -54,7 +56,7 @@ def test_tiny_by_rtx_in_all_seven_sizes(tmp_path: Path) -> None:
         assert (sidecar.key.gpu, sidecar.key.compute_capability) == ("any", None)
 
 
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("part", PARTS)
 def test_full_size_by_rtx(tmp_path: Path, part: Part) -> None:
     """One static size and the nine profiles of the full architecture."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
