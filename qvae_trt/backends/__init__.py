@@ -6,6 +6,7 @@ import `tensorrt`, `tensorrt_rtx` or `onnxruntime`, and only when an adapter is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -34,6 +35,10 @@ __all__ = [
     "get",
     "resolve",
 ]
+
+# onnxruntime 1.32 on Linux reports its use to its maker over the network, and leaves files in the
+# home and the temporary folder, unless this stands before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 DTypeName = Literal["float16", "bfloat16", "float32"]
 NAMES: tuple[str, ...] = ("tensorrt", "tensorrt_rtx", "onnxruntime")

@@ -65,6 +65,8 @@ class OnnxRuntime:
                 f"onnxruntime does not import: {error}", fix="pip install onnxruntime"
             ) from error
         self._ort: Any = onnxruntime
+        if hasattr(onnxruntime, "disable_telemetry_events"):
+            onnxruntime.disable_telemetry_events()  # where the variable came too late
 
     def version(self) -> str:
         return str(self._ort.__version__)

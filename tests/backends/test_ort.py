@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +335,25 @@ def test_on_cuda_the_callers_stream_comes_first(
     monkeypatch.setattr(adapter.devices, "synchronize", lambda s: 700)
     with pytest.raises(ExecutionError, match="error 700"):
         session.execute(**pointers, stream=9)
+
+
+def test_nothing_is_written_elsewhere_and_nobody_is_told(tmp_path: Path, engine: Path) -> None:
+    """onnxruntime 1.32 keeps a telemetry store in the home folder and a session id in TMPDIR."""
+    places = {name: tmp_path / name for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    for place in places.values():
+        place.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from qvae_trt import backends;"
+        "backend = backends.get('onnxruntime'); session = backend.open(Path(sys.argv[1]));"
+        "session.select((1, 4, 1, 8, 8), 0); print(session.output_shape())"
+    )
+    kept = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(engine)],
+        env={**kept, **{name: str(place) for name, place in places.items()}},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "(1, 3, 1, 64, 64)"
+    assert [list(place.rglob("*")) for place in places.values()] == [[], [], []]
