@@ -19,18 +19,20 @@ step() {
 mkdir -p "$out"
 step "what this machine can do" doctor --engine-dir "$engines"
 step "engines of the seven aspect ratios" build --mode static "${common[@]}"
+step "and of a size of one's own" build --mode static --resolution 512x512 "${common[@]}"
 step "one engine pair with the nine profiles" build --mode profiles "${common[@]}"
 step "every engine against PyTorch fp32" verify "${common[@]}" --out "$out"
-step "PyTorch against the engines" bench --resolution 512x512 --resolution 928x1664 \
-  --budget 2 "${common[@]}" --out "$out"
+step "PyTorch against the engines" bench --resolution 512x512 --resolution 640x384 \
+  "${common[@]}" --out "$out"
 step "a photograph, and its round trip beside it" roundtrip "$photograph" "${common[@]}" \
   --side-by-side --out "$out/roundtrip.png"
 
 printf '\n\033[1m== in %s\033[0m\n' "$out"
 cat <<END
-  engines/                         sixteen engines, each with its sidecar (.json)
-    static/<aspect>/vae_*.onnx       one pair for each of the seven aspect ratios
-    profiles/vae_*_multi_profile.*   one pair with the nine profiles
+  engines/                         every engine with its sidecar (.json)
+    static/16_9/ ... static/2_3/     one pair for each of the seven aspect ratios
+    static/512x512/                  one pair of a size of one's own
+    profiles/                        one pair with the nine profiles
   parity.md, parity.json           every engine against PyTorch fp32, and the bounds kept
   latency.md, .json, .csv, .svg    PyTorch against the engines
   roundtrip.png                    a photograph, and the same through encoder and decoder
