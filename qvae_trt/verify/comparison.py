@@ -132,8 +132,7 @@ def compare(
         metrics, verdicts = measured[name]
         ratio = _ratio(metrics.relative_l2, bf16.relative_l2)
         limit = limits[name]
-        beyond = engine[name] if name in engine else np.array([math.nan], np.float32)
-        nans, infs = int(np.isnan(beyond).sum()), int(np.isinf(beyond).sum())
+        nans, infs = int(np.isnan(engine[name]).sum()), int(np.isinf(engine[name]).sum())
         power = _power(reference[name], scale, limit, bf16)
         found[name] = Comparison(
             metrics=metrics,
@@ -142,7 +141,7 @@ def compare(
             nans=nans,
             infs=infs,
             verdicts=(
-                Verdict("finite", float(nans + infs), 0.0, _finite(name, beyond)),
+                Verdict("finite", float(nans + infs), 0.0, _finite(name, engine[name])),
                 *verdicts,
                 Verdict("bf16_ratio", ratio, limit.bf16_ratio, ratio <= limit.bf16_ratio),
                 Verdict("power", power, 1.0, power > 1.0),

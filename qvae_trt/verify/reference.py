@@ -139,9 +139,11 @@ class Reference:
         self._latents[("encoded", resolution)] = outputs["mean"]
 
     def _prove(self) -> Proof:
+        photograph = picture("photograph", PROOF_SIZE, channels=self.channels)
+        latents = self._run("diffusers", "encoder", photograph, "fp32")["mean"]
         largest, ratio = 0.0, 0.0
         for part in PARTS:
-            x = self.input(part, "photograph" if part == "encoder" else "encoded", PROOF_SIZE)
+            x = photograph if part == "encoder" else latents
             fp32 = self._joined("diffusers", part, x, "fp32")
             folded = self._joined("folded", part, x, "fp32")
             scale = max(1.0, float(np.abs(fp32).max()))

@@ -1,0 +1,326 @@
+"""`verify` on real engines: what passes, what is not run, what is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import ort_engines
+import pytest
+import torch
+from verify_engines import SIZES, fp16_engines, only, rewrite
+
+from qvae_trt import backends, store
+from qvae_trt.errors import BackendError, EngineError, ParityError, UsageError
+from qvae_trt.model import BUNDLED_TINY, Model
+from qvae_trt.profiles import PARTS, Resolution, engine_path
+from qvae_trt.verify import VerifyEvent, reference, verify
+from qvae_trt.verify.reference import PROOF_SIZE, Reference, exact_fp32
+
+pytestmark = pytest.mark.xdist_group("verify")
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """A static and a profiles pair in fp16. Shared: not to be written."""
+    return fp16_engines(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def report(engines):
+    return verify(engines, model=BUNDLED_TINY)
+
+
+def named(rows):
+    return {(r.engine, str(r.resolution), r.input, r.output) for r in rows}
+
+
+# --- what passes ----------------------------------------------------------------------------------
+
+
+def test_fp16_engines_keep_every_bound(report):
+    assert report.ok, report.to_markdown()
+    report.require()
+    assert {row.status for row in report.rows} == {"passed"}
+    assert {row.mode for row in report.rows} == {"static", "profiles"}
+    assert {row.input for row in report.rows} == {"photograph", "edges", "encoded", "sampled"}
+
+
+def test_every_size_input_and_output_has_a_row(report):
+    expected = {
+        (engine, size, name, output)
+        for part, names, outputs in (
+            ("encoder", ("photograph", "edges"), ("mean", "logvar")),
+            ("decoder", ("encoded", "sampled"), ("images",)),
+        )
+        for engine, sizes in (
+            (f"static/96x64/vae_{part}.onnx", ("96x64",)),
+            (f"profiles/vae_{part}_multi_profile.onnx", ("64x64", "80x48")),
+        )
+        for size in sizes
+        for name in names
+        for output in outputs
+    }
+    assert named(report.rows) == expected
+
+
+def test_the_yardstick_is_measured_in_the_same_run(report):
+    for row in report.rows:
+        found = row.comparison
+        assert 1e-3 < found.yardstick.relative_l2 < 0.05, row
+        assert found.metrics.relative_l2 <= found.yardstick.relative_l2
+        assert found.bf16_ratio == pytest.approx(
+            found.metrics.relative_l2 / found.yardstick.relative_l2
+        )
+        assert (row.source, row.yardstick_source) == ("diffusers", "diffusers")
+    assert report.proof is None
+
+
+def test_fp32_engines_keep_the_tighter_bounds(tmp_path_factory):
+    report = verify(ort_engines.shared(tmp_path_factory), model=BUNDLED_TINY, resolutions=SIZES[:1])
+    assert report.ok, report.to_markdown()
+    assert {row.precision for row in report.rows} == {"fp32"}
+    assert all(row.comparison.bf16_ratio < 1e-3 for row in report.rows)
+
+
+def test_only_the_sizes_asked_for_are_run(engines):
+    seen: list[VerifyEvent] = []
+    sizes = [Resolution(64, 96), Resolution(48, 112)]
+    report = verify(engines, model=BUNDLED_TINY, resolutions=sizes, on_event=seen.append)
+    assert report.ok
+    assert {(row.mode, str(row.resolution)) for row in report.rows} == {
+        ("static", "96x64"),
+        ("profiles", "96x64"),
+        ("profiles", "112x48"),
+    }
+    assert [event.done for event in seen] == list(range(len(seen)))
+    assert {event.total for event in seen} == {len(seen)}
+
+
+def test_nothing_reaches_stdout(engines, capsys):
+    verify(engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 64)])
+    assert capsys.readouterr().out == ""
+
+
+def test_facts_name_every_version(report):
+    facts = report.to_dict()["facts"]
+    assert facts["onnxruntime"] == backends.get("onnxruntime").version()
+    assert facts["torch"] == torch.__version__.split("+")[0] or facts["torch"] == torch.__version__
+    assert {"polygraphy", "diffusers", "qvae", "platform", "weights"} <= set(facts)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+# --- what is not run, and what is wrong -----------------------------------------------------------
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(EngineError, match="no engines") as caught:
+        verify(tmp_path, model=BUNDLED_TINY)
+    assert "qvae build" in caught.value.fix
+
+
+def test_a_size_that_no_engine_holds_is_an_error(engines):
+    report = verify(
+        engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 96), Resolution(512, 512)]
+    )
+    (row,) = (row for row in report.rows if row.status != "passed")
+    assert (row.status, row.reason) == ("error", "no engine holds 512x512")
+    assert not report.ok
+
+
+def test_engines_of_another_backend_are_not_run(engines):
+    report = verify(engines, model=BUNDLED_TINY, backend="tensorrt_rtx")
+    assert {row.status for row in report.rows} == {"not run"}
+    assert {row.reason for row in report.rows} == {"built by onnxruntime, asked for tensorrt_rtx"}
+    with pytest.raises(ParityError, match="no engine could be run here"):
+        report.require()
+
+
+def test_a_backend_that_cannot_run_here_is_not_run_and_never_passed(engines, tmp_path, monkeypatch):
+    folder = only(engines, tmp_path, "static")
+    moved = engine_path(folder, "decoder", "static", ".trt", SIZES[0])
+    found = engine_path(folder, "decoder", "static", ".onnx", SIZES[0])
+    sidecar = store.read_sidecar(found)
+    store.write_engine(
+        moved,
+        dataclasses.replace(sidecar, key=dataclasses.replace(sidecar.key, flavour="tensorrt")),
+        source=found.read_bytes(),
+    )
+    found.unlink()
+    real = backends.for_engine
+
+    def for_engine(path, sidecar=None):
+        if path.suffix == ".trt":
+            raise BackendError("tensorrt is not installed", fix="pip install tensorrt")
+        return real(path, sidecar)
+
+    monkeypatch.setattr(backends, "for_engine", for_engine)
+    report = verify(folder, model=BUNDLED_TINY)
+    statuses = {(row.part, row.status) for row in report.rows}
+    assert statuses == {("encoder", "passed"), ("decoder", "not run")}
+    (row,) = (row for row in report.rows if row.status == "not run")
+    assert (row.reason, row.flavour) == ("tensorrt is not installed", "tensorrt")
+    assert row.resolution == SIZES[0]
+    assert report.ok
+
+
+def test_a_precision_that_the_backend_lacks_is_not_run(engines, tmp_path):
+    folder = only(engines, tmp_path, "static")
+    for part in PARTS:
+        path = engine_path(folder, part, "static", ".onnx", SIZES[0])
+        rewrite(path, key={"precision": "bf16"})
+    report = verify(folder, model=BUNDLED_TINY)
+    assert {row.status for row in report.rows} == {"not run"}
+    assert all("bf16" in row.reason for row in report.rows)
+    assert not report.ok
+
+
+def test_an_engine_without_a_sidecar_is_not_loaded(engines, tmp_path):
+    folder = only(engines, tmp_path, "static")
+    path = engine_path(folder, "decoder", "static", ".onnx", SIZES[0])
+    store.sidecar_path(path).unlink()
+    report = verify(folder, model=BUNDLED_TINY)
+    assert {(row.part, row.status) for row in report.rows} == {
+        ("encoder", "passed"),
+        ("decoder", "not run"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("flipped byte", "changed since it was built"),
+        ("truncated", "cut short"),
+        ("other weights", "built from other weights"),
+        ("malformed", "sidecar"),
+    ],
+)
+def test_a_bad_engine_is_an_error_and_the_others_still_run(engines, tmp_path, fault, said):
+    folder = only(engines, tmp_path, "static")
+    path = engine_path(folder, "decoder", "static", ".onnx", SIZES[0])
+    data = bytearray(path.read_bytes())
+    if fault == "flipped byte":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif fault == "truncated":
+        path.write_bytes(data[:-100])
+    elif fault == "other weights":
+        rewrite(path, key={"weights_sha256": "0" * 64})
+    else:
+        store.sidecar_path(path).write_text("{")
+    report = verify(folder, model=BUNDLED_TINY)
+    assert {(row.part, row.status) for row in report.rows} == {
+        ("encoder", "passed"),
+        ("decoder", "error"),
+    }
+    (row,) = (row for row in report.rows if row.status == "error")
+    assert said in row.reason
+    assert not report.ok
+    with pytest.raises(ParityError):
+        report.require()
+
+
+def test_an_engine_that_fails_while_running_is_an_error(engines, monkeypatch):
+    from qvae_trt.errors import ExecutionError
+    from qvae_trt.runtime.engine import Engine
+
+    real = Engine.run
+
+    def run(self, x, *, profile=0):
+        if self.part == "decoder":
+            raise ExecutionError(f"{self.path}: failed")
+        return real(self, x, profile=profile)
+
+    monkeypatch.setattr(Engine, "run", run)
+    report = verify(engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 96)])
+    statuses = {(row.part, row.status) for row in report.rows}
+    assert statuses == {("encoder", "passed"), ("decoder", "error")}
+    assert not report.ok
+
+
+# --- the reference --------------------------------------------------------------------------------
+
+
+def test_the_folded_graph_stands_in_at_large_sizes_after_it_was_proven(engines, monkeypatch):
+    monkeypatch.setattr(reference, "DIFFUSERS_CPU_PIXELS", 64 * 64)
+    report = verify(
+        engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 96), Resolution(64, 64)]
+    )
+    assert report.ok, report.to_markdown()
+    assert {(str(row.resolution), row.source) for row in report.rows} == {
+        ("96x64", "folded"),
+        ("64x64", "diffusers"),
+    }
+    assert report.proof.fp32_equal
+    assert report.proof.max_abs < 1e-5
+    assert report.to_dict()["reference_proof"]["resolution"] == str(PROOF_SIZE)
+
+
+def test_a_folded_graph_that_is_wrong_is_not_used(engines, monkeypatch):
+    real = reference.fold
+
+    def fold(vae):
+        folded = real(vae)
+        next(folded.decoder.parameters()).mul_(1.001)
+        return folded
+
+    monkeypatch.setattr(reference, "DIFFUSERS_CPU_PIXELS", 0)
+    monkeypatch.setattr(reference, "fold", fold)
+    report = verify(engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 64)])
+    assert {row.source for row in report.rows} == {"diffusers"}
+    assert not report.proof.fp32_equal
+    assert report.ok
+    assert "NOT equal" in report.to_markdown()
+
+
+def test_diffusers_alone_can_be_asked_for(engines, monkeypatch):
+    monkeypatch.setattr(reference, "DIFFUSERS_CPU_PIXELS", 0)
+    sizes = [Resolution(64, 64)]
+    report = verify(engines, model=BUNDLED_TINY, resolutions=sizes, reference="diffusers")
+    assert report.proof is None
+    assert {row.source for row in report.rows} == {"diffusers"}
+    with pytest.raises(UsageError, match="reference"):
+        verify(engines, model=BUNDLED_TINY, reference="folded")
+
+
+def test_the_reference_is_diffusers_own_call():
+    model = ort_engines.tiny()
+    ref = Reference(model, device=torch.device("cpu"))
+    x = ref.input("encoder", "photograph", Resolution(48, 64))
+    with torch.inference_mode():
+        posterior = model.vae.encode(torch.from_numpy(x)).latent_dist
+        image = model.vae.decode(posterior.mode()).sample
+    found = ref.run("encoder", x, "fp32")
+    assert np.array_equal(found["mean"], posterior.mean.numpy())
+    assert np.array_equal(found["logvar"], posterior.logvar.numpy())
+    z = ref.input("decoder", "encoded", Resolution(48, 64))
+    assert np.array_equal(z, posterior.mode().numpy())
+    assert np.array_equal(ref.run("decoder", z, "fp32")["images"], image.numpy())
+    assert next(model.vae.parameters()).dtype == torch.float32
+
+
+def test_tf32_is_off_for_the_reference_and_as_before_after_it():
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with exact_fp32():
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32 == before[0]
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before[1]
+
+
+def test_a_layered_vae_gets_pictures_of_four_channels():
+    from diffusers import AutoencoderKLQwenImage
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLQwenImage(base_dim=8, input_channels=4).eval().requires_grad_(False)
+    ref = Reference(Model(vae=vae, source="test", weights_sha256=""), device=torch.device("cpu"))
+    x = ref.input("encoder", "photograph", Resolution(32, 48))
+    assert x.shape == (1, 4, 1, 32, 48)
+    assert ref.run("encoder", x, "bf16")["mean"].shape == (1, 16, 1, 4, 6)
+    z = ref.input("decoder", "encoded", Resolution(32, 48))
+    assert ref.run("decoder", z, "fp32")["images"].shape == (1, 4, 1, 32, 48)
