@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "profiles", "toml_file"),
     ("store", "backends"),
     ("model", "folding", "lowerings", "images", "runtime"),
-    ("export", "build", "verify", "bench", "report", "doctor", "pictures"),
+    ("export", "build", "verify", "bench", "report", "doctor", "pictures", "tune"),
     ("cli",),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -11,18 +11,32 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec, ShapeRange
 from qvae_trt.errors import QvaeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qvae_trt.backends import Progress
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SECONDS_BETWEEN = 0.1
 
 
 def serve(request: dict[str, Any]) -> None:
-    """Does what the request asks and writes events, one JSON object a line, to its descriptor."""
+    """Builds the engine that the request describes."""
+    answer(request, _build)
+
+
+def answer(request: dict[str, Any], work: Callable[[dict[str, Any], Progress], object]) -> None:
+    """Does the work and writes events, one JSON object a line, to the request's descriptor.
+
+    Args:
+        work: what to do with the request; returns the outcome, ready for JSON.
+    """
     _die_with(request["parent"])
     with os.fdopen(request["events"], "w", encoding="utf-8", buffering=1) as events:
 
@@ -30,12 +44,7 @@ def serve(request: dict[str, Any]) -> None:
             events.write(json.dumps(event) + "\n")
 
         try:
-            outcome = backends.get(request["backend"]).build(
-                Path(request["onnx"]),
-                Path(request["out"]),
-                _spec(request["spec"]),
-                progress=_Throttle(say),
-            )
+            outcome = work(request, _Throttle(say))
         except QvaeError as error:
             say(kind="error", type=type(error).__name__, what=error.what, fix=error.fix)
         except MemoryError:
@@ -44,10 +53,17 @@ def serve(request: dict[str, Any]) -> None:
             sys.exit(1)  # the parent is gone
         except Exception as error:  # noqa: BLE001  the boundary of this process
             traceback.print_exc()
-            what = f"the build failed: {type(error).__name__}: {error}"
+            what = f"the {request['name']} failed: {type(error).__name__}: {error}"
             say(kind="error", type="BuildError", what=what, fix=None)
         else:
-            say(kind="done", outcome=asdict(outcome))
+            say(kind="done", outcome=outcome)
+
+
+def _build(request: dict[str, Any], progress: Progress) -> object:
+    outcome = backends.get(request["backend"]).build(
+        Path(request["onnx"]), Path(request["out"]), _spec(request["spec"]), progress=progress
+    )
+    return asdict(outcome)
 
 
 class _Throttle:

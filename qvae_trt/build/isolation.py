@@ -1,4 +1,4 @@
-"""One build in a process of its own: started, listened to, and ended with its parent."""
+"""Work in a process of its own: started, listened to, and ended with its parent."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from qvae_trt.backends import BuildOutcome, TensorSpec
 from qvae_trt.errors import BuildError, QvaeError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from qvae_trt.backends import BuildSpec, Progress
 
 # The parent's search path goes along as data, as it may hold what no environment variable can.
 _START = (
-    "import json, sys; request = json.loads(sys.stdin.readline()); "
-    "sys.path[:] = request['sys_path']; "
-    "from qvae_trt.build.child import serve; serve(request)"
+    "import importlib, json, sys; request = json.loads(sys.stdin.readline()); "
+    "sys.path[:] = request['sys_path']; module, name = request['task'].split(':'); "
+    "getattr(importlib.import_module(module), name)(request)"
 )
 _LAST_WORDS_BYTES = 2000
 
@@ -37,6 +38,38 @@ def build_in_child(
     Raises: whatever the backend raised; BuildError, naming the signal, if the process died.
         KeyboardInterrupt if `progress` said stop. However this ends, the process is gone.
     """
+    request = {"backend": backend, "onnx": str(onnx), "out": str(out), "spec": asdict(spec)}
+    return _outcome(
+        call_in_child(
+            "qvae_trt.build.child:serve",
+            request,
+            progress=progress,
+            name="build",
+            makes="engine",
+            fix="qvae doctor; if it happens again, try --level 2 or a smaller size",
+        )
+    )
+
+
+def call_in_child(
+    task: str,
+    request: Mapping[str, object],
+    *,
+    progress: Progress,
+    name: str,
+    makes: str,
+    fix: str,
+) -> dict[str, Any]:
+    """Call `task` (`module:function`) with a request in a new process; it calls `child.answer`.
+
+    Args:
+        request: JSON-ready, paths as text.
+        name, makes, fix: of the work and its result, for the error if the process dies.
+
+    Returns: what the task answered.
+    Raises: the QvaeError that the task raised; BuildError, naming the signal, if the process died.
+        KeyboardInterrupt if `progress` said stop. However this ends, the process is gone.
+    """
     reading, writing = os.pipe()
     with os.fdopen(reading, encoding="utf-8") as events, tempfile.TemporaryFile() as words:
         try:
@@ -44,18 +77,16 @@ def build_in_child(
         finally:
             os.close(writing)
         try:
-            _ask(child, backend, onnx, out, spec, writing)
-            outcome = _listen(events, progress)
+            _ask(child, {**request, "task": task, "name": name, "events": writing})
+            answer = _listen(events, progress)
             child.wait()
         finally:
-            child.kill()  # nothing to lose: it writes to a staged file only
+            child.kill()  # nothing to lose: it writes to temporary files only
             child.wait()
-        if outcome is not None:
-            return outcome
-        raise BuildError(
-            f"the build process {_how_it_died(child.returncode)}{_last_words(words)}",
-            fix="qvae doctor; if it happens again, try --level 2 or a smaller size",
-        )
+        if answer is not None:
+            return answer
+        how = _how_it_died(child.returncode, makes)
+        raise BuildError(f"the {name} process {how}{_last_words(words)}", fix=fix)
 
 
 def _start(writing: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -68,25 +99,13 @@ def _start(writing: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
     )
 
 
-def _ask(
-    child: subprocess.Popen[bytes],
-    backend: str,
-    onnx: Path,
-    out: Path,
-    spec: BuildSpec,
-    writing: int,
-) -> None:
-    request = {
+def _ask(child: subprocess.Popen[bytes], request: dict[str, object]) -> None:
+    request |= {
         "sys_path": [entry or os.getcwd() for entry in sys.path],  # noqa: PTH109
         "parent": os.getpid(),
-        "events": writing,
-        "backend": backend,
-        "onnx": str(onnx),
-        "out": str(out),
-        "spec": asdict(spec),
     }
     if child.stdin is None:
-        raise BuildError("the build process takes no request")
+        raise BuildError("the process takes no request")
     try:
         child.stdin.write(json.dumps(request, default=str).encode() + b"\n")
         child.stdin.close()
@@ -94,7 +113,7 @@ def _ask(
         return  # it died at once: the caller finds no outcome and says how
 
 
-def _listen(events: IO[str], progress: Progress) -> BuildOutcome | None:
+def _listen(events: IO[str], progress: Progress) -> dict[str, Any] | None:
     for line in events:
         try:
             event = json.loads(line)
@@ -106,7 +125,8 @@ def _listen(events: IO[str], progress: Progress) -> BuildOutcome | None:
         elif event["kind"] == "error":
             raise _error(event)
         else:
-            return _outcome(event)
+            answer: dict[str, Any] = event["outcome"]
+            return answer
     return None
 
 
@@ -117,8 +137,7 @@ def _error(event: dict[str, str | None]) -> QvaeError:
     return kind(str(event["what"]), fix=event["fix"])
 
 
-def _outcome(event: dict[str, Any]) -> BuildOutcome:
-    held = event["outcome"]
+def _outcome(held: dict[str, Any]) -> BuildOutcome:
     source, result = (
         TensorSpec(held[way]["name"], held[way]["dtype"], tuple(held[way]["shape"]))
         for way in ("input", "output")
@@ -128,9 +147,9 @@ def _outcome(event: dict[str, Any]) -> BuildOutcome:
     )
 
 
-def _how_it_died(status: int) -> str:
+def _how_it_died(status: int, makes: str) -> str:
     if status >= 0:
-        return f"ended with exit code {status} and no engine"
+        return f"ended with exit code {status} and no {makes}"
     try:
         name = signal.Signals(-status).name
     except ValueError:

@@ -37,6 +37,7 @@ def build(
     timing_cache: Path | None = None,
     workspace_bytes: int | None = None,
     lowerings: Mapping[Part, Lowering] | None = None,
+    levels: Mapping[Part, int] | None = None,
     force: bool = False,
     dry_run: bool = False,
     command: str = "",
@@ -53,6 +54,7 @@ def build(
             one is stale. None: TensorRT's default, and any level is up to date.
         timing_cache: a file whose name is made specific to GPU, version and precision.
         lowerings: instead of the one that `choose_lowering` names.
+        levels: for parts, where `level` is None.
         force: build engines that are up to date, too.
         dry_run: say what would be built and why; write nothing.
         command: the command line, for the sidecars.
@@ -83,6 +85,7 @@ def build(
         timing_cache=timing_cache,
         workspace_bytes=workspace_bytes,
         lowerings=lowerings or {},
+        levels=levels or {},
         force=force,
         dry_run=dry_run,
         command=command,
@@ -103,6 +106,7 @@ class _Run:
     timing_cache: Path | None
     workspace_bytes: int | None
     lowerings: Mapping[Part, Lowering]
+    levels: Mapping[Part, int]
     force: bool
     dry_run: bool
     command: str
@@ -173,7 +177,7 @@ class _Run:
                 input_name=exported.input.name,
                 ranges=job.ranges(input_channels=self.model.input_channels, z_dim=self.model.z_dim),
                 precision=self.precision,
-                level=self.level,
+                level=self._level(job.part),
                 timing_cache=self.timing_cache,
                 workspace_bytes=self.workspace_bytes,
             )
@@ -211,6 +215,9 @@ class _Run:
         named = self.lowerings.get(part)
         return named or choose_lowering(self.backend.name, self.backend.version(), self.precision)
 
+    def _level(self, part: Part) -> int | None:
+        return self.levels.get(part) if self.level is None else self.level
+
     def _expected(self, job: Job) -> dict[str, object]:
         """The engine's key but for the hash of its ONNX, which takes an export to know."""
         from qvae_trt.export import recipe_sha256
@@ -236,9 +243,9 @@ class _Run:
             if not job.path.exists() and not job.path.is_symlink():
                 return "not built yet", None
             return _one_line(error), _sidecar_or_none(job.path)
-        built = held.build_flags.get("level")
-        if self.level is not None and built is not None and built != str(self.level):
-            return f"built with another level: found {built}, expected {self.level}", held
+        built, level = held.build_flags.get("level"), self._level(job.part)
+        if level is not None and built is not None and built != str(level):
+            return f"built with another level: found {built}, expected {level}", held
         return None, held
 
 

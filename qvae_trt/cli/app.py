@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from qvae_trt import __version__
 from qvae_trt.cli import boundary, output
 from qvae_trt.cli.commands import bench, build, doctor, export, inspect, pictures, profiles, report
+from qvae_trt.cli.commands import tune as tuning
 from qvae_trt.cli.commands import verify as verifying
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ sizes = typer.Typer(cls=_Group, rich_markup_mode=None)
 
 app.command("export", cls=_Command)(export.export)
 app.command("build", cls=_Command)(build.build)
+app.command("tune", cls=_Command)(tuning.tune)
 app.command("verify", cls=_Command)(verifying.verify)
 app.command("bench", cls=_Command)(bench.bench)
 app.command("report", cls=_Command)(report.report)

@@ -19,6 +19,7 @@ _STYLES = {
     "passed": "green",
     "error": "bold red",
     "built": "green",
+    "chosen": "bold green",
     "kept": "cyan",
     "planned": "cyan",
     "warn": "yellow",

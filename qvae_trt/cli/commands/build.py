@@ -64,6 +64,14 @@ def build(
         Path | None,
         typer.Option("--timing-cache", help="Where to keep kernel timings between builds."),
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            "--tune",
+            metavar="FILE|none",
+            help="What qvae tune wrote. [default: tune.json in --engine-dir, if it fits]",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Build engines that are up to date, too.")
     ] = False,
@@ -83,9 +91,14 @@ def build(
 
     from qvae_trt import backends
     from qvae_trt import build as building
+    from qvae_trt.tune import follow
 
-    suffix = backends.get(backend).suffix
+    chosen = backends.get(backend)
+    suffix = chosen.suffix
     parts = parse_parts(part)
+    tuned = follow(tune, engine_dir=engine_dir, backend=chosen, precision=precision, parts=parts)
+    for line in tuned.lines:
+        output.tell(line)
     if mode == "static":
         jobs = building.plan_static(engine_dir, sizes, parts, suffix)
     else:
@@ -98,12 +111,15 @@ def build(
             precision=precision,
             level=level,
             timing_cache=timing_cache,
+            lowerings=tuned.lowerings,
+            levels=tuned.levels,
             force=force,
             dry_run=dry_run,
             command=output.settings.command,
             on_event=on_event,
         )
-    output.emit({"engines": [r.to_dict() for r in results]}, lambda: _table(results))
+    data = {"engines": [r.to_dict() for r in results], "tune": tuned.to_dict()}
+    output.emit(data, lambda: _table(results))
     for result in results:
         if result.error is not None and result.error.fix is not None:
             output.tell(f"{result.job.title}: {result.error.fix}")

@@ -1,0 +1,104 @@
+"""Which tune file `build` follows, and why it does not follow one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvae_trt.errors import BenchError
+from qvae_trt.tune import record
+from qvae_trt.tune.record import TuneFile, TuneKey
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from qvae_trt.backends import Backend
+    from qvae_trt.lowerings import Lowering
+    from qvae_trt.profiles import Part, Precision
+
+FILE_NAME = "tune.json"
+NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """What a build takes from a tune file.
+
+    Attributes:
+        path: the file that was looked at; None where there is none.
+        used: it decides something.
+        lines: for people: each part's variant, or why the file is not followed.
+        lowerings, levels: for `build`; empty unless used.
+    """
+
+    path: Path | None = None
+    used: bool = False
+    lines: tuple[str, ...] = ()
+    lowerings: Mapping[Part, Lowering] = field(default_factory=dict)
+    levels: Mapping[Part, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        path = None if self.path is None else str(self.path)
+        return {"file": path, "used": self.used, "notes": list(self.lines)}
+
+
+def follow(
+    asked: str | None,
+    *,
+    engine_dir: Path,
+    backend: Backend,
+    precision: Precision,
+    parts: Sequence[Part],
+) -> Followed:
+    """What `build` is to take from a tune file.
+
+    Args:
+        asked: a file, `none`, or None for `tune.json` in `engine_dir` if it is there.
+        engine_dir, backend, precision, parts: of the build.
+
+    Raises:
+        BenchError: a file that was asked for is missing, malformed or measured for something else.
+            The one in `engine_dir` is then left alone, with the reason in `lines`.
+    """
+    if asked == NONE:
+        return Followed()
+    path = engine_dir / FILE_NAME if asked is None else Path(asked)
+    if asked is None and not path.exists():
+        return Followed()
+    try:
+        file = record.load(path)
+        other = file.key.differences(TuneKey.here(backend, precision))
+        if other:
+            raise BenchError(
+                f"{path}: tuned for something else: {other}",
+                fix="qvae tune on this machine, or --tune none",
+            )
+    except BenchError as error:
+        if asked is not None:
+            raise
+        return Followed(path=path, lines=(f"warning: not followed: {error.what}",))
+    chosen = {part: file.choices[part] for part in parts if part in file.choices}
+    return Followed(
+        path=path,
+        used=bool(chosen),
+        lines=tuple(_line(path, file, part) for part in parts),
+        lowerings={part: choice.variant.lowering for part, choice in chosen.items()},
+        levels={
+            part: choice.variant.level
+            for part, choice in chosen.items()
+            if choice.variant.level is not None
+        },
+    )
+
+
+def _line(path: Path, file: TuneFile, part: Part) -> str:
+    choice, held = file.choices.get(part), file.chosen(part)
+    if choice is None or held is None or held.timing is None:
+        return f"{path}: the {part} was not tuned"
+    words = f"{path}: {part} {choice.variant}: {held.timing.median_ms:.2f} ms"
+    if choice.default_ms is not None:
+        words += f", default {choice.default_ms:.2f} ms"
+    unfinished = "" if choice.complete else " (qvae tune was not finished)"
+    return f"{words}, at {choice.subject.resolution}{unfinished}"

@@ -1,0 +1,486 @@
+"""The tune file: what was measured on a machine, and what `build` is to follow.
+
+JSON, read strictly: what is missing, unknown, of another type or out of range is refused.
+
+    format_version   1
+    qvae_version     text: who wrote it
+    command          text: the command line that wrote it last
+    key              what it holds for; `build` follows it only where all five are the same
+      flavour, flavour_version, gpu    texts; gpu is "cpu" where there is none
+      compute_capability               text or null
+      precision                        "fp16", "bf16" or "fp32"
+    choice           an object with "encoder", "decoder", both or neither
+      lowering       text, as `Lowering.canonical()`
+      level          0 to 5, or null for TensorRT's default
+      resolution     "WxH", where it was measured
+      weights_sha256, recipe_sha256    of what it was measured with
+      default_ms     number or null: what the default variant took
+      complete       true once all planned variants were tried
+    measurements     a list, in the order in which they were taken
+      part           "encoder" or "decoder"
+      resolution     "WxH"
+      lowering, level                  as above
+      model          text, for people
+      weights_sha256, recipe_sha256    hexadecimal: of the weights, and of the source of the graph
+      status         "ok"; "broken": differs from the fp32 network by more than a bound;
+                     "failed": could not be built or run
+      reason         text; empty where ok
+      timing         null where failed, else median_ms, p10_ms, p90_ms, min_ms (> 0), runs (>= 1),
+                     wall_ms (number or null)
+      parity         null where failed, else psnr_db and relative_l2: the worst output's, each
+                     number or null where not finite
+      build_seconds, engine_bytes, memory_bytes    numbers or null; memory_bytes is what one run
+                     takes on the GPU beside the weights
+
+A choice must be among the measurements, with status "ok".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar, cast, get_args
+
+import qvae_trt
+from qvae_trt import store
+from qvae_trt.bench.results import Timing
+from qvae_trt.errors import BenchError, ResolutionError, UsageError
+from qvae_trt.lowerings import Lowering
+from qvae_trt.profiles import PARTS, PRECISIONS, Part, Precision, Resolution
+from qvae_trt.tune.variants import Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from qvae_trt.backends import Backend
+
+FORMAT_VERSION = 1
+MAX_FILE_BYTES = 4 << 20
+Status = Literal["ok", "broken", "failed"]
+_SHA256 = re.compile("[0-9a-f]{64}")
+_LONGEST = 1 << 62
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneKey:
+    """What a measurement holds for."""
+
+    flavour: str
+    flavour_version: str
+    gpu: str
+    compute_capability: str | None
+    precision: Precision
+
+    @classmethod
+    def here(cls, backend: Backend, precision: Precision) -> TuneKey:
+        """Of this backend on this machine. `gpu` is the real one, also for RTX, whose engines fit
+        any: a time does not.
+        """
+        device = backend.device()
+        return cls(
+            flavour=backend.name,
+            flavour_version=backend.version(),
+            gpu="none" if device is None else device.name,
+            compute_capability=None if device is None else device.compute_capability,
+            precision=precision,
+        )
+
+    def differences(self, expected: TuneKey) -> str:
+        """`found …, expected …` for each field that differs; empty if none does."""
+        words = []
+        for name, value in asdict(self).items():
+            wanted = getattr(expected, name)
+            if value != wanted:
+                words.append(f"{name.replace('_', ' ')} {value}, expected {wanted}")
+        return "; ".join(words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is measured, but for the variant: two with equal subject and variant are the same."""
+
+    part: Part
+    resolution: Resolution
+    weights_sha256: str
+    recipe_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """The worst output's distance from the fp32 network."""
+
+    psnr_db: float | None
+    relative_l2: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One variant: built, compared with the fp32 network, timed."""
+
+    subject: Subject
+    variant: Variant
+    model: str
+    status: Status
+    reason: str = ""
+    timing: Timing | None = None
+    parity: Parity | None = None
+    build_seconds: float | None = None
+    engine_bytes: int | None = None
+    memory_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "part": self.subject.part,
+            "resolution": str(self.subject.resolution),
+            **_plain_variant(self.variant),
+            "model": self.model,
+            "weights_sha256": self.subject.weights_sha256,
+            "recipe_sha256": self.subject.recipe_sha256,
+            "status": self.status,
+            "reason": self.reason,
+            "timing": None if self.timing is None else asdict(self.timing),
+            "parity": None if self.parity is None else asdict(self.parity),
+            "build_seconds": self.build_seconds,
+            "engine_bytes": self.engine_bytes,
+            "memory_bytes": self.memory_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The variant to build a part with, and where that was found out."""
+
+    subject: Subject
+    variant: Variant
+    default_ms: float | None
+    complete: bool
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            **_plain_variant(self.variant),
+            "resolution": str(self.subject.resolution),
+            "weights_sha256": self.subject.weights_sha256,
+            "recipe_sha256": self.subject.recipe_sha256,
+            "default_ms": self.default_ms,
+            "complete": self.complete,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneFile:
+    """A tune file's content."""
+
+    key: TuneKey
+    measurements: tuple[Measurement, ...] = ()
+    choices: Mapping[Part, Choice] = field(default_factory=dict)
+    command: str = ""
+    qvae_version: str = qvae_trt.__version__
+
+    def find(self, subject: Subject, variant: Variant) -> Measurement | None:
+        return next(
+            (m for m in self.measurements if (m.subject, m.variant) == (subject, variant)), None
+        )
+
+    def chosen(self, part: Part) -> Measurement | None:
+        """The measurement that the choice rests on."""
+        choice = self.choices.get(part)
+        return None if choice is None else self.find(choice.subject, choice.variant)
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "qvae_version": self.qvae_version,
+            "command": self.command,
+            "key": asdict(self.key),
+            "choice": {part: choice.to_dict() for part, choice in self.choices.items()},
+            "measurements": [m.to_dict() for m in self.measurements],
+        }
+
+
+def save(file: TuneFile, path: Path) -> None:
+    """Write it, whole or not at all. Raises StoreError."""
+    text = json.dumps(file.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+    with store.replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def load(path: Path) -> TuneFile:
+    """Read a tune file.
+
+    Raises:
+        BenchError: it is missing, cannot be read, is malformed or of a newer format.
+    """
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise BenchError(
+            f"{path}: cannot be read: {why}", fix="qvae tune --resolution WxH writes it"
+        ) from error
+    return parse(raw, path=path)
+
+
+def parse(raw: bytes, *, path: Path) -> TuneFile:
+    """The tune file in these bytes. BenchError, saying where and why, for anything else."""
+    if len(raw) > MAX_FILE_BYTES:
+        _refuse(path, f"more than {MAX_FILE_BYTES} bytes")
+    try:
+        data: object = json.loads(
+            raw.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_once
+        )
+    except RecursionError:
+        _refuse(path, "nested too deeply")
+    except ValueError as error:  # also UnicodeDecodeError, and ints too long to read
+        _refuse(path, str(error))
+    top = _Table(path, "", data)
+    version = top.integer("format_version")
+    if version > FORMAT_VERSION:
+        raise BenchError(
+            f"{path}: a tune file of format {version}, expected {FORMAT_VERSION}: written by a "
+            "newer qvae",
+            fix="use that version of qvae, or run qvae tune again",
+        )
+    if version != FORMAT_VERSION:
+        top.refuse("format_version", f"{version}, expected {FORMAT_VERSION}")
+    key = top.table("key")
+    choices = top.table("choice")
+    choices.only(*PARTS)
+    measurements = tuple(_read_measurement(table) for table in top.tables("measurements"))
+    file = TuneFile(
+        qvae_version=top.text("qvae_version"),
+        command=top.text("command"),
+        key=TuneKey(
+            flavour=key.text("flavour"),
+            flavour_version=key.text("flavour_version"),
+            gpu=key.text("gpu"),
+            compute_capability=key.text_or_none("compute_capability"),
+            precision=key.choice("precision", PRECISIONS),
+        ),
+        measurements=measurements,
+        choices={
+            part: _read_choice(choices.table(part), part) for part in PARTS if part in choices.data
+        },
+    )
+    key.end()
+    top.end()
+    if len({(m.subject, m.variant) for m in measurements}) < len(measurements):
+        _refuse(path, "measurements holds one variant twice")
+    for part in file.choices:
+        held = file.chosen(part)
+        if held is None or held.status != "ok":
+            _refuse(path, f"choice.{part} is not among the measurements that are ok")
+    return file
+
+
+def _read_measurement(table: _Table) -> Measurement:
+    timing = table.table_or_none("timing")
+    parity = table.table_or_none("parity")
+    measurement = Measurement(
+        subject=_read_subject(table, table.choice("part", PARTS)),
+        variant=_read_variant(table),
+        model=table.text("model"),
+        status=table.choice("status", cast("tuple[Status, ...]", get_args(Status))),
+        reason=table.text("reason"),
+        timing=None if timing is None else _read_timing(timing),
+        parity=None if parity is None else _read_parity(parity),
+        build_seconds=table.number_or_none("build_seconds"),
+        engine_bytes=table.integer_or_none("engine_bytes"),
+        memory_bytes=table.integer_or_none("memory_bytes"),
+    )
+    table.end()
+    measured = measurement.timing is not None and measurement.parity is not None
+    if measured is (measurement.status == "failed"):
+        table.refuse("status", f"{measurement.status} does not fit timing and parity")
+    return measurement
+
+
+def _read_timing(table: _Table) -> Timing:
+    timing = Timing(
+        median_ms=table.positive("median_ms"),
+        p10_ms=table.positive("p10_ms"),
+        p90_ms=table.positive("p90_ms"),
+        min_ms=table.positive("min_ms"),
+        runs=table.integer("runs", least=1),
+        wall_ms=table.number_or_none("wall_ms"),
+    )
+    table.end()
+    return timing
+
+
+def _read_parity(table: _Table) -> Parity:
+    parity = Parity(
+        psnr_db=table.number_or_none("psnr_db", least=-math.inf),
+        relative_l2=table.number_or_none("relative_l2"),
+    )
+    table.end()
+    return parity
+
+
+def _read_choice(table: _Table, part: Part) -> Choice:
+    choice = Choice(
+        subject=_read_subject(table, part),
+        variant=_read_variant(table),
+        default_ms=table.number_or_none("default_ms"),
+        complete=table.flag("complete"),
+    )
+    table.end()
+    return choice
+
+
+def _read_subject(table: _Table, part: Part) -> Subject:
+    return Subject(
+        part=part,
+        resolution=table.resolution("resolution"),
+        weights_sha256=table.sha256("weights_sha256"),
+        recipe_sha256=table.sha256("recipe_sha256"),
+    )
+
+
+def _read_variant(table: _Table) -> Variant:
+    text, level = table.text("lowering"), table.integer_or_none("level")
+    try:
+        lowering = Lowering.parse(text)
+    except UsageError as error:
+        table.refuse("lowering", error.what)
+    if lowering.canonical() != text:
+        table.refuse("lowering", f"{text!r}, expected every field, as {lowering.canonical()}")
+    if level is not None and level > 5:
+        table.refuse("level", f"{level}, expected 0 to 5 or null")
+    return Variant(lowering, level)
+
+
+class _Table:
+    """Typed access to a JSON object; what is missing, left over or of another type is refused."""
+
+    def __init__(self, path: Path, where: str, data: object) -> None:
+        self.path = path
+        self.where = where
+        if not isinstance(data, dict):
+            _refuse(path, f"{where.rstrip('.') or 'it'} is no JSON object")
+        self.data: dict[str, object] = data
+        self.read: set[str] = set()
+
+    def refuse(self, name: str, why: str) -> NoReturn:
+        _refuse(self.path, f"{self.where}{name}: {why}")
+
+    def only(self, *known: str) -> None:
+        for name in self.data:
+            if name not in known:
+                self.refuse(ascii(name), "unknown")
+
+    def end(self) -> None:
+        """Nothing was there but what was read."""
+        self.only(*self.read)
+
+    def value(self, name: str) -> object:
+        self.read.add(name)
+        if name not in self.data:
+            self.refuse(name, "missing")
+        return self.data[name]
+
+    def text(self, name: str) -> str:
+        value = self.value(name)
+        # Half a surrogate pair is legal in JSON and cannot be printed.
+        if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+            self.refuse(name, "no text")
+        return value
+
+    def text_or_none(self, name: str) -> str | None:
+        return None if self.value(name) is None else self.text(name)
+
+    def sha256(self, name: str) -> str:
+        text = self.text(name)
+        if _SHA256.fullmatch(text) is None:
+            self.refuse(name, "no SHA-256 in hexadecimal")
+        return text
+
+    def resolution(self, name: str) -> Resolution:
+        text = self.text(name)
+        try:
+            resolution = Resolution.parse(text)
+        except ResolutionError as error:
+            self.refuse(name, error.what)
+        if str(resolution) != text:
+            self.refuse(name, f"{text!r}, expected {resolution}")
+        return resolution
+
+    def flag(self, name: str) -> bool:
+        value = self.value(name)
+        if not isinstance(value, bool):
+            self.refuse(name, "expected true or false")
+        return value
+
+    def integer(self, name: str, *, least: int = 0) -> int:
+        value = self.value(name)
+        if type(value) is not int or not least <= value <= _LONGEST:
+            self.refuse(name, f"expected a whole number, at least {least}")
+        return value
+
+    def integer_or_none(self, name: str) -> int | None:
+        return None if self.value(name) is None else self.integer(name)
+
+    def number(self, name: str, *, least: float = 0.0) -> float:
+        value = self.value(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.refuse(name, "no number")
+        if not (abs(value) <= _LONGEST and value >= least):
+            self.refuse(name, "out of range")
+        return float(value)
+
+    def positive(self, name: str) -> float:
+        number = self.number(name)
+        if number == 0:
+            self.refuse(name, "expected more than 0")
+        return number
+
+    def number_or_none(self, name: str, *, least: float = 0.0) -> float | None:
+        return None if self.value(name) is None else self.number(name, least=least)
+
+    def choice(self, name: str, known: Sequence[_T]) -> _T:
+        value = self.value(name)
+        found = [one for one in known if isinstance(value, str) and value == one]
+        if not found:
+            self.refuse(name, f"expected one of {', '.join(map(str, known))}")
+        return found[0]
+
+    def table(self, name: str) -> _Table:
+        return _Table(self.path, f"{self.where}{name}.", self.value(name))
+
+    def table_or_none(self, name: str) -> _Table | None:
+        return None if self.value(name) is None else self.table(name)
+
+    def tables(self, name: str) -> list[_Table]:
+        items = self.value(name)
+        if not isinstance(items, list):
+            self.refuse(name, "no list")
+        return [
+            _Table(self.path, f"{self.where}{name}[{index}].", item)
+            for index, item in enumerate(items)
+        ]
+
+
+def _plain_variant(variant: Variant) -> dict[str, object]:
+    return {"lowering": variant.lowering.canonical(), "level": variant.level}
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise BenchError(
+        f"{path}: malformed tune file: {why}",
+        fix=f"remove {path}, and run qvae tune again",
+    )
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found

@@ -1,0 +1,421 @@
+"""Tuning: variant after variant is built, compared and timed; the file says which one to build."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from qvae_trt import backends, store
+from qvae_trt.bench.results import Timing
+from qvae_trt.bench.timing import Limits
+from qvae_trt.build import Event, build, plan_static
+from qvae_trt.build.isolation import call_in_child
+from qvae_trt.build.workplace import workplace
+from qvae_trt.errors import BenchError, QvaeError, UsageError
+from qvae_trt.profiles import PARTS, Part, Precision, Resolution
+from qvae_trt.tune import record
+from qvae_trt.tune.record import Choice, Measurement, Subject, TuneFile, TuneKey
+from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qvae_trt.backends import Backend
+    from qvae_trt.model import Model
+    from qvae_trt.tune.reference import FoldedReference
+
+#: A variant must be faster than the default by more than this: measurements that are minutes apart
+#: differ by as much, and a change of variant makes every engine stale.
+TIE = 0.01
+LIMITS = Limits(budget_s=2.0, min_runs=5, max_runs=200)
+_LOCK_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneEvent:
+    """Something happened.
+
+    Attributes:
+        kind: `note` (text), `start` of a variant, `stage` (text: what is done to it), `end`
+            (measurement; text: "measured before" if it was).
+        variant: in what it differs from the default.
+        done, total: variants that are behind, and in all, over all parts.
+    """
+
+    kind: Literal["note", "start", "stage", "end"]
+    text: str = ""
+    part: Part | None = None
+    variant: str = ""
+    measurement: Measurement | None = None
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneResult:
+    """What one run found: `rows` are the measurements of its size and model, new and old."""
+
+    path: Path
+    file: TuneFile
+    rows: tuple[Measurement, ...]
+    default: Variant
+    parts: tuple[Part, ...]
+
+    def chosen(self, part: Part) -> Measurement | None:
+        """The row that `build` will follow; None if none of the variants held."""
+        held = self.file.chosen(part)
+        return held if held in self.rows else None
+
+    @property
+    def ok(self) -> bool:
+        return all(self.chosen(part) is not None for part in self.parts)
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready: the file's choice and key, and the rows with their state."""
+        whole = self.file.to_dict()
+        return {
+            "file": str(self.path),
+            "key": whole["key"],
+            "choice": whole["choice"],
+            "default": str(self.default),
+            "variants": [
+                {
+                    **row.to_dict(),
+                    "variant": row.variant.against(self.default),
+                    "chosen": row == self.chosen(row.subject.part),
+                }
+                for row in self.rows
+            ],
+        }
+
+
+OnEvent = Callable[[TuneEvent], None]
+
+
+def tune(
+    resolution: Resolution,
+    *,
+    out: Path,
+    model: str,
+    backend: str = "auto",
+    precision: Precision = "fp16",
+    parts: Sequence[Part] = PARTS,
+    variants: Sequence[str] = (),
+    timing_cache: Path | None = None,
+    limits: Limits = LIMITS,
+    force: bool = False,
+    command: str = "",
+    on_event: OnEvent | None = None,
+) -> TuneResult:
+    """Measure variants at one size and write the fastest one that is right into a file.
+
+    Every variant is built as `build` builds it, into a temporary folder, run and timed in a process
+    of its own, and compared with the folded fp32 network under `verify.BOUNDS`. The file is brought
+    up to date after each; a variant that it holds already, of the same machine, backend, size,
+    weights and graph, is not measured again. One that failed is.
+
+    Args:
+        out: the tune file.
+        model: as `load_model` takes it. A lowering is not tied to weights, but the comparison is
+            made with these.
+        variants: changes of the default, as `Variant.changed` reads them; without any, the axes of
+            `curated`, each from the best so far.
+        timing_cache: kept between runs; without one, between the variants of this run.
+        force: measure again what the file holds.
+
+    Raises:
+        UsageError: a variant that cannot be.
+        BackendError: the backend is absent, or cannot build or run engines here.
+        BenchError: `out` is there and is no tune file.
+        ModelError, StoreError.
+        KeyboardInterrupt: passed on; what was measured is in the file.
+    """
+    resolution.check()
+    if not parts:
+        raise UsageError(f"no part to tune: expected one of {', '.join(PARTS)}")
+    chosen = backends.get(backend)
+    chosen.supports(precision).require()
+    chosen.can_build().require()
+    chosen.can_run().require()
+    default = default_variant(chosen.name, chosen.version(), precision)
+    asked = [default.changed(text) for text in variants]
+    if not has_levels(chosen.name) and any(variant.level is not None for variant in asked):
+        raise UsageError(
+            f"{chosen.name} has no builder levels", fix="leave level= out of --variants"
+        )
+    held = record.load(out) if out.exists() else None
+
+    from qvae_trt.export import recipe_sha256
+    from qvae_trt.model import load_model
+
+    loaded = load_model(model)
+    with store.lock_engine(out, timeout_s=_LOCK_TIMEOUT_S), workplace() as folder:
+        run = _Run(
+            path=out,
+            backend=chosen,
+            model=loaded,
+            recipe=recipe_sha256(),
+            resolution=resolution,
+            precision=precision,
+            default=default,
+            timing_cache=timing_cache
+            or (folder / "timings" if chosen.name == "tensorrt" else None),
+            limits=limits,
+            command=command,
+            folder=folder,
+            on_event=on_event or _silent,
+            file=TuneFile(key=TuneKey.here(chosen, precision), command=command),
+        )
+        run.take_over(held, parts if force else ())
+        plans = {
+            part: () if asked else curated(chosen.name, precision, part, resolution)
+            for part in dict.fromkeys(parts)
+        }
+        flat = list(dict.fromkeys([default, *asked]))
+        run.total = sum(len(flat) + _count(axes, default) for axes in plans.values())
+        for part, axes in plans.items():
+            run.part(part, flat, axes)
+    return TuneResult(
+        path=out,
+        file=run.file,
+        rows=tuple(m for m in run.file.measurements if m.subject in run.subjects),
+        default=default,
+        parts=tuple(plans),
+    )
+
+
+def fastest(measurements: Sequence[Measurement], default: Variant) -> Measurement | None:
+    """The quickest that is right; the default, if nothing is quicker by more than `TIE`."""
+    right = [(m.timing.median_ms, m) for m in measurements if m.status == "ok" and m.timing]
+    if not right:
+        return None
+    best_ms, best = min(right, key=lambda pair: pair[0])
+    tied = [m for ms, m in right if m.variant == default and ms * (1.0 - TIE) <= best_ms]
+    return tied[0] if tied else best
+
+
+def _shared_timings(backend: Backend, folder: Path) -> Path | None:
+    """Most layers of two variants are the same. RTX takes no timings, and would warn."""
+    return folder / "timings" if backend.name == "tensorrt" else None
+
+
+def _count(axes: Sequence[Axis], default: Variant) -> int:
+    """How many variants the axes add: an axis's own value so far is the default's."""
+    tried = [default.changed(f"{name}={value}") for name, values in axes for value in values]
+    return sum(variant != default for variant in tried)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One call of `tune`."""
+
+    path: Path
+    backend: Backend
+    model: Model
+    recipe: str
+    resolution: Resolution
+    precision: Precision
+    default: Variant
+    timing_cache: Path | None
+    limits: Limits
+    command: str
+    folder: Path
+    on_event: OnEvent
+    file: TuneFile
+    done: int = 0
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        self.subjects: list[Subject] = []
+        self.reference: FoldedReference | None = None
+
+    def take_over(self, held: TuneFile | None, forgotten: Sequence[Part]) -> None:
+        """Keep what an earlier run measured here, and see now whether the file can be written."""
+        if held is not None:
+            other = held.key.differences(self.file.key)
+            if other:
+                self.on_event(TuneEvent(kind="note", text=f"{self.path} is replaced: {other}"))
+            else:
+                self._keep(held, forgotten)
+        record.save(self.file, self.path)
+
+    def _keep(self, held: TuneFile, forgotten: Sequence[Part]) -> None:
+        again = {self._subject(part) for part in forgotten}
+        measurements = tuple(
+            m
+            for m in held.measurements
+            # Of another graph nothing can be learnt that this version could build.
+            if m.subject.recipe_sha256 == self.recipe and m.subject not in again
+        )
+        kept = replace(held, command=self.command, measurements=measurements)
+        choices = {p: c for p, c in kept.choices.items() if kept.chosen(p) is not None}
+        self.file = replace(kept, choices=choices, qvae_version=self.file.qvae_version)
+
+    def part(self, part: Part, flat: Sequence[Variant], axes: Sequence[Axis]) -> None:
+        subject = self._subject(part)
+        self.subjects.append(subject)
+        self.reference = None
+        found: list[Measurement] = []
+        for variant in flat:
+            self._one(subject, variant, found)
+        for name, values in axes:
+            best = fastest(found, self.default)
+            base = self.default if best is None else best.variant
+            for value in values:
+                variant = base.changed(f"{name}={value}")
+                if variant != base:
+                    self._one(subject, variant, found)
+        self._choose(subject, complete=True)
+        record.save(self.file, self.path)
+
+    def _subject(self, part: Part) -> Subject:
+        return Subject(
+            part=part,
+            resolution=self.resolution,
+            weights_sha256=self.model.weights_sha256,
+            recipe_sha256=self.recipe,
+        )
+
+    def _one(self, subject: Subject, variant: Variant, found: list[Measurement]) -> None:
+        self._tell("start", subject, variant)
+        held = self.file.find(subject, variant)
+        if held is not None and held.status != "failed":
+            measurement, text = held, "measured before"
+        else:
+            measurement, text = self._measure(subject, variant), ""
+            rest = tuple(m for m in self.file.measurements if m is not held)
+            self.file = replace(self.file, measurements=(*rest, measurement))
+        found.append(measurement)
+        self._choose(subject, complete=False)
+        record.save(self.file, self.path)
+        self.done += 1
+        self._tell("end", subject, variant, text=text, measurement=measurement)
+
+    def _choose(self, subject: Subject, *, complete: bool) -> None:
+        # Those that an earlier run asked for by name count, too.
+        found = [m for m in self.file.measurements if m.subject == subject]
+        best = fastest(found, self.default)
+        choices = {p: c for p, c in self.file.choices.items() if p != subject.part}
+        if best is not None:
+            default = next((m.timing for m in found if m.variant == self.default), None)
+            choices[subject.part] = Choice(
+                subject=subject,
+                variant=best.variant,
+                default_ms=None if default is None else default.median_ms,
+                complete=complete,
+            )
+        self.file = replace(self.file, choices=choices)
+
+    def _tell(
+        self,
+        kind: Literal["start", "stage", "end"],
+        subject: Subject,
+        variant: Variant,
+        *,
+        text: str = "",
+        measurement: Measurement | None = None,
+    ) -> None:
+        self.on_event(
+            TuneEvent(
+                kind=kind,
+                text=text,
+                part=subject.part,
+                variant=variant.against(self.default),
+                measurement=measurement,
+                done=self.done,
+                total=self.total,
+            )
+        )
+
+    # --- one variant --------------------------------------------------------------------------
+
+    def _measure(self, subject: Subject, variant: Variant) -> Measurement:
+        measurement = Measurement(
+            subject=subject, variant=variant, model=self.model.source, status="failed"
+        )
+        place = self.folder / "variant"
+        try:
+            reference = self._reference(subject, variant)
+            engine, measurement = self._build(measurement, place)
+            return self._judge(measurement, engine, place, reference)
+        except QvaeError as error:
+            return replace(measurement, reason=" ".join(error.what.split()) or "failed")
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _reference(self, subject: Subject, variant: Variant) -> FoldedReference:
+        if self.reference is None:
+            from qvae_trt.tune.reference import FoldedReference
+
+            self._tell("stage", subject, variant, text="PyTorch fp32")
+            self.reference = FoldedReference(self.model, subject.part, self.resolution)
+        return self.reference
+
+    def _build(self, measurement: Measurement, place: Path) -> tuple[Path, Measurement]:
+        subject, variant = measurement.subject, measurement.variant
+
+        def tell(event: Event) -> None:
+            if event.kind == "progress":
+                of = f" {event.done}/{event.total}" if event.total else ""
+                self._tell("stage", subject, variant, text=f"{event.text}{of}")
+
+        jobs = plan_static(place, [self.resolution], [subject.part], self.backend.suffix)
+        (built,) = build(
+            jobs,
+            model=self.model.source,
+            backend=self.backend.name,
+            precision=self.precision,
+            level=variant.level,
+            timing_cache=self.timing_cache,
+            lowerings={subject.part: variant.lowering},
+            command=self.command,
+            on_event=tell,
+        )
+        if built.error is not None:
+            raise built.error
+        seconds = None if built.seconds is None else round(built.seconds, 3)
+        return jobs[0].path, replace(
+            measurement, build_seconds=seconds, engine_bytes=built.engine_bytes
+        )
+
+    def _judge(
+        self, measurement: Measurement, engine: Path, place: Path, reference: FoldedReference
+    ) -> Measurement:
+        inputs, outputs = place / "inputs.npy", place / "outputs.npy"
+        reference.write_inputs(inputs)
+
+        def progress(stage: str, _done: int, _total: int) -> bool:
+            self._tell("stage", measurement.subject, measurement.variant, text=stage)
+            return True
+
+        answer = call_in_child(
+            "qvae_trt.tune.child:serve",
+            {
+                "engine": str(engine),
+                "inputs": str(inputs),
+                "outputs": str(outputs),
+                "limits": asdict(self.limits),
+            },
+            progress=progress,
+            name="measuring",
+            makes="result",
+            fix="qvae doctor",
+        )
+        timing = Timing(**answer["timing"])
+        if not timing.min_ms > 0:
+            raise BenchError(f"a run of {timing.min_ms} ms cannot be")
+        parity, broken = reference.check(outputs, self.precision)
+        return replace(
+            measurement,
+            status="broken" if broken else "ok",
+            reason=broken,
+            timing=timing,
+            parity=parity,
+            memory_bytes=answer["memory_bytes"],
+        )
+
+
+def _silent(event: TuneEvent) -> None:
+    """Nobody wants to hear."""

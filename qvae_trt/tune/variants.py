@@ -1,0 +1,115 @@
+"""What there is to choose from: a lowering and a builder level, and the few worth measuring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from qvae_trt.errors import UsageError
+from qvae_trt.lowerings import Lowering, choose_lowering
+
+if TYPE_CHECKING:
+    from qvae_trt.profiles import Part, Precision, Resolution
+
+DEFAULT = "default"
+_MAX_LEVEL = 5
+_FIELDS = tuple(field.name for field in fields(Lowering))
+
+Axis = tuple[str, tuple[str, ...]]
+"""A field of a variant, and the values of it that are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to build an engine. `level` None is TensorRT's own default."""
+
+    lowering: Lowering
+    level: int | None = None
+
+    def __str__(self) -> str:
+        """All of it, as :meth:`parse` reads it."""
+        level = "" if self.level is None else f",level={self.level}"
+        return f"{self.lowering.canonical()}{level}"
+
+    def changed(self, text: str) -> Variant:
+        """This variant with what `text` says, e.g. `attention_chunks=4,level=2`; `default` changes
+        nothing.
+
+        Raises:
+            UsageError: an unknown field or value, or a field twice.
+        """
+        if text.strip() == DEFAULT:
+            return self
+        items = [item.strip() for item in text.split(",")]
+        levels = [item.partition("=")[2] for item in items if item.partition("=")[0] == "level"]
+        of_lowering = [item for item in items if item.partition("=")[0] != "level"]
+        if len(levels) > 1 or "" in items:
+            raise UsageError(
+                f"cannot read the variant {text!r}",
+                fix=f"expected {DEFAULT}, or fields as attention_chunks=4,level=2",
+            )
+        # Reads every value and refuses what it does not know; the rest of it are mere defaults.
+        read = Lowering.parse(",".join(of_lowering))
+        named = {name: getattr(read, name) for name in (i.partition("=")[0] for i in of_lowering)}
+        level = _level(levels[0]) if levels else self.level
+        return Variant(replace(self.lowering, **named), level)
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """Read what `str` wrote."""
+        return cls(Lowering()).changed(text)
+
+    def against(self, other: Variant) -> str:
+        """In what it differs from another one, as :meth:`changed` reads it; `default` if in
+        nothing.
+        """
+        names = [n for n in _FIELDS if getattr(self.lowering, n) != getattr(other.lowering, n)]
+        words = [f"{name}={getattr(self.lowering, name)}" for name in names]
+        if self.level != other.level:
+            words.append(f"level={self.level}")
+        return ",".join(words) or DEFAULT
+
+
+def _level(text: str) -> int:
+    if not (len(text) == 1 and text in "012345"):
+        raise UsageError(f"level is {text!r}, expected 0 to {_MAX_LEVEL}")
+    return int(text)
+
+
+def default_variant(flavour: str, version: str, precision: Precision) -> Variant:
+    """What `build` does without a tune file."""
+    return Variant(choose_lowering(flavour, version, precision))
+
+
+def has_levels(flavour: str) -> bool:
+    """TensorRT-RTX takes a level and builds the same engine."""
+    return flavour == "tensorrt"
+
+
+def curated(
+    flavour: str, precision: Precision, part: Part, resolution: Resolution
+) -> tuple[Axis, ...]:
+    """The axes that matter for a flavour, in the order in which they are tried.
+
+    Each axis is tried from the best variant so far, so that the result is a combination although
+    the full product is not built. What matters most comes first: half of the decoder's convolutions
+    stand behind an upsampling, and attention decides on memory.
+    """
+    upsamples: tuple[str, ...] = ("conv_transpose", "depth_to_space", "resize")
+    if flavour == "tensorrt_rtx" and precision == "bf16":
+        upsamples = upsamples[1:]  # no kernel for the first: the build would fail
+    tokens = resolution.latent[0] * resolution.latent[1]
+    numbers = (1, 8) if flavour == "onnxruntime" else (4, 8, 16)
+    chunks = tuple(str(number) for number in numbers if number <= tokens)
+    axes: list[Axis] = [
+        ("upsample", upsamples),
+        ("norm", ("fp32", "conv")),
+        ("attention", ("softmax", "exp")),
+        ("attention_chunks", chunks),
+    ]
+    if part == "encoder":
+        del axes[0]  # it has none
+    if has_levels(flavour):
+        # 5 can take tens of minutes for one engine; who has them asks for level=5.
+        axes.append(("level", ("4",)))
+    return tuple(axes)
