@@ -40,9 +40,10 @@ class CapturedRun:
         """
         source, result = torch.empty_like(x), torch.empty_like(y)
         graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
         # thread_local: other threads may allocate meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            execute(source, result, torch.cuda.current_stream(x.device).cuda_stream)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            execute(source, result, stream.cuda_stream)
         return cls(graph, source, result, generation)
 
     def replay(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

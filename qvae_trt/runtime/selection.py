@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_CHOICES_KEPT = 256
+
+
 def roots(engine_dir: Path) -> dict[Mode, Path]:
     """Where the engines of both modes are in an engine folder."""
     return {"static": engine_dir / "static", "profiles": engine_dir / "profiles"}
@@ -70,6 +73,8 @@ class Engines:
         self._places: dict[torch.device, tuple[EngineCache, Scratch]] = {}
         self._failures = Failures()
         self._ranges: dict[Path, tuple[Signature, tuple[Profile, ...]]] = {}
+        # What serves a size, and the static engine's path: choosing costs more than launching.
+        self._choices: dict[tuple[Part, Resolution], tuple[Choice, Path]] = {}
         self._lock = threading.Lock()
         self.backend: backends.Backend | None = None
         self.refusal: QvaeError | None = None
@@ -99,6 +104,14 @@ class Engines:
             resolution: of the picture.
             unfit: modes that were tried, with what went wrong.
         """
+        if not unfit:
+            known = self._choices.get((part, resolution))
+            # An engine that was built, or removed, since then is seen by its file.
+            if known is not None and known[1].is_file() == (known[0].engine == "static"):
+                return known[0]
+        else:
+            self._choices.pop((part, resolution), None)
+        whole = not unfit
         unfit = dict(unfit or {})
         if self.refusal is not None:
             unfit = dict.fromkeys(("static", "profiles"), self.refusal.what)
@@ -116,13 +129,18 @@ class Engines:
                     reason = error.what
             else:
                 reason = found
-        return choose(
+        choice = choose(
             resolution,
             static={resolution: exact},
             profiles=ranges,
             profiles_path=wide,
             profiles_reason=reason,
         )
+        if whole and fixed is not None and choice.engine != "pytorch":
+            if len(self._choices) >= _CHOICES_KEPT:
+                self._choices.clear()
+            self._choices[part, resolution] = choice, fixed
+        return choice
 
     def run(self, part: Part, choice: Choice, x: torch.Tensor) -> torch.Tensor:
         """Run the chosen engine, one picture at a time: (B, C, 1, H, W) → (B, C', 1, H', W'), in
@@ -174,6 +192,7 @@ class Engines:
             self.make_room(device)
         self._failures.forget()
         self._ranges.clear()
+        self._choices.clear()
 
     def release_scratch(self) -> None:
         """Give the scratch memory of every device back; the engines stay loaded."""

@@ -267,6 +267,21 @@ def test_an_engine_built_later_is_found(engine_dir, tmp_path, original):
     assert vae.memory()["engines"] == 1
 
 
+def test_a_better_engine_built_later_takes_over(engine_dir, tmp_path):
+    shutil.copytree(engine_dir / "profiles", tmp_path / "profiles")
+    vae = load_vae(tmp_path, model=tiny(), backend="onnxruntime", fallback="raise")
+    served = []
+    for _ in range(2):
+        vae.decode(latents(64, 96))
+        served.append(vae.choice("decoder", STATIC).engine)
+    shutil.copytree(engine_dir / "static", tmp_path / "static")
+    served.append(vae.choice("decoder", STATIC).engine)
+    vae.decode(latents(64, 96))
+    shutil.rmtree(tmp_path / "static")
+    served.append(vae.choice("decoder", STATIC).engine)
+    assert served == ["profiles", "profiles", "static", "profiles"]
+
+
 def test_a_memory_budget_holds(engine_dir):
     static, wide = (
         engine_dir / "static/96x64/vae_decoder.onnx",

@@ -1,0 +1,362 @@
+"""The run-time on a real GPU: streams, graphs, memory, threads."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError
+from qvae_trt.model import Model, load_model
+from qvae_trt.profiles import Resolution
+from qvae_trt.runtime.fallback import FallbackWarning
+from qvae_trt.runtime.vae import TrtVae, load_vae
+
+pytestmark = pytest.mark.gpu
+
+#: (height, width) in pixels, by what serves them (see conftest).
+STATIC, OTHER_STATIC, WIDE, TOO_LARGE = (256, 256), (384, 512), (320, 480), (256, 800)
+#: Some 50 ms of nothing, in clock cycles.
+LONG = 100_000_000
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model("bundled:tiny")
+
+
+@pytest.fixture(scope="module")
+def original(model):
+    return copy.deepcopy(model.vae).to("cuda")
+
+
+@pytest.fixture
+def vae(engine_dir, model):
+    vae = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise")
+    yield vae
+    torch.cuda.synchronize()
+    vae.release_memory()
+
+
+def picture(size: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.rand((1, 3, 1, *size), generator=generator, device="cuda") * 2 - 1
+
+
+def latents(size: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    shape = (1, 16, 1, size[0] // 8, size[1] // 8)
+    return torch.randn(shape, generator=generator, device="cuda")
+
+
+def psnr_db(y: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(10 * torch.log10(4 / (y.float() - expected.float()).square().mean()))
+
+
+def equal(y: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+
+def test_it_is_on_the_gpu_in_bf16_by_default(engine_dir, model):
+    vae = load_vae(engine_dir, model=model)
+    assert (vae.device.type, vae.dtype) == ("cuda", torch.bfloat16)
+
+
+@pytest.mark.parametrize("size", [STATIC, OTHER_STATIC, WIDE])
+def test_results_are_those_of_diffusers_in_fp32(vae, original, size):
+    x = picture(size)
+    found = vae.encode(x).latent_dist.mode()
+    expected = original.encode(x).latent_dist.mode()
+    assert float((found - expected).norm() / expected.norm()) < 1e-2
+    y = vae.decode(expected).sample
+    assert psnr_db(y, original.decode(expected).sample) > 45
+    assert vae.memory()["engines"] == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_pytorch_serves_what_no_engine_does(engine_dir, model, original, dtype):
+    vae = load_vae(engine_dir, model=model, backend="tensorrt", dtype=dtype)
+    z = latents(TOO_LARGE)
+    with pytest.warns(FallbackWarning, match="800 is not in 128..640"):
+        y = vae.decode(z).sample
+    assert y.dtype == z.dtype
+    floor = {torch.bfloat16: 28, torch.float16: 45, torch.float32: 60}[dtype]
+    assert psnr_db(y, original.decode(z).sample) > floor
+
+
+# --- streams
+# ----------------------------------------------------------------------------------------
+
+
+def test_the_run_waits_for_its_input(vae):
+    """The value arrives late on the caller's stream; a private stream would read the zeros."""
+    z = latents(STATIC)
+    expected = vae.decode(z).sample.clone()
+    late = torch.zeros_like(z)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(LONG)
+    late.copy_(z)
+    equal(vae.decode(late).sample, expected)
+
+
+def test_an_input_from_another_stream(vae):
+    z = latents(STATIC)
+    expected = vae.decode(z).sample.clone()
+    torch.cuda.synchronize()
+    producer, consumer = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(producer):
+        torch.cuda._sleep(LONG)
+        made = z * 1.0
+    with torch.cuda.stream(consumer):
+        consumer.wait_stream(producer)
+        y = vae.decode(made).sample
+        del made  # its memory must not be reused while the run reads it
+    with torch.cuda.stream(producer):
+        for _ in range(8):
+            torch.full_like(z, 1e4)
+    consumer.synchronize()
+    equal(y, expected)
+
+
+def test_two_streams_share_scratch_without_meeting_on_it(vae):
+    z, x = latents(OTHER_STATIC), picture(OTHER_STATIC)
+    decoded, encoded = vae.decode(z).sample, vae.encode(x).latent_dist.parameters
+    torch.cuda.synchronize()
+    one, two = torch.cuda.Stream(), torch.cuda.Stream()
+    results = []
+    for _ in range(20):
+        with torch.cuda.stream(one):
+            y = vae.decode(z).sample
+        with torch.cuda.stream(two):
+            m = vae.encode(x).latent_dist.parameters
+        results.append((y, m))
+    torch.cuda.synchronize()
+    for y, m in results:
+        equal(y, decoded)
+        equal(m, encoded)
+
+
+def test_a_result_survives_the_next_calls(vae):
+    first = vae.decode(latents(STATIC)).sample
+    kept = first.clone()
+    for seed in range(1, 5):
+        vae.decode(latents(STATIC, seed))
+        vae.encode(picture(OTHER_STATIC, seed))
+    equal(first, kept)
+
+
+def test_threads_get_what_one_thread_gets(vae):
+    sizes = (STATIC, OTHER_STATIC, WIDE)
+    expected = [vae.decode(latents(size)).sample for size in sizes]
+    torch.cuda.synchronize()
+    wrong: list[BaseException] = []
+
+    def work(start: int) -> None:
+        try:
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for i in range(30):
+                    index = (start + i) % len(sizes)
+                    equal(vae.decode(latents(sizes[index])).sample, expected[index])
+        except BaseException as error:  # noqa: BLE001  reported below, in the test's thread
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# --- CUDA graphs
+# ------------------------------------------------------------------------------------
+
+
+def test_the_graph_option_changes_nothing_but_speed(engine_dir, model, vae):
+    fast = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True)
+    for seed in range(4):
+        for size in (STATIC, OTHER_STATIC, WIDE):
+            z = latents(size, seed)
+            equal(fast.decode(z).sample, vae.decode(z).sample)
+    cache, _ = fast._server.engines._place(torch.device("cuda", 0))
+    captured = [e.engine for e in cache._entries.values() if e.engine._graph is not None]
+    assert len(captured) == 2, "one for each static engine"
+    fast.release_memory(engines=False)  # scratch moves: the graphs must not be replayed on it
+    for seed in range(4):
+        z = latents(OTHER_STATIC, seed)
+        equal(fast.decode(z).sample, vae.decode(z).sample)
+    held = torch.cuda.Stream()
+    with torch.cuda.stream(held):
+        held.wait_stream(torch.cuda.default_stream())
+        y = fast.decode(latents(STATIC)).sample
+    held.synchronize()
+    equal(y, vae.decode(latents(STATIC)).sample)
+
+
+def test_a_callers_capture(vae):
+    z = latents(STATIC)
+    with pytest.raises(ExecutionError, match="cannot be loaded while a CUDA graph is captured"):
+        _capture(vae, z)
+    expected = [vae.decode(latents(STATIC, seed)).sample.clone() for seed in range(3)]
+    graph, y = _capture(vae, z)
+    vae.decode(latents(OTHER_STATIC))  # grows the shared scratch, which the graph must not need
+    vae.release_memory()
+    assert vae.memory()["engines"] == 1, "the captured engine stays"
+    for seed in range(3):
+        z.copy_(latents(STATIC, seed))
+        graph.replay()
+        torch.cuda.synchronize()
+        equal(y, expected[seed])
+    vae.decode(latents(WIDE))
+    with pytest.raises(ExecutionError, match="not a static engine"):
+        _capture(vae, latents(WIDE))
+
+
+def _capture(vae: TrtVae, z: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        y = vae.decode(z, return_dict=False)[0]
+    return graph, y
+
+
+# --- memory
+# -----------------------------------------------------------------------------------------
+
+
+def test_scratch_is_one_buffer_and_comes_back(vae):
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    vae.decode(latents(STATIC))
+    small = vae.memory()["scratch_bytes"]
+    vae.decode(latents(OTHER_STATIC))
+    vae.encode(picture(OTHER_STATIC))
+    large = vae.memory()["scratch_bytes"]
+    assert 0 < small < large
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() - before < large + (1 << 20)
+    vae.release_memory()
+    assert vae.memory() == {"engines": 0, "engine_bytes": 0, "scratch_bytes": 0}
+    assert torch.cuda.memory_allocated() - before < 1 << 20
+    vae.decode(latents(STATIC))
+
+
+def test_vaes_of_one_device_share_scratch(engine_dir, model, vae):
+    other = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise")
+    vae.decode(latents(OTHER_STATIC))
+    other.decode(latents(STATIC))
+    assert other.memory()["scratch_bytes"] == vae.memory()["scratch_bytes"]
+
+
+def test_no_memory_for_scratch_is_said_and_passes(vae):
+    expected = vae.decode(latents(OTHER_STATIC)).sample.clone()
+    vae.release_memory()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (4 << 20)) / total)
+    try:
+        with pytest.raises(DeviceMemoryError, match="scratch"):
+            vae.decode(latents(OTHER_STATIC))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    equal(vae.decode(latents(OTHER_STATIC)).sample, expected)
+
+
+def test_moving_off_the_gpu_frees_it(engine_dir, model):
+    vae = load_vae(engine_dir, model=model, backend="tensorrt")
+    y = vae.decode(latents(STATIC)).sample
+    vae.to("cpu")
+    assert vae.memory()["scratch_bytes"] == 0
+    with pytest.warns(FallbackWarning, match="engines run on cuda here"):
+        slow = vae.to(torch.float32).decode(latents(STATIC).cpu()).sample
+    assert psnr_db(slow.cuda(), y) > 40
+    vae.to("cuda")
+    equal(vae.decode(latents(STATIC)).sample, y)
+
+
+# --- faults and pipelines
+# ---------------------------------------------------------------------------
+
+
+def test_an_engine_of_another_machine_is_refused(engine_dir, model, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(engine_dir / "static", tmp_path / "static")
+    file = tmp_path / "static/256x256/vae_decoder.trt.json"
+    data = json.loads(file.read_text())
+    data["key"]["compute_capability"] = "8.9"
+    file.write_text(json.dumps(data))
+    vae = load_vae(tmp_path, model=model, backend="tensorrt", fallback="raise")
+    with pytest.raises(EngineError, match="another compute capability"):
+        vae.decode(latents(STATIC))
+
+
+def test_a_damaged_plan_is_reported_by_tensorrt_and_served_by_pytorch(engine_dir, model, tmp_path):
+    import json
+    import shutil
+
+    from qvae_trt import store
+
+    shutil.copytree(engine_dir / "static", tmp_path / "static")
+    plan = tmp_path / "static/256x256/vae_decoder.trt"
+    plan.write_bytes(plan.read_bytes()[: -(1 << 16)])
+    side = store.sidecar_path(plan)
+    data = json.loads(side.read_text())
+    data["engine"] = {"sha256": store.sha256_file(plan), "bytes": plan.stat().st_size}
+    side.write_text(json.dumps(data))
+    vae = load_vae(tmp_path, model=model, backend="tensorrt", dtype=torch.float32)
+    with pytest.warns(FallbackWarning, match="does not load it"):
+        y = vae.decode(latents(STATIC)).sample
+    good = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise")
+    assert psnr_db(y, good.decode(latents(STATIC)).sample) > 45
+
+
+def test_model_offload(engine_dir, model):
+    """`enable_model_cpu_offload` brings it in and out; the picture stays the same."""
+    tiny_pipelines = pytest.importorskip("tiny_pipelines")
+    import diffusers
+
+    def draw(pipe) -> torch.Tensor:
+        pipe.set_progress_bar_config(disable=True)
+        return pipe(
+            **{name: value.cuda() for name, value in tiny_pipelines.prompt().items()},
+            height=STATIC[0],
+            width=STATIC[1],
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        ).images
+
+    def make(vae) -> diffusers.QwenImagePipeline:
+        return diffusers.QwenImagePipeline(
+            scheduler=tiny_pipelines.scheduler(),
+            vae=vae,
+            text_encoder=None,
+            tokenizer=None,
+            transformer=copy.deepcopy(tiny_pipelines.transformer()),
+        )
+
+    vae = load_vae(
+        engine_dir, model=model, backend="tensorrt", fallback="raise", dtype=torch.float32
+    )
+    expected = draw(make(vae).to("cuda")).clone()
+    pipe = make(vae)
+    pipe.enable_model_cpu_offload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        found = draw(pipe)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    assert vae.device.type == "cpu", "back out after the picture"
+    assert vae.memory()["scratch_bytes"] == 0
+
+
+def test_the_choice_is_explained(vae):
+    text = vae.choice("decoder", Resolution(*WIDE)).explain()
+    assert "+ profile 0" in text
+    assert Path(str(vae.choice("decoder", Resolution(*STATIC)).path)).name == "vae_decoder.trt"
