@@ -1,0 +1,519 @@
+"""Fill the figures of README.md and docs/ from `benchmarks/**.json`, so that none is ever typed.
+
+    write_figures.py             writes what is between the markers, and the charts
+    write_figures.py --check     exit 1 where that would change a file
+    write_figures.py --count     counts the cases of the tests that the docs name
+    write_figures.py --terminal  draws docs/images/terminal-*.svg anew
+
+In a line: `<!-- f KEY -->what was written<!-- /f -->`. Over several lines: `<!-- block KEY -->`,
+the block, `<!-- /block -->`. Where a measurement is missing, the words for that are written.
+
+Keys of a line:
+    ms:PART:SIZE:PATH        median            speedup:PART:SIZE:PATH   against PyTorch as shipped
+    mean:PART:PATH           mean speed-up     range:PART:PATH          its least and largest
+    first:PATH  switch:PATH  the longest first use of a size, the dearest change of size
+    pil:PATH:PROCESSOR       latents to PIL    post:PROCESSOR           of it the post-processing
+    fact:NAME                gpu, driver, …    cases:TEST, cases        of the tests named in docs
+    json:FILE:A.B[name=x].C:FORMAT             any value; FORMAT is ms, gib, mib, int, x or text
+Keys of a block:
+    sizes  profiles  bounds  gain  machine  latency:PART  service  memory  parity  picture:NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvae_trt.bench import BenchResult, group, load, merge
+from qvae_trt.errors import BenchError
+from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
+from qvae_trt.verify.bounds import BOUNDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+CHARTS = ("latency", "speedup", "memory")
+CASES = Path("reliability/cases.json")
+TEST_NAME = re.compile(r"`(tests/[\w/]+\.py::test_\w+)`")
+_INLINE = re.compile(r"(<!-- f (\S+) -->)(.*?)(<!-- /f -->)")
+_BLOCK = re.compile(r"(<!-- block (\S+) -->\n)(.*?)(\n?<!-- /block -->)", re.DOTALL)
+
+_WORDS = {
+    "en": {
+        "missing": "not measured yet",
+        "not counted": "not counted yet",
+        "aspect": "aspect", "size": "size", "profile": "profile", "fact": "fact", "value": "value",
+        "precision": "precision", "output": "output", "mean": "mean", "engine": "engine",
+        "rows": "comparisons", "least": "least PSNR, dB", "l2": "largest relative L2",
+        "abs": "largest difference", "bf16": "largest error over bf16's",
+        "images": "images", "moments": "moments", "of range": "of the range",
+        "path": "path", "first": "first use, ms", "switch": "a change of size adds, ms",
+        "pil": "latents to PIL, ms", "processor": "post-processing",
+        "engines": "engines", "files": "engine files, GiB", "scratch": "scratch and output, GiB",
+        "together": "together, GiB", "pair": "one static pair", "nine": "the nine-profile pair",
+        "static": "static pairs", "stock": "diffusers'", "qvae": "QvaeImageProcessor",
+        "latency": "Latency by size, one bar a path",
+        "speedup": "Speed-up over PyTorch as diffusers ships it",
+        "memory": "Memory by size",
+    },
+    "zh": {
+        "missing": "尚未测量",
+        "not counted": "尚未统计",
+        "aspect": "宽高比", "size": "尺寸", "profile": "profile", "fact": "项目", "value": "值",
+        "precision": "精度", "output": "输出", "mean": "平均", "engine": "引擎",
+        "rows": "比较次数", "least": "最低 PSNR(dB)", "l2": "最大相对 L2",
+        "abs": "最大差值", "bf16": "相对 bf16 误差的最大比值",
+        "images": "图像", "moments": "矩", "of range": "(占取值范围)",
+        "path": "路径", "first": "首次使用(ms)", "switch": "切换尺寸增加(ms)",
+        "pil": "latents 到 PIL(ms)", "processor": "后处理",
+        "engines": "引擎", "files": "引擎文件(GiB)", "scratch": "scratch 与输出(GiB)",
+        "together": "合计(GiB)", "pair": "一对静态引擎", "nine": "九 profile 引擎对",
+        "static": "对静态引擎", "stock": "diffusers 自带", "qvae": "QvaeImageProcessor",
+        "latency": "各尺寸的延迟,每条路径一根柱", "speedup": "相对 diffusers 原版 PyTorch 的加速比",
+        "memory": "各尺寸的显存",
+    },
+}  # fmt: skip
+
+
+class MissingError(Exception):
+    """There is no such measurement."""
+
+
+class Figures:
+    """What can be said, from the JSON files under one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def result(self) -> BenchResult | None:
+        """The H200's latencies: of the results that fit one table, the largest table."""
+        found = []
+        for path in sorted((self.folder / "h200").rglob("*.json")):
+            try:
+                if json.loads(path.read_bytes()).get("schema") == "qvae/latency":
+                    found.append(load(path))
+            except (ValueError, AttributeError, BenchError) as error:
+                print(f"{path}: left out: {error}", file=sys.stderr)
+        tables = [merge([found[index] for index in members]) for members in group(found)]
+        return max(tables, key=lambda table: len(_timed(table)), default=None)
+
+    @cached_property
+    def parity(self) -> list[dict[str, Any]]:
+        """Every row that ran on the H200, of every parity report there."""
+        rows = []
+        for path in sorted((self.folder / "h200").rglob("*.json")):
+            data = json.loads(path.read_bytes())
+            if isinstance(data, dict) and "reference_proof" in data:
+                rows += [row for row in data["rows"] if "psnr_db" in row]
+        return rows
+
+    # --- one figure -----------------------------------------------------------------------------
+
+    def line(self, key: str, words: dict[str, str]) -> str:
+        kind, *rest = key.split(":", 1)
+        try:
+            if kind == "json":
+                return self._json(rest[0])
+            if kind == "cases":
+                return self._cases(rest[0] if rest else None)
+            value: Callable[..., str] = getattr(self, f"_{kind}")
+            return value(*rest[0].split(":"))
+        except MissingError:
+            return words["not counted" if kind == "cases" else "missing"]
+
+    def _table(self) -> BenchResult:
+        if self.result is None:
+            raise MissingError
+        return self.result
+
+    def _ms(self, part: Part, size: str, path: str) -> str:
+        cell = self._table().cell(part, Resolution.parse(size), path)
+        if cell is None or cell.timing is None:
+            raise MissingError
+        return f"{cell.timing.median_ms:.1f} ms"
+
+    def _speedup(self, part: Part, size: str, path: str) -> str:
+        cell = self._table().cell(part, Resolution.parse(size), path)
+        ratio = None if cell is None else self._table().speedup(cell)
+        if ratio is None:
+            raise MissingError
+        return f"{ratio:.2f}×"
+
+    def _ratios(self, part: str, path: str) -> list[float]:
+        table = self._table()
+        cells = [c for c in table.cells if c.part == part and c.path == path]
+        found = [ratio for cell in cells if (ratio := table.speedup(cell)) is not None]
+        if not found:
+            raise MissingError
+        return found
+
+    def _mean(self, part: str, path: str) -> str:
+        found = self._ratios(part, path)
+        return f"{sum(found) / len(found):.2f}×"
+
+    def _range(self, part: str, path: str) -> str:
+        found = self._ratios(part, path)
+        return f"{min(found):.2f}× – {max(found):.2f}×"
+
+    def _service(self, kind: str, path: str) -> list[Any]:
+        rows = [
+            row
+            for row in self._table().service
+            if (row.kind, row.path) == (kind, path) and row.timing is not None
+        ]
+        if not rows:
+            raise MissingError
+        return rows
+
+    def _first(self, path: str) -> str:
+        return f"{max(r.timing.median_ms for r in self._service('first_use', path)):.0f} ms"
+
+    def _switch(self, path: str) -> str:
+        rows = self._service("switch", path)
+        most = max(r.steps["after_switch_ms"] - r.steps["steady_ms"] for r in rows)
+        return f"{max(0.0, most):.2f} ms"
+
+    def _pil(self, path: str, processor: str) -> str:
+        rows = self._service("latents_to_pil", path)
+        found = [r for r in rows if r.processor == processor]
+        if not found:
+            raise MissingError
+        largest = max(found, key=lambda row: row.resolution.pixels)
+        return f"{largest.timing.median_ms:.1f} ms"
+
+    def _post(self, processor: str) -> str:
+        rows = [
+            row
+            for path in self._table().paths
+            for row in self._table().service
+            if row.path == path and row.processor == processor and "postprocess_ms" in row.steps
+        ]
+        if not rows:
+            raise MissingError
+        return f"{max(row.steps['postprocess_ms'] for row in rows):.1f} ms"
+
+    def _fact(self, name: str) -> str:
+        run = self._table().runs[0]
+        versions = {k: v for one in self._table().runs for k, v in one.versions.items()}
+        value = {"date": run.created[:10], "model": run.model, **run.machine, **versions}.get(name)
+        if value is None:
+            raise MissingError
+        return str(value)
+
+    def _json(self, key: str) -> str:
+        file, path, form = key.rsplit(":", 2)
+        source = self.folder / file
+        if not source.is_file():
+            raise MissingError
+        value: Any = json.loads(source.read_bytes())
+        for name, chosen in re.findall(r"([\w-]+)(?:\[name=([\w-]+)\])?", path):
+            if not isinstance(value, dict) or name not in value:
+                raise MissingError
+            value = value[name]
+            if chosen:
+                value = next((item for item in value if item.get("name") == chosen), None)
+        if value is None:
+            raise MissingError
+        return {
+            "ms": lambda v: f"{v:.1f} ms",
+            "gib": lambda v: f"{v / 2**30:.2f} GiB",
+            "mib": lambda v: f"{v / 2**20:.0f} MiB",
+            "int": lambda v: f"{v:,}",
+            "x": lambda v: f"{v:.2f}×",
+            "text": str,
+        }[form](value)
+
+    def _cases(self, test: str | None) -> str:
+        source = self.folder / CASES
+        counted = json.loads(source.read_bytes())["cases"] if source.is_file() else {}
+        if test is None and counted:
+            return f"{sum(counted.values()):,}"
+        if test not in counted:
+            raise MissingError
+        return str(counted[test])
+
+    # --- a block --------------------------------------------------------------------------------
+
+    def block(self, key: str, words: dict[str, str], page: Path) -> str:
+        kind, _, name = key.partition(":")
+        try:
+            if kind == "picture":
+                return self._picture(name, words, page)
+            make: Callable[..., str] = getattr(self, f"_block_{kind}")
+            return make(words, *([name] if name else []))
+        except MissingError:
+            return f"*{words['missing']}*"
+
+    def _picture(self, name: str, words: dict[str, str], page: Path) -> str:
+        if name not in self.charts:
+            raise MissingError
+        up = os.path.relpath(ROOT / "docs" / "images" / f"h200-{name}.svg", page.parent)
+        return f"![{words[name]}, {self._fact('gpu')}]({up})"
+
+    @cached_property
+    def charts(self) -> dict[str, str]:
+        """The charts as SVG, by name; drawn as `qvae bench` draws them."""
+        if self.result is None:
+            return {}
+        from qvae_trt.report import write_tables
+
+        with tempfile.TemporaryDirectory() as folder:
+            written = {path.stem: path for path in write_tables(self.result, Path(folder))}
+            drawn = {path.stem: path for path in written.values() if path.suffix == ".svg"}
+            drawn |= {path.stem: path for path in Path(folder).glob("*.svg")}
+            return {name: drawn[name].read_text("utf-8") for name in CHARTS if name in drawn}
+
+    def _block_sizes(self, words: dict[str, str]) -> str:
+        rows = [(aspect, str(size)) for aspect, size in load_static_sizes().items()]
+        return _markdown((words["aspect"], words["size"]), rows)
+
+    def _block_profiles(self, words: dict[str, str]) -> str:
+        rows = [(str(i), str(p.min), str(p.opt), str(p.max)) for i, p in enumerate(load_profiles())]
+        return _markdown((words["profile"], "min", "opt", "max"), rows)
+
+    def _block_bounds(self, words: dict[str, str]) -> str:
+        rows = [
+            (
+                precision,
+                output,
+                f"{b.psnr_db:g}",
+                f"{b.cosine:.8g}",
+                f"{b.relative_l2:g}",
+                f"{b.max_abs:g}" + ("" if output == "images" else f" {words['of range']}"),
+                f"{b.bf16_ratio:g}",
+            )
+            for precision, outputs in BOUNDS.items()
+            for output, b in outputs.items()
+        ]
+        head = (words["precision"], words["output"], "PSNR ≥, dB", "cosine ≥", "rel. L2 ≤",
+                "max abs ≤", "vs bf16 ≤")  # fmt: skip
+        return _markdown(head, rows)
+
+    def _block_gain(self, words: dict[str, str]) -> str:
+        table = self._table()
+        rows = []
+        for path in table.paths:
+            means = [table.mean_speedup(part, path) for part in PARTS]
+            if path != "pytorch" and any(means):
+                rows.append([f"`{path}`", *("–" if m is None else f"{m[0]:.2f}×" for m in means)])
+        return _markdown((words["path"], *PARTS), rows)
+
+    def _block_machine(self, words: dict[str, str]) -> str:
+        rows = []
+        for index, run in enumerate(self._table().runs):
+            facts = {**run.machine, **run.versions}
+            names = ("gpu", "driver", "cuda", "torch", "triton", "tensorrt", "diffusers", "python")
+            rows += [(f"{name} [{index}]", str(facts[name])) for name in names if name in facts]
+            rows += [(f"model [{index}]", run.model), (f"date [{index}]", run.created[:10])]
+            if run.matmul:
+                rows.append((f"matmul [{index}]", f"{run.matmul['tflops']:.0f} TFLOP/s"))
+        return _markdown((words["fact"], words["value"]), rows)
+
+    def _block_latency(self, words: dict[str, str], part: Part) -> str:
+        table = self._table()
+        rows = []
+        for size in table.resolutions:
+            row = [str(size)]
+            for path in table.paths:
+                cell = table.cell(part, size, path)
+                if cell is None or cell.timing is None:
+                    row.append("–")
+                    continue
+                text = f"{cell.timing.median_ms:.1f}"
+                if table.fastest(part, size) == path:
+                    text = f"**{text}**"
+                ratio = table.speedup(cell)
+                row.append(text if ratio is None or path == "pytorch" else f"{text} ({ratio:.2f}×)")
+            rows.append(row)
+        means = [table.mean_speedup(part, path) for path in table.paths]
+        rows.append(
+            [words["mean"], *("–" if m is None or m[0] == 1 else f"{m[0]:.2f}×" for m in means)]
+        )
+        return _markdown((f"{part}, ms", *table.paths), rows)
+
+    def _block_service(self, words: dict[str, str]) -> str:
+        rows = []
+        for path in self._table().paths:
+            for processor in ("stock", "qvae"):
+                row = [path, words[processor]]
+                for one in (
+                    lambda p=path, q=processor: self._pil(p, q),
+                    lambda p=path: self._first(p),
+                    lambda p=path: self._switch(p),
+                ):
+                    try:
+                        row.append(one().removesuffix(" ms"))
+                    except MissingError:
+                        row.append("–")
+                if row[2] != "–":
+                    rows.append(row)
+        if not rows:
+            raise MissingError
+        head = ("path", "processor", "pil", "first", "switch")
+        return _markdown([words[name] for name in head], rows)
+
+    def _block_memory(self, words: dict[str, str]) -> str:
+        table = self._table()
+        sizes = [s for s in table.resolutions if s in load_static_sizes().values()]
+        largest = max(sizes, key=lambda s: s.pixels, default=None)
+        picks = [
+            (words["pair"], "static", [largest] if largest else []),
+            (f"{len(sizes)} {words['static']}", "static", sizes),
+            (words["nine"], "profiles", table.resolutions),
+        ]
+        rows = []
+        for name, path, chosen in picks:
+            cells = [table.cell(part, size, path) for part in PARTS for size in chosen]
+            ran = [c for c in cells if c and c.weights_bytes is not None and c.peak_bytes]
+            if not ran:
+                continue
+            # One engine may have been measured at several sizes; its file counts once.
+            files = {str(c.detail.get("engine")): c.weights_bytes or 0 for c in ran}
+            held = sum(files.values())
+            beyond = max((c.peak_bytes or 0) - (c.weights_bytes or 0) for c in ran)
+            label = f"{name} ({largest})" if name == words["pair"] else name
+            rows.append([label, *(f"{n / 2**30:.2f}" for n in (held, beyond, held + beyond))])
+        if not rows:
+            raise MissingError
+        head = ("engines", "files", "scratch", "together")
+        return _markdown([words[name] for name in head], rows)
+
+    def _block_parity(self, words: dict[str, str]) -> str:
+        if not self.parity:
+            raise MissingError
+        rows = []
+        for output in ("images", "mean", "logvar"):
+            for mode in ("static", "profiles"):
+                found = [r for r in self.parity if (r["output"], r["mode"]) == (output, mode)]
+                if found:
+                    rows.append(
+                        [
+                            mode,
+                            output,
+                            str(len(found)),
+                            f"{min(_number(r['psnr_db']) for r in found):.1f}",
+                            f"{max(_number(r['relative_l2']) for r in found):.1e}",
+                            f"{max(_number(r['max_abs']) for r in found):.1e}",
+                            f"{max(_number(r['bf16_ratio']) for r in found):.2f}",
+                        ]
+                    )
+        head = ("engine", "output", "rows", "least", "l2", "abs", "bf16")
+        return _markdown([words[name] for name in head], rows)
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _timed(table: BenchResult) -> list[Any]:
+    return [cell for cell in table.cells if cell.timing is not None]
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """README.md and every page of the docs."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def filled(text: str, page: Path, figures: Figures) -> str:
+    """A page with its figures as they are now."""
+    words = _WORDS["zh" if "zh" in page.parts else "en"]
+    text = _BLOCK.sub(
+        lambda m: f"{m[1]}\n{figures.block(m[2], words, page)}\n\n{m[4].strip()}", text
+    )
+    return _INLINE.sub(lambda m: m[1] + figures.line(m[2], words) + m[4], text)
+
+
+def write(*, check: bool) -> int:
+    figures = Figures(ROOT / "benchmarks")
+    wanted = {page: filled(page.read_text("utf-8"), page, figures) for page in pages()}
+    images = ROOT / "docs" / "images"
+    wanted |= {images / f"h200-{name}.svg": svg for name, svg in figures.charts.items()}
+    stale = [
+        path
+        for path, text in wanted.items()
+        if not path.is_file() or path.read_text("utf-8") != text
+    ]
+    for path in stale:
+        print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.write_text(wanted[path], encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+def count() -> None:
+    """Ask pytest how many cases each test has that a page names."""
+    named = {name for page in pages() for name in TEST_NAME.findall(page.read_text("utf-8"))}
+    files = sorted({name.split("::")[0] for name in named})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", *files]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = [line.split("[")[0] for line in ran.stdout.splitlines() if "::" in line]
+    cases = {name: found.count(name) for name in sorted(named)}
+    target = ROOT / "benchmarks" / CASES
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps({"version": 1, "cases": cases}, indent=1) + "\n", "utf-8")
+
+
+# --- pictures of the terminal -------------------------------------------------------------------
+
+# Name: the command and the width of its terminal; each works on what the one before has left.
+_TERMINALS = {
+    "match": ("profiles match 1600x1200", 96),
+    "build": ("build --mode static --resolution 256x256 --model bundled:tiny", 100),
+    "verify": ("verify --resolution 256x256 --model bundled:tiny", 136),
+}
+
+
+def draw_terminals() -> None:
+    """Run commands with the bundled model, and draw what they print."""
+    from rich.console import Console
+    from rich.terminal_theme import MONOKAI
+    from rich.text import Text
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (arguments, width) in _TERMINALS.items():
+            command = [sys.executable, "-m", "qvae_trt", *arguments.split()]
+            environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(width)}
+            ran = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+            )
+            console = Console(record=True, width=width, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+            console.print(Text(f"$ qvae {arguments}", style="bold"), soft_wrap=True)
+            console.print(Text.from_ansi(ran.stdout.rstrip()), soft_wrap=True)
+            svg = console.export_svg(title="qvae", theme=MONOKAI, unique_id=f"qvae-{name}")
+            # Rich asks a server for its font; the reader's own monospace will do.
+            svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+            svg = svg.replace("font-family: Fira Code, monospace", "font-family: monospace")
+            svg = svg.replace("<!-- Generated with Rich https://www.textualize.io -->", "")
+            (ROOT / "docs" / "images" / f"terminal-{name}.svg").write_text(svg, "utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Figures of README.md and docs/ from benchmarks/.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
+    parser.add_argument("--count", action="store_true", help="count the cases of the tests named")
+    parser.add_argument("--terminal", action="store_true", help="draw the pictures of terminals")
+    given = parser.parse_args()
+    if given.count:
+        count()
+    if given.terminal:
+        draw_terminals()
+    return write(check=given.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
