@@ -369,8 +369,16 @@ def test_other_sizes_weights_and_machines_are_measured_anew(bench: Bench, tmp_pa
     bench.tune(out, **names)
     bench.tune(out, **names)
     assert bench.seen == []
+    bench.ms["norm=conv"] = 5.0
+    bench.fails = {"norm=conv": KeyboardInterrupt}
+    with pytest.raises(KeyboardInterrupt):
+        bench.tune(out, **names, force=True)
+    assert bench.seen == ["default", "norm=conv"]
+    assert [m.timing.median_ms for m in tune.load(out).measurements] == [10.0, 10.0]  # kept
+    bench.fails = {}
     bench.tune(out, **names, force=True)
     assert bench.seen == ["default", "norm=conv"]
+    assert sorted(m.timing.median_ms for m in tune.load(out).measurements) == [5.0, 10.0]
     bench.weights = "b" * 64
     both = bench.tune(out, **names)
     assert bench.seen == ["default", "norm=conv"]

@@ -471,7 +471,7 @@ def _plain_variant(variant: Variant) -> dict[str, object]:
 def _refuse(path: Path, why: str) -> NoReturn:
     raise BenchError(
         f"{path}: malformed tune file: {why}",
-        fix=f"remove {path}, and run qvae tune again",
+        fix="if qvae tune wrote it, remove it and run qvae tune again; else name another file",
     )
 
 

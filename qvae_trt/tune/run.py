@@ -163,12 +163,13 @@ def tune(
             timing_cache=timing_cache
             or (folder / "timings" if chosen.name == "tensorrt" else None),
             limits=limits,
+            force=force,
             command=command,
             folder=folder,
             on_event=on_event or _silent,
             file=TuneFile(key=TuneKey.here(chosen, precision), command=command),
         )
-        run.take_over(held, parts if force else ())
+        run.take_over(held)
         plans = {
             part: () if asked else curated(chosen.name, precision, part, resolution)
             for part in dict.fromkeys(parts)
@@ -220,6 +221,7 @@ class _Run:
     default: Variant
     timing_cache: Path | None
     limits: Limits
+    force: bool
     command: str
     folder: Path
     on_event: OnEvent
@@ -231,24 +233,19 @@ class _Run:
         self.subjects: list[Subject] = []
         self.reference: FoldedReference | None = None
 
-    def take_over(self, held: TuneFile | None, forgotten: Sequence[Part]) -> None:
+    def take_over(self, held: TuneFile | None) -> None:
         """Keep what an earlier run measured here, and see now whether the file can be written."""
         if held is not None:
             other = held.key.differences(self.file.key)
             if other:
                 self.on_event(TuneEvent(kind="note", text=f"{self.path} is replaced: {other}"))
             else:
-                self._keep(held, forgotten)
+                self._keep(held)
         record.save(self.file, self.path)
 
-    def _keep(self, held: TuneFile, forgotten: Sequence[Part]) -> None:
-        again = {self._subject(part) for part in forgotten}
-        measurements = tuple(
-            m
-            for m in held.measurements
-            # Of another graph nothing can be learnt that this version could build.
-            if m.subject.recipe_sha256 == self.recipe and m.subject not in again
-        )
+    def _keep(self, held: TuneFile) -> None:
+        # Of another graph nothing can be learnt that this version could build.
+        measurements = tuple(m for m in held.measurements if m.subject.recipe_sha256 == self.recipe)
         kept = replace(held, command=self.command, measurements=measurements)
         choices = {p: c for p, c in kept.choices.items() if kept.chosen(p) is not None}
         self.file = replace(kept, choices=choices, qvae_version=self.file.qvae_version)
@@ -281,7 +278,7 @@ class _Run:
     def _one(self, subject: Subject, variant: Variant, found: list[Measurement]) -> None:
         self._tell("start", subject, variant)
         held = self.file.find(subject, variant)
-        if held is not None and held.status != "failed":
+        if held is not None and held.status != "failed" and not self.force:
             measurement, text = held, "measured before"
         else:
             measurement, text = self._measure(subject, variant), ""
