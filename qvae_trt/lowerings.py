@@ -27,8 +27,8 @@ class Lowering:
             (4 products instead of 9) or as one convolution to four phases and `depth_to_space`.
         norm: RMS norm over channels: `native` is PyTorch's own kernel; `fp32` sums squares in
             float32; `conv` sums them in a 1x1 convolution to one channel and spreads gamma / rms
-            in another, so that nothing leaves the NHWC layout and no kernel broadcasts; a
-            power-of-two prescale per norm keeps squares inside fp16.
+            in another, so that nothing leaves the NHWC layout and no kernel broadcasts; powers of
+            two in the weights keep its squares inside fp16.
         attention: `fused` is PyTorch's scaled_dot_product_attention; `softmax` cuts the queries
             into `attention_chunks` runs, so that no N x N score matrix is ever held; `exp` does
             the same with the softmax's division behind the second product, one run after another.

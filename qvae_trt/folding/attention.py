@@ -95,7 +95,7 @@ def attend_in_turn(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Te
     for run in _runs(query, chunks):
         if runs:
             # A zero made of the run before: else all scores are computed first, and held at once.
-            run = run + runs[-1][:, 0, 0, None, None].clamp(0.0, 0.0)
+            run = run + runs[-1].narrow(1, 0, 1).narrow(2, 0, 1).clamp(0.0, 0.0)
         scores = run @ transposed
         sums = torch.exp(scores - scores.amax(dim=-1, keepdim=True)) @ value
         runs.append(sums[..., :channels] / sums[..., channels : channels + 1])

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qvae_trt.errors import ModelError
 from qvae_trt.folding.attention import Attention
 from qvae_trt.folding.norm import RmsNorm
 from qvae_trt.folding.resample import DownsampleConv, UpsampleConv
+from qvae_trt.folding.scaling import keep_squares_in_fp16
 from qvae_trt.folding.weights import fold_conv, merge_pointwise, tensor_of
 from qvae_trt.lowerings import PYTORCH, Lowering
 
@@ -116,7 +116,7 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
     with torch.no_grad():
         folded = FoldedVae(vae, lowering).eval().requires_grad_(False)
         if lowering.norm == "conv":
-            _calibrate_prescales(folded, vae)
+            keep_squares_in_fp16(folded, vae)
     return folded
 
 
@@ -143,35 +143,3 @@ def _mid_blocks(mid: nn.Module, lowering: Lowering) -> list[nn.Module]:
     for attention, resnet in zip(attentions, list(resnets)[1:], strict=True):
         blocks += [_fold_block(attention, lowering), _fold_block(resnet, lowering)]
     return blocks
-
-
-def _calibrate_prescales(folded: FoldedVae, vae: AutoencoderKLQwenImage) -> None:
-    """Set every norm's prescale from one small pass in float32.
-
-    The inputs are seeded: latents with the statistics of the config, and blurred noise.
-    """
-    generator = torch.Generator().manual_seed(0)
-    mean, std = (
-        torch.tensor(values).reshape(1, -1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    latents = torch.randn((1, vae.config.z_dim, 16, 16), generator=generator) * std + mean
-    channels = folded.encoder.layers[0].in_channels
-    pixels = F.interpolate(
-        torch.rand((1, cast("int", channels), 32, 32), generator=generator) * 2 - 1,
-        size=(128, 128),
-        mode="bilinear",
-    )
-
-    def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        cast("RmsNorm", norm).prescale_for(float(inputs[0].double().square().mean().sqrt()))
-
-    norms = [module for module in folded.modules() if isinstance(module, RmsNorm)]
-    hooks = [norm.register_forward_pre_hook(observe) for norm in norms]
-    dtype = vae.dtype
-    folded.float()
-    folded.encoder(pixels)
-    folded.decoder(latents)
-    folded.to(dtype)
-    for hook in hooks:
-        hook.remove()

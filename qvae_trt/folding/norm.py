@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 #: The smallest positive fp16: keeps rsqrt finite where every channel is zero.
 _TINY_FP16 = 2.0**-24
-#: Root mean square that a prescaled activation is brought to.
-_TARGET_RMS = 2.0
 
 
 class RmsNorm(nn.Module):
@@ -31,8 +29,6 @@ class RmsNorm(nn.Module):
         self.gamma = frozen(gamma.reshape(-1))
         self.form: Norm = form
         self.silu = silu
-        #: Power of two that `conv` multiplies activations by before it squares them.
-        self.prescale = 1.0
         if form == "conv":
             channels = self.gamma.numel()
             # A power of two is exact in fp16, and keeps the sum of C squares near their mean.
@@ -41,15 +37,6 @@ class RmsNorm(nn.Module):
             # rms = sqrt(sum / C) = sqrt(weighted sum / (weight * C)): the constant goes into gamma.
             gain = self.gamma.double() * math.sqrt(weight * channels)
             self.spreading = frozen(gain.to(gamma.dtype).reshape(-1, 1, 1, 1))
-
-    def prescale_for(self, rms: float) -> None:
-        """Choose the prescale that brings activations of this root mean square near 2.
-
-        Squares in fp16 then overflow only 100 times above what was seen, and lose bits only 500
-        times below.
-        """
-        known = math.isfinite(rms) and rms > 0
-        self.prescale = 2.0 ** round(math.log2(_TARGET_RMS / rms)) if known else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = getattr(self, f"_{self.form}")(x)
@@ -69,6 +56,9 @@ class RmsNorm(nn.Module):
         return y.to(x.dtype)
 
     def _conv(self, x: Tensor) -> Tensor:
-        y = x * self.prescale
-        weighted_sum = F.conv2d(y * y, self.summing)
-        return y * F.conv2d(torch.rsqrt(weighted_sum + _TINY_FP16), self.spreading)
+        batch, _, height, width = x.shape
+        sums = F.conv2d(x * x, self.summing)
+        # Flattened, the root stays out of that convolution's epilogue, whose kernel it slows down
+        # from 0.10 to 0.24 ms at 1328x1328.
+        inverse = torch.rsqrt(sums.reshape(batch, 1, height * width) + _TINY_FP16)
+        return x * F.conv2d(inverse.reshape(batch, 1, height, width), self.spreading)
