@@ -144,6 +144,7 @@ _COMMANDS = [
     "profiles match ? --engine-dir ?",
     "inspect ?",
     "report ? --out ?",
+    "tune --resolution ? --part ?",
     "",
 ]
 _OPTIONS = [
