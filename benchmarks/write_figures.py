@@ -11,7 +11,7 @@ the block, `<!-- /block -->`. Where a measurement is missing, the words for that
 Keys of a line:
     ms:PART:SIZE:PATH        median            speedup:PART:SIZE:PATH   against PyTorch as shipped
     mean:PART:PATH           mean speed-up     range:PART:PATH          its least and largest
-    first:PATH  switch:PATH  the longest first use of a size, the dearest change of size
+    first:PATH  switch:PATH  what a first use and a change of size add, at most
     pil:PATH:PROCESSOR       latents to PIL    post:PROCESSOR           of it the post-processing
     fact:NAME                gpu, driver, …    cases:TEST, cases        of the tests named in docs
     json:FILE:A.B[name=x].C:FORMAT             any value; FORMAT is ms, gib, mib, int, x or text
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ("latency", "speedup", "memory")
+EVERY_OPT = "nine profiles, at every opt"
 CASES = Path("reliability/cases.json")
 TEST_NAME = re.compile(r"`(tests/[\w/]+\.py::test_\w+)`")
 _INLINE = re.compile(r"(<!-- f (\S+) -->)(.*?)(<!-- /f -->)")
@@ -56,11 +57,11 @@ _WORDS = {
         "rows": "comparisons", "least": "least PSNR, dB", "l2": "largest relative L2",
         "abs": "largest difference", "bf16": "largest error over bf16's",
         "images": "images", "moments": "moments", "of range": "of the range",
-        "path": "path", "first": "first use, ms", "switch": "a change of size adds, ms",
+        "path": "path", "sizes": "sizes", "first": "first use adds, ms",
+        "switch": "a change of size adds, ms",
         "pil": "latents to PIL, ms", "processor": "post-processing",
-        "engines": "engines", "files": "engine files, GiB", "scratch": "scratch and output, GiB",
-        "together": "together, GiB", "pair": "one static pair", "nine": "the nine-profile pair",
-        "static": "static pairs", "stock": "diffusers'", "qvae": "QvaeImageProcessor",
+        "engines": "engines", "files": "engine files, GiB", "scratch": "scratch, GiB",
+        "device": "GPU memory in all, GiB", "stock": "diffusers'", "qvae": "QvaeImageProcessor",
         "latency": "Latency by size, one bar a path",
         "speedup": "Speed-up over PyTorch as diffusers ships it",
         "memory": "Memory by size",
@@ -73,11 +74,14 @@ _WORDS = {
         "rows": "比较次数", "least": "最低 PSNR(dB)", "l2": "最大相对 L2",
         "abs": "最大差值", "bf16": "相对 bf16 误差的最大比值",
         "images": "图像", "moments": "矩", "of range": "(占取值范围)",
-        "path": "路径", "first": "首次使用(ms)", "switch": "切换尺寸增加(ms)",
+        "path": "路径", "sizes": "尺寸数", "first": "首次使用增加(ms)",
+        "switch": "切换尺寸增加(ms)",
         "pil": "latents 到 PIL(ms)", "processor": "后处理",
-        "engines": "引擎", "files": "引擎文件(GiB)", "scratch": "scratch 与输出(GiB)",
-        "together": "合计(GiB)", "pair": "一对静态引擎", "nine": "九 profile 引擎对",
-        "static": "对静态引擎", "stock": "diffusers 自带", "qvae": "QvaeImageProcessor",
+        "engines": "引擎", "files": "引擎文件(GiB)", "scratch": "scratch(GiB)",
+        "device": "显存合计(GiB)", "one static pair": "一对静态引擎",
+        "all static pairs": "全部静态引擎对",
+        "nine profiles, 1024x1024": "九 profile,1024x1024",
+        EVERY_OPT: "九 profile,每个 opt", "stock": "diffusers 自带", "qvae": "QvaeImageProcessor",
         "latency": "各尺寸的延迟,每条路径一根柱", "speedup": "相对 diffusers 原版 PyTorch 的加速比",
         "memory": "各尺寸的显存",
     },
@@ -100,9 +104,10 @@ class Figures:
         found = []
         for path in sorted((self.folder / "h200").rglob("*.json")):
             try:
-                if json.loads(path.read_bytes()).get("schema") == "qvae/latency":
+                data = json.loads(path.read_bytes())
+                if isinstance(data, dict) and data.get("schema") == "qvae/latency":
                     found.append(load(path))
-            except (ValueError, AttributeError, BenchError) as error:
+            except (ValueError, BenchError) as error:
                 print(f"{path}: left out: {error}", file=sys.stderr)
         tables = [merge([found[index] for index in members]) for members in group(found)]
         return max(tables, key=lambda table: len(_timed(table)), default=None)
@@ -110,12 +115,19 @@ class Figures:
     @cached_property
     def parity(self) -> list[dict[str, Any]]:
         """Every row that ran on the H200, of every parity report there."""
-        rows = []
-        for path in sorted((self.folder / "h200").rglob("*.json")):
-            data = json.loads(path.read_bytes())
-            if isinstance(data, dict) and "reference_proof" in data:
-                rows += [row for row in data["rows"] if "psnr_db" in row]
-        return rows
+        reports = [data for data in self._others if "reference_proof" in data]
+        return [row for data in reports for row in data["rows"] if "psnr_db" in row]
+
+    @cached_property
+    def footprint(self) -> list[dict[str, Any]]:
+        """The rows that tests/gpu/footprint.py wrote."""
+        rows = [row for data in self._others for row in data.get("rows", [])]
+        return [row for row in rows if "case" in row and "device_bytes" in row]
+
+    @cached_property
+    def _others(self) -> list[dict[str, Any]]:
+        found = [json.loads(p.read_bytes()) for p in sorted((self.folder / "h200").rglob("*.json"))]
+        return [data for data in found if isinstance(data, dict)]
 
     # --- one figure -----------------------------------------------------------------------------
 
@@ -175,13 +187,18 @@ class Figures:
             raise MissingError
         return rows
 
+    def _most(self, path: str, what: str) -> float:
+        """The largest of a footprint's figures, over the sizes and both parts, in ms."""
+        for row in self.footprint:
+            if row["case"] == {"static": "all static pairs", "profiles": EVERY_OPT}.get(path):
+                return max(0.0, *(ms for pair in row[what].values() for ms in pair))
+        raise MissingError
+
     def _first(self, path: str) -> str:
-        return f"{max(r.timing.median_ms for r in self._service('first_use', path)):.0f} ms"
+        return f"{self._most(path, 'first_use_ms'):.0f} ms"
 
     def _switch(self, path: str) -> str:
-        rows = self._service("switch", path)
-        most = max(r.steps["after_switch_ms"] - r.steps["steady_ms"] for r in rows)
-        return f"{max(0.0, most):.2f} ms"
+        return f"{self._most(path, 'switch_ms'):.2f} ms"
 
     def _pil(self, path: str, processor: str) -> str:
         rows = self._service("latents_to_pil", path)
@@ -305,18 +322,21 @@ class Figures:
         for path in table.paths:
             means = [table.mean_speedup(part, path) for part in PARTS]
             if path != "pytorch" and any(means):
-                rows.append([f"`{path}`", *("–" if m is None else f"{m[0]:.2f}×" for m in means)])
-        return _markdown((words["path"], *PARTS), rows)
+                count = max(mean[1] for mean in means if mean is not None)
+                told = ["–" if m is None else f"{m[0]:.2f}×" for m in means]
+                rows.append([f"`{path}`", *told, str(count)])
+        return _markdown((words["path"], *PARTS, words["sizes"]), rows)
 
     def _block_machine(self, words: dict[str, str]) -> str:
         rows = []
         for index, run in enumerate(self._table().runs):
             facts = {**run.machine, **run.versions}
             names = ("gpu", "driver", "cuda", "torch", "triton", "tensorrt", "diffusers", "python")
-            rows += [(f"{name} [{index}]", str(facts[name])) for name in names if name in facts]
-            rows += [(f"model [{index}]", run.model), (f"date [{index}]", run.created[:10])]
+            which = f" [{index}]" if len(self._table().runs) > 1 else ""
+            rows += [(f"{name}{which}", str(facts[name])) for name in names if name in facts]
+            rows += [(f"model{which}", run.model), (f"date{which}", run.created[:10])]
             if run.matmul:
-                rows.append((f"matmul [{index}]", f"{run.matmul['tflops']:.0f} TFLOP/s"))
+                rows.append((f"matmul{which}", f"{run.matmul['tflops']:.0f} TFLOP/s"))
         return _markdown((words["fact"], words["value"]), rows)
 
     def _block_latency(self, words: dict[str, str], part: Part) -> str:
@@ -345,47 +365,31 @@ class Figures:
         rows = []
         for path in self._table().paths:
             for processor in ("stock", "qvae"):
-                row = [path, words[processor]]
-                for one in (
-                    lambda p=path, q=processor: self._pil(p, q),
-                    lambda p=path: self._first(p),
-                    lambda p=path: self._switch(p),
-                ):
-                    try:
-                        row.append(one().removesuffix(" ms"))
-                    except MissingError:
-                        row.append("–")
-                if row[2] != "–":
-                    rows.append(row)
+                try:
+                    total = self._pil(path, processor)
+                except MissingError:
+                    continue
+                rows.append([path, words[processor], total.removesuffix(" ms")])
         if not rows:
             raise MissingError
-        head = ("path", "processor", "pil", "first", "switch")
-        return _markdown([words[name] for name in head], rows)
+        return _markdown([words[name] for name in ("path", "processor", "pil")], rows)
 
     def _block_memory(self, words: dict[str, str]) -> str:
-        table = self._table()
-        sizes = [s for s in table.resolutions if s in load_static_sizes().values()]
-        largest = max(sizes, key=lambda s: s.pixels, default=None)
-        picks = [
-            (words["pair"], "static", [largest] if largest else []),
-            (f"{len(sizes)} {words['static']}", "static", sizes),
-            (words["nine"], "profiles", table.resolutions),
+        rows = [
+            [
+                words.get(row["case"], row["case"]),
+                *(
+                    f"{row[name] / 2**30:.2f}"
+                    for name in ("engine_bytes", "scratch_bytes", "device_bytes")
+                ),
+                f"{max(ms for pair in row['first_use_ms'].values() for ms in pair):.0f}",
+                f"{max(ms for pair in row['switch_ms'].values() for ms in pair):.2f}",
+            ]
+            for row in self.footprint
         ]
-        rows = []
-        for name, path, chosen in picks:
-            cells = [table.cell(part, size, path) for part in PARTS for size in chosen]
-            ran = [c for c in cells if c and c.weights_bytes is not None and c.peak_bytes]
-            if not ran:
-                continue
-            # One engine may have been measured at several sizes; its file counts once.
-            files = {str(c.detail.get("engine")): c.weights_bytes or 0 for c in ran}
-            held = sum(files.values())
-            beyond = max((c.peak_bytes or 0) - (c.weights_bytes or 0) for c in ran)
-            label = f"{name} ({largest})" if name == words["pair"] else name
-            rows.append([label, *(f"{n / 2**30:.2f}" for n in (held, beyond, held + beyond))])
         if not rows:
             raise MissingError
-        head = ("engines", "files", "scratch", "together")
+        head = ("engines", "files", "scratch", "device", "first", "switch")
         return _markdown([words[name] for name in head], rows)
 
     def _block_parity(self, words: dict[str, str]) -> str:

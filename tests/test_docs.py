@@ -1,0 +1,532 @@
+"""README and guides: what they show runs, what they link to is there, both languages agree."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import bench_samples
+import ort_engines
+import pytest
+import typer
+from PIL import Image
+
+import qvae_trt
+from qvae_trt.bench import save
+from qvae_trt.cli.app import app, main
+from qvae_trt.profiles import Resolution
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGLISH = sorted((ROOT / "docs" / "en").glob("*.md"))
+CHINESE = sorted((ROOT / "docs" / "zh").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", *ENGLISH, *CHINESE]
+PAIRS = [path.name for path in ENGLISH]
+
+_FENCE = re.compile(r"(<!-- run -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_MARKED = re.compile(r"<!-- f (\S+) -->(.*?)<!-- /f -->")
+_BLOCK = re.compile(r"<!-- block (\S+) -->.*?<!-- /block -->", re.DOTALL)
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_SIZE = re.compile(r"\b\d{2,5}x\d{2,5}\b")
+_TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text("utf-8")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[tuple[bool, str]]:
+    """The fenced blocks of a language: whether a test runs it, and its text."""
+    return [
+        (bool(run), body) for run, kind, body in _FENCE.findall(text_of(page)) if kind == language
+    ]
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks and without what a script writes into it."""
+    text = _MARKED.sub("", _BLOCK.sub("", _FENCE.sub("", text_of(page))))
+    return re.sub(r"<!--.*?-->", "", text)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every shell command of a page's blocks, as arguments, without comments."""
+    found = []
+    for _, body in blocks(page, "sh"):
+        for line in body.splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                found.append(words)
+    return found
+
+
+def spans(page: Path) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def all_qvae_commands() -> list[list[str]]:
+    """Those in blocks, and those in a line that have more than a name."""
+    found = [words for page in PAGES for words in commands(page) if words[0] == "qvae"]
+    for page in PAGES:
+        for span in spans(page):
+            if span.startswith("qvae ") and "…" not in span:
+                words = shlex.split(span)
+                if len(words) > 2 or words[1] == "doctor":
+                    found.append(words)
+    return [list(words) for words in dict.fromkeys(map(tuple, found))]
+
+
+@pytest.mark.parametrize("words", all_qvae_commands(), ids=" ".join)
+def test_commands_are_those_of_the_command_line(words):
+    if words[1:2] == ["build"] and "--mode" not in words:
+        words = [*words, "--mode", "static"]  # in a line, where the mode is the reader's
+    if words[1:2] == ["export"] and "--out" not in words:
+        words = [*words, "--out", "onnx"]
+    _parse(typer.main.get_command(app), words[1:])
+    for option, value in pairwise(words):
+        if option == "--resolution":
+            assert str(Resolution.parse(value)) == value
+
+
+def _parse(command: Any, words: list[str]) -> None:
+    """As Typer parses it; raises what it would tell the user."""
+    if not hasattr(command, "commands"):
+        command.make_context(command.name, list(words))
+        return
+    if not words or words[0].startswith("-"):
+        command.make_context("qvae", list(words))
+        return
+    assert words[0] in command.commands, f"no command {words[0]}"
+    _parse(command.commands[words[0]], words[1:])
+
+
+def test_options_named_in_a_line_exist():
+    known = {"--include"}  # of hf
+    pending = [typer.main.get_command(app)]
+    while pending:
+        command = pending.pop()
+        pending += getattr(command, "commands", {}).values()
+        for parameter in command.params:
+            known |= {*parameter.opts, *parameter.secondary_opts}
+    for page in PAGES:
+        for span in spans(page):
+            for option in re.findall(r"(?<!\S)--[a-z-]+", span):
+                assert option in known, f"{name_of(page)}: {span}"
+
+
+def test_make_targets_and_extras_exist():
+    makefile = text_of(ROOT / "Makefile")
+    project = text_of(ROOT / "pyproject.toml")
+    for page in PAGES:
+        text = text_of(page)
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{name_of(page)}: {target}"
+        for extra in re.findall(r"'\.\[(\w+)\]'", text):
+            assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"{name_of(page)}: {extra}"
+
+
+def test_no_other_programs_are_asked_for():
+    for page in PAGES:
+        assert {words[0] for words in commands(page)} <= {"qvae", "make", "pip", "hf"}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A folder as the guides assume it: with a picture."""
+    picture = ROOT / "qvae_trt" / "data" / "pictures" / "astronaut.jpg"
+    with Image.open(picture) as file:
+        file.crop((128, 0, 384, 256)).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.xdist_group("docs")
+def test_what_is_to_run_runs(workplace, capsys):
+    """The blocks marked so, in the guides' order, in one folder."""
+    order = ["quickstart.md", *(name for name in PAIRS if name != "quickstart.md")]
+    ran = 0
+    for name in order:
+        for run, body in blocks(ROOT / "docs" / "en" / name, "sh"):
+            for line in body.splitlines() if run else ():
+                words = shlex.split(line, comments=True)
+                assert main(words[1:]) == 0, f"{name}: {line}\n{capsys.readouterr().err}"
+                ran += 1
+    assert ran >= 10
+    for made in ("out/bench/latency.md", "out/report.html", "out/roundtrip.png"):
+        assert (workplace / made).stat().st_size > 0, made
+
+
+def test_what_needs_no_gpu_is_run():
+    for page in PAGES:
+        for run, body in blocks(page, "sh"):
+            if "bundled:tiny" in body:
+                assert run, f"{name_of(page)}: a block with bundled:tiny that no test runs"
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("docs")
+def test_every_command_runs_small(workplace, capsys):
+    """Commands for a GPU and the real model too, with the bundled one and sizes of a sixth."""
+    small: dict[str, str] = {}
+
+    def shrunk(text: str) -> str:
+        size = Resolution.parse(text)
+        sides = [max(64, round(side / 6 / 16) * 16) for side in (size.width, size.height)]
+        small[text] = f"{sides[0]}x{sides[1]}"
+        return small[text]
+
+    Path("my_profiles.toml").write_text(
+        '[[profile]]\nmin = "64x64"\nopt = "128x128"\nmax = "320x320"\n'
+    )
+    Path("old").mkdir()
+    ran = []
+    for name in ["quickstart.md", *(name for name in PAIRS if name != "quickstart.md")]:
+        for words in commands(ROOT / "docs" / "en" / name):
+            if words[0] != "qvae" or words in ran or words[1] in ("doctor", "inspect"):
+                continue
+            given = list(words[1:])
+            for index, word in enumerate(given):
+                if given[index - 1] == "--resolution" and word != "256x256":
+                    given[index] = shrunk(word)
+                elif given[index - 1] == "--aspect":
+                    given[index - 1 : index + 1] = ["--resolution", shrunk("1664x928")]
+                elif given[index - 1] == "--backend":
+                    given[index] = "onnxruntime"
+                elif given[index - 1] == "--model":
+                    given[index] = "bundled:tiny"
+            if given[0] == "tune":
+                given += ["--backend", "onnxruntime", "--budget", "0.1"]
+            wanting = ("build", "verify", "bench", "roundtrip", "tune")
+            if given[0] in wanting and "--model" not in given:
+                given += ["--model", "bundled:tiny"]
+            if given[0] == "build":
+                given += ["--backend", "onnxruntime"]
+                if "static" in given and "--resolution" not in given:
+                    given += ["--resolution", shrunk("1664x928")]
+                if "profiles" in given and "--profiles" not in given:
+                    given += ["--profiles", "my_profiles.toml"]
+            if given[0] == "bench" and "--budget" not in given:
+                given += ["--budget", "0.1"]
+            if "--compare" in given:
+                bench = ["bench", "--resolution", shrunk("1024x1024"), "--model", "bundled:tiny"]
+                assert main([*bench, "--budget", "0.1", "--out", "old"]) == 0
+                given[given.index("--margin") + 1] = "10"  # a shared CPU is no place to compare
+            assert main(given) == 0, f"{name}: {words} as {given}\n{capsys.readouterr().err}"
+            ran.append(words)
+    assert len(ran) >= 18
+
+
+# --- Python -------------------------------------------------------------------------------------
+
+
+PYTHON = [(page, body) for page in PAGES for _, body in blocks(page, "python")]
+
+
+@pytest.mark.parametrize(("page", "body"), PYTHON, ids=lambda value: getattr(value, "name", ""))
+def test_examples_call_what_is_there(page, body):
+    tree = ast.parse(body)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "qvae_trt"
+        ):
+            assert node.attr in qvae_trt.__all__
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            called = {
+                "load_vae": qvae_trt.load_vae,
+                "from_lightx2v_config": qvae_trt.from_lightx2v_config,
+                "release_memory": qvae_trt.TrtVae.release_memory,
+                "memory": qvae_trt.TrtVae.memory,
+            }.get(node.func.attr)
+            if called is not None:
+                names = set(inspect.signature(called).parameters)
+                assert {keyword.arg for keyword in node.keywords} <= names
+        if isinstance(node, ast.ImportFrom) and node.module == "diffusers":
+            import diffusers
+
+            assert all(hasattr(diffusers, alias.name) for alias in node.names)
+
+
+def test_methods_named_in_a_line_exist():
+    for page in PAGES:
+        for name in re.findall(r"\bvae\.(\w+)\(", "\n".join(spans(page))):
+            assert hasattr(qvae_trt.TrtVae, name), f"{name_of(page)}: vae.{name}"
+
+
+def test_the_readme_example_draws_a_picture(tmp_path, tmp_path_factory, monkeypatch):
+    """As it stands; the model and the size are small ones."""
+    import diffusers
+    import tiny_pipelines as small
+    import torch
+
+    from qvae_trt.runtime import vae as runtime
+
+    ((run, body),) = blocks(ROOT / "README.md", "python")
+    assert run
+    assert len([line for line in body.splitlines() if line]) == 5
+    (tmp_path / "engines").symlink_to(ort_engines.shared(tmp_path_factory))
+    monkeypatch.chdir(tmp_path)
+
+    def pipeline(_source: str) -> Any:
+        made = diffusers.QwenImagePipeline(
+            vae=ort_engines.tiny().vae,
+            scheduler=small.scheduler(),
+            text_encoder=small.text_encoder(),
+            tokenizer=small.tokenizer(tmp_path),
+            transformer=small.transformer(),
+        )
+        made.set_progress_bar_config(disable=True)
+        return made
+
+    called = diffusers.QwenImagePipeline.__call__
+
+    def small_picture(self: Any, prompt: str, **given: Any) -> Any:
+        assert (given["width"], given["height"]) == (1664, 928)
+        size = {"width": ort_engines.STATIC.width, "height": ort_engines.STATIC.height}
+        return called(self, prompt, num_inference_steps=2, **size)
+
+    monkeypatch.setattr(diffusers.QwenImagePipeline, "from_pretrained", staticmethod(pipeline))
+    monkeypatch.setattr(diffusers.QwenImagePipeline, "__call__", small_picture)
+    monkeypatch.setattr(runtime, "load_model", lambda _source: ort_engines.tiny())
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    space: dict[str, Any] = {}
+    exec(compile(body, "README.md", "exec"), space)
+    assert space["picture"].size == (ort_engines.STATIC.width, ort_engines.STATIC.height)
+    assert space["pipe"].vae.memory()["engines"] == 1, "an engine drew it"
+
+
+def test_the_lightx2v_configuration_is_taken(monkeypatch, tmp_path_factory):
+    from qvae_trt.runtime import lightx2v
+
+    ((_, body),) = blocks(ROOT / "docs" / "en" / "lightx2v.md", "json")
+    monkeypatch.setattr(lightx2v, "load_model", lambda _source: ort_engines.tiny())
+    config = json.loads(body) | {"vae_path": "weights"}
+    vae = qvae_trt.from_lightx2v_config(config, backend="onnxruntime", fallback="silent")
+    assert callable(vae.decode)
+    assert callable(vae.encode_vae_image)
+
+
+# --- two languages ------------------------------------------------------------------------------
+
+
+def test_both_languages_have_the_same_pages():
+    assert [path.name for path in CHINESE] == PAIRS
+    nav = text_of(ROOT / "mkdocs.yml")
+    for page in (*ENGLISH, *CHINESE):
+        assert page.relative_to(ROOT / "docs").as_posix() in nav
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_languages_say_the_same(name):
+    one, other = (ROOT / "docs" / language / name for language in ("en", "zh"))
+    assert _FENCE.findall(text_of(one)) == _FENCE.findall(text_of(other)), "code blocks"
+    assert headings(one) == headings(other), "levels of headings"
+    for what, pattern in (
+        ("sizes", _SIZE),
+        ("blocks of figures", _BLOCK),
+        ("figures", _MARKED),
+        ("tests", _TEST),
+    ):
+        found = [Counter(pattern.findall(text_of(page))) for page in (one, other)]
+        if what == "figures":  # in words where they are missing
+            found = [Counter(key for key, _ in counter.elements()) for counter in found]
+        assert found[0] == found[1], what
+    assert set(spans(one)) == set(spans(other)), "code in lines"
+    assert numbers(one) == numbers(other), "numbers"
+    assert links(one) == links(other), "links"
+
+
+def headings(page: Path) -> list[int]:
+    return [len(marks) for marks in re.findall(r"^(#+) ", _FENCE.sub("", text_of(page)), re.M)]
+
+
+def numbers(page: Path) -> Counter[str]:
+    """Every number in a page's words, code aside."""
+    words = re.sub(r"`[^`\n]+`|\]\([^)]*\)", "", prose(page))
+    return Counter(re.findall(r"\d+(?:\.\d+)*", words))
+
+
+def links(page: Path) -> Counter[str]:
+    found = [target.partition("#")[0] for target in _LINK.findall(text_of(page))]
+    return Counter(re.sub(r"^\.\./(en|zh)/", "../", target) for target in found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_resolve(page):
+    for target in _LINK.findall(text_of(page)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.is_file(), target
+        assert there.is_relative_to(ROOT), target
+        if page != ROOT / "README.md":
+            assert there.is_relative_to(ROOT / "docs"), f"{target}: mkdocs does not carry it"
+        if anchor:
+            slugs = {
+                re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+                for title in re.findall(r"^#+ (.+)$", text_of(there), re.M)
+            }
+            assert anchor in slugs, target
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def test_figures_are_those_of_the_measurements():
+    script = ROOT / "benchmarks" / "write_figures.py"
+    ran = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}\npython benchmarks/write_figures.py"
+
+
+@lru_cache(maxsize=1)
+def write_figures() -> Any:
+    spec = importlib.util.spec_from_file_location(
+        "write_figures", ROOT / "benchmarks" / "write_figures.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
+    script = write_figures()
+    text = (
+        "a <!-- f mean:decoder:static -->typed<!-- /f --> b <!-- f first:static --><!-- /f -->"
+        " <!-- f json:h200/soak.json:calls:int --><!-- /f --> <!-- f cases:x --><!-- /f -->\n\n"
+        "<!-- block latency:encoder -->\nold\n<!-- /block -->\n<!-- block picture:speedup -->\n"
+        "<!-- /block -->\n<!-- block memory -->\n<!-- /block -->\n"
+    )
+    page = tmp_path / "docs" / "page.md"
+    empty = script.filled(text, page, script.Figures(tmp_path))
+    assert "typed" not in empty
+    assert empty.count("not measured yet") == 6
+    assert empty.count("not counted yet") == 1
+    assert (
+        script.filled(text, tmp_path / "zh" / "page.md", script.Figures(tmp_path)).count("尚未测量")
+        == 6
+    )
+
+    folder = tmp_path / "h200"
+    save(bench_samples.result(service=True), folder / "a" / "latency.json")
+    (folder / "soak.json").write_text('{"calls": 2000}')
+    pair = {"1328x1328": [12.5, 40.0]}
+    row = {"case": "all static pairs", "engine_bytes": 2**30, "scratch_bytes": 2**29}
+    row |= {"device_bytes": 2**31, "first_use_ms": pair, "switch_ms": {"1328x1328": [0.1, -0.2]}}
+    (folder / "footprint.json").write_text(json.dumps({"rows": [row]}))
+    full = script.filled(text, page, script.Figures(tmp_path))
+    assert "a <!-- f mean:decoder:static -->5.00×<!-- /f --> b" in full
+    assert "<!-- f first:static -->40 ms<!-- /f -->" in full
+    assert "2,000" in full
+    assert "| 1328x1328 | 60.0 | 30.0 (2.00×) |" in full
+    assert "h200-speedup.svg" in full
+    assert "| all static pairs | 1.00 | 0.50 | 2.00 | 40 | 0.10 |" in full
+    assert "not measured yet" not in full
+    assert script.filled(full, page, script.Figures(tmp_path)) == full
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_measurement_is_typed(page):
+    words = re.sub(r"`[^`\n]+`", "", prose(page))
+    pattern = r"\d[\d.,]*\s?(?:ms|GiB|GB|MiB|MB|dB|TFLOP|×|x faster|%|倍|毫秒)(?!\w)"
+    assert re.findall(pattern, words) == []
+
+
+@pytest.mark.slow
+def test_the_cases_are_counted():
+    counted = json.loads((ROOT / "benchmarks/reliability/cases.json").read_bytes())["cases"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", ""]
+    files = sorted({name.split("::")[0] for name in counted})
+    ran = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = Counter(line.split("[")[0] for line in ran.stdout.splitlines() if "::" in line)
+    again = "python benchmarks/write_figures.py --count"
+    assert counted == {name: found[name] for name in counted}, again
+
+
+# --- words that the code really says ------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _tests_there() -> set[tuple[str, str]]:
+    found = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                found.add((name_of(path), node.name))
+    return found
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_fault_table_names_real_tests(language):
+    page = ROOT / "docs" / language / "reliability.md"
+    named = _TEST.findall(text_of(page))
+    assert len(named) >= 50
+    assert set(named) <= _tests_there()
+    cases = re.findall(r"<!-- f cases:(\S+) -->", text_of(page))
+    assert [f"{file}::{test}" for file, test in named] == cases
+
+
+@lru_cache(maxsize=1)
+def said() -> str:
+    """Every text in the package, with … for what is filled in."""
+    texts = []
+    for path in (ROOT / "qvae_trt").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                pieces = [v.value if isinstance(v, ast.Constant) else "…" for v in node.values]
+                texts.append(re.sub("…+", "…", "".join(map(str, pieces))))
+    return "\0".join(texts)
+
+
+def messages() -> list[str]:
+    page = text_of(ROOT / "docs" / "en" / "troubleshooting.md")
+    return re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", messages())
+def test_messages_are_the_codes_own(message):
+    assert message.rstrip("…") in said()
+
+
+def test_there_are_messages():
+    assert len(messages()) >= 35
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_exceptions_named_are_public(page):
+    for name in re.findall(r"`(\w+Error)`", text_of(page)):
+        assert name in qvae_trt.__all__, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_nobodys_own_folders(page):
+    assert re.findall(r"(?<![\w.])/(?:work|home|root|Users|tmp|mnt)/", text_of(page)) == []
+
+
+def test_pictures_load_nothing():
+    for picture in (ROOT / "docs" / "images").glob("*.svg"):
+        text = picture.read_text("utf-8")
+        assert "@font-face" not in text
+        assert not re.search(r"(?:href|src)=[\"']https?:|url\(https?:", text), picture.name
