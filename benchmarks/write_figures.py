@@ -4,6 +4,7 @@
     write_figures.py --check     exit 1 where that would change a file
     write_figures.py --count     counts the cases of the tests that the docs name
     write_figures.py --terminal  draws docs/images/terminal-*.svg anew
+    write_figures.py --report    photographs the page that `qvae report` makes; needs Chromium
 
 In a line: `<!-- f KEY -->what was written<!-- /f -->`. Over several lines: `<!-- block KEY -->`,
 the block, `<!-- /block -->`. Where a measurement is missing, the words for that are written.
@@ -30,6 +31,7 @@ import sys
 import tempfile
 from functools import cached_property
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt.bench import BenchResult, group, load, merge
@@ -71,17 +73,17 @@ _WORDS = {
         "not counted": "尚未统计",
         "aspect": "宽高比", "size": "尺寸", "profile": "profile", "fact": "项目", "value": "值",
         "precision": "精度", "output": "输出", "mean": "平均", "engine": "引擎",
-        "rows": "比较次数", "least": "最低 PSNR(dB)", "l2": "最大相对 L2",
+        "rows": "比较次数", "least": "最低 PSNR（dB）", "l2": "最大相对 L2",
         "abs": "最大差值", "bf16": "相对 bf16 误差的最大比值",
-        "images": "图像", "moments": "矩", "of range": "(占取值范围)",
-        "path": "路径", "sizes": "尺寸数", "first": "首次使用增加(ms)",
-        "switch": "切换尺寸增加(ms)",
+        "images": "图像", "moments": "矩", "of range": "（占取值范围）",
+        "path": "路径", "sizes": "尺寸数", "first": "首次使用增加（ms）",
+        "switch": "切换尺寸增加（ms）",
         "pil": "latents 到 PIL(ms)", "processor": "后处理",
-        "engines": "引擎", "files": "引擎文件(GiB)", "scratch": "scratch(GiB)",
-        "device": "显存合计(GiB)", "one static pair": "一对静态引擎",
+        "engines": "引擎", "files": "引擎文件（GiB）", "scratch": "scratch（GiB）",
+        "device": "显存合计（GiB）", "one static pair": "一对静态引擎",
         "all static pairs": "全部静态引擎对",
-        "nine profiles, 1024x1024": "九 profile,1024x1024",
-        EVERY_OPT: "九 profile,每个 opt", "stock": "diffusers 自带", "qvae": "QvaeImageProcessor",
+        "nine profiles, 1024x1024": "九 profile，1024x1024",
+        EVERY_OPT: "九 profile，每个 opt", "stock": "diffusers 自带", "qvae": "QvaeImageProcessor",
         "latency": "各尺寸的延迟,每条路径一根柱", "speedup": "相对 diffusers 原版 PyTorch 的加速比",
         "memory": "各尺寸的显存",
     },
@@ -498,6 +500,7 @@ def draw_terminals() -> None:
             console = Console(record=True, width=width, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
             console.print(Text(f"$ qvae {arguments}", style="bold"), soft_wrap=True)
             console.print(Text.from_ansi(ran.stdout.rstrip()), soft_wrap=True)
+            console.print()  # else the last line is cut at its descenders
             svg = console.export_svg(title="qvae", theme=MONOKAI, unique_id=f"qvae-{name}")
             # Rich asks a server for its font; the reader's own monospace will do.
             svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
@@ -506,16 +509,41 @@ def draw_terminals() -> None:
             (ROOT / "docs" / "images" / f"terminal-{name}.svg").write_text(svg, "utf-8")
 
 
+def photograph_report() -> None:
+    """docs/images/report.png: the HTML page of the H200's results, in headless Chromium."""
+    found = [name for name in ("chromium", "chromium-browser", "google-chrome") if which(name)]
+    result = Figures(ROOT / "benchmarks").result
+    if not found or result is None:
+        sys.exit("no Chromium on the path" if not found else "nothing is measured yet")
+    from qvae_trt.report import write_html
+
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        write_html([result], page)
+        command = [
+            found[0],
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--window-size=1000,1100",
+        ]
+        target = ROOT / "docs" / "images" / "report.png"
+        subprocess.run([*command, f"--screenshot={target}", page.as_uri()], check=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Figures of README.md and docs/ from benchmarks/.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
     parser.add_argument("--count", action="store_true", help="count the cases of the tests named")
     parser.add_argument("--terminal", action="store_true", help="draw the pictures of terminals")
+    parser.add_argument("--report", action="store_true", help="photograph the HTML report")
     given = parser.parse_args()
     if given.count:
         count()
     if given.terminal:
         draw_terminals()
+    if given.report:
+        photograph_report()
     return write(check=given.check)
 
 
