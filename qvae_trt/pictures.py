@@ -204,7 +204,8 @@ def _check_size(size: Resolution, path: Path | str) -> None:
 
 def _load(engine_dir: Path, model: str, backend: str) -> tuple[Model, TrtVae]:
     loaded = load_model(model)
-    return loaded, load_vae(engine_dir, model=loaded, backend=backend)
+    # A look at every result costs nothing beside reading and writing the file.
+    return loaded, load_vae(engine_dir, model=loaded, backend=backend, check_nan=True)
 
 
 def _channels(vae: TrtVae) -> Channels:

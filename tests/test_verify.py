@@ -16,7 +16,7 @@ from qvae_trt.errors import BackendError, EngineError, ParityError, UsageError
 from qvae_trt.model import BUNDLED_TINY, Model
 from qvae_trt.profiles import PARTS, Resolution, engine_path
 from qvae_trt.verify import VerifyEvent, reference, verify
-from qvae_trt.verify.reference import PROOF_SIZE, Reference, exact_fp32
+from qvae_trt.verify.reference import PROOF_SIZE, Reference, exact_fp32, fast_bf16
 
 pytestmark = pytest.mark.xdist_group("verify")
 
@@ -73,8 +73,9 @@ def test_the_yardstick_is_measured_in_the_same_run(report):
         assert found.bf16_ratio == pytest.approx(
             found.metrics.relative_l2 / found.yardstick.relative_l2
         )
-        assert (row.source, row.yardstick_source) == ("diffusers", "diffusers")
-    assert report.proof is None
+        assert row.source == "diffusers"
+        assert row.yardstick_source == ("diffusers" if fast_bf16() else "folded")
+    assert (report.proof is None) == fast_bf16()
 
 
 def test_fp32_engines_keep_the_tighter_bounds(tmp_path_factory):
@@ -255,6 +256,14 @@ def test_the_folded_graph_stands_in_at_large_sizes_after_it_was_proven(engines, 
     assert report.proof.fp32_equal
     assert report.proof.max_abs < 1e-5
     assert report.to_dict()["reference_proof"]["resolution"] == str(PROOF_SIZE)
+
+
+def test_a_cpu_without_bf16_takes_the_folded_yardstick_at_every_size(engines, monkeypatch):
+    monkeypatch.setattr(reference, "fast_bf16", lambda: False)
+    report = verify(engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 64)])
+    assert report.ok
+    assert report.proof.bf16_ratio < 1.05
+    assert {(row.source, row.yardstick_source) for row in report.rows} == {("diffusers", "folded")}
 
 
 def test_a_folded_graph_that_is_wrong_is_not_used(engines, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,15 +42,20 @@ def find_targets(engine_dir: Path) -> list[Target]:
         for size in sorted(_static_sizes(engine_dir), key=lambda r: (r.pixels, r))
         for part in PARTS
         for suffix in SUFFIXES
-        if (path := engine_path(engine_dir, part, "static", suffix, size)).is_file()
+        if _there(path := engine_path(engine_dir, part, "static", suffix, size))
     ]
     found += [
         Target(path, part, "profiles")
         for part in PARTS
         for suffix in SUFFIXES
-        if (path := engine_path(engine_dir, part, "profiles", suffix)).is_file()
+        if _there(path := engine_path(engine_dir, part, "profiles", suffix))
     ]
     return found
+
+
+def _there(path: Path) -> bool:
+    """Also what is no file, a folder or a link to nowhere: it gets a row that says so."""
+    return os.path.lexists(path)
 
 
 def _static_sizes(engine_dir: Path) -> set[Resolution]:
