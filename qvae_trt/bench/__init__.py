@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from qvae_trt.bench.compare import Change, Comparison, compare, group, merge
 from qvae_trt.bench.results import (
     BASELINES,
+    BASELINES_ON_CPU,
     ENGINES,
     PATHS,
     REFERENCE,
@@ -84,7 +85,7 @@ def bench(
     *,
     model: str,
     engine_dir: Path | None = None,
-    baselines: Sequence[str] = BASELINES,
+    baselines: Sequence[str] | None = None,
     backend: str = "auto",
     parts: Sequence[Part] = PARTS,
     service: bool = False,
@@ -102,8 +103,9 @@ def bench(
         resolutions: sizes of the pictures, in the order of the table.
         model: what `--model` takes.
         engine_dir: where the engines are; None leaves the engine columns out.
-        baselines: which PyTorch paths: "pytorch", "folded", "compiled". Without "pytorch" there is
-            no speed-up.
+        baselines: which PyTorch paths, "pytorch", "folded" or "compiled"; None takes all, but
+            "compiled" on a CPU, where compiling takes minutes, only if it is named. Without
+            "pytorch" there is no speed-up.
         backend: what `--backend` takes.
         service: measure latents → PIL, first use and switching of sizes too.
         device: "cuda" or "cpu"; None takes the GPU if there is one.
@@ -127,8 +129,11 @@ def bench(
     from qvae_trt.bench.paths import DTYPE_NAMES, Workbench
     from qvae_trt.model import load_model
 
-    _check(resolutions, baselines, parts, device, precision)
+    _check(resolutions, baselines or BASELINES, parts, device, precision)
     device = _device(device)
+    notes = () if baselines is not None else _left_out(device)
+    if baselines is None:
+        baselines = BASELINES if device == "cuda" else BASELINES_ON_CPU
     limits = limits or Limits()
     precision = precision or ("bf16" if device == "cuda" else "fp32")
     paths = [
@@ -170,7 +175,7 @@ def bench(
                     "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
                 },
                 complete=False,
-                notes=_notes(device, engine_dir, baselines),
+                notes=(*notes, *_notes(device, engine_dir, baselines)),
             ),
         )
     )
@@ -272,6 +277,14 @@ def _device(asked: str | None) -> str:
             fix="qvae doctor says what is missing",
         )
     return asked or ("cuda" if found else "cpu")
+
+
+def _left_out(device: str) -> tuple[str, ...]:
+    if device == "cuda":
+        return ()
+    return (
+        "compiled was not measured: it takes minutes on a CPU; --baseline compiled asks for it",
+    )
 
 
 def _notes(device: str, engine_dir: Path | None, baselines: Sequence[str]) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -206,8 +208,13 @@ class Workbench:
         import torch
 
         if self.device != "cuda":
-            raise BenchError("torch.compile is measured on a GPU only")
-        if importlib.util.find_spec("triton") is None:
+            compiler = os.environ.get("CXX", "g++")
+            if shutil.which(compiler) is None:
+                raise BenchError(
+                    f"torch.compile needs a C++ compiler on a CPU; there is no {compiler}",
+                    fix="install g++, or name another in CXX",
+                )
+        elif importlib.util.find_spec("triton") is None:
             raise BenchError(
                 "this Python has no Triton, which torch.compile needs on a GPU",
                 fix="run --baseline pytorch --baseline compiled in one that has it, "

@@ -25,6 +25,8 @@ SCHEMA: Final = "qvae/latency"
 VERSION: Final = 1
 PATHS: Final = ("pytorch", "folded", "compiled", "static", "profiles")
 BASELINES: Final = ("pytorch", "folded", "compiled")
+#: What is measured on a CPU unasked: compiling takes minutes there.
+BASELINES_ON_CPU: Final = ("pytorch", "folded")
 ENGINES: Final = ("static", "profiles")
 REFERENCE: Final = "pytorch"
 

@@ -82,7 +82,7 @@ def bench(
             sizes,
             model=model,
             engine_dir=engine_dir,
-            baselines=tuple(baseline or measuring.BASELINES),
+            baselines=baseline or None,
             backend=backend,
             parts=parse_parts(part),
             service=service,
