@@ -68,11 +68,12 @@ def test_equals_diffusers(lowering: Lowering, channels: int, batch: int) -> None
     assert images.std() > 0.05
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_equals_diffusers_at_full_width(channels: int) -> None:
+def test_equals_diffusers_at_full_width(channels: int, batch: int) -> None:
     torch.manual_seed(0)
     vae = AutoencoderKLQwenImage(input_channels=channels).eval().requires_grad_(False)
-    pixels, latents = inputs(channels, 1, 48, 80)
+    pixels, latents = inputs(channels, batch, 32, 56)
     moments, images = reference(vae, pixels, latents)
     folded = fold(vae)
     torch.testing.assert_close(folded.encode(pixels), moments, rtol=0, atol=TOLERANCE)
