@@ -150,10 +150,11 @@ class _Run:
             progress(f"waiting for {holder}", 0, 0)
 
         with store.lock_engine(job.path, on_wait=on_wait):
-            if waited:
-                again, held = self._why_build(job, expected)
-                if again is None:
-                    return _kept(job, held, f"up to date: {waited[0]} built it meanwhile")
+            # Another build may have finished it since, with or without a wait for its lock.
+            again, held = self._why_build(job, expected)
+            if again is None and (waited or not self.force):
+                builder = waited[0] if waited else "another build"
+                return _kept(job, held, f"up to date: {builder} built it meanwhile")
             self.on_event(event(kind="start", text=reason))
             return self._build(job, expected, reason, progress)
 
