@@ -29,7 +29,7 @@ demo: $(INSTALLED)  ## the main job on this machine: engines, parity, latency, a
 verify: lint types secrets test  ## every check: lint, strict types, secrets, tests with parity
 
 verify-slow: verify  ## and the checks that take minutes each
-	$(VERIFY_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(TESTS)
+	$(VERIFY_ENV) $(BIN)/python -m pytest -n 2 --dist loadscope -m slow $(TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -42,7 +42,7 @@ secrets: $(INSTALLED)
 	.ci/secrets $(BIN)
 
 test: $(INSTALLED)
-	$(VERIFY_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' $(TESTS)
+	$(VERIFY_ENV) $(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow' $(TESTS)
 
 audit: $(INSTALLED)  ## known vulnerabilities in what is installed (asks an advisory service)
 	$(BIN)/python .ci/audit.py $(BIN)/pip-audit
