@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,13 +30,14 @@ def qvae(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
 
 
 def test_help_answers_at_once() -> None:
-    """Under half a second; the best of some tries, since other tests run beside this one."""
+    """Under half a second of processor time: the clock on the wall counts the tests beside this."""
     script = str(Path(sys.executable).with_name("qvae"))
     took = []
-    for _ in range(8):
-        started = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([script, "--help"], capture_output=True, check=True)
-        took.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(took) < 0.5
 
 

@@ -131,8 +131,10 @@ os.write(1, b"after\\n")
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_unwind(number: signal.Signals) -> None:
+    # A shell starts what it puts into the background with SIGINT ignored.
     code = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from qvae_trt.cli import boundary
 def command():
     try:
