@@ -157,14 +157,19 @@ def workplace(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.xdist_group("docs")
-def test_what_is_to_run_runs(workplace, capsys):
-    """The blocks marked so, in the guides' order, in one folder."""
+@pytest.mark.parametrize("size", ["96x96", pytest.param("256x256", marks=pytest.mark.slow)])
+def test_what_is_to_run_runs(workplace, capsys, size):
+    """The blocks marked so, in the guides' order, in one folder; smaller where time is short."""
+    with Image.open("photo.png") as file:
+        file.resize([int(side) for side in size.split("x")]).save("photo.png")
     order = ["quickstart.md", *(name for name in PAIRS if name != "quickstart.md")]
     ran = 0
     for name in order:
         for run, body in blocks(ROOT / "docs" / "en" / name, "sh"):
             for line in body.splitlines() if run else ():
-                words = shlex.split(line, comments=True)
+                words = shlex.split(line.replace("256x256", size), comments=True)
+                if words[1] == "bench":
+                    words += ["--budget", "0.2"]
                 assert main(words[1:]) == 0, f"{name}: {line}\n{capsys.readouterr().err}"
                 ran += 1
     assert ran >= 10
@@ -221,11 +226,14 @@ def test_every_command_runs_small(workplace, capsys):
                     given += ["--resolution", shrunk("1664x928")]
                 if "profiles" in given and "--profiles" not in given:
                     given += ["--profiles", "my_profiles.toml"]
-            if given[0] == "bench" and "--budget" not in given:
+            if given[0] == "bench":
                 given += ["--budget", "0.1"]
+                if "--baseline" not in given:  # torch.compile takes a minute a size on a CPU
+                    given += ["--baseline", "pytorch", "--baseline", "folded"]
             if "--compare" in given:
                 bench = ["bench", "--resolution", shrunk("1024x1024"), "--model", "bundled:tiny"]
-                assert main([*bench, "--budget", "0.1", "--out", "old"]) == 0
+                bench += ["--baseline", "pytorch", "--budget", "0.1", "--out", "old"]
+                assert main(bench) == 0
                 given[given.index("--margin") + 1] = "10"  # a shared CPU is no place to compare
             assert main(given) == 0, f"{name}: {words} as {given}\n{capsys.readouterr().err}"
             ran.append(words)
