@@ -144,7 +144,8 @@ def command():
         print("cleaned", flush=True)
 sys.exit(boundary.run(command))
 """
-    process = python(code)
+    # A shell's background job ignores SIGINT, and so would every process started from it.
+    process = python(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
