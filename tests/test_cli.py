@@ -30,16 +30,15 @@ def qvae(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
 
 
 def test_help_answers_at_once() -> None:
-    """Under half a second. Other tests run beside this one, so a slow answer is asked again."""
+    """Under half a second of processor time: the clock on the wall counts the tests beside this."""
     script = str(Path(sys.executable).with_name("qvae"))
     took = []
-    for _ in range(20):
-        started = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([script, "--help"], capture_output=True, check=True)
-        took.append(time.perf_counter() - started)
-        if took[-1] < 0.5:
-            return
-    pytest.fail(f"the quickest of {len(took)} answers took {min(took):.2f} s")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(took) < 0.5
 
 
 @pytest.mark.parametrize(

@@ -144,8 +144,7 @@ def command():
         print("cleaned", flush=True)
 sys.exit(boundary.run(command))
 """
-    # A shell's background job ignores SIGINT, and so would every process started from it.
-    process = python(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = python(code)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
