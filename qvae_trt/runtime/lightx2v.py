@@ -12,7 +12,7 @@ import torch
 from qvae_trt.errors import UsageError
 from qvae_trt.model import load_model
 from qvae_trt.runtime.image_processor import QvaeImageProcessor
-from qvae_trt.runtime.selection import Engines
+from qvae_trt.runtime.selection import Engines, named_folder
 from qvae_trt.runtime.tiling import SCALE
 from qvae_trt.runtime.vae import TrtVae, make_vae
 
@@ -196,7 +196,7 @@ def from_lightx2v_config(
     if tokens != 4 * model.z_dim:
         raise UsageError(f"in_channels is {tokens}, expected {4 * model.z_dim} for this VAE")
     engines = Engines(
-        {mode: _home(path)} if path else {},
+        {mode: named_folder(path)} if path else {},
         backend=backend,
         weights_sha256=model.weights_sha256,
     )
@@ -216,13 +216,6 @@ def _get(config: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:
         names = [k.__name__ for k in kind] if isinstance(kind, tuple) else [kind.__name__]
         raise UsageError(f"{key} is a {type(value).__name__}, expected {' or '.join(names)}")
     return value
-
-
-def _home(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"trt_engine_path is {str(path)!r}: no such user") from error
 
 
 def _pixels(input_info: Any, name: str) -> int:

@@ -4,6 +4,7 @@ one was tried.
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from qvae_trt.errors import (
     ExecutionError,
     ForeignEngineError,
     QvaeError,
+    UsageError,
 )
 from qvae_trt.profiles import Choice, Mode, Part, Profile, Resolution, choose, engine_path
 from qvae_trt.runtime.cache import EngineCache
@@ -31,6 +33,14 @@ if TYPE_CHECKING:
 
 
 _CHOICES_KEPT = 256
+
+
+def named_folder(path: str | os.PathLike[str]) -> Path:
+    """A folder as a user wrote it, `~` and `~user` resolved. UsageError: there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"the engine folder is {str(path)!r}: no such user") from error
 
 
 def roots(engine_dir: Path) -> dict[Mode, Path]:

@@ -14,7 +14,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning, Notices
-from qvae_trt.runtime.selection import Engines, roots
+from qvae_trt.runtime.selection import Engines, named_folder, roots
 from qvae_trt.runtime.serving import Server
 from qvae_trt.runtime.tiling import Tile
 
@@ -285,7 +285,7 @@ def load_vae(
     Notices(fallback)  # a wrong word is said before the weights are read
     loaded = load_model(model) if isinstance(model, str) else model
     engines = Engines(
-        roots(Path(engine_dir).expanduser()),
+        roots(named_folder(engine_dir)),
         backend=backend,
         weights_sha256=loaded.weights_sha256,
         budget_bytes=memory_budget_bytes,

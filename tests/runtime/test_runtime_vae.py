@@ -353,3 +353,8 @@ def test_raise_names_every_candidate(engine_dir):
         "qvae build --mode static",
     ):
         assert expected in text, text
+
+
+def test_the_folder_of_an_unknown_user_is_refused():
+    with pytest.raises(UsageError, match="no such user"):
+        load_vae("~no-such-user/engines", model=tiny(), backend="onnxruntime")
