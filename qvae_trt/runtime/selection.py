@@ -4,7 +4,6 @@ one was tried.
 
 from __future__ import annotations
 
-import os
 import threading
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from qvae_trt.runtime.failures import Failures, Signature, bare, signature
 from qvae_trt.runtime.scratch import Scratch, shared_scratch
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
 
 
