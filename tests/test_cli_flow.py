@@ -13,9 +13,6 @@ from safetensors import safe_open
 
 from qvae_trt.cli import app as cli
 
-# One worker builds the engines, and every test here uses them.
-pytestmark = pytest.mark.xdist_group("cli_flow")
-
 SIZE = "64x48"
 TINY = ["--model", "bundled:tiny", "--backend", "onnxruntime"]
 STATIC = ["build", "--mode", "static", "--resolution", SIZE, *TINY]

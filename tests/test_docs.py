@@ -156,7 +156,6 @@ def workplace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.xdist_group("docs")
 @pytest.mark.parametrize("size", ["96x96", pytest.param("256x256", marks=pytest.mark.slow)])
 def test_what_is_to_run_runs(workplace, capsys, size):
     """The blocks marked so, in the guides' order, in one folder; smaller where time is short."""
@@ -185,7 +184,6 @@ def test_what_needs_no_gpu_is_run():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("docs")
 def test_every_command_runs_small(workplace, capsys):
     """Commands for a GPU and the real model too, with the bundled one and sizes of a sixth."""
     small: dict[str, str] = {}

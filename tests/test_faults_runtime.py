@@ -27,8 +27,6 @@ from qvae_trt.profiles import PARTS, engine_path
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.verify import verify
 
-pytestmark = pytest.mark.xdist_group("verify")
-
 
 @pytest.fixture(scope="module")
 def source(root, tmp_path_factory):

@@ -19,7 +19,6 @@ from qvae_trt.images import Latents, read_latents, read_picture, write_latents
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import Resolution
 
-pytestmark = pytest.mark.xdist_group("pictures")
 PHOTOGRAPH = "qvae_trt/data/pictures/astronaut.jpg"
 
 

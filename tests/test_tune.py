@@ -39,8 +39,6 @@ from qvae_trt.tune import (
 from qvae_trt.tune import run as running
 from qvae_trt.tune.reference import FoldedReference
 
-pytestmark = pytest.mark.xdist_group("tune")
-
 SIZE = Resolution(48, 64)
 DEFAULT = default_variant("onnxruntime", "1", "fp16")
 SUBJECT = Subject(part="decoder", resolution=SIZE, weights_sha256="a" * 64, recipe_sha256="c" * 64)

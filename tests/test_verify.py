@@ -18,8 +18,6 @@ from qvae_trt.profiles import PARTS, Resolution, engine_path
 from qvae_trt.verify import VerifyEvent, reference, verify
 from qvae_trt.verify.reference import PROOF_SIZE, Reference, exact_fp32, fast_bf16
 
-pytestmark = pytest.mark.xdist_group("verify")
-
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory):

@@ -21,7 +21,6 @@ from qvae_trt.verify import BOUNDS, verify
 from qvae_trt.verify.comparison import compare
 from qvae_trt.verify.reference import Reference, split_outputs
 
-pytestmark = pytest.mark.xdist_group("verify")
 SIZE = Resolution(48, 64)
 
 
