@@ -610,9 +610,9 @@ def read_or_refuse(raw: bytes) -> None:
     ("change", "words"),
     [
         (lambda d: d.update(format_version=2), "of format 2, expected 1: written by a newer qvae"),
-        (lambda d: d["choice"]["decoder"].update(level=3), "choice.decoder is not among"),
+        (lambda d: d["choice"]["decoder"].update(level=3), "choice.decoder: not among"),
         (lambda d: d["measurements"].append(d["measurements"][0]), "one variant twice"),
-        (lambda d: d["measurements"][1].update(status="broken"), "choice.decoder is not among"),
+        (lambda d: d["measurements"][1].update(status="broken"), "choice.decoder: not among"),
         (lambda d: d["measurements"][1].update(lowering="norm=fp32"), "expected every field"),
         (lambda d: d["measurements"][3].update(status="ok"), "does not fit timing and parity"),
         (lambda d: d["measurements"][0]["timing"].update(median_ms=0), "expected more than 0"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import qvae_trt
 from qvae_trt.backends import DTypeName, TensorSpec
-from qvae_trt.errors import EngineError, ResolutionError
+from qvae_trt.errors import EngineError
+from qvae_trt.json_file import is_sha256, parse_object
 from qvae_trt.profiles import (
     MODES,
     PARTS,
@@ -18,18 +18,17 @@ from qvae_trt.profiles import (
     Part,
     Precision,
     Profile,
-    Resolution,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qvae_trt.json_file import Table
+
 FORMAT_VERSION = 1
 MAX_SIDECAR_BYTES = 1 << 20
 ANY_GPU = "any"
 _DTYPES: tuple[DTypeName, ...] = ("float16", "bfloat16", "float32")
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +143,7 @@ def next_sidecar_path(engine: Path) -> Path:
 def show(value: object) -> str:
     """A key's value as people read it: hashes by their first 12 digits."""
     if isinstance(value, str):
-        return value[:12] if _is_sha256(value) else value
+        return value[:12] if is_sha256(value) else value
     if isinstance(value, tuple):
         return ", ".join(str(item) for item in value)
     return "none" if value is None else str(value)
@@ -152,50 +151,44 @@ def show(value: object) -> str:
 
 def parse_sidecar(raw: bytes, *, path: Path) -> Sidecar:
     """The sidecar in a file's bytes. EngineError, saying where and why, for anything else."""
-    if len(raw) > MAX_SIDECAR_BYTES:
-        raise _malformed(path, f"{len(raw)} bytes, expected at most {MAX_SIDECAR_BYTES}")
-    try:
-        data: object = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise _malformed(path, "nested too deeply") from error
-    except ValueError as error:  # also UnicodeDecodeError, and ints too long to read
-        raise _malformed(path, str(error)) from error
-    reader = _Reader(path, "", data)
-    version = reader.integer("format_version")
+
+    def malformed(why: str) -> EngineError:
+        return EngineError(
+            f"{path}: malformed sidecar: {why}",
+            fix="build the engine again; `qvae build` keeps the ones that are up to date",
+        )
+
+    top = parse_object(raw, most_bytes=MAX_SIDECAR_BYTES, fault=malformed)
+    version = top.version()
     if version > FORMAT_VERSION:
         raise EngineError(
             f"{path}: sidecar of format {version}, expected at most {FORMAT_VERSION}:"
             " written by a newer qvae",
             fix="use that version of qvae, or build the engine again with this one",
         )
-    if version < 1:
-        raise _malformed(path, f"format_version is {version}, expected {FORMAT_VERSION}")
-    engine = reader.table("engine")
-    sha256 = engine.text("sha256")
-    if not _is_sha256(sha256):
-        raise _malformed(path, "engine.sha256 is no SHA-256 in hexadecimal")
+    engine = top.table("engine")
+    # What is not read here is left alone: a later qvae may add to this format.
     return Sidecar(
         format_version=version,
-        key=_read_key(reader.table("key")),
-        input=_read_tensor(reader.table("input")),
-        output=_read_tensor(reader.table("output")),
-        build_flags=reader.table("build_flags").texts(),
-        build_seconds=reader.seconds("build_seconds"),
-        command=reader.text("command"),
-        created=reader.text("created"),
-        qvae_version=reader.text("qvae_version"),
-        engine_sha256=sha256,
+        key=_read_key(top.table("key")),
+        input=_read_tensor(top.table("input")),
+        output=_read_tensor(top.table("output")),
+        build_flags=top.table("build_flags").texts(),
+        build_seconds=top.number("build_seconds"),
+        command=top.text("command"),
+        created=top.text("created"),
+        qvae_version=top.text("qvae_version"),
+        engine_sha256=engine.sha256("sha256"),
         engine_bytes=engine.integer("bytes"),
     )
 
 
-def _read_key(table: _Reader) -> EngineKey:
-    capability = table.value("compute_capability")
+def _read_key(table: Table) -> EngineKey:
     key = EngineKey(
         flavour=table.text("flavour"),
         flavour_version=table.text("flavour_version"),
         gpu=table.text("gpu"),
-        compute_capability=None if capability is None else table.text("compute_capability"),
+        compute_capability=table.text_or_none("compute_capability"),
         part=table.choice("part", PARTS),
         mode=table.choice("mode", MODES),
         precision=table.choice("precision", PRECISIONS),
@@ -206,111 +199,23 @@ def _read_key(table: _Reader) -> EngineKey:
         recipe_sha256=table.text("recipe_sha256"),
     )
     if not key.profiles:
-        raise _malformed(table.path, "key.profiles is empty")
+        table.refuse("profiles", "empty")
     return key
 
 
-def _read_profile(table: _Reader) -> Profile:
-    try:
-        low, opt, high = (Resolution.parse(table.text(name)) for name in ("min", "opt", "max"))
-    except ResolutionError as error:
-        raise _malformed(table.path, f"{table.where}{error.what}") from error
+def _read_profile(table: Table) -> Profile:
+    low, opt, high = (table.resolution(name) for name in ("min", "opt", "max"))
     profile = Profile(low, opt, high)
     if not profile.holds(opt):
-        raise _malformed(table.path, f"{table.where}expected min <= opt <= max")
+        table.refuse("opt", "expected min <= opt <= max")
     return profile
 
 
-def _read_tensor(table: _Reader) -> TensorSpec:
-    shape = table.value("shape")
-    if not isinstance(shape, list) or not all(type(n) is int and n >= -1 for n in shape):
-        raise _malformed(table.path, f"{table.where}shape is no list of sides")
+def _read_tensor(table: Table) -> TensorSpec:
+    shape = [side for side in table.list("shape") if type(side) is int and side >= -1]
+    if len(shape) < len(table.list("shape")):
+        table.refuse("shape", "no list of sides")
     return TensorSpec(table.text("name"), table.choice("dtype", _DTYPES), tuple(shape))
-
-
-class _Reader:
-    """Typed access to a JSON object; what is missing or of another type is an EngineError."""
-
-    def __init__(self, path: Path, where: str, data: object) -> None:
-        self.path = path
-        self.where = where
-        if not isinstance(data, dict):
-            raise _malformed(path, f"{where or 'it '}is no JSON object")
-        self.data: dict[str, object] = data
-
-    def value(self, name: str) -> object:
-        if name not in self.data:
-            raise _malformed(self.path, f"{self.where}{name} is missing")
-        return self.data[name]
-
-    def _typed(self, name: str, kind: type[_T], expected: str) -> _T:
-        value = self.value(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise _malformed(self.path, f"{self.where}{name} is no {expected}")
-        return value
-
-    def text(self, name: str) -> str:
-        text = self._typed(name, str, "text")
-        # Half a surrogate pair is legal in JSON and cannot be printed.
-        if not _printable(text):
-            raise _malformed(self.path, f"{self.where}{name} is no valid Unicode")
-        return text
-
-    def integer(self, name: str) -> int:
-        return self._typed(name, int, "integer")
-
-    def seconds(self, name: str) -> float:
-        value = self.value(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _malformed(self.path, f"{self.where}{name} is no number")
-        try:
-            seconds = float(value)
-        except OverflowError:
-            seconds = math.inf
-        if not 0 <= seconds < math.inf:
-            raise _malformed(self.path, f"{self.where}{name} is no duration")
-        return seconds
-
-    def choice(self, name: str, known: tuple[_T, ...]) -> _T:
-        value = self.value(name)
-        for one in known:
-            if isinstance(value, str) and value == one:
-                return one
-        raise _malformed(self.path, f"{self.where}{name} is none of {', '.join(map(str, known))}")
-
-    def table(self, name: str) -> _Reader:
-        return _Reader(self.path, f"{self.where}{name}.", self.value(name))
-
-    def tables(self, name: str) -> list[_Reader]:
-        items = self._typed(name, list, "list")
-        return [
-            _Reader(self.path, f"{self.where}{name}[{index}].", item)
-            for index, item in enumerate(items)
-        ]
-
-    def texts(self) -> dict[str, str]:
-        if not all(map(_printable, self.data)):
-            raise _malformed(self.path, f"{self.where}a name is no valid Unicode")
-        return {name: self.text(name) for name in self.data}
-
-
-def _malformed(path: Path, why: str) -> EngineError:
-    return EngineError(
-        f"{path}: malformed sidecar: {why}",
-        fix="build the engine again; `qvae build` keeps the ones that are up to date",
-    )
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _printable(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
 
 
 def _plain(value: object) -> object:

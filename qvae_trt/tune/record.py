@@ -39,30 +39,28 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import qvae_trt
 from qvae_trt import store
 from qvae_trt.bench.results import Timing
-from qvae_trt.errors import BenchError, ResolutionError, UsageError
+from qvae_trt.errors import BenchError, UsageError
+from qvae_trt.json_file import parse_object
 from qvae_trt.lowerings import Lowering
 from qvae_trt.profiles import PARTS, PRECISIONS, Part, Precision, Resolution
 from qvae_trt.tune.variants import Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from qvae_trt.backends import Backend
+    from qvae_trt.json_file import Table
 
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 4 << 20
 Status = Literal["ok", "broken", "failed"]
-_SHA256 = re.compile("[0-9a-f]{64}")
-_LONGEST = 1 << 62
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,26 +225,21 @@ def load(path: Path) -> TuneFile:
 
 def parse(raw: bytes, *, path: Path) -> TuneFile:
     """The tune file in these bytes. BenchError, saying where and why, for anything else."""
-    if len(raw) > MAX_FILE_BYTES:
-        _refuse(path, f"more than {MAX_FILE_BYTES} bytes")
-    try:
-        data: object = json.loads(
-            raw.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_once
+
+    def malformed(why: str) -> BenchError:
+        return BenchError(
+            f"{path}: malformed tune file: {why}",
+            fix="if qvae tune wrote it, remove it and run qvae tune again; else name another file",
         )
-    except RecursionError:
-        _refuse(path, "nested too deeply")
-    except ValueError as error:  # also UnicodeDecodeError, and ints too long to read
-        _refuse(path, str(error))
-    top = _Table(path, "", data)
-    version = top.integer("format_version")
+
+    top = parse_object(raw, most_bytes=MAX_FILE_BYTES, fault=malformed)
+    version = top.version()
     if version > FORMAT_VERSION:
         raise BenchError(
             f"{path}: a tune file of format {version}, expected {FORMAT_VERSION}: written by a "
             "newer qvae",
             fix="use that version of qvae, or run qvae tune again",
         )
-    if version != FORMAT_VERSION:
-        top.refuse("format_version", f"{version}, expected {FORMAT_VERSION}")
     key = top.table("key")
     choices = top.table("choice")
     choices.only(*PARTS)
@@ -269,15 +262,15 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
     key.end()
     top.end()
     if len({(m.subject, m.variant) for m in measurements}) < len(measurements):
-        _refuse(path, "measurements holds one variant twice")
+        top.refuse("measurements", "one variant twice")
     for part in file.choices:
         held = file.chosen(part)
         if held is None or held.status != "ok":
-            _refuse(path, f"choice.{part} is not among the measurements that are ok")
+            choices.refuse(part, "not among the measurements that are ok")
     return file
 
 
-def _read_measurement(table: _Table) -> Measurement:
+def _read_measurement(table: Table) -> Measurement:
     timing = table.table_or_none("timing")
     parity = table.table_or_none("parity")
     measurement = Measurement(
@@ -299,7 +292,7 @@ def _read_measurement(table: _Table) -> Measurement:
     return measurement
 
 
-def _read_timing(table: _Table) -> Timing:
+def _read_timing(table: Table) -> Timing:
     timing = Timing(
         median_ms=table.positive("median_ms"),
         p10_ms=table.positive("p10_ms"),
@@ -312,7 +305,7 @@ def _read_timing(table: _Table) -> Timing:
     return timing
 
 
-def _read_parity(table: _Table) -> Parity:
+def _read_parity(table: Table) -> Parity:
     parity = Parity(
         psnr_db=table.number_or_none("psnr_db", least=-math.inf),
         relative_l2=table.number_or_none("relative_l2"),
@@ -321,7 +314,7 @@ def _read_parity(table: _Table) -> Parity:
     return parity
 
 
-def _read_choice(table: _Table, part: Part) -> Choice:
+def _read_choice(table: Table, part: Part) -> Choice:
     choice = Choice(
         subject=_read_subject(table, part),
         variant=_read_variant(table),
@@ -332,7 +325,7 @@ def _read_choice(table: _Table, part: Part) -> Choice:
     return choice
 
 
-def _read_subject(table: _Table, part: Part) -> Subject:
+def _read_subject(table: Table, part: Part) -> Subject:
     return Subject(
         part=part,
         resolution=table.resolution("resolution"),
@@ -341,7 +334,7 @@ def _read_subject(table: _Table, part: Part) -> Subject:
     )
 
 
-def _read_variant(table: _Table) -> Variant:
+def _read_variant(table: Table) -> Variant:
     text, level = table.text("lowering"), table.integer_or_none("level")
     try:
         lowering = Lowering.parse(text)
@@ -354,133 +347,5 @@ def _read_variant(table: _Table) -> Variant:
     return Variant(lowering, level)
 
 
-class _Table:
-    """Typed access to a JSON object; what is missing, left over or of another type is refused."""
-
-    def __init__(self, path: Path, where: str, data: object) -> None:
-        self.path = path
-        self.where = where
-        if not isinstance(data, dict):
-            _refuse(path, f"{where.rstrip('.') or 'it'} is no JSON object")
-        self.data: dict[str, object] = data
-        self.read: set[str] = set()
-
-    def refuse(self, name: str, why: str) -> NoReturn:
-        _refuse(self.path, f"{self.where}{name}: {why}")
-
-    def only(self, *known: str) -> None:
-        for name in self.data:
-            if name not in known:
-                self.refuse(ascii(name), "unknown")
-
-    def end(self) -> None:
-        """Nothing was there but what was read."""
-        self.only(*self.read)
-
-    def value(self, name: str) -> object:
-        self.read.add(name)
-        if name not in self.data:
-            self.refuse(name, "missing")
-        return self.data[name]
-
-    def text(self, name: str) -> str:
-        value = self.value(name)
-        # Half a surrogate pair is legal in JSON and cannot be printed.
-        if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
-            self.refuse(name, "no text")
-        return value
-
-    def text_or_none(self, name: str) -> str | None:
-        return None if self.value(name) is None else self.text(name)
-
-    def sha256(self, name: str) -> str:
-        text = self.text(name)
-        if _SHA256.fullmatch(text) is None:
-            self.refuse(name, "no SHA-256 in hexadecimal")
-        return text
-
-    def resolution(self, name: str) -> Resolution:
-        text = self.text(name)
-        try:
-            resolution = Resolution.parse(text)
-        except ResolutionError as error:
-            self.refuse(name, error.what)
-        if str(resolution) != text:
-            self.refuse(name, f"{text!r}, expected {resolution}")
-        return resolution
-
-    def flag(self, name: str) -> bool:
-        value = self.value(name)
-        if not isinstance(value, bool):
-            self.refuse(name, "expected true or false")
-        return value
-
-    def integer(self, name: str, *, least: int = 0) -> int:
-        value = self.value(name)
-        if type(value) is not int or not least <= value <= _LONGEST:
-            self.refuse(name, f"expected a whole number, at least {least}")
-        return value
-
-    def integer_or_none(self, name: str) -> int | None:
-        return None if self.value(name) is None else self.integer(name)
-
-    def number(self, name: str, *, least: float = 0.0) -> float:
-        value = self.value(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(name, "no number")
-        if not (abs(value) <= _LONGEST and value >= least):
-            self.refuse(name, "out of range")
-        return float(value)
-
-    def positive(self, name: str) -> float:
-        number = self.number(name)
-        if number == 0:
-            self.refuse(name, "expected more than 0")
-        return number
-
-    def number_or_none(self, name: str, *, least: float = 0.0) -> float | None:
-        return None if self.value(name) is None else self.number(name, least=least)
-
-    def choice(self, name: str, known: Sequence[_T]) -> _T:
-        value = self.value(name)
-        found = [one for one in known if isinstance(value, str) and value == one]
-        if not found:
-            self.refuse(name, f"expected one of {', '.join(map(str, known))}")
-        return found[0]
-
-    def table(self, name: str) -> _Table:
-        return _Table(self.path, f"{self.where}{name}.", self.value(name))
-
-    def table_or_none(self, name: str) -> _Table | None:
-        return None if self.value(name) is None else self.table(name)
-
-    def tables(self, name: str) -> list[_Table]:
-        items = self.value(name)
-        if not isinstance(items, list):
-            self.refuse(name, "no list")
-        return [
-            _Table(self.path, f"{self.where}{name}[{index}].", item)
-            for index, item in enumerate(items)
-        ]
-
-
 def _plain_variant(variant: Variant) -> dict[str, object]:
     return {"lowering": variant.lowering.canonical(), "level": variant.level}
-
-
-def _refuse(path: Path, why: str) -> NoReturn:
-    raise BenchError(
-        f"{path}: malformed tune file: {why}",
-        fix="if qvae tune wrote it, remove it and run qvae tune again; else name another file",
-    )
-
-
-def _no_number(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return found

@@ -33,6 +33,7 @@ JSON_READERS = (2, 3, 4)
 INSTRUMENTED = [
     "qvae_trt.profiles",
     "qvae_trt.toml_file",
+    "qvae_trt.json_file",
     "qvae_trt.store.sidecar",
     "qvae_trt.tune.record",
     "qvae_trt.runtime.lightx2v",

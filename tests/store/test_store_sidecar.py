@@ -86,7 +86,7 @@ def _without(name: str) -> dict[str, object]:
     ],
 )
 def test_a_missing_field_is_named(name):
-    with pytest.raises(EngineError, match=rf"malformed sidecar: {name} is missing"):
+    with pytest.raises(EngineError, match=rf"malformed sidecar: {name}: missing"):
         _parse(_without(name))
 
 

@@ -1,0 +1,187 @@
+"""JSON files that are read strictly: what is missing, of another type or out of range is told with
+its place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from qvae_trt.errors import ResolutionError
+from qvae_trt.profiles import Resolution
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from qvae_trt.errors import QvaeError
+
+    #: From the reason for which a file is refused to what is raised.
+    Fault = Callable[[str], QvaeError]
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+# Above this a count turns to infinity, or an OverflowError, where it is divided or compared.
+_MOST = 1 << 62
+_T = TypeVar("_T")
+
+
+def parse_object(raw: bytes, *, most_bytes: int, fault: Fault) -> Table:
+    """The JSON object in a file's bytes; at most `most_bytes`, UTF-8, no name twice in one object.
+
+    Raises: what `fault` makes of the reason.
+    """
+    if len(raw) > most_bytes:
+        raise fault(f"more than {most_bytes} bytes")
+    try:
+        data: object = json.loads(
+            raw.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_once
+        )
+    except RecursionError as error:
+        raise fault("nested too deeply") from error
+    except ValueError as error:  # also UnicodeDecodeError, and ints too long to read
+        raise fault(str(error)) from error
+    return Table(data, "", fault)
+
+
+def is_sha256(text: str) -> bool:
+    return _SHA256.fullmatch(text) is not None
+
+
+class Table:
+    """Typed access to a JSON object. `where` is its place, with a dot at the end: `key.`."""
+
+    def __init__(self, data: object, where: str, fault: Fault) -> None:
+        if not isinstance(data, dict):
+            raise fault(f"{where.rstrip('.') or 'it'} is no JSON object")
+        self.data: dict[str, object] = data
+        self.where = where
+        self._fault = fault
+        self._read: set[str] = set()
+
+    def refuse(self, name: str, why: str) -> NoReturn:
+        raise self._fault(f"{self.where}{name}: {why}")
+
+    def only(self, *known: str) -> None:
+        for name in self.data:
+            if name not in known:
+                self.refuse(ascii(name), "unknown")
+
+    def end(self) -> None:
+        """Refuse what was not read."""
+        self.only(*self._read)
+
+    def value(self, name: str) -> object:
+        self._read.add(name)
+        if name not in self.data:
+            self.refuse(name, "missing")
+        return self.data[name]
+
+    def text(self, name: str) -> str:
+        value = self.value(name)
+        if not isinstance(value, str) or not _printable(value):
+            self.refuse(name, "no text")
+        return value
+
+    def text_or_none(self, name: str) -> str | None:
+        return None if self.value(name) is None else self.text(name)
+
+    def texts(self) -> dict[str, str]:
+        """All of it, where every value is a text."""
+        for name in self.data:
+            if not _printable(name):
+                self.refuse(ascii(name), "no text")
+        return {name: self.text(name) for name in self.data}
+
+    def sha256(self, name: str) -> str:
+        text = self.text(name)
+        if not is_sha256(text):
+            self.refuse(name, "no SHA-256 in hexadecimal")
+        return text
+
+    def resolution(self, name: str) -> Resolution:
+        text = self.text(name)
+        try:
+            resolution = Resolution.parse(text)
+        except ResolutionError as error:
+            self.refuse(name, error.what)
+        if str(resolution) != text:
+            self.refuse(name, f"{text!r}, expected {resolution}")
+        return resolution
+
+    def flag(self, name: str) -> bool:
+        value = self.value(name)
+        if not isinstance(value, bool):
+            self.refuse(name, "expected true or false")
+        return value
+
+    def integer(self, name: str, *, least: int = 0, most: float = _MOST) -> int:
+        value = self.value(name)
+        if type(value) is not int or not least <= value <= most:
+            self.refuse(name, f"expected a whole number, at least {least}")
+        return value
+
+    def integer_or_none(self, name: str) -> int | None:
+        return None if self.value(name) is None else self.integer(name)
+
+    def version(self) -> int:
+        """`format_version`; of any size, so that the caller can say that it is a newer one."""
+        return self.integer("format_version", least=1, most=math.inf)
+
+    def number(self, name: str, *, least: float = 0.0) -> float:
+        value = self.value(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.refuse(name, "no number")
+        if not (abs(value) <= _MOST and value >= least):
+            self.refuse(name, "out of range")
+        return float(value)
+
+    def positive(self, name: str) -> float:
+        number = self.number(name)
+        if number == 0:
+            self.refuse(name, "expected more than 0")
+        return number
+
+    def number_or_none(self, name: str, *, least: float = 0.0) -> float | None:
+        return None if self.value(name) is None else self.number(name, least=least)
+
+    def choice(self, name: str, known: Sequence[_T]) -> _T:
+        value = self.value(name)
+        found = [one for one in known if isinstance(value, str) and value == one]
+        if not found:
+            self.refuse(name, f"expected one of {', '.join(map(str, known))}")
+        return found[0]
+
+    def table(self, name: str) -> Table:
+        return Table(self.value(name), f"{self.where}{name}.", self._fault)
+
+    def table_or_none(self, name: str) -> Table | None:
+        return None if self.value(name) is None else self.table(name)
+
+    def list(self, name: str) -> Sequence[object]:
+        items = self.value(name)
+        if not isinstance(items, list):
+            self.refuse(name, "no list")
+        return items
+
+    def tables(self, name: str) -> Sequence[Table]:
+        return [
+            Table(item, f"{self.where}{name}[{index}].", self._fault)
+            for index, item in enumerate(self.list(name))
+        ]
+
+
+def _printable(text: str) -> bool:
+    """Half a surrogate pair is legal in JSON and cannot be printed."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
