@@ -12,8 +12,9 @@ from qvae_trt.report import view
 from qvae_trt.report.svg import Bar, Chart
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from qvae_trt.bench.results import Cell
     from qvae_trt.profiles import Part
 
 _VERB = {"encoder": "Encode", "decoder": "Decode"}
@@ -22,84 +23,36 @@ _ORDER: tuple[Part, ...] = ("decoder", "encoder")
 
 def latency(result: BenchResult) -> list[Chart]:
     """Medians by size, a bar a path, with the whisker from p10 to p90; one chart a part."""
-    charts = []
-    for part in _parts(result):
-        groups = []
-        for resolution in result.resolutions:
-            fastest = result.fastest(part, resolution)
-            bars = {}
-            for path in result.paths:
-                cell = result.cell(part, resolution, path)
-                if cell is not None and cell.timing is not None:
-                    bars[path] = Bar(
-                        value=cell.timing.median_ms,
-                        low=cell.timing.p10_ms,
-                        high=cell.timing.p90_ms,
-                        best=path == fastest,
-                    )
-            groups.append((str(resolution), bars))
-        charts.append(
-            _chart(
-                f"{_VERB[part]}: latency in ms, less is better",
-                f"{result.runs[0].place}; median, whisker p10 to p90",
-                result.paths,
-                groups,
-                view.ms,
-            )
-        )
-    return [chart for chart in charts if not chart.empty]
+
+    def bar(cell: Cell) -> Bar | None:
+        took = cell.timing
+        if took is None:
+            return None
+        return Bar(value=took.median_ms, low=took.p10_ms, high=took.p90_ms)
+
+    words = ("latency in ms, less is better", "median, whisker p10 to p90")
+    return _each_part(result, words, view.ms, bar)
 
 
 def speedup(result: BenchResult) -> list[Chart]:
     """How many times faster than `pytorch` in the same run; one chart a part."""
-    charts = []
-    for part in _parts(result):
-        groups = []
-        for resolution in result.resolutions:
-            fastest = result.fastest(part, resolution)
-            bars = {}
-            for path in result.paths:
-                cell = result.cell(part, resolution, path)
-                ratio = None if cell is None or path == REFERENCE else result.speedup(cell)
-                if ratio is not None:
-                    bars[path] = Bar(value=ratio, best=path == fastest)
-            groups.append((str(resolution), bars))
-        charts.append(
-            _chart(
-                f"{_VERB[part]}: speed-up, more is better",
-                f"{result.runs[0].place}; PyTorch as shipped is 1 (dashed)",
-                result.paths,
-                groups,
-                view.times,
-                reference=1.0,
-            )
-        )
-    return [chart for chart in charts if not chart.empty]
+
+    def bar(cell: Cell) -> Bar | None:
+        ratio = None if cell.path == REFERENCE else result.speedup(cell)
+        return None if ratio is None else Bar(value=ratio)
+
+    words = ("speed-up, more is better", "PyTorch as shipped is 1 (dashed)")
+    return _each_part(result, words, view.times, bar, reference=1.0)
 
 
 def memory(result: BenchResult) -> list[Chart]:
     """Weights and working memory of one call, in GiB; one chart a part. None on a CPU."""
-    charts = []
-    for part in _parts(result):
-        groups = []
-        for resolution in result.resolutions:
-            cells = [result.cell(part, resolution, path) for path in result.paths]
-            known = {cell.path: cell.peak_bytes for cell in cells if cell and cell.peak_bytes}
-            least = min(known.values(), default=0)
-            bars = {
-                path: Bar(value=found / 2**30, best=found == least) for path, found in known.items()
-            }
-            groups.append((str(resolution), bars))
-        charts.append(
-            _chart(
-                f"{_VERB[part]}: memory in GiB, less is better",
-                f"{result.runs[0].place}; weights and the most that one call takes",
-                result.paths,
-                groups,
-                lambda gib: f"{gib:.2f}",
-            )
-        )
-    return [chart for chart in charts if not chart.empty]
+
+    def bar(cell: Cell) -> Bar | None:
+        return Bar(value=cell.peak_bytes / 2**30) if cell.peak_bytes else None
+
+    words = ("memory in GiB, less is better", "weights and the most that one call takes")
+    return _each_part(result, words, lambda gib: f"{gib:.2f}", bar, best=_least)
 
 
 def service(result: BenchResult) -> list[Chart]:
@@ -109,7 +62,7 @@ def service(result: BenchResult) -> list[Chart]:
         row for row in result.service if row.kind == "latents_to_pil" and row.timing is not None
     ]
     for resolution in dict.fromkeys(row.resolution for row in rows):
-        best: dict[str, Bar] = {}
+        bars: dict[str, Bar] = {}
         for path in result.paths:
             timings = [
                 row.timing
@@ -118,11 +71,8 @@ def service(result: BenchResult) -> list[Chart]:
             ]
             if timings:
                 timing = min(timings, key=lambda found: found.median_ms)
-                best[path] = Bar(value=timing.median_ms, low=timing.p10_ms, high=timing.p90_ms)
-        if len(best) > 1:
-            first = min(best, key=lambda path: best[path].value)
-            best[first] = replace(best[first], best=True)
-        groups.append((str(resolution), best))
+                bars[path] = Bar(value=timing.median_ms, low=timing.p10_ms, high=timing.p90_ms)
+        groups.append((str(resolution), _marked(bars, _least(bars))))
     chart = _chart(
         "Latents to PIL: latency in ms, less is better",
         f"{result.runs[0].place}; decode and the faster post-processing of each path",
@@ -172,12 +122,56 @@ def _parts(result: BenchResult) -> list[Part]:
     return [part for part in _ORDER if part in result.parts]
 
 
+def _each_part(
+    result: BenchResult,
+    words: tuple[str, str],
+    text: Callable[[float], str],
+    bar: Callable[[Cell], Bar | None],
+    *,
+    best: Callable[[dict[str, Bar]], str | None] | None = None,
+    reference: float | None = None,
+) -> list[Chart]:
+    """A chart a part, a group a size, a bar for each cell that has one; `best` names the one in
+    bold, without it the fastest.
+    """
+    title, subtitle = words
+    charts = []
+    for part in _parts(result):
+        groups = []
+        for resolution in result.resolutions:
+            cells = [result.cell(part, resolution, path) for path in result.paths]
+            drawn = {cell.path: bar(cell) for cell in cells if cell is not None}
+            bars = {path: made for path, made in drawn.items() if made is not None}
+            chosen = result.fastest(part, resolution) if best is None else best(bars)
+            groups.append((str(resolution), _marked(bars, chosen)))
+        charts.append(
+            _chart(
+                f"{_VERB[part]}: {title}",
+                f"{result.runs[0].place}; {subtitle}",
+                result.paths,
+                groups,
+                text,
+                reference,
+            )
+        )
+    return [chart for chart in charts if not chart.empty]
+
+
+def _least(bars: dict[str, Bar]) -> str | None:
+    """Of one alone nothing is said."""
+    return min(bars, key=lambda path: bars[path].value) if len(bars) > 1 else None
+
+
+def _marked(bars: dict[str, Bar], best: str | None) -> dict[str, Bar]:
+    return {path: replace(bar, best=path == best) for path, bar in bars.items()}
+
+
 def _chart(
     title: str,
     subtitle: str,
     paths: Sequence[str],
     groups: Sequence[tuple[str, dict[str, Bar]]],
-    text: object,
+    text: Callable[[float], str],
     reference: float | None = None,
 ) -> Chart:
     return Chart(
@@ -185,7 +179,7 @@ def _chart(
         subtitle=subtitle,
         series=tuple(paths),
         groups=tuple((label, bars) for label, bars in groups if bars),
-        text=text,  # type: ignore[arg-type]
+        text=text,
         labels={},
         reference=reference,
     )
