@@ -131,7 +131,7 @@ class OnnxRuntime:
             _check(source, spec)
             example = spec.ranges[0].min
             shapes = (example, _infer_output(onnx, source, result, example))
-            _write(optimized, out, shapes, spec.ranges)
+            _write(optimized, out, shapes, spec.ranges, weights_in=onnx.parent)
         say("optimize", 1, 1)
         return BuildOutcome(
             flags={
@@ -323,10 +323,14 @@ def _write(
     out: Path,
     example: tuple[tuple[int, ...], tuple[int, ...]],
     ranges: tuple[ShapeRange, ...],
+    *,
+    weights_in: Path,
 ) -> None:
     import onnx
 
-    model = onnx.load(str(optimized))
+    # Weights that the graph has in a file of their own stay there, named from the graph's folder.
+    model = onnx.load(str(optimized), load_external_data=False)
+    onnx.load_external_data_for_model(model, str(weights_in))
     held = {
         "profiles": [[list(r.min), list(r.opt), list(r.max)] for r in ranges],
         "example": [list(shape) for shape in example],
