@@ -37,7 +37,7 @@ def run(command: Callable[[], object]) -> int:
         except typer.Exit as stop:
             return int(stop.exit_code)
         except (KeyboardInterrupt, typer.Abort):
-            return _say("interrupted", code=INTERRUPTED)
+            return _interrupted()
         except _ClickException as error:
             return _usage(error)
         except QvaeError as error:
@@ -61,14 +61,21 @@ def run(command: Callable[[], object]) -> int:
                     code=FAILED,
                 )
             return _bug(error)
+    if result == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt
+        return _interrupted()
     return result if isinstance(result, int) else DONE
 
 
+def _interrupted() -> int:
+    output.tell("interrupted", style="bold red")
+    return INTERRUPTED
+
+
 def _say(what: str, *, code: int, fix: str | None = None) -> int:
-    output.tell(f"error: {what}" if code != INTERRUPTED else what, style="bold red")
+    output.tell(f"error: {what}", style="bold red")
     if fix is not None:
         output.tell(fix)
-    if output.settings.verbose and code != INTERRUPTED:
+    if output.settings.verbose:
         output.tell(traceback.format_exc())
     return code
 
