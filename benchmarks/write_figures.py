@@ -15,6 +15,7 @@ Keys of a line:
     first:PATH  switch:PATH  what a first use and a change of size add, at most
     pil:PATH:PROCESSOR       latents to PIL    post:PROCESSOR           of it the post-processing
     fact:NAME                gpu, driver, …    cases:TEST, cases        of the tests named in docs
+    build:PART:MODE          seconds that building one engine took, least to largest
     json:FILE:A.B[name=x].C:FORMAT             any value; FORMAT is ms, gib, mib, int, x or text
 Keys of a block:
     sizes  profiles  bounds  gain  machine  latency:PART  service  memory  parity  picture:NAME
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ("latency", "speedup", "memory")
 EVERY_OPT = "nine profiles, at every opt"
+BUILDS = Path("qvae_trt/data/builds.json")
 CASES = Path("reliability/cases.json")
 TEST_NAME = re.compile(r"`(tests/[\w/]+\.py::test_\w+)`")
 _INLINE = re.compile(r"(<!-- f (\S+) -->)(.*?)(<!-- /f -->)")
@@ -130,6 +132,23 @@ class Figures:
     def _others(self) -> list[dict[str, Any]]:
         found = [json.loads(p.read_bytes()) for p in sorted((self.folder / "h200").rglob("*.json"))]
         return [data for data in found if isinstance(data, dict)]
+
+    @cached_property
+    def builds(self) -> list[dict[str, Any]]:
+        """What building each engine took, by the sidecars; of several of one kind the latest."""
+        latest: dict[tuple[str, ...], dict[str, Any]] = {}
+        for data in self._others:
+            if "build_seconds" in data and "key" in data:
+                key = data["key"]
+                size = key["profiles"][0]["opt"] if key["mode"] == "static" else None
+                row = {name: key[name] for name in ("flavour", "flavour_version", "gpu")}
+                row |= {"part": key["part"], "mode": key["mode"], "size": size}
+                kind = tuple(map(str, row.values()))
+                row |= {"seconds": data["build_seconds"], "bytes": data["engine"]["bytes"]}
+                if kind not in latest or latest[kind]["created"] < data["created"]:
+                    latest[kind] = row | {"created": data["created"]}
+        rows = [latest[kind] for kind in sorted(latest)]
+        return [{k: v for k, v in row.items() if k != "created"} for row in rows]
 
     # --- one figure -----------------------------------------------------------------------------
 
@@ -251,6 +270,13 @@ class Figures:
             "x": lambda v: f"{v:.2f}×",
             "text": str,
         }[form](value)
+
+    def _build(self, part: str, mode: str) -> str:
+        found = [r["seconds"] for r in self.builds if (r["part"], r["mode"]) == (part, mode)]
+        if not found:
+            raise MissingError
+        least, most = f"{min(found):.0f} s", f"{max(found):.0f} s"
+        return least if least == most else f"{least} – {most}"
 
     def _cases(self, test: str | None) -> str:
         source = self.folder / CASES
@@ -449,6 +475,7 @@ def write(*, check: bool) -> int:
     wanted = {page: filled(page.read_text("utf-8"), page, figures) for page in pages()}
     images = ROOT / "docs" / "images"
     wanted |= {images / f"h200-{name}.svg": svg for name, svg in figures.charts.items()}
+    wanted[ROOT / BUILDS] = json.dumps({"version": 1, "engines": figures.builds}, indent=1) + "\n"
     stale = [
         path
         for path, text in wanted.items()

@@ -10,11 +10,12 @@ import os
 import platform
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
-from qvae_trt import __version__, backends
+from qvae_trt import __version__, backends, store
 from qvae_trt.backends import devices
 from qvae_trt.errors import QvaeError
 
@@ -69,7 +70,7 @@ def diagnose(engine_dir: Path) -> Diagnosis:
     """Look at everything; takes seconds, since torch is imported."""
     found = [_python(), _gpu(), *_backends(), _auto()]
     found += [_torch(), _package("diffusers"), _package("onnx"), _package("polygraphy")]
-    found += [_disk(engine_dir), _hub()]
+    found += [_disk(engine_dir), _engines(engine_dir), _hub()]
     return Diagnosis(tuple(found))
 
 
@@ -141,13 +142,40 @@ def _installed(*names: str) -> set[str]:
 def _auto() -> Check:
     name = backends.resolve("auto")
     if name == "onnxruntime" and devices.gpus():
-        return Check(
-            "--backend auto",
-            "warn",
-            "onnxruntime, although there is a GPU",
-            "pip install 'qvae-trt[gpu]'",
-        )
+        fix = "pip install 'qvae-trt[gpu]'"
+        if _runs("tensorrt_rtx"):
+            fix = f"--backend tensorrt_rtx with every command; or {fix}"
+        return Check("--backend auto", "warn", "onnxruntime, although there is a GPU", fix)
     return Check("--backend auto", "ok", name)
+
+
+def _runs(name: str) -> bool:
+    try:
+        return backends.get(name).can_run().ok
+    except QvaeError:
+        return False
+
+
+def _engines(engine_dir: Path) -> Check:
+    """What is there by its sidecars, and what of it is not this machine's; no file is hashed."""
+    here, elsewhere = Counter[str](), Counter[str]()
+    for path in (*engine_dir.glob("static/*/*.json"), *engine_dir.glob("profiles/*.json")):
+        try:
+            key = store.read_sidecar(path.with_suffix("")).key
+            wanted = backends.get(key.flavour).identity()
+        except QvaeError:
+            elsewhere["an unreadable sidecar"] += 1
+            continue
+        same = all(getattr(key, name) == value for name, value in wanted.items())
+        words = f"{key.flavour} {key.flavour_version} on {key.gpu}"
+        (here if same else elsewhere)[words] += 1
+    if not here and not elsewhere:
+        return Check("engines", "ok", f"none in {engine_dir} yet")
+    told = [f"{count} of {words}" for words, count in here.items()]
+    told += [f"{count} of {words}, not for this machine" for words, count in elsewhere.items()]
+    fix = "qvae build with the options they were built with: qvae inspect ENGINE shows these"
+    detail = f"in {engine_dir}: {'; '.join(told)}"
+    return Check("engines", "warn" if elsewhere else "ok", detail, fix if elsewhere else None)
 
 
 def _torch() -> Check:

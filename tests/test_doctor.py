@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,10 +79,41 @@ def test_a_gpu_is_described(gpu: None, tmp_path: Path) -> None:
 def test_a_gpu_without_tensorrt_is_pointed_out(
     gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(backends, "resolve", lambda name: "onnxruntime")
+    monkeypatch.setattr(backends, "resolve", lambda n: "onnxruntime" if n == "auto" else n)
     found = check("--backend auto", tmp_path)
     assert found.status == "warn"
-    assert found.fix == "pip install 'qvae-trt[gpu]'"
+    assert found.fix == "pip install 'qvae-trt[gpu]'", "TensorRT-RTX refuses an H100"
+
+
+def test_tensorrt_rtx_alone_is_to_be_named(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """auto never takes it: without a word an RTX card's owner would get engines for the CPU."""
+    card = replace(H100, name="NVIDIA GeForce RTX 5090", compute_capability="12.0")
+    monkeypatch.setattr(devices, "gpu", lambda: card)
+    monkeypatch.setattr(backends, "resolve", lambda n: "onnxruntime" if n == "auto" else n)
+    found = check("--backend auto", tmp_path)
+    assert str(found.fix).startswith("--backend tensorrt_rtx with every command")
+
+
+def test_engines_are_counted_and_strangers_named(tmp_path: Path) -> None:
+    assert check("engines", tmp_path).detail == f"none in {tmp_path} yet"
+    arguments = ["--model", "bundled:tiny", "--backend", "onnxruntime", "--resolution", "32x32"]
+    made = ["build", "--mode", "static", *arguments, "--part", "decoder"]
+    assert cli.main([*made, "--engine-dir", str(tmp_path)]) == 0
+    found = check("engines", tmp_path)
+    assert found.status == "ok"
+    assert "1 of onnxruntime" in found.detail
+    sidecar = tmp_path / "static" / "32x32" / "vae_decoder.onnx.json"
+    text = sidecar.read_text()
+    old = re.sub(r'"flavour_version": "[^"]*"', '"flavour_version": "0.1"', text)
+    (tmp_path / "static" / "32x32" / "vae_encoder.onnx.json").write_text(old)
+    sidecar.write_text("{}")
+    found = check("engines", tmp_path)
+    assert found.status == "warn"
+    assert "1 of onnxruntime 0.1 on cpu, not for this machine" in found.detail
+    assert "1 of an unreadable sidecar" in found.detail
+    assert "qvae build" in str(found.fix)
 
 
 def test_a_backend_that_builds_and_cannot_run(

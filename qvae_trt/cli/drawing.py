@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
     from rich.tree import Tree
 
 _LONGEST_LIST = 24
+# Between two columns; and what a column that wraps asks for at most.
+_GAP, _WRAPPED = 3, 30
 
 # A word that a cell starts with, and the colour that the cell gets.
 _STYLES = {
@@ -30,28 +33,86 @@ _STYLES = {
 
 
 def table(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    spare: Sequence[str] = (),
+    wraps: Sequence[str] = (),
 ) -> RenderableType:
-    """A table; columns of numbers are set to the right, and words of state are coloured."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
+    """A table; columns of numbers are set to the right, and words of state are coloured.
 
-    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for index, header in enumerate(headers):
-        numbers = all(_is_number(row[index]) for row in rows) and bool(rows)
-        drawn.add_column(header, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(cell, style=_STYLES.get(cell.split(":")[0], "")) for cell in row))
-    # Rich would fold its own title at the table's width.
-    return drawn if title is None else Group(Text(title, style="bold"), drawn)
+    Args:
+        headers, rows: as text.
+        title: a line above it.
+        spare: columns to leave out, the first one first, where a terminal is too narrow for all;
+            a line below says so.
+        wraps: columns of words that may take several lines; without it the last.
+    """
+    return _Table(tuple(headers), rows, title, tuple(spare), tuple(wraps) or (headers[-1],))
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Decides on its columns when it is drawn, since only then its width is known."""
+
+    headers: tuple[str, ...]
+    rows: Sequence[Sequence[str]]
+    title: str | None
+    spare: tuple[str, ...]
+    wraps: tuple[str, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        if self.title is not None:  # Rich would fold its own title at the table's width.
+            yield Text(self.title, style="bold")
+        left_out: list[str] = []
+        while not self._fits(left_out, options.max_width) and len(left_out) < len(self.spare):
+            left_out.append(self.spare[len(left_out)])
+        yield self._draw(left_out, whole=self._fits(left_out, options.max_width))
+        if left_out:
+            words = f"No room for {', '.join(left_out)}: a wider terminal or --json shows them."
+            yield Text(words, style="dim")
+
+    def _fits(self, left_out: Sequence[str], width: int) -> bool:
+        from rich.cells import cell_len
+
+        needed = -_GAP
+        for index, header in enumerate(self.headers):
+            if header not in left_out or not header:
+                longest = max(cell_len(text) for text in (header, *(r[index] for r in self.rows)))
+                needed += _GAP + (min(longest, _WRAPPED) if header in self.wraps else longest)
+        return needed <= width
+
+    def _draw(self, left_out: Sequence[str], *, whole: bool) -> RenderableType:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        kept = [i for i, header in enumerate(self.headers) if not header or header not in left_out]
+        drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for index in kept:
+            header = self.headers[index]
+            numbers = bool(self.rows) and all(_is_number(row[index]) for row in self.rows)
+            drawn.add_column(
+                header,
+                justify="right" if numbers else "left",
+                overflow="fold",
+                no_wrap=whole and header not in self.wraps,
+            )
+        for row in self.rows:
+            cells = [row[index] for index in kept]
+            drawn.add_row(
+                *(Text(cell, style=_STYLES.get(cell.split(":")[0], "")) for cell in cells)
+            )
+        return drawn
 
 
 def _is_number(text: str) -> bool:
     return (
         text in {"", "–", "inf", "nan"}
-        or text.removeprefix("-").replace(".", "", 1).replace("e", "").isdigit()
+        or text.lstrip("-~").replace(".", "", 1).replace("e", "").isdigit()
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from qvae_trt.cli.output import set_json, set_verbose
+from qvae_trt.cli.output import set_json, set_verbose, tell
 from qvae_trt.errors import UsageError
 from qvae_trt.profiles import PARTS, Part, Resolution
 
@@ -20,6 +20,21 @@ ENGINE_DIR = Path("engines")
 PartChoice = Literal["encoder", "decoder", "both"]
 BackendChoice = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
+
+def _say_where_auto_leads(backend: BackendChoice) -> BackendChoice:
+    """An RTX card with TensorRT-RTX alone would build for the CPU, and never hear of it."""
+    from qvae_trt import backends
+    from qvae_trt.backends import devices
+
+    if backend == "auto" and devices.gpus() and backends.resolve(backend) == "onnxruntime":
+        tell(
+            "warning: --backend auto is onnxruntime here, on the CPU, although there is a GPU; "
+            "qvae doctor says what mends it",
+            style="yellow",
+        )
+    return backend
+
+
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -31,11 +46,23 @@ ModelOption = Annotated[
 BackendOption = Annotated[
     BackendChoice,
     typer.Option(
-        "--backend", help="auto: tensorrt where it imports and a GPU answers, else onnxruntime."
+        "--backend",
+        callback=_say_where_auto_leads,
+        help="auto: tensorrt where it imports and a GPU answers, else onnxruntime.",
     ),
 ]
 EngineDirOption = Annotated[Path, typer.Option("--engine-dir", help="Where the engines are.")]
 PartOption = Annotated[PartChoice, typer.Option("--part", help="Which half of the VAE.")]
+ProfilesOption = Annotated[
+    Path | None,
+    typer.Option("--profiles", metavar="FILE", help="A TOML file of profiles. [default: the nine]"),
+]
+TimingCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--timing-cache", metavar="FILE", help="Where to keep kernel timings between builds."
+    ),
+]
 PrecisionOption = Annotated[
     Literal["fp16", "bf16", "fp32"],
     typer.Option("--precision", help="Of weights, inputs and outputs."),

@@ -130,7 +130,7 @@ def emit(data: Mapping[str, object], draw: Callable[[], RenderableType]) -> None
     if settings.as_json:
         stream.write(_to_json(data))
     else:
-        console(stream).print(draw())
+        console(stream).print(draw(), crop=False)  # a command to copy stays in one line
     stream.flush()
 
 

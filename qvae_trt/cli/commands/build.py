@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qvae_trt.cli import output
-from qvae_trt.cli.drawing import table
+from qvae_trt.cli.drawing import stacked, table
+from qvae_trt.cli.estimate import measured_like
 from qvae_trt.cli.events import builds
 from qvae_trt.cli.options import (
     ENGINE_DIR,
@@ -20,7 +21,9 @@ from qvae_trt.cli.options import (
     ModelOption,
     PartOption,
     PrecisionOption,
+    ProfilesOption,
     ResolutionsOption,
+    TimingCacheOption,
     VerboseOption,
     need,
     parse_parts,
@@ -31,7 +34,8 @@ from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, pars
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from qvae_trt.build import JobResult
+    from qvae_trt.build import Job, JobResult
+    from qvae_trt.cli.estimate import Measured
 
 
 def build(
@@ -48,9 +52,7 @@ def build(
         ),
     ] = None,
     resolution: ResolutionsOption = None,
-    profiles_file: Annotated[
-        Path | None, typer.Option("--profiles", help="A TOML file of profiles. [default: the nine]")
-    ] = None,
+    profiles_file: ProfilesOption = None,
     model: ModelOption = MODEL,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "fp16",
@@ -60,10 +62,7 @@ def build(
         int | None,
         typer.Option("--level", min=0, max=5, help="TensorRT's builder optimization level."),
     ] = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option("--timing-cache", help="Where to keep kernel timings between builds."),
-    ] = None,
+    timing_cache: TimingCacheOption = None,
     tune: Annotated[
         str | None,
         typer.Option(
@@ -118,31 +117,70 @@ def build(
             command=output.settings.command,
             on_event=on_event,
         )
-    data = {"engines": [r.to_dict() for r in results], "tune": tuned.to_dict()}
-    output.emit(data, lambda: _table(results))
+    # What was measured is the full architecture.
+    known = {} if model == "bundled:tiny" else _estimates(results, chosen.name)
+    data = {
+        "engines": [
+            r.to_dict() | ({"estimate": asdict(known[r.job])} if r.job in known else {})
+            for r in results
+        ],
+        "tune": tuned.to_dict(),
+    }
+    output.emit(data, lambda: _table(results, known))
     for result in results:
         if result.error is not None and result.error.fix is not None:
             output.tell(f"{result.job.title}: {result.error.fix}")
     return 1 if any(r.status == "failed" for r in results) else 0
 
 
-def _table(results: list[JobResult]) -> RenderableType:
+def _estimates(results: list[JobResult], flavour: str) -> dict[Job, Measured]:
+    """For what is planned and was never built here."""
+    found = {
+        r.job: measured_like(r.job, flavour)
+        for r in results
+        if r.status == "planned" and r.seconds is None
+    }
+    return {job: row for job, row in found.items() if row is not None}
+
+
+def _table(results: list[JobResult], known: dict[Job, Measured]) -> RenderableType:
     counts = Counter(r.status for r in results)
-    return table(
-        ("", "engine", "file", "MiB", "s", "why"),
-        [
+    rows = []
+    for r in results:
+        size, took, mark = r.engine_bytes, r.seconds, ""
+        if r.job in known:
+            size, took, mark = known[r.job].bytes, known[r.job].seconds, "~"
+        rows.append(
             (
                 r.status,
                 r.job.title,
                 str(r.job.path),
-                "–" if r.engine_bytes is None else f"{r.engine_bytes / 2**20:.1f}",
-                "–" if r.seconds is None else f"{r.seconds:.1f}",
+                "–" if size is None else f"{mark}{size / 2**20:.1f}",
+                "–" if took is None else f"{mark}{took:.1f}",
                 r.reason,
             )
-            for r in results
-        ],
-        title=", ".join(f"{count} {status}" for status, count in counts.items()),
+        )
+    return stacked(
+        table(
+            ("", "engine", "file", "MiB", "s", "why"),
+            rows,
+            title=", ".join(f"{count} {status}" for status, count in counts.items()),
+            spare=("file",),
+        ),
+        *_words(known),
     )
+
+
+def _words(known: dict[Job, Measured]) -> list[str]:
+    if not known:
+        return []
+    places = ", ".join(sorted({row.place for row in known.values()}))
+    minutes = sum(row.seconds for row in known.values()) / 60
+    mib = sum(row.bytes for row in known.values()) / 2**20
+    return [
+        f"~ as the nearest engine measured on {places}; another machine differs.",
+        f"~ {minutes:.0f} min and {mib:.0f} MiB in all.",
+    ]
 
 
 def _sizes(

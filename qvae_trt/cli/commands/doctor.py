@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qvae_trt.cli import output
-from qvae_trt.cli.drawing import table
+from qvae_trt.cli.drawing import stacked, table
 from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption, JsonOption, VerboseOption
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from qvae_trt.doctor import Diagnosis
 
 
 def doctor(
@@ -18,9 +25,21 @@ def doctor(
     found = diagnose(engine_dir)
     output.emit(
         found.to_dict(),
-        lambda: table(
-            ("", "what", "found", "to mend it"),
-            [(c.status, c.name, c.detail, c.fix or "") for c in found.checks],
+        lambda: stacked(
+            table(("", "what", "found"), [(c.status, c.name, c.detail) for c in found.checks]),
+            *_fixes(found),
         ),
     )
     return 0 if found.ok else 1
+
+
+def _fixes(found: Diagnosis) -> list[Text]:
+    """Each in a paragraph of its own: in a narrow column a command could not be copied."""
+    from rich.text import Text
+
+    fixes = [
+        Text.assemble((f"{check.name}: ", "bold"), check.fix, no_wrap=True, overflow="ignore")
+        for check in found.checks
+        if check.fix is not None
+    ]
+    return [Text("\nTo mend it", style="bold"), *fixes] if fixes else []

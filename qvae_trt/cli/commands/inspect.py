@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import tree
 from qvae_trt.cli.options import JsonOption, VerboseOption
-from qvae_trt.errors import ForeignEngineError
+from qvae_trt.errors import EngineError, ForeignEngineError
 
 
 def inspect(
@@ -23,6 +23,7 @@ def inspect(
     """What an engine file is: key, profiles, layers, memory."""
     from qvae_trt import backends, store
 
+    engine = _engine(engine)
     sidecar = None
     try:
         sidecar = store.check_engine(engine)
@@ -30,7 +31,7 @@ def inspect(
         output.tell(f"warning: {error}", style="yellow")
     backend = backends.for_engine(engine, sidecar)
     runnable = backend.can_run()
-    data: dict[str, object] = {"path": str(engine), "bytes": engine.stat().st_size}
+    data: dict[str, Any] = {"path": str(engine), "bytes": engine.stat().st_size}
     if sidecar is not None:
         data["sidecar"] = sidecar.to_dict()
     if runnable.ok:
@@ -39,4 +40,40 @@ def inspect(
         output.tell(
             f"warning: not opened, its sidecar alone is shown: {runnable.reason}", style="yellow"
         )
-    output.emit(data, lambda: tree(str(engine), data))
+    output.emit(data, lambda: tree(str(engine), data if verbose else _short(data)))
+
+
+def _short(data: dict[str, Any]) -> dict[str, Any]:
+    """What fits one screen: a tensor in a line, a hash's beginning, the number of layers."""
+    shown: dict[str, Any] = {}
+    for name, value in data.items():
+        if name == "layers" and value:
+            shown[name] = f"{len(value)}, shown with --verbose"
+        elif name == "operations":
+            shown[name] = ", ".join(f"{kind} {count}" for kind, count in value.items())
+        elif name in ("input", "output"):
+            sides = "x".join(map(str, value["shape"]))
+            shown[name] = f"{value['name']}, {value['dtype']}, {sides}"
+        elif name.endswith("sha256") and isinstance(value, str):
+            shown[name] = f"{value[:16]}…"
+        else:
+            shown[name] = _short(value) if isinstance(value, dict) else value
+    return shown
+
+
+def _engine(path: Path) -> Path:
+    """A sidecar stands for its engine, and in a folder there is one to name."""
+    if path.suffix == ".json" and path.with_suffix("").is_file():
+        return path.with_suffix("")
+    if path.is_dir():
+        found = sorted(
+            file
+            for depth in ("", "*/", "*/*/")
+            for suffix in ("trt", "onnx")
+            for file in path.glob(f"{depth}*.{suffix}")
+        )
+        raise EngineError(
+            f"{path}: is a directory, expected an engine file",
+            fix=f"for example: qvae inspect {found[0]}" if found else "qvae build makes engines",
+        )
+    return path

@@ -9,7 +9,14 @@ import typer
 
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import table
-from qvae_trt.cli.options import ENGINE_DIR, BackendOption, JsonOption, VerboseOption, need
+from qvae_trt.cli.options import (
+    ENGINE_DIR,
+    BackendOption,
+    JsonOption,
+    ProfilesOption,
+    VerboseOption,
+    need,
+)
 from qvae_trt.errors import EngineError
 from qvae_trt.profiles import (
     PARTS,
@@ -26,10 +33,6 @@ if TYPE_CHECKING:
 
     from qvae_trt.profiles import Choice
 
-ProfilesFile = Annotated[
-    Path | None, typer.Option("--profiles", help="A TOML file of profiles. [default: the nine]")
-]
-
 
 def profiles(
     ctx: typer.Context, as_json: JsonOption = False, verbose: VerboseOption = False
@@ -40,7 +43,9 @@ def profiles(
 
 
 def list_(
-    profiles_file: ProfilesFile = None, as_json: JsonOption = False, verbose: VerboseOption = False
+    profiles_file: ProfilesOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """The static sizes and the profiles, in the engine's order."""
     sizes = load_static_sizes()
@@ -82,7 +87,7 @@ def match(
             help="Match against the engines here. [default: engines/, else as if all were built]",
         ),
     ] = None,
-    profiles_file: ProfilesFile = None,
+    profiles_file: ProfilesOption = None,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -119,6 +124,8 @@ def match(
             title=f"{resolution}, {where}",
         ),
     )
+    if folder is not None and any(choice.engine == "pytorch" for choice in choices.values()):
+        output.tell(f"one for it: qvae build --mode static --resolution {resolution}")
 
 
 def _as_if_built(size: Resolution, profiles_file: Path | None) -> Choice:

@@ -3,25 +3,76 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qvae_trt.cli import output
 from qvae_trt.cli.options import JsonOption, VerboseOption
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qvae_trt.bench import BenchResult
+
 
 def report(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="latency.json files of qvae bench.")
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS...", help="latency.json files of qvae bench, or their folders."
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    merge: Annotated[
+        Path | None,
+        typer.Option(
+            "--merge",
+            metavar="DIR",
+            help="Put all results into one table, and write its latency.md, .json, .csv and .svg "
+            "here. For runs of one machine and model, as torch.compile's and the engines'.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write one page of tables and charts."""
-    from qvae_trt import bench
-    from qvae_trt.report import write_html
+    """Write one page of tables and charts.
 
-    write_html([bench.load(path) for path in results], out)
-    output.emit({"path": str(out), "results": [str(p) for p in results]}, lambda: str(out))
+    Results of several machines, or from before and after, stand side by side.
+    """
+    from qvae_trt import bench
+    from qvae_trt.report import write_html, write_tables
+
+    found = [bench.load(path) for path in results]
+    written: list[Path] = []
+    if merge is not None:
+        for cell in _measured_again(found):
+            output.tell(f"warning: in several files, the first is kept: {cell}", style="yellow")
+        found = [bench.merge(found)]
+        written = write_tables(found[0], merge)
+    write_html(found, out)
+    written.append(out)
+    output.emit(
+        {
+            "path": str(out),
+            "results": [str(path) for path in results],
+            "written": [str(path) for path in written],
+        },
+        lambda: "\n".join(map(str, written)),
+    )
+
+
+def _measured_again(results: Sequence[BenchResult]) -> list[str]:
+    """Of what merge keeps the first alone; that pytorch is in all is what ties them."""
+    from qvae_trt.bench import REFERENCE
+
+    seen: set[tuple[object, ...]] = set()
+    again: dict[str, None] = {}
+    for result in results:
+        timed = [c for c in result.cells if c.timing is not None and c.path != REFERENCE]
+        keys = {(c.path, c.part, c.resolution) for c in timed}
+        again |= {f"{path} {part}": None for path, part, _ in sorted(keys & seen, key=str)}
+        seen |= keys
+    return list(again)

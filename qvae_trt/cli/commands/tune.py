@@ -17,6 +17,7 @@ from qvae_trt.cli.options import (
     JsonOption,
     PartOption,
     PrecisionOption,
+    TimingCacheOption,
     VerboseOption,
     parse_parts,
 )
@@ -58,10 +59,7 @@ def tune(
         Path | None,
         typer.Option("--out", metavar="FILE", help="[default: tune.json in --engine-dir]"),
     ] = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option("--timing-cache", help="Where to keep kernel timings between runs."),
-    ] = None,
+    timing_cache: TimingCacheOption = None,
     budget: Annotated[
         float,
         typer.Option("--budget", metavar="SECONDS", help="How long to time one variant."),
@@ -172,7 +170,13 @@ def _table(result: TuneResult) -> RenderableType:
     headers = ("", "part", "variant", "ms", "p90", "speed-up", "PSNR", "run MiB", "MiB", "build s")
     key = result.file.key
     title = f"{key.flavour} {key.flavour_version} on {key.gpu}, {key.precision}, default: "
-    return table((*headers, "why not"), rows, title=f"{title}{result.default}")
+    return table(
+        (*headers, "why not"),
+        rows,
+        title=f"{title}{result.default}",
+        spare=("run MiB", "p90", "MiB", "build s", "PSNR"),
+        wraps=("variant", "why not"),
+    )
 
 
 def _order(row: Measurement) -> tuple[str, bool, float]:
