@@ -118,18 +118,22 @@ class VerifyReport:
         """
         if self.ok:
             return
-        counts = self.counts
-        wrong = next((row for row in self.rows if row.status in ("broken", "error")), None)
-        if wrong is None:
+        wrong = [row for row in self.rows if row.status in ("broken", "error")]
+        if not wrong:
             reasons = sorted({row.reason for row in self.rows if row.status == "not run"})
             raise ParityError(
                 "no engine could be run here: " + ("; ".join(reasons) or "there is none"),
                 fix="qvae build --backend onnxruntime makes engines that run on a CPU",
             )
-        number = counts["broken"] + counts["error"]
+        if all(row.part is None and row.resolution is not None for row in wrong):
+            sizes = [str(row.resolution) for row in wrong]
+            raise ParityError(
+                f"no engine holds {', '.join(sizes)}",
+                fix=f"qvae build --mode static --resolution {' --resolution '.join(sizes)}",
+            )
         raise ParityError(
-            f"{number} of {len(self.rows)} rows differ from PyTorch, the first: "
-            f"{wrong.engine}: {wrong.reason}",
+            f"{len(wrong)} of {len(self.rows)} rows differ from PyTorch, the first: "
+            f"{wrong[0].engine}: {wrong[0].reason}",
             fix="qvae build --force builds the engine again",
         )
 
