@@ -68,6 +68,19 @@ class EngineCache:
                 entry.pins -= 1
             self._make_room(0)
 
+    @contextmanager
+    def loaded(self, path: Path) -> Iterator[Engine | None]:
+        """The engine of a file if it is loaded, pinned until the end of the block. Loads and closes
+        nothing.
+        """
+        entry = self._loaded(path)
+        try:
+            yield None if entry is None else entry.engine
+        finally:
+            if entry is not None:
+                with self._lock:
+                    entry.pins -= 1
+
     def release_idle(self) -> int:
         """Close every engine that nobody uses; how many bytes that was."""
         return self._close(lambda _: True)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from qvae_trt import backends, store
-from qvae_trt.errors import EngineError, ExecutionError, ForeignEngineError, UsageError
+from qvae_trt.errors import (
+    DeviceMemoryError,
+    EngineError,
+    ExecutionError,
+    ForeignEngineError,
+    UsageError,
+)
 from qvae_trt.runtime.graphs import CapturedRun
 from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
 
@@ -58,7 +64,9 @@ class Engine:
         self._scratch = shared_scratch(self.device) if scratch is None else scratch
         self._wants_graph = cuda_graph and self.device.type == "cuda" and self.static
         self._graph: CapturedRun | None = None
-        self._ran = False
+        # The scratch buffer of the last run: TensorRT may have work to do, which no capture takes,
+        # at the first run on another one.
+        self._ran_on: int | None = None
         self._closed = False
 
     @classmethod
@@ -155,31 +163,39 @@ class Engine:
             raise UsageError(
                 f"{self.path}: got a tensor of shape {tuple(x.shape)}, expected (1, C, 1, H, W)"
             )
-        given = x
-        with _on(self.device):
-            x = x.to(self.device, _DTYPES[self.input.dtype]).contiguous()
-            if self.device.type != "cuda":
-                return self._run(x, profile, None)
-            stream = torch.cuda.current_stream(self.device)
-            if torch.cuda.is_current_stream_capturing():
-                return self._run_captured(x, profile, stream)
-            if given.is_cuda:
-                # The caller may drop it at once, and may have allocated it on another stream.
-                given.record_stream(stream)
-            return self._run(x, profile, stream)
+        try:
+            with _on(self.device):
+                return self._run_here(x, profile)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{self.device}: no memory free for the input and output of {self.path.name}",
+                fix="free device memory, or call vae.release_memory() and torch.cuda.empty_cache()",
+            ) from error
+
+    def _run_here(self, given: torch.Tensor, profile: int) -> torch.Tensor:
+        x = given.to(self.device, _DTYPES[self.input.dtype]).contiguous()
+        if self.device.type != "cuda":
+            return self._run(x, profile, None)
+        stream = torch.cuda.current_stream(self.device)
+        if torch.cuda.is_current_stream_capturing():
+            return self._run_captured(x, profile, stream)
+        if given.is_cuda:
+            # The caller may drop it at once, and may have allocated it on another stream.
+            given.record_stream(stream)
+        return self._run(x, profile, stream)
 
     def _run(self, x: torch.Tensor, profile: int, stream: torch.cuda.Stream | None) -> torch.Tensor:
         handle = 0 if stream is None else stream.cuda_stream
         with self._scratch.turn(stream):
             size = self._live().select(tuple(x.shape), profile, handle)
-            y = self._output()
             pointer = self._scratch.reserve(size, stream)
-            if self._wants_graph and self._ran:
+            y = self._output()
+            if self._wants_graph and self._ran_on == self._scratch.generation:
                 graph = self._captured_run(x, y, pointer, size)
                 if graph is not None:
                     return graph.replay(x, y)
             self._execute(x, y, pointer, size, handle)
-            self._ran = True
+            self._ran_on = self._scratch.generation
         return y
 
     def _run_captured(
@@ -188,7 +204,7 @@ class Engine:
         """Inside `torch.cuda.graph` of the caller: nothing may wait, and the addresses stay with
         the graph.
         """
-        if not self.static or not self._ran:
+        if not self.static or self._ran_on is None:
             why = "not run yet" if self.static else "not a static engine"
             raise ExecutionError(
                 f"{self.path}: cannot be captured: {why}",

@@ -51,3 +51,8 @@ class CapturedRun:
         self.x.copy_(x)
         self.graph.replay()
         return y.copy_(self.y)
+
+
+def capturing(x: torch.Tensor) -> bool:
+    """Whether the current stream of x's device is being captured into a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()

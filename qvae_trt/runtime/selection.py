@@ -25,6 +25,7 @@ from qvae_trt.profiles import Choice, Mode, Part, Profile, Resolution, choose, e
 from qvae_trt.runtime.cache import EngineCache
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.failures import Failures, Signature, bare, signature
+from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.scratch import Scratch, shared_scratch
 
 if TYPE_CHECKING:
@@ -165,11 +166,8 @@ class Engines:
             raise EngineError(f"no engine serves the {part} at {choice.resolution}")
         mode: Mode = "static" if choice.profile_index is None else "profiles"
         cache, scratch = self._place(x.device)
-        if x.is_cuda and torch.cuda.is_current_stream_capturing() and path not in cache.paths:
-            raise ExecutionError(
-                f"{path}: cannot be loaded while a CUDA graph is captured",
-                fix=f"run the {part} once at {choice.resolution} before capturing it",
-            )
+        if capturing(x):
+            return self._captured(cache, path, part, choice, x)
         load = partial(self._open, path, part, mode, choice.resolution, scratch, x.device)
         for attempt in (1, 2):
             try:
@@ -186,6 +184,21 @@ class Engines:
                 raise
             self.make_room(x.device)
         raise AssertionError("unreachable")
+
+    def _captured(
+        self, cache: EngineCache, path: Path, part: Part, choice: Choice, x: torch.Tensor
+    ) -> torch.Tensor:
+        """`run` inside a caller's capture, where nothing may be loaded, closed or waited for: that
+        would void the capture. What goes wrong is the capture's, and is not held against the
+        engine.
+        """
+        with cache.loaded(path) as engine:
+            if engine is None:
+                raise ExecutionError(
+                    f"{path}: cannot be loaded while a CUDA graph is captured",
+                    fix=f"run the {part} once at {choice.resolution} before capturing it",
+                )
+            return _each(engine, x, choice.profile_index or 0)
 
     def make_room(self, device: torch.device) -> None:
         """Close the engines that nobody uses on a device, and give the scratch memory back."""

@@ -17,6 +17,7 @@ from qvae_trt.errors import (
 )
 from qvae_trt.profiles import Choice, Part, Resolution, rebuild_command
 from qvae_trt.runtime.fallback import Notices, PyTorchVae
+from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.tiling import SCALE, Tile, tiled
 
 if TYPE_CHECKING:
@@ -166,11 +167,6 @@ class Server:
                 f"{part}: got {x.dtype} {shape} on {x.device}, expected floating point"
                 f" (B, {channels}, T, H, W) with no side under {least}"
             )
-
-
-def capturing(x: torch.Tensor) -> bool:
-    """Whether the current stream of x's device is being captured into a CUDA graph."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _ones(x: torch.Tensor) -> list[torch.Tensor]:

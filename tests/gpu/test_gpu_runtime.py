@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 import threading
 import warnings
 from pathlib import Path
@@ -10,23 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from qvae_trt import store
 from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError
-from qvae_trt.model import Model, load_model
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
-#: (height, width) in pixels, by what serves them (see conftest).
-STATIC, OTHER_STATIC, WIDE, TOO_LARGE = (256, 256), (384, 512), (320, 480), (256, 800)
+#: (height, width) in pixels, by what serves them (see gpu_engines.py): two static engines, profile
+#: 0 and profile 1 of the third, PyTorch.
+STATIC, OTHER_STATIC, NARROW, WIDE = (256, 256), (384, 512), (192, 320), (320, 480)
+TOO_LARGE = (256, 800)
 #: Some 50 ms of nothing, in clock cycles.
 LONG = 100_000_000
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return load_model("bundled:tiny")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +36,8 @@ def original(model):
 @pytest.fixture
 def vae(engine_dir, model):
     vae = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise")
+    vae.decode(latents(STATIC))
+    vae.release_memory()  # scratch is the device's: what a test before this one left in it goes
     yield vae
     torch.cuda.synchronize()
     vae.release_memory()
@@ -66,7 +67,7 @@ def test_it_is_on_the_gpu_in_bf16_by_default(engine_dir, model):
     assert (vae.device.type, vae.dtype) == ("cuda", torch.bfloat16)
 
 
-@pytest.mark.parametrize("size", [STATIC, OTHER_STATIC, WIDE])
+@pytest.mark.parametrize("size", [STATIC, OTHER_STATIC, NARROW, WIDE])
 def test_results_are_those_of_diffusers_in_fp32(vae, original, size):
     x = picture(size)
     found = vae.encode(x).latent_dist.mode()
@@ -81,10 +82,10 @@ def test_results_are_those_of_diffusers_in_fp32(vae, original, size):
 def test_pytorch_serves_what_no_engine_does(engine_dir, model, original, dtype):
     vae = load_vae(engine_dir, model=model, backend="tensorrt", dtype=dtype)
     z = latents(TOO_LARGE)
-    with pytest.warns(FallbackWarning, match="800 is not in 128..640"):
+    with pytest.warns(FallbackWarning, match="width 800 is not in 256..640"):
         y = vae.decode(z).sample
     assert y.dtype == z.dtype
-    floor = {torch.bfloat16: 28, torch.float16: 45, torch.float32: 60}[dtype]
+    floor = {torch.bfloat16: 40, torch.float16: 55, torch.float32: 80}[dtype]
     assert psnr_db(y, original.decode(z).sample) > floor
 
 
@@ -149,8 +150,16 @@ def test_a_result_survives_the_next_calls(vae):
     equal(first, kept)
 
 
+def test_profiles_take_turns_in_one_engine(vae):
+    expected = {size: vae.decode(latents(size)).sample for size in (NARROW, WIDE)}
+    assert vae.memory()["engines"] == 1
+    for seed, size in enumerate([WIDE, NARROW, NARROW, WIDE, NARROW, WIDE, WIDE]):
+        vae.decode(latents((256 + 64 * (seed % 3), 400), seed))  # other shapes of profile 1
+        equal(vae.decode(latents(size)).sample, expected[size])
+
+
 def test_threads_get_what_one_thread_gets(vae):
-    sizes = (STATIC, OTHER_STATIC, WIDE)
+    sizes = (STATIC, OTHER_STATIC, NARROW, WIDE)
     expected = [vae.decode(latents(size)).sample for size in sizes]
     torch.cuda.synchronize()
     wrong: list[BaseException] = []
@@ -215,6 +224,9 @@ def test_a_callers_capture(vae):
     vae.decode(latents(WIDE))
     with pytest.raises(ExecutionError, match="not a static engine"):
         _capture(vae, latents(WIDE))
+    loaded = vae.memory()["engines"]
+    vae.decode(latents(WIDE))
+    assert vae.memory()["engines"] == loaded == 2, "the refusal closed nothing"
 
 
 def _capture(vae: TrtVae, z: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
@@ -239,7 +251,8 @@ def test_scratch_is_one_buffer_and_comes_back(vae):
     large = vae.memory()["scratch_bytes"]
     assert 0 < small < large
     torch.cuda.synchronize()
-    assert torch.cuda.memory_allocated() - before < large + (1 << 20)
+    # The allocator may leave up to 1 MiB more in a block.
+    assert torch.cuda.memory_allocated() - before < large + (2 << 20)
     vae.release_memory()
     assert vae.memory() == {"engines": 0, "engine_bytes": 0, "scratch_bytes": 0}
     assert torch.cuda.memory_allocated() - before < 1 << 20
@@ -284,9 +297,6 @@ def test_moving_off_the_gpu_frees_it(engine_dir, model):
 
 
 def test_an_engine_of_another_machine_is_refused(engine_dir, model, tmp_path):
-    import json
-    import shutil
-
     shutil.copytree(engine_dir / "static", tmp_path / "static")
     file = tmp_path / "static/256x256/vae_decoder.trt.json"
     data = json.loads(file.read_text())
@@ -297,30 +307,12 @@ def test_an_engine_of_another_machine_is_refused(engine_dir, model, tmp_path):
         vae.decode(latents(STATIC))
 
 
-def test_a_damaged_plan_is_reported_by_tensorrt_and_served_by_pytorch(engine_dir, model, tmp_path):
-    import json
-    import shutil
-
-    from qvae_trt import store
-
-    shutil.copytree(engine_dir / "static", tmp_path / "static")
-    plan = tmp_path / "static/256x256/vae_decoder.trt"
-    plan.write_bytes(plan.read_bytes()[: -(1 << 16)])
-    side = store.sidecar_path(plan)
-    data = json.loads(side.read_text())
-    data["engine"] = {"sha256": store.sha256_file(plan), "bytes": plan.stat().st_size}
-    side.write_text(json.dumps(data))
-    vae = load_vae(tmp_path, model=model, backend="tensorrt", dtype=torch.float32)
-    with pytest.warns(FallbackWarning, match="does not load it"):
-        y = vae.decode(latents(STATIC)).sample
-    good = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise")
-    assert psnr_db(y, good.decode(latents(STATIC)).sample) > 45
-
-
 def test_model_offload(engine_dir, model):
     """`enable_model_cpu_offload` brings it in and out; the picture stays the same."""
-    tiny_pipelines = pytest.importorskip("tiny_pipelines")
+    pytest.importorskip("accelerate", reason="needs accelerate, which does the offloading")
+    pytest.importorskip("transformers", reason="needs transformers, which the pipelines import")
     import diffusers
+    import tiny_pipelines
 
     def draw(pipe) -> torch.Tensor:
         pipe.set_progress_bar_config(disable=True)
@@ -358,5 +350,20 @@ def test_model_offload(engine_dir, model):
 
 def test_the_choice_is_explained(vae):
     text = vae.choice("decoder", Resolution(*WIDE)).explain()
-    assert "+ profile 0" in text
+    assert "+ profile 1" in text
     assert Path(str(vae.choice("decoder", Resolution(*STATIC)).path)).name == "vae_decoder.trt"
+
+
+def test_a_damaged_plan_is_reported_by_tensorrt_and_served_by_pytorch(engine_dir, model, tmp_path):
+    shutil.copytree(engine_dir / "static", tmp_path / "static")
+    plan = tmp_path / "static/256x256/vae_decoder.trt"
+    plan.write_bytes(plan.read_bytes()[: -(1 << 16)])
+    side = store.sidecar_path(plan)
+    data = json.loads(side.read_text())
+    data["engine"] = {"sha256": store.sha256_file(plan), "bytes": plan.stat().st_size}
+    side.write_text(json.dumps(data))
+    vae = load_vae(tmp_path, model=model, backend="tensorrt", dtype=torch.float32)
+    with pytest.warns(FallbackWarning, match="does not load it"):
+        y = vae.decode(latents(STATIC)).sample
+    good = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise")
+    assert psnr_db(y, good.decode(latents(STATIC)).sample) > 45

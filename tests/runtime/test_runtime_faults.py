@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +115,11 @@ def sidecar(**changes: object) -> Callable[[Path], None]:
     return damage
 
 
+def named_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def no_sidecar(path: Path) -> None:
     store.sidecar_path(path).unlink()
 
@@ -134,6 +142,7 @@ FILES: dict[str, tuple[Callable[[Path], None], type[QvaeError], str]] = {
     "missing": (Path.unlink, EngineError, "no file"),
     "a directory": (directory, EngineError, "no file"),
     "a symlink loop": (loop, EngineError, "no file"),
+    "a named pipe": (named_pipe, EngineError, "no file"),
     "no sidecar": (no_sidecar, ForeignEngineError, "no sidecar"),
     "sidecar malformed": (garbled_sidecar, EngineError, "sidecar"),
     "sidecar of a newer format": (sidecar(format_version=99), EngineError, "newer qvae"),
@@ -169,6 +178,55 @@ def test_a_damaged_file(folder, expected, backend, fault):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         near(load(folder, "silent").decode(Z).sample, expected)
+
+
+UNREADABLE = """
+import sys, warnings
+import torch
+from qvae_trt.errors import EngineError
+from qvae_trt.runtime.fallback import FallbackWarning
+from qvae_trt.runtime.vae import load_vae
+folder, latents, closed, out = sys.argv[1:]
+z = torch.load(latents, weights_only=True)
+options = {"model": "bundled:tiny", "backend": "onnxruntime"}
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    torch.save(load_vae(folder, fallback="warn", **options).decode(z).sample, out)
+(said,) = [str(w.message) for w in caught if issubclass(w.category, FallbackWarning)]
+assert "Permission denied" in said, said
+try:
+    load_vae(folder, fallback="raise", **options).decode(z)
+except EngineError as error:
+    assert type(error) is EngineError and "Permission denied" in str(error), error
+else:
+    raise AssertionError("nothing was raised")
+"""
+
+
+@pytest.mark.parametrize("closed", ["engine", "sidecar"])
+def test_a_file_without_permission(folder, expected, tmp_path, closed):
+    """As a process that may not read everything: root may."""
+    path = folder / ENGINE
+    (store.sidecar_path(path) if closed == "sidecar" else path).chmod(0)
+    torch.save(Z, tmp_path / "z.pt")
+    out = tmp_path / "y.pt"
+    arguments = [folder, tmp_path / "z.pt", closed, out]
+    ran = subprocess.run(
+        [sys.executable, "-c", UNREADABLE, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=without_capabilities,
+    )
+    assert ran.returncode == 0, ran.stderr
+    near(torch.load(out, weights_only=True), expected)
+
+
+def without_capabilities() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        if os.geteuid() == 0 and libc.prctl(24, capability, 0, 0, 0) != 0:  # PR_CAPBSET_DROP
+            raise OSError(ctypes.get_errno(), "prctl")
 
 
 def test_a_damaged_file_is_read_once_and_again_when_it_changes(folder, engine_dir, expected):
@@ -221,6 +279,22 @@ def test_no_room_to_load_is_tried_again_at_once_and_at_the_next_call(folder, exp
     y, said = decode_with_warnings(vae)
     near(y, expected)
     assert said == []
+    assert backend.live == 1
+
+
+def test_no_room_to_load_raises_when_asked_for(folder, expected, backend):
+    full = [True]
+
+    def fault(what: str, path: Path) -> None:
+        if what == "open" and full[0]:
+            raise DeviceMemoryError(f"{path}: no memory to load it")
+
+    backend.fault = fault
+    vae = load(folder, "raise", backend)
+    with pytest.raises(DeviceMemoryError, match="no memory to load it"):
+        vae.decode(Z)
+    full[0] = False
+    near(vae.decode(Z).sample, expected)
     assert backend.live == 1
 
 

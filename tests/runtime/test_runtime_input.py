@@ -115,6 +115,56 @@ def test_anything_else_is_refused_in_words(vae, part, shape, dtype):
         getattr(vae, part)(torch.zeros(shape, dtype=dtype))
 
 
+WRONG = {
+    "one dimension less": lambda s: s[:-1],
+    "one dimension more": lambda s: (*s, 1),
+    "another number of channels": lambda s: (s[0], s[1] + 1, *s[2:]),
+    "no channel": lambda s: (s[0], 0, *s[2:]),
+    "no picture": lambda s: (0, *s[1:]),
+    "no frame": lambda s: (*s[:2], 0, *s[3:]),
+    "no height": lambda s: (*s[:3], 0, s[4]),
+    "no width": lambda s: (*s[:4], 0),
+}
+
+
+@LOOSE
+@given(
+    part=st.sampled_from(("encode", "decode")),
+    batch=st.integers(1, 3),
+    side=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    wrong=st.sampled_from((*WRONG, "dtype", "device")),
+    dtype=st.sampled_from(FLOATS),
+    other=st.sampled_from(OTHERS),
+)
+def test_one_thing_that_is_wrong_is_enough(vae, part, batch, side, wrong, dtype, other):
+    """All else is as it should be: no check hides behind another."""
+    channels, scale = (3, 8) if part == "encode" else (16, 1)
+    shape = (batch, channels, 1, side[0] * scale, side[1] * scale)
+    shape = WRONG[wrong](shape) if wrong in WRONG else shape
+    x = torch.zeros(
+        shape,
+        dtype=other if wrong == "dtype" else dtype,
+        device="meta" if wrong == "device" else "cpu",
+    )
+    with pytest.raises(UsageError, match="meta" if wrong == "device" else r"expected floating"):
+        getattr(vae, part)(x)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("size", [(64, 96), (16, 192)])
+def test_pixels_that_are_not_finite_stay_visible(vae, value, size):
+    """By a static engine, and by PyTorch: the mean is as not finite as PyTorch's."""
+    x = torch.rand((1, 3, 1, *size), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    clean = vae.encode(x).latent_dist.mean
+    bad = x.clone()
+    bad[0, 0, 0, 0, 0] = value
+    found = vae.encode(bad).latent_dist.mean
+    expected = tiny().vae.encode(bad).latent_dist.mean
+    assert not expected.isfinite().all()
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    torch.testing.assert_close(vae.encode(x).latent_dist.mean, clean, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("size", [(8, 12), (2, 24)])
 def test_what_is_not_finite_stays_visible(vae, value, size):

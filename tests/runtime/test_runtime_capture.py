@@ -1,0 +1,158 @@
+"""Inside a caller's CUDA graph nothing is loaded, closed or held against an engine; and what an
+engine captures of itself.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from doubles import FakeSession, FakeStream, Faulty, fixed
+from ort_engines import STATIC, tiny
+
+from qvae_trt import backends
+from qvae_trt.errors import DeviceMemoryError, ExecutionError
+from qvae_trt.runtime import engine as engine_module
+from qvae_trt.runtime import selection, serving
+from qvae_trt.runtime.engine import Engine
+from qvae_trt.runtime.fallback import FallbackWarning
+from qvae_trt.runtime.graphs import CapturedRun
+from qvae_trt.runtime.scratch import Scratch
+from qvae_trt.runtime.vae import load_vae
+
+Z = torch.randn((1, 16, 1, *STATIC.latent), generator=torch.Generator().manual_seed(0))
+
+
+class Capture:
+    """Whether the current stream is being captured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.on = False
+        for module in (selection, serving):
+            monkeypatch.setattr(module, "capturing", lambda _x: self.on)
+
+
+@pytest.fixture
+def capture(monkeypatch):
+    return Capture(monkeypatch)
+
+
+@pytest.fixture
+def backend():
+    return Faulty(backends.get("onnxruntime"))
+
+
+@pytest.fixture
+def vae(engine_dir, backend):
+    return load_vae(engine_dir, model=tiny(), backend=backend, fallback="warn")
+
+
+def test_nothing_is_loaded_inside(vae, backend, capture):
+    capture.on = True
+    with pytest.raises(ExecutionError, match="cannot be loaded while a CUDA graph is captured"):
+        vae.decode(Z)
+    assert backend.opened == []
+
+
+@pytest.mark.parametrize("error", [ExecutionError("no"), DeviceMemoryError("none left")])
+def test_what_goes_wrong_inside_is_raised_and_not_held_against_the_engine(
+    vae, backend, capture, error
+):
+    expected = vae.decode(Z).sample
+    capture.on = True
+
+    def fault(what, _path):
+        raise error
+
+    backend.fault, sound = fault, backend.fault
+    for _ in range(4):  # more often than an engine may fail in a row
+        with pytest.raises(type(error)):
+            vae.decode(Z)
+        assert backend.live == 1, "closing would void the capture"
+    capture.on, backend.fault = False, sound
+    torch.testing.assert_close(vae.decode(Z).sample, expected, rtol=0, atol=0)
+    assert len(backend.opened) == 1
+
+
+def test_the_budget_waits_until_the_capture_is_over(engine_dir, backend, capture):
+    one = (engine_dir / "static/96x64/vae_decoder.onnx").stat().st_size
+    vae = load_vae(
+        engine_dir, model=tiny(), backend=backend, fallback="raise", memory_budget_bytes=one
+    )
+    vae.decode(Z)
+    cache, _ = vae._server.engines._place(Z.device)
+    cache._budget_bytes = 0
+    capture.on = True
+    vae.decode(Z)
+    assert backend.live == 1
+    capture.on = False
+    vae.decode(Z)
+    assert backend.live == 0
+
+
+def test_no_memory_for_input_or_output_is_a_fallback_as_any_other(vae, backend, monkeypatch):
+    def full(_engine: Engine) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Engine, "_output", full)
+    with pytest.warns(FallbackWarning, match=r"no memory free for the input and output of vae_dec"):
+        y = vae.decode(Z).sample
+    torch.testing.assert_close(y, tiny().vae.decode(Z).sample, atol=1e-4, rtol=0)
+    assert len(backend.opened) == 2, "tried again after room was made"
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        vae.decode(Z)
+    assert len(backend.opened) == 2, "memory came back: the engine was not given up"
+
+
+def test_an_engine_captures_itself_at_the_second_run_on_one_scratch_buffer(tmp_path, monkeypatch):
+    file = tmp_path / "vae_decoder.trt"
+    file.write_bytes(b"x")
+    session = FakeSession(fixed(1, 3, 1, 8, 8), scratch_bytes=lambda _: 512)
+    scratch = Scratch(torch.device("cpu"))
+    engine = Engine(session, path=file, scratch=scratch)
+    engine._wants_graph = True
+    captured: list[int] = []
+
+    class Replay:
+        def __init__(self, generation: int) -> None:
+            self.generation = generation
+
+        def replay(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return y.fill_(7.0)
+
+    def record(execute, *, x, y, generation):
+        captured.append(generation)
+        return Replay(generation)
+
+    monkeypatch.setattr(CapturedRun, "capture", record)
+    x, stream = torch.ones(1, 3, 1, 8, 8), FakeStream(1)
+
+    def run() -> float:
+        return float(engine._run(x, 0, stream).mean())
+
+    assert [run(), run(), run()] == [1.0, 7.0, 7.0]
+    assert captured == [scratch.generation]
+    scratch.reserve(4096, stream)  # grown by another engine: moved
+    assert [run(), run()] == [1.0, 7.0], "TensorRT sees the new buffer before it is captured"
+    assert captured == [scratch.generation - 1, scratch.generation]
+
+
+def test_an_engine_that_cannot_be_captured_runs_on(tmp_path, monkeypatch):
+    file = tmp_path / "vae_decoder.trt"
+    file.write_bytes(b"x")
+    engine = Engine(FakeSession(fixed(1, 3, 1, 8, 8)), path=file)
+    engine._wants_graph = True
+    tries: list[int] = []
+
+    def refuse(execute, *, x, y, generation):
+        tries.append(generation)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(engine_module.CapturedRun, "capture", refuse)
+    stream = FakeStream(1)
+    for _ in range(4):
+        assert float(engine._run(torch.ones(1, 3, 1, 8, 8), 0, stream).mean()) == 1.0
+    assert len(tries) == 1
