@@ -13,6 +13,7 @@ connections, answers those that it has, and ends with exit code 0.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import logging
 import signal
@@ -48,8 +49,28 @@ HOST = "127.0.0.1"
 MAX_BODY_BYTES = 64 << 20
 MAX_PIXELS = 1 << 22  # 2048x2048
 SECONDS_FOR_A_CLIENT = 30  # that sends or reads nothing
+#: What malloc is told, by the numbers of glibc's malloc.h: see `keep_freed_memory`.
+MALLOC = {
+    -1: 256 << 20,  # M_TRIM_THRESHOLD: free bytes at the top of a heap that are kept
+    -3: 32
+    << 20,  # M_MMAP_THRESHOLD: larger blocks get pages of their own; no more is allowed
+    -8: 2,  # M_ARENA_MAX: each of them keeps that much
+}
 
 log = logging.getLogger("server")
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what one request frees for the next.
+
+    By default glibc gives it back and asks for it again with every picture: memory then goes up and
+    down by what a picture takes, and a slow leak cannot be seen below that. Another C library keeps
+    its own ways.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for name, value in MALLOC.items():
+            mallopt(name, value)
 
 
 def decode(vae: TrtVae, body: Path, answer: Path) -> None:
@@ -210,6 +231,7 @@ def main() -> int:
     if min(given.queue, given.workers) < 1:
         parser.error("--queue and --workers: expected 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    keep_freed_memory()
 
     # Any thread may be given a signal, and a main thread that waits for a lock would sleep on.
     ended, ending = socket.socketpair()

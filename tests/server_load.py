@@ -182,6 +182,7 @@ def load(engines: Path, *, seconds: float, warm_up: float, clients: int = 8) -> 
         "rss_most_bytes": max(warm),
         "rss_growth_percent": round(100 * (end / start - 1), 2),
         "rss_most_percent": round(100 * (max(warm) / start - 1), 2),
+        "rss_within_percent": round(100 * max(abs(bytes_ / start - 1) for bytes_ in warm), 2),
     }
 
 
@@ -192,10 +193,9 @@ def failures(found: dict) -> list[str]:
         wrong.append(f"exit code {found['exit_code']}")
     if found["requests"] != found["answered_by_server"]:
         wrong.append(f"answered {found['answered_by_server']}, received {found['requests']}")
-    # Means of the first and the last tenth: a single sample also holds what a request has for a
-    # moment, and tells nothing of a leak. The largest sample is reported beside it.
-    if found["rss_growth_percent"] > 2:
-        wrong.append(f"memory grew by {found['rss_growth_percent']} %")
+    # Every sample against the mean of the first tenth: memory neither grows nor swings.
+    if found["rss_within_percent"] > 2:
+        wrong.append(f"memory changed by {found['rss_within_percent']} %, expected 2 % at most")
     return wrong
 
 
