@@ -180,6 +180,8 @@ class TensorRT:
         runtime, plan = self._deserialize(engine)
         source, result = describe(self._trt, plan)
         inspector = plan.create_engine_inspector()
+        if inspector is None:
+            raise EngineError(f"{engine}: {self.name} {self._version} does not inspect it")
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         found = (
             json.loads(text, strict=False) if text else {}

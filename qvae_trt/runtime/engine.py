@@ -11,14 +11,13 @@ import torch
 
 from qvae_trt import backends, store
 from qvae_trt.errors import (
-    DeviceMemoryError,
     EngineError,
     ExecutionError,
     ForeignEngineError,
     UsageError,
 )
 from qvae_trt.runtime.graphs import CapturedRun
-from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
+from qvae_trt.runtime.scratch import Scratch, aligned, memory_named, shared_scratch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,14 +162,9 @@ class Engine:
             raise UsageError(
                 f"{self.path}: got a tensor of shape {tuple(x.shape)}, expected (1, C, 1, H, W)"
             )
-        try:
-            with _on(self.device):
-                return self._run_here(x, profile)
-        except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"{self.device}: no memory free for the input and output of {self.path.name}",
-                fix="free device memory, or call vae.release_memory() and torch.cuda.empty_cache()",
-            ) from error
+        room = memory_named(self.device, f"memory free for input and output of {self.path.name}")
+        with room, _on(self.device):
+            return self._run_here(x, profile)
 
     def _run_here(self, given: torch.Tensor, profile: int) -> torch.Tensor:
         x = given.to(self.device, _DTYPES[self.input.dtype]).contiguous()
@@ -268,7 +262,8 @@ class Engine:
         self._scratch.drain()
         self._closed = True
         self._graph = None
-        self._session.close()
+        with _on(self.device):  # the calling thread's device may be another
+            self._session.close()
 
 
 def _device(kind: str) -> torch.device:

@@ -126,11 +126,18 @@ def aligned(buffer: torch.Tensor) -> int:
     return -(-buffer.data_ptr() // _ALIGNMENT) * _ALIGNMENT
 
 
-def _allocate(size: int, device: torch.device) -> torch.Tensor:
+@contextmanager
+def memory_named(device: torch.device, what: str) -> Iterator[None]:
+    """Turns PyTorch's lack of memory inside into a DeviceMemoryError: for what there was none."""
     try:
-        return torch.empty(size + _ALIGNMENT, dtype=torch.uint8, device=device)
+        yield
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(
-            f"{device}: no {size / 2**30:.2f} GiB free for an engine's scratch memory",
+            f"{device}: no {what}",
             fix="free device memory, or call vae.release_memory() and torch.cuda.empty_cache()",
         ) from error
+
+
+def _allocate(size: int, device: torch.device) -> torch.Tensor:
+    with memory_named(device, f"{size / 2**30:.2f} GiB free for an engine's scratch memory"):
+        return torch.empty(size + _ALIGNMENT, dtype=torch.uint8, device=device)

@@ -26,7 +26,7 @@ from qvae_trt.runtime.cache import EngineCache
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.failures import Failures, Signature, bare, signature
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.scratch import Scratch, shared_scratch
+from qvae_trt.runtime.scratch import Scratch, memory_named, shared_scratch
 
 if TYPE_CHECKING:
     import os
@@ -302,10 +302,11 @@ class Engines:
 
 def _each(engine: Engine, x: torch.Tensor, profile: int) -> torch.Tensor:
     parts = [engine.run(x[i : i + 1], profile=profile) for i in range(x.shape[0])]
-    y = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if engine.sidecar is None and engine.part == "decoder":
-        y = y.clamp(-1.0, 1.0)  # qvae's graphs end in a clamp; a foreign one may not
-    return y.to(x.dtype)
+    with memory_named(x.device, f"memory free for the result of {engine.path.name}"):
+        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if engine.sidecar is None and engine.part == "decoder":
+            y = y.clamp(-1.0, 1.0)  # qvae's graphs end in a clamp; a foreign one may not
+        return y.to(x.dtype)
 
 
 def _present(path: Path | None) -> Path | str:

@@ -18,6 +18,7 @@ from qvae_trt.errors import (
 from qvae_trt.profiles import Choice, Part, Resolution, rebuild_command
 from qvae_trt.runtime.fallback import Notices, PyTorchVae
 from qvae_trt.runtime.graphs import capturing
+from qvae_trt.runtime.scratch import memory_named
 from qvae_trt.runtime.tiling import SCALE, Tile, tiled
 
 if TYPE_CHECKING:
@@ -130,7 +131,11 @@ class Server:
         return dict.fromkeys(("static", "profiles"), why)
 
     def _checked(self, y: torch.Tensor, choice: Choice) -> torch.Tensor:
-        if self.check_nan and not capturing(y) and not torch.isfinite(y).all():
+        if not self.check_nan or capturing(y):
+            return y
+        with memory_named(y.device, "memory free to look for NaN in a result"):
+            sound = bool(torch.isfinite(y).all())
+        if not sound:
             raise ExecutionError(f"{choice.path}: NaN or infinity in its output")
         return y
 

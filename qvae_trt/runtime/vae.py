@@ -13,13 +13,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
+from qvae_trt.profiles import PARTS
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning, Notices
 from qvae_trt.runtime.selection import Engines, named_folder, roots
 from qvae_trt.runtime.serving import Server
-from qvae_trt.runtime.tiling import Tile
+from qvae_trt.runtime.tiling import SCALE, Tile
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from qvae_trt.backends import Backend
     from qvae_trt.profiles import Choice, Part, Resolution
@@ -208,6 +210,27 @@ class TrtVae(ModelMixin, ConfigMixin):
 
     def disable_slicing(self) -> None:
         self.use_slicing = False
+
+    def warm_up(self, *sizes: tuple[int, int], parts: Sequence[Part] = PARTS) -> None:
+        """Load what serves these sizes and run it once, so that the first picture takes no longer
+        than the next.
+
+        Args:
+            sizes: (height, width) in pixels.
+            parts: which halves.
+
+        Raises:
+            As `encode`.
+        """
+        for height, width in sizes:
+            for part in parts:
+                shape = (
+                    (1, self.input_channels, 1, height, width)
+                    if part == "encoder"
+                    else (1, self.z_dim, 1, height // SCALE, width // SCALE)
+                )
+                with torch.no_grad():
+                    self._run(part, torch.zeros(shape, device=self.device, dtype=self.dtype))
 
     def choice(self, part: Part, resolution: Resolution) -> Choice:
         """Which engine serves a size, with the reason for each candidate;

@@ -292,6 +292,29 @@ def test_moving_off_the_gpu_frees_it(engine_dir, model):
     equal(vae.decode(latents(STATIC)).sample, y)
 
 
+def test_each_gpu_has_its_own_engines_and_scratch(vae):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    expected = vae.decode(latents(STATIC)).sample
+    there = vae.decode(latents(STATIC).to("cuda:1")).sample
+    assert there.device == torch.device("cuda", 1)
+    assert vae.memory()["engines"] == 2
+    equal(there.to("cuda:0"), expected)
+    with torch.cuda.device(1):
+        vae.release_memory()
+    assert vae.memory() == {"engines": 0, "engine_bytes": 0, "scratch_bytes": 0}
+    equal(vae.decode(latents(STATIC)).sample, expected)
+
+
+def test_after_a_warm_up_nothing_is_loaded(vae):
+    vae.warm_up(STATIC, WIDE)
+    held = vae.memory()
+    assert held["engines"] == 4
+    vae.decode(latents(STATIC))
+    vae.encode(picture(WIDE))
+    assert vae.memory() == held
+
+
 # --- faults and pipelines
 # ---------------------------------------------------------------------------
 

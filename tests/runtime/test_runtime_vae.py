@@ -10,9 +10,11 @@ import warnings
 import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, ConfigMixin, ModelMixin
+from doubles import Faulty
 from ort_engines import STATIC, tiny
 
 import qvae_trt
+from qvae_trt import backends
 from qvae_trt.errors import EngineError, UsageError
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime.vae import FallbackWarning, TrtVae, load_vae
@@ -72,6 +74,24 @@ def test_what_serves_is_loaded_at_first_use_and_each_part_by_itself(vae):
     vae.release_memory()
     assert vae.memory() == {"engines": 0, "engine_bytes": 0, "scratch_bytes": 0}
     vae.decode(latents(64, 96))
+
+
+def test_a_warm_up_loads_and_runs_what_serves_the_sizes(engine_dir):
+    backend = Faulty(backends.get("onnxruntime"))
+    ran: list[str] = []
+    backend.fault = lambda what, path: ran.append(path.name) if what == "execute" else None
+    vae = load_vae(engine_dir, model=tiny(), fallback="raise", backend=backend)
+    vae.warm_up((64, 96), parts=("decoder",))
+    assert ran == ["vae_decoder.onnx"]
+    vae.warm_up((64, 96), (128, 160))
+    assert len(ran) == 5
+    opened = list(backend.opened)
+    assert len(opened) == 4
+    vae.encode(picture(64, 96))
+    vae.decode(latents(128, 160))
+    assert backend.opened == opened
+    with pytest.raises(EngineError, match="no engine serves it"):
+        vae.warm_up((16, 192))
 
 
 def test_all_moments_are_there_and_sampling_is_reproducible(vae, original):
