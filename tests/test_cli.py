@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -146,6 +147,7 @@ _COMMANDS = [
     "inspect ?",
     "report ? --out ?",
     "tune --resolution ? --part ?",
+    "doctor ?",
     "",
 ]
 _OPTIONS = [
@@ -197,7 +199,12 @@ def test_no_argument_is_a_bug(
 
 
 def takes_model(line: list[str]) -> bool:
-    return bool(line) and line[0] not in {"profiles", "inspect", "report"}
+    return bool(line) and line[0] not in {"profiles", "inspect", "report", "doctor"}
+
+
+def test_every_command_is_tried() -> None:
+    tried = {line.split()[0] for line in _COMMANDS if line}
+    assert tried == set(typer.main.get_command(cli.app).commands)
 
 
 def snapshot(folder: Path) -> set[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,10 @@ from diffusers.pipelines.qwenimage import (
 )
 from PIL import Image
 
+from qvae_trt import store
+from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError, StaleEngineError
 from qvae_trt.model import Model, random_vae
+from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
@@ -150,6 +155,56 @@ def test_the_pictures_are_those_of_the_untouched_pipeline(vae, name):
     np.testing.assert_allclose(ours, expected, atol=2e-3, rtol=0)
     assert vae.memory()["engines"] == (2 if case.encodes else 1)
     np.testing.assert_allclose(draw(pipe, case), ours, atol=0, rtol=0)
+
+
+def _cut(engine: Path) -> None:
+    os.truncate(engine, 1000)
+
+
+def _remove(engine: Path) -> None:
+    engine.unlink()
+
+
+def _other_gpu(engine: Path) -> None:
+    path = store.sidecar_path(engine)
+    path.write_text(path.read_text().replace('"gpu": "cpu"', '"gpu": "NVIDIA H100"'))
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (_cut, StaleEngineError),
+        (_remove, EngineError),
+        (_other_gpu, StaleEngineError),
+        (ExecutionError("the run failed"), ExecutionError),
+        (DeviceMemoryError("no memory for the run"), DeviceMemoryError),
+    ],
+    ids=["truncated", "missing", "of another GPU", "fails while running", "out of memory"],
+)
+def test_a_faulty_engine_in_a_pipeline(engine_dir, tmp_path, monkeypatch, fault, error):
+    """Both engines at fault: the picture of the untouched pipeline, or the named exception."""
+    case = CASES["QwenImageEdit"]
+    pipe = pipeline(case, ort_engines.tiny().vae)
+    expected = draw(pipe, case)
+    shutil.copytree(engine_dir / "static", tmp_path / "static")
+    if isinstance(fault, Exception):
+
+        def fail(*_args: object, **_kwargs: object) -> None:
+            raise fault
+
+        monkeypatch.setattr(Engine, "run", fail)
+    else:
+        for engine in (tmp_path / "static").rglob("*.onnx"):
+            fault(engine)
+    options = {"model": ort_engines.tiny(), "backend": "onnxruntime"}
+    pipe.vae = load_vae(tmp_path, fallback="warn", **options)
+    with pytest.warns(FallbackWarning) as warned:
+        ours = draw(pipe, case)
+    np.testing.assert_allclose(ours, expected, atol=2e-3, rtol=0)
+    assert len([w for w in warned if issubclass(w.category, FallbackWarning)]) == 2
+    pipe.vae = load_vae(tmp_path, fallback="raise", **options)
+    with pytest.raises(error):
+        draw(pipe, case)
 
 
 def test_pil_pictures_and_several_a_prompt(vae):

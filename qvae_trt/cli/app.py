@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,15 +15,17 @@ from qvae_trt.cli import boundary, output
 from qvae_trt.cli.commands import bench, build, doctor, export, inspect, pictures, profiles, report
 from qvae_trt.cli.commands import tune as tuning
 from qvae_trt.cli.commands import verify as verifying
+from qvae_trt.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 class _Command(TyperCommand):
-    """A command whose libraries cannot print into its results."""
+    """A command whose libraries cannot print into its results, and that knows `~`."""
 
     def invoke(self, ctx: Any) -> Any:
+        _resolve_homes(ctx.params)
         with output.results_only():
             return super().invoke(ctx)
 
@@ -31,8 +34,27 @@ class _Group(TyperGroup):
     """A command with commands of its own."""
 
     def invoke(self, ctx: Any) -> Any:
+        _resolve_homes(ctx.params)
         with output.results_only():
             return super().invoke(ctx)
+
+
+def _resolve_homes(params: dict[str, Any]) -> None:
+    """`~` in paths: shells leave it in `--engine-dir=~/engines`, and a folder `~` helps nobody."""
+    for name, value in params.items():
+        if isinstance(value, Path):
+            params[name] = _resolve_home(value)
+        elif isinstance(value, list | tuple):
+            params[name] = [_resolve_home(v) if isinstance(v, Path) else v for v in value]
+
+
+def _resolve_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{path}: no such user", fix=f"for a folder of that name: ./{path}"
+        ) from error
 
 
 app = typer.Typer(
@@ -54,8 +76,8 @@ app.command("encode", cls=_Command)(pictures.encode)
 app.command("decode", cls=_Command)(pictures.decode)
 app.command("roundtrip", cls=_Command)(pictures.roundtrip)
 sizes.callback(invoke_without_command=True)(profiles.profiles)
-sizes.command("list")(profiles.list_)
-sizes.command("match")(profiles.match)
+sizes.command("list", cls=_Command)(profiles.list_)
+sizes.command("match", cls=_Command)(profiles.match)
 app.add_typer(sizes, name="profiles")
 app.command("inspect", cls=_Command)(inspect.inspect)
 app.command("doctor", cls=_Command)(doctor.doctor)

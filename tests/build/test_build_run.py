@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import small_graphs
 
+import qvae_trt.export
 from qvae_trt import backends, store
 from qvae_trt.backends import devices
 from qvae_trt.backends.onnxruntime import OnnxRuntime
@@ -266,6 +267,29 @@ def test_a_failure_leaves_the_old_engine(exporter: Exporter, tmp_path: Path) -> 
     assert run(jobs, force=True)[0].status == "failed"
     assert jobs[0].path.read_bytes() == before
     store.check_engine(jobs[0].path)
+
+
+@pytest.mark.parametrize("left", [0, 100, 0.5, -1])
+def test_a_graph_cut_short_leaves_the_old_engine(
+    exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: float
+) -> None:
+    """As a disk leaves it that filled up without a word."""
+    jobs = plan(tmp_path, parts=["decoder"])
+    run(jobs)
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    write = qvae_trt.export.export_onnx
+
+    def cut(model: Any, part: str, out: Path, **settings: Any) -> Any:
+        written = write(model, part, out, **settings)  # type: ignore[arg-type]
+        data = out.read_bytes()
+        out.write_bytes(data[: int(len(data) * left) if 0 < left < 1 else int(left)])
+        return written
+
+    monkeypatch.setattr(qvae_trt.export, "export_onnx", cut)
+    (result,) = run(jobs, force=True)
+    assert result.status == "failed"
+    assert isinstance(result.error, BuildError)
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
 
 
 def test_host_memory(exporter: Exporter, tmp_path: Path) -> None:
