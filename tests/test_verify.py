@@ -126,7 +126,7 @@ def test_a_size_that_no_engine_holds_is_an_error(engines):
     (row,) = (row for row in report.rows if row.status != "passed")
     assert (row.status, row.reason) == ("error", "no engine holds 512x512")
     assert not report.ok
-    with pytest.raises(ParityError, match="^no engine holds 512x512") as caught:
+    with pytest.raises(ParityError, match=r"^no engine holds 512x512") as caught:
         report.require()
     assert caught.value.fix == "qvae build --mode static --resolution 512x512"
 
