@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ TENSOR_NAMES: dict[Part, tuple[str, str]] = {
 }
 #: A dynamic graph is traced at this size, of which nothing stays in it.
 _TRACED_AT = Resolution(160, 224)
+#: More sides than a tensor has: the end of a slice that has none.
+_MOST_SIDES = 2**31 - 1
 #: Sides of a dynamic graph, in latents: 32 to 8192 pixels.
 _SMALLEST_LATENT, _LARGEST_LATENT = 4, 1024
 
@@ -238,9 +241,11 @@ def _quiet_exporter() -> Iterator[None]:
 def _to_opset_17(proto: onnx.ModelProto) -> None:
     """Write what opset 18 changed the way opset 17 has it; the checker proves the rest unchanged.
 
-    TensorRT 8.6 does not read the axes of a later ReduceMax and would reduce over all of them.
+    TensorRT 8.6 does not read the axes of a later ReduceMax and would reduce over all of them. Nor
+    does it read which sides a Shape is asked for, which opset 15 brought.
     """
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    _slice_shapes(proto.graph)
     for node in proto.graph.node:
         # ReduceSum has read its axes from an input since opset 13.
         reduces = node.op_type.startswith("Reduce") and node.op_type != "ReduceSum"
@@ -257,6 +262,27 @@ def _to_opset_17(proto: onnx.ModelProto) -> None:
         del node.attribute[:]
         node.attribute.extend(kept)
     proto.opset_import[0].version = OPSET
+
+
+def _slice_shapes(graph: onnx.GraphProto) -> None:
+    """Shape of some sides -> Shape of all of them, then Slice."""
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type != "Shape" or not node.attribute:
+            continue
+        sides = {attribute.name: attribute.i for attribute in node.attribute}
+        result = node.output[0]
+        del node.attribute[:]
+        node.output[0] = f"{result}_all"
+        bounds = {"starts": sides.get("start", 0), "ends": sides.get("end", _MOST_SIDES)}
+        for name, value in bounds.items():
+            values = np.array([value], dtype=np.int64)
+            graph.initializer.append(onnx.numpy_helper.from_array(values, f"{result}_{name}"))
+        inputs = [node.output[0], *(f"{result}_{name}" for name in bounds)]
+        nodes.append(onnx.helper.make_node("Slice", inputs, [result], name=f"{node.name}_sides"))
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _drop_casts_around_max(graph: onnx.GraphProto) -> None:

@@ -13,8 +13,9 @@ from qvae_trt.errors import UsageError
 
 Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
 Norm = Literal["native", "fp32", "conv"]
+Residual = Literal["add", "subtract"]
 Attention = Literal["fused", "softmax", "exp"]
-_KINDS = {"upsample": Upsample, "norm": Norm, "attention": Attention}
+_KINDS = {"upsample": Upsample, "norm": Norm, "residual": Residual, "attention": Attention}
 _MOST_CHUNKS = 256
 
 
@@ -26,9 +27,11 @@ class Lowering:
         upsample: nearest 2x + 3x3 convolution as `resize` + convolution, as one `conv_transpose`
             (4 products instead of 9) or as one convolution to four phases and `depth_to_space`.
         norm: RMS norm over channels: `native` is PyTorch's own kernel; `fp32` sums squares in
-            float32; `conv` sums them in a 1x1 convolution to one channel and spreads gamma / rms
-            in another, so that nothing leaves the NHWC layout and no kernel broadcasts; powers of
-            two in the weights keep its squares inside fp16.
+            float32; `conv` sums them in a 1x1 convolution to one channel, so that nothing leaves
+            the NHWC layout; powers of two in the weights keep its squares inside fp16.
+        residual: of a block without a convolution in its shortcut, `add` or, with the signs of the
+            convolution before it changed, `subtract`: a convolution fused with a sum may be slower
+            than the two.
         attention: `fused` is PyTorch's scaled_dot_product_attention; `softmax` cuts the queries
             into `attention_chunks` runs, so that no N x N score matrix is ever held; `exp` does
             the same with the softmax's division behind the second product, one run after another.
@@ -37,6 +40,7 @@ class Lowering:
 
     upsample: Upsample = "resize"
     norm: Norm = "native"
+    residual: Residual = "add"
     attention: Attention = "fused"
     attention_chunks: int = 1
 
@@ -91,10 +95,16 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
         return Lowering(upsample="resize", norm="fp32", attention="softmax", attention_chunks=8)
     if flavour == "tensorrt" and version.startswith("8.") and precision == "fp16":
         # Measured on an H200 at 1328x1328 with 8.6 (benchmarks/h200/README.md): a channel reduction
-        # leaves NHWC and costs a reformat of 0.33 ms; gamma alone becomes a Scale layer of 0.44 ms;
-        # softmax takes 3.7 of attention's 8.5 ms, `exp` brings the whole to 5.0 ms, and one run
-        # after the other its scratch from 3.2 to 0.5 GB.
-        return Lowering(upsample="conv_transpose", norm="conv", attention="exp", attention_chunks=8)
+        # leaves NHWC and costs a reformat of 0.33 ms; softmax takes 3.7 of attention's 8.5 ms,
+        # `exp` brings the whole to 5.0 ms, and one run after the other its scratch from 3.2 to 0.5
+        # GB; a convolution of 384 channels takes 0.52 ms with a sum in it, 0.32 without.
+        return Lowering(
+            upsample="conv_transpose",
+            norm="conv",
+            residual="subtract",
+            attention="exp",
+            attention_chunks=8,
+        )
     # From 10 on Myelin fuses norm and SiLU, casts included, into one NHWC kernel.
     # ConvTranspose in bf16 finds no kernel on RTX 1.7.
     upsample: Upsample = "depth_to_space" if precision == "bf16" else "conv_transpose"

@@ -17,10 +17,13 @@ from qvae_trt.lowerings import PYTORCH, Lowering, choose_lowering
 
 #: Largest difference in fp32 between two orders of the same sums.
 TOLERANCE = 1e-5
+ONE = torch.ones(1, 1, 1, 1)
 LOWERINGS = [
     PYTORCH,
     Lowering(upsample="conv_transpose", norm="fp32", attention="softmax", attention_chunks=4),
     Lowering(upsample="depth_to_space", norm="conv", attention="exp", attention_chunks=3),
+    Lowering(norm="fp32", residual="subtract", attention="softmax", attention_chunks=2),
+    choose_lowering("tensorrt", "8.6.1", "fp16"),
 ]
 
 
@@ -144,9 +147,10 @@ def test_norm_survives_fp16(scale: float) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 96, 24, 24, generator=generator) * scale
     gamma = torch.randn(96, generator=generator)
-    expected = RmsNorm(gamma, form="native", silu=True)(x)
-    bf16 = RmsNorm(gamma, form="native", silu=True).bfloat16()(x.bfloat16())
-    error = relative_error(RmsNorm(gamma, form="fp32", silu=True).half()(x.half()), expected)
+    expected = RmsNorm(gamma, form="native", silu=True)(x, ONE)
+    bf16 = RmsNorm(gamma, form="native", silu=True).bfloat16()(x.bfloat16(), ONE)
+    fp16 = RmsNorm(gamma, form="fp32", silu=True).half()(x.half(), ONE)
+    error = relative_error(fp16, expected)
     assert error <= relative_error(bf16, expected)
 
 
@@ -202,7 +206,7 @@ def test_scales_in_weights_are_exact(scale: float) -> None:
 def test_norm_of_nothing_is_nothing() -> None:
     for form in ("native", "fp32", "conv"):
         norm = RmsNorm(torch.ones(16), form=form, silu=False)  # type: ignore[arg-type]
-        assert torch.equal(norm(torch.zeros(1, 16, 2, 2)), torch.zeros(1, 16, 2, 2))
+        assert torch.equal(norm(torch.zeros(1, 16, 2, 2), ONE), torch.zeros(1, 16, 2, 2))
 
 
 def test_lowering_text_round_trip() -> None:

@@ -45,9 +45,9 @@ class Attention(nn.Module):
         )
         self.lowering = lowering
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, one: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        tokens = self.norm(x, one).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
         chunks = self.lowering.attention_chunks
         if self.lowering.attention == "fused":
@@ -112,13 +112,13 @@ def _align_tokens(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
     """Pad keys and values to whole 16-byte rows of scores, as fast products need them.
 
     The padding is taken out of the softmax by one more channel, which adds -30,000 to its scores
-    inside the product: added afterwards it would cost as much as the exponential. A size that is
-    known only at run time is left as it is.
+    inside the product: added afterwards it would cost as much as the exponential. A number of
+    tokens that is known only at run time is padded by 1 to 8, since nothing may be empty.
     """
     batch, tokens, _ = key.shape
-    padding = -tokens % _ALIGNMENT if type(tokens) is int else 0
-    if not padding:
+    if type(tokens) is int and tokens % _ALIGNMENT == 0:
         return query, key, value
+    padding = (tokens // _ALIGNMENT + 1) * _ALIGNMENT - tokens
     rest = _ALIGNMENT - 1
     marks = [query.new_ones(batch, tokens, 1), query.new_zeros(batch, tokens, rest)]
     query = torch.cat([query, *marks], dim=2)

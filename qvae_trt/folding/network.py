@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qvae_trt.errors import ModelError
 from qvae_trt.folding.attention import Attention
-from qvae_trt.folding.norm import RmsNorm
+from qvae_trt.folding.norm import RmsNorm, run_time_one
 from qvae_trt.folding.resample import DownsampleConv, UpsampleConv
 from qvae_trt.folding.scaling import keep_squares_in_fp16
 from qvae_trt.folding.weights import fold_conv, merge_pointwise, tensor_of
@@ -36,10 +36,15 @@ class ResidualBlock(nn.Module):
         self.conv2 = fold_conv(block.conv2)
         shortcut = block.conv_shortcut
         self.shortcut = nn.Identity() if isinstance(shortcut, nn.Identity) else fold_conv(shortcut)
+        self.subtracts = lowering.residual == "subtract" and isinstance(shortcut, nn.Identity)
+        if self.subtracts:
+            self.conv2.weight.neg_()
+            cast("Tensor", self.conv2.bias).neg_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(self.norm2(self.conv1(self.norm1(x))))
-        return cast("Tensor", y + self.shortcut(x))
+    def forward(self, x: Tensor, one: Tensor) -> Tensor:
+        y = self.conv2(self.norm2(self.conv1(self.norm1(x, one)), one))
+        shortcut = self.shortcut(x)
+        return cast("Tensor", shortcut - y if self.subtracts else shortcut + y)
 
 
 class Encoder(nn.Module):
@@ -55,10 +60,10 @@ class Encoder(nn.Module):
             RmsNorm(tensor_of(source, "norm_out.gamma"), form=lowering.norm, silu=True),
             merge_pointwise(fold_conv(source.conv_out), fold_conv(vae.quant_conv)),
         ]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.layers(x))
+        return _run(self.layers, x)
 
 
 class Decoder(nn.Module):
@@ -79,10 +84,10 @@ class Decoder(nn.Module):
             RmsNorm(tensor_of(source, "norm_out.gamma"), form=lowering.norm, silu=True),
             fold_conv(source.conv_out),
         ]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        return cast("Tensor", self.layers(z).clamp(-1.0, 1.0))
+        return _run(self.layers, z).clamp(-1.0, 1.0)
 
 
 class FoldedVae(nn.Module):
@@ -118,6 +123,14 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
         if lowering.norm == "conv":
             keep_squares_in_fp16(folded, vae)
     return folded
+
+
+def _run(layers: nn.ModuleList, x: Tensor) -> Tensor:
+    one = run_time_one(x)
+    for layer in layers:
+        normalises = isinstance(layer, ResidualBlock | Attention | RmsNorm)
+        x = layer(x, one) if normalises else layer(x)
+    return x
 
 
 def _fold_block(block: nn.Module, lowering: Lowering) -> nn.Module:
