@@ -52,8 +52,7 @@ SECONDS_FOR_A_CLIENT = 30  # that sends or reads nothing
 #: What malloc is told, by the numbers of glibc's malloc.h: see `keep_freed_memory`.
 MALLOC = {
     -1: 256 << 20,  # M_TRIM_THRESHOLD: free bytes at the top of a heap that are kept
-    -3: 32
-    << 20,  # M_MMAP_THRESHOLD: larger blocks get pages of their own; no more is allowed
+    -3: 32 << 20,  # M_MMAP_THRESHOLD: larger blocks get pages of their own; no more is allowed
     -8: 2,  # M_ARENA_MAX: each of them keeps that much
 }
 
