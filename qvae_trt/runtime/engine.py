@@ -16,7 +16,7 @@ from qvae_trt.errors import (
     ForeignEngineError,
     UsageError,
 )
-from qvae_trt.runtime.graphs import CapturedRun
+from qvae_trt.runtime.graphs import CapturedRun, captures
 from qvae_trt.runtime.scratch import Scratch, aligned, memory_named, shared_scratch
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Engine:
                 raise
             warnings.warn(f"{error.what}; loaded because it was asked for", stacklevel=2)
         backend = backend or backends.for_engine(path, sidecar)
-        with _on(device):
+        with _on(device), captures.none():
             session = backend.open(path)
         if device is not None and device.type != session.device_type:
             session.close()
@@ -262,7 +262,8 @@ class Engine:
         self._scratch.drain()
         self._closed = True
         self._graph = None
-        with _on(self.device):  # the calling thread's device may be another
+        # The calling thread's device may be another. No lock is held here that a capture waits for.
+        with _on(self.device), captures.none():
             self._session.close()
 
 

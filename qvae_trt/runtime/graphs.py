@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+
+class Captures:
+    """Keeps captures and what waits for the device apart, between threads.
+
+    While any stream is captured the driver refuses to wait for the device, in every thread, and
+    TensorRT does so when it loads or frees an engine.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting = 0
+        self._capturing: int | None = None
+
+    @contextmanager
+    def none(self) -> Iterator[None]:
+        """For what waits for the device: no engine is captured meanwhile. Many at a time."""
+        me = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: self._capturing in (None, me))
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._waiting -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """For a capture: nothing waits for the device meanwhile. One at a time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._capturing is None and self._waiting == 0)
+            self._capturing = threading.get_ident()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._capturing = None
+                self._changed.notify_all()
+
+
+captures = Captures()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +87,10 @@ class CapturedRun:
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
         # thread_local: other threads may allocate meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with (
+            captures.one(),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        ):
             execute(source, result, stream.cuda_stream)
         return cls(graph, source, result, generation)
 

@@ -4,6 +4,7 @@ engine captures of itself.
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
@@ -17,7 +18,7 @@ from qvae_trt.runtime import engine as engine_module
 from qvae_trt.runtime import selection, serving
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.fallback import FallbackWarning
-from qvae_trt.runtime.graphs import CapturedRun
+from qvae_trt.runtime.graphs import CapturedRun, Captures, captures
 from qvae_trt.runtime.scratch import Scratch
 from qvae_trt.runtime.vae import load_vae
 
@@ -156,3 +157,60 @@ def test_an_engine_that_cannot_be_captured_runs_on(tmp_path, monkeypatch):
     for _ in range(4):
         assert float(engine._run(torch.ones(1, 3, 1, 8, 8), 0, stream).mean()) == 1.0
     assert len(tries) == 1
+
+
+def test_a_capture_and_what_waits_for_the_device_are_never_at_once():
+    apart, inside, wrong = Captures(), {"one": 0, "none": 0}, []
+    lock = threading.Lock()
+
+    def work(kind: str) -> None:
+        for _ in range(300):
+            with getattr(apart, kind)():
+                with lock:
+                    inside[kind] += 1
+                    if inside["one"] and (inside["one"] > 1 or inside["none"]):
+                        wrong.append(dict(inside))
+                with lock:
+                    inside[kind] -= 1
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in ("one", "one", "none", "none")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    assert inside == {"one": 0, "none": 0}
+
+
+def test_engines_load_side_by_side_and_inside_a_capture_of_the_same_thread():
+    apart, met = Captures(), threading.Barrier(2, timeout=10)
+
+    def load() -> None:
+        with apart.none():
+            met.wait()
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not met.broken
+    with apart.one(), apart.none():
+        pass
+
+
+def test_loading_and_closing_wait_for_a_capture(vae, backend):
+    done = threading.Event()
+
+    def use() -> None:
+        vae.decode(Z)
+        vae.release_memory()
+        done.set()
+
+    user = threading.Thread(target=use, daemon=True)
+    with captures.one():
+        user.start()
+        assert not done.wait(0.3)
+        assert backend.opened == []
+    assert done.wait(30)
+    assert (len(backend.opened), backend.live) == (1, 0)
