@@ -11,7 +11,7 @@ the block, `<!-- /block -->`. Where a measurement is missing, the words for that
 
 Keys of a line:
     ms:PART:SIZE:PATH        median            speedup:PART:SIZE:PATH   against PyTorch as shipped
-    mean:PART:PATH           mean speed-up     range:PART:PATH          its least and largest
+    mean:PART:PATH[:SET]     mean speed-up     range:PART:PATH          its least and largest
     first:PATH  switch:PATH  what a first use and a change of size add, at most
     pil:PATH:PROCESSOR       latents to PIL    post:PROCESSOR           of it the post-processing
     fact:NAME                gpu, driver, …    cases:TEST, cases        of the tests named in docs
@@ -19,6 +19,7 @@ Keys of a line:
     json:FILE:A.B[name=x].C:FORMAT             any value; FORMAT is ms, gib, mib, int, x or text
 Keys of a block:
     sizes  profiles  bounds  gain  machine  latency:PART  service  memory  parity  picture:NAME
+A SET is `static`, the sizes that have static engines, or `others`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.bench import BenchResult, group, load, merge
+from qvae_trt.bench import BenchResult, Cell, load, merge
 from qvae_trt.errors import BenchError
 from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
 from qvae_trt.verify.bounds import BOUNDS
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ("latency", "speedup", "memory")
+# Charts of the static sizes bear these names; those of all others have the set's name behind.
+OTHERS = "latency-others"
 EVERY_OPT = "nine profiles, at every opt"
 BUILDS = Path("qvae_trt/data/builds.json")
 CASES = Path("reliability/cases.json")
@@ -66,7 +71,9 @@ _WORDS = {
         "pil": "latents to PIL, ms", "processor": "post-processing",
         "engines": "engines", "files": "engine files, GiB", "scratch": "scratch, GiB",
         "device": "GPU memory in all, GiB", "stock": "diffusers'", "qvae": "QvaeImageProcessor",
+        "static": "static sizes", "others": "other sizes",
         "latency": "Latency by size, one bar a path",
+        OTHERS: "Latency at other sizes, one bar a path",
         "speedup": "Speed-up over PyTorch as diffusers ships it",
         "memory": "Memory by size",
     },
@@ -80,14 +87,15 @@ _WORDS = {
         "images": "图像", "moments": "矩", "of range": "（占取值范围）",
         "path": "路径", "sizes": "尺寸数", "first": "首次使用增加（ms）",
         "switch": "切换尺寸增加（ms）",
-        "pil": "latents 到 PIL(ms)", "processor": "后处理",
+        "pil": "latents 到 PIL（ms）", "processor": "后处理",
         "engines": "引擎", "files": "引擎文件（GiB）", "scratch": "scratch（GiB）",
         "device": "显存合计（GiB）", "one static pair": "一对静态引擎",
         "all static pairs": "全部静态引擎对",
         "nine profiles, 1024x1024": "九 profile，1024x1024",
         EVERY_OPT: "九 profile，每个 opt", "stock": "diffusers 自带", "qvae": "QvaeImageProcessor",
-        "latency": "各尺寸的延迟,每条路径一根柱", "speedup": "相对 diffusers 原版 PyTorch 的加速比",
-        "memory": "各尺寸的显存",
+        "static": "静态尺寸", "others": "其他尺寸", OTHERS: "其他尺寸的延迟，每条路径一根柱",
+        "latency": "各尺寸的延迟，每条路径一根柱",
+        "speedup": "相对 diffusers 原版 PyTorch 的加速比", "memory": "各尺寸的显存",
     },
 }  # fmt: skip
 
@@ -104,7 +112,9 @@ class Figures:
 
     @cached_property
     def result(self) -> BenchResult | None:
-        """The H200's latencies: of the results that fit one table, the largest table."""
+        """The H200's latencies: all results of one machine and model as one table, the newest
+        first, so that of two measurements of one thing it is the newer that counts.
+        """
         found = []
         for path in sorted((self.folder / "h200").rglob("*.json")):
             try:
@@ -113,8 +123,36 @@ class Figures:
                     found.append(load(path))
             except (ValueError, BenchError) as error:
                 print(f"{path}: left out: {error}", file=sys.stderr)
-        tables = [merge([found[index] for index in members]) for members in group(found)]
-        return max(tables, key=lambda table: len(_timed(table)), default=None)
+        tables: list[BenchResult] = []
+        for result in sorted(found, key=lambda one: one.runs[0].created, reverse=True):
+            for index, table in enumerate(tables):
+                with suppress(BenchError):  # another machine, driver or model
+                    tables[index] = merge([table, result])
+                    break
+            else:
+                tables.append(result)
+        tables.sort(key=lambda table: len(_timed(table)), reverse=True)
+        for table in tables[1:]:
+            name = f"{table.runs[0].place}, driver {table.runs[0].machine.get('driver')}"
+            print(f"left out: {len(_timed(table))} latencies of {name}", file=sys.stderr)
+        return _in_order(tables[0]) if tables else None
+
+    def _set(self, name: str) -> BenchResult:
+        """The table's rows of the static sizes, or of all others."""
+        table = self._table()
+        static = set(load_static_sizes().values())
+        kept = [c for c in table.cells if (c.resolution in static) is (name == "static")]
+        if not kept:
+            raise MissingError
+        return replace(table, cells=tuple(kept), service=())
+
+    @property
+    def _sets(self) -> dict[str, BenchResult]:
+        found = {}
+        for name in ("static", "others"):
+            with suppress(MissingError):
+                found[name] = self._set(name)
+        return found
 
     @cached_property
     def parity(self) -> list[dict[str, Any]]:
@@ -182,16 +220,16 @@ class Figures:
             raise MissingError
         return f"{ratio:.2f}×"
 
-    def _ratios(self, part: str, path: str) -> list[float]:
-        table = self._table()
+    def _ratios(self, part: str, path: str, of: str | None = None) -> list[float]:
+        table = self._table() if of is None else self._set(of)
         cells = [c for c in table.cells if c.part == part and c.path == path]
         found = [ratio for cell in cells if (ratio := table.speedup(cell)) is not None]
         if not found:
             raise MissingError
         return found
 
-    def _mean(self, part: str, path: str) -> str:
-        found = self._ratios(part, path)
+    def _mean(self, part: str, path: str, of: str | None = None) -> str:
+        found = self._ratios(part, path, of)
         return f"{sum(found) / len(found):.2f}×"
 
     def _range(self, part: str, path: str) -> str:
@@ -300,6 +338,8 @@ class Figures:
             return f"*{words['missing']}*"
 
     def _picture(self, name: str, words: dict[str, str], page: Path) -> str:
+        if name == OTHERS and name not in self.charts:
+            return ""  # the table beside it says that nothing was measured there
         if name not in self.charts:
             raise MissingError
         up = os.path.relpath(ROOT / "docs" / "images" / f"h200-{name}.svg", page.parent)
@@ -312,11 +352,17 @@ class Figures:
             return {}
         from qvae_trt.report import write_tables
 
-        with tempfile.TemporaryDirectory() as folder:
-            written = {path.stem: path for path in write_tables(self.result, Path(folder))}
-            drawn = {path.stem: path for path in written.values() if path.suffix == ".svg"}
-            drawn |= {path.stem: path for path in Path(folder).glob("*.svg")}
-            return {name: drawn[name].read_text("utf-8") for name in CHARTS if name in drawn}
+        def drawn(table: BenchResult) -> dict[str, str]:
+            with tempfile.TemporaryDirectory() as folder:
+                write_tables(table, Path(folder))
+                return {path.stem: path.read_text("utf-8") for path in Path(folder).glob("*.svg")}
+
+        sets = self._sets
+        made = drawn(sets.get("static", self.result))
+        charts = {name: made[name] for name in CHARTS if name in made}
+        if len(sets) == 2:
+            charts[OTHERS] = drawn(sets["others"])["latency"]
+        return charts
 
     def _block_sizes(self, words: dict[str, str]) -> str:
         rows = [(aspect, str(size)) for aspect, size in load_static_sizes().items()]
@@ -345,49 +391,57 @@ class Figures:
         return _markdown(head, rows)
 
     def _block_gain(self, words: dict[str, str]) -> str:
-        table = self._table()
+        sets = self._sets
         rows = []
-        for path in table.paths:
-            means = [table.mean_speedup(part, path) for part in PARTS]
+        for path in self._table().paths:
+            means = [one.mean_speedup(part, path) for one in sets.values() for part in PARTS]
             if path != "pytorch" and any(means):
-                count = max(mean[1] for mean in means if mean is not None)
-                told = ["–" if m is None else f"{m[0]:.2f}×" for m in means]
-                rows.append([f"`{path}`", *told, str(count)])
-        return _markdown((words["path"], *PARTS, words["sizes"]), rows)
+                rows.append([f"`{path}`", *("–" if m is None else f"{m[0]:.2f}×" for m in means)])
+        counts = [f"{words[name]} ({len(one.resolutions)})" for name, one in sets.items()]
+        return _markdown((words["path"], *(f"{p}, {c}" for c in counts for p in PARTS)), rows)
 
     def _block_machine(self, words: dict[str, str]) -> str:
-        rows = []
-        for index, run in enumerate(self._table().runs):
-            facts = {**run.machine, **run.versions}
-            names = ("gpu", "driver", "cuda", "torch", "triton", "tensorrt", "diffusers", "python")
-            which = f" [{index}]" if len(self._table().runs) > 1 else ""
-            rows += [(f"{name}{which}", str(facts[name])) for name in names if name in facts]
-            rows += [(f"model{which}", run.model), (f"date{which}", run.created[:10])]
+        """A fact a line; where the runs differ in one, each value once."""
+        runs = self._table().runs
+        named = ("gpu", "driver", "cuda", "torch", "triton", "tensorrt", "diffusers", "python")
+        facts: dict[str, dict[str, None]] = {}
+        for run in runs:
+            known = {**run.machine, **run.versions}
+            told = {name: str(known[name]) for name in named if name in known}
+            told |= {"model": run.model, "date": run.created[:10]}
             if run.matmul:
-                rows.append((f"matmul{which}", f"{run.matmul['tflops']:.0f} TFLOP/s"))
-        return _markdown((words["fact"], words["value"]), rows)
+                told["matmul"] = f"{run.matmul['tflops']:.0f} TFLOP/s"
+            for name, value in told.items():
+                facts.setdefault(name, {})[value] = None
+        order = (*named, "model", "date", "matmul")
+        return _markdown(
+            (words["fact"], words["value"]),
+            [(name, ", ".join(sorted(facts[name]))) for name in order if name in facts],
+        )
 
     def _block_latency(self, words: dict[str, str], part: Part) -> str:
-        table = self._table()
+        paths = self._table().paths
         rows = []
-        for size in table.resolutions:
-            row = [str(size)]
-            for path in table.paths:
-                cell = table.cell(part, size, path)
-                if cell is None or cell.timing is None:
-                    row.append("–")
-                    continue
-                text = f"{cell.timing.median_ms:.1f}"
-                if table.fastest(part, size) == path:
-                    text = f"**{text}**"
-                ratio = table.speedup(cell)
-                row.append(text if ratio is None or path == "pytorch" else f"{text} ({ratio:.2f}×)")
-            rows.append(row)
-        means = [table.mean_speedup(part, path) for path in table.paths]
-        rows.append(
-            [words["mean"], *("–" if m is None or m[0] == 1 else f"{m[0]:.2f}×" for m in means)]
-        )
-        return _markdown((f"{part}, ms", *table.paths), rows)
+        for table in self._sets.values():
+            rows += [self._latencies(table, part, size) for size in table.resolutions]
+            means = [table.mean_speedup(part, path) for path in paths]
+            told = ["–" if m is None or m[0] == 1 else f"{m[0]:.2f}×" for m in means]
+            rows.append([f"*{words['mean']}*", *told])
+        return _markdown((f"{part}, ms", *paths), rows)
+
+    def _latencies(self, table: BenchResult, part: Part, size: Resolution) -> list[str]:
+        row = [str(size)]
+        for path in self._table().paths:
+            cell = table.cell(part, size, path)
+            if cell is None or cell.timing is None:
+                row.append("–")
+                continue
+            text = f"{cell.timing.median_ms:.1f}"
+            if table.fastest(part, size) == path:
+                text = f"**{text}**"
+            ratio = table.speedup(cell)
+            row.append(text if ratio is None or path == "pytorch" else f"{text} ({ratio:.2f}×)")
+        return row
 
     def _block_service(self, words: dict[str, str]) -> str:
         rows = []
@@ -451,8 +505,28 @@ def _timed(table: BenchResult) -> list[Any]:
     return [cell for cell in table.cells if cell.timing is not None]
 
 
+def _in_order(table: BenchResult) -> BenchResult:
+    """Static sizes first, then what profiles were tuned for, then the rest; as their files list
+    them.
+    """
+    listed = [*load_static_sizes().values(), *(profile.opt for profile in load_profiles())]
+
+    def place(cell: Cell) -> tuple[int, int]:
+        size = cell.resolution
+        return (listed.index(size), 0) if size in listed else (len(listed), size.pixels)
+
+    return replace(table, cells=tuple(sorted(table.cells, key=place)))
+
+
+_FIGURE = re.compile(r"\*{0,2}[\d–]")
+
+
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    """A table; columns of figures are set to the right, the first one never."""
+    rows = list(rows)
+    columns = list(zip(*rows, strict=True))[1:]
+    rules = ["---:" if all(map(_FIGURE.match, column)) else "---" for column in columns]
+    lines = [head, ["---", *rules], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
