@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ("latency", "speedup", "memory")
-# Charts of the static sizes bear these names; those of all others have the set's name behind.
+# These are of the static sizes; of all others there is one.
 OTHERS = "latency-others"
 EVERY_OPT = "nine profiles, at every opt"
 BUILDS = Path("qvae_trt/data/builds.json")
@@ -342,27 +342,34 @@ class Figures:
             return ""  # the table beside it says that nothing was measured there
         if name not in self.charts:
             raise MissingError
-        up = os.path.relpath(ROOT / "docs" / "images" / f"h200-{name}.svg", page.parent)
-        return f"![{words[name]}, {self._fact('gpu')}]({up})"
+        images = os.path.relpath(ROOT / "docs" / "images", page.parent)
+        return (
+            f'<picture><source media="(max-width: 600px)" srcset="{images}/h200-{name}-narrow.svg">'
+            f'<img alt="{words[name]}, {self._fact("gpu")}" src="{images}/h200-{name}.svg">'
+            "</picture>"
+        )
 
     @cached_property
     def charts(self) -> dict[str, str]:
-        """The charts as SVG, by name; drawn as `qvae bench` draws them."""
+        """The charts as SVG, by name: beside each other for a desk, and one below the other for a
+        phone, where the wide ones would be too small to read.
+        """
         if self.result is None:
             return {}
-        from qvae_trt.report import write_tables
-
-        def drawn(table: BenchResult) -> dict[str, str]:
-            with tempfile.TemporaryDirectory() as folder:
-                write_tables(table, Path(folder))
-                return {path.stem: path.read_text("utf-8") for path in Path(folder).glob("*.svg")}
+        from qvae_trt.report import charts, svg
 
         sets = self._sets
-        made = drawn(sets.get("static", self.result))
-        charts = {name: made[name] for name in CHARTS if name in made}
+        table = sets.get("static", self.result)
+        made = {name: getattr(charts, name)(table) for name in CHARTS}
         if len(sets) == 2:
-            charts[OTHERS] = drawn(sets["others"])["latency"]
-        return charts
+            made[OTHERS] = charts.latency(sets["others"])
+        drawn = {}
+        for name, panels in made.items():
+            if panels:
+                columns = min(len(panels), 2)
+                drawn[name] = svg.document(panels, width=480 * columns, columns=columns)
+                drawn[f"{name}-narrow"] = svg.document(panels, width=360)
+        return drawn
 
     def _block_sizes(self, words: dict[str, str]) -> str:
         rows = [(aspect, str(size)) for aspect, size in load_static_sizes().items()]
@@ -579,9 +586,9 @@ def count() -> None:
 
 # Name: the command and the width of its terminal; each works on what the one before has left.
 _TERMINALS = {
-    "match": ("profiles match 1600x1200", 96),
-    "build": ("build --mode static --resolution 256x256 --model bundled:tiny", 100),
-    "verify": ("verify --resolution 256x256 --model bundled:tiny", 136),
+    "match": ("profiles match 1600x1200", 80),
+    "build": ("build --mode static --resolution 256x256 --model bundled:tiny", 80),
+    "verify": ("verify --resolution 256x256 --model bundled:tiny", 80),
 }
 
 
@@ -626,6 +633,7 @@ def photograph_report() -> None:
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
+            "--hide-scrollbars",
             "--window-size=1000,1100",
         ]
         target = ROOT / "docs" / "images" / "report.png"

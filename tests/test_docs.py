@@ -394,6 +394,17 @@ def test_links_resolve(page):
             assert anchor in slugs, target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_pictures_for_desk_and_phone_are_there(page):
+    """In HTML, which neither the test above nor mkdocs looks into."""
+    shown = re.findall(r'<picture>.*?srcset="([^"]+)".*? src="([^"]+)"', text_of(page))
+    assert len(shown) == text_of(page).count("<picture>")
+    for narrow, wide in shown:
+        assert narrow == wide.replace(".svg", "-narrow.svg")
+        assert (page.parent / narrow).is_file(), narrow
+        assert (page.parent / wide).is_file(), wide
+
+
 # --- figures ------------------------------------------------------------------------------------
 
 
