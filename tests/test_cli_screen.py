@@ -173,12 +173,13 @@ def test_inspect_of_a_folder_names_an_engine(
 
 
 def test_inspect_fits_a_screen_and_verbose_has_the_rest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ["--model", "bundled:tiny", "--backend", "onnxruntime", "--engine-dir", str(tmp_path)]
+    monkeypatch.chdir(tmp_path)
+    where = ["--model", "bundled:tiny", "--backend", "onnxruntime"]
     size = ["--resolution", "64x64", "--part", "decoder"]
     assert cli.main(["build", "--mode", "static", *size, *where]) == 0
-    sidecar = tmp_path / "static" / "64x64" / "vae_decoder.onnx.json"
+    sidecar = Path("engines/static/64x64/vae_decoder.onnx.json")
     capsys.readouterr()
     assert cli.main(["inspect", str(sidecar)]) == 0
     short = capsys.readouterr().out

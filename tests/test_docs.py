@@ -405,6 +405,12 @@ def test_pictures_for_desk_and_phone_are_there(page):
         assert (page.parent / wide).is_file(), wide
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_line_begins_with_a_figure(page):
+    """A comment at the start of a line begins a block of HTML and tears the paragraph apart."""
+    assert re.findall(r"^ *<!-- f .*", text_of(page), re.MULTILINE) == []
+
+
 # --- figures ------------------------------------------------------------------------------------
 
 

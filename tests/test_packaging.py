@@ -22,6 +22,7 @@ BIN = Path(sys.executable).parent
 DATA = {
     "qvae_trt/py.typed",
     "qvae_trt/report/page.css",
+    "qvae_trt/data/builds.json",
     "qvae_trt/data/latency.schema.json",
     "qvae_trt/data/pictures/README.md",
     "qvae_trt/data/pictures/astronaut.jpg",

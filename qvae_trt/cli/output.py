@@ -111,13 +111,14 @@ def results_only() -> Iterator[None]:
 
     Warnings are told as lines, without the place in the source that gave them.
     """
-    settings.results = sys.stdout
+    outer = settings.results  # of a command with commands of its own
+    settings.results = outer or sys.stdout
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.showwarning = _tell_warning
             yield
     finally:
-        settings.results = None
+        settings.results = outer
 
 
 def _tell_warning(message: Warning | str, *_where: object, **_more: object) -> None:
