@@ -1,4 +1,4 @@
-"""The body of a build process: one engine, then it ends. Imports neither torch nor the exporter."""
+"""The body of a build process: engines one by one. Imports neither torch nor the exporter."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def serve(request: dict[str, Any]) -> None:
 
 
 def answer(request: dict[str, Any], work: Callable[[dict[str, Any], Progress], object]) -> None:
-    """Does the work and writes events, one JSON object a line, to the request's descriptor.
+    """Does the work and writes events, one JSON object a line, to the request's descriptor; then
+    the next request from standard input, until that ends or the work fails.
 
     Args:
         work: what to do with the request; returns the outcome, ready for JSON.
@@ -43,20 +44,34 @@ def answer(request: dict[str, Any], work: Callable[[dict[str, Any], Progress], o
         def say(**event: object) -> None:
             events.write(json.dumps(event) + "\n")
 
-        try:
-            outcome = work(request, _Throttle(say))
-        except QvaeError as error:
-            say(kind="error", type=type(error).__name__, what=error.what, fix=error.fix)
-        except MemoryError:
-            say(kind="error", type="BuildError", what="out of memory on the host", fix=None)
-        except BrokenPipeError:
-            sys.exit(1)  # the parent is gone
-        except Exception as error:  # noqa: BLE001  the boundary of this process
-            traceback.print_exc()
-            what = f"the {request['name']} failed: {type(error).__name__}: {error}"
-            say(kind="error", type="BuildError", what=what, fix=None)
-        else:
-            say(kind="done", outcome=outcome)
+        while _answered(request, work, say):
+            line = sys.stdin.readline()
+            if not line:
+                break
+            request = json.loads(line)
+
+
+def _answered(
+    request: dict[str, Any],
+    work: Callable[[dict[str, Any], Progress], object],
+    say: Callable[..., None],
+) -> bool:
+    try:
+        outcome = work(request, _Throttle(say))
+    except QvaeError as error:
+        say(kind="error", type=type(error).__name__, what=error.what, fix=error.fix)
+    except MemoryError:
+        say(kind="error", type="BuildError", what="out of memory on the host", fix=None)
+    except BrokenPipeError:
+        sys.exit(1)  # the parent is gone
+    except Exception as error:  # noqa: BLE001  the boundary of this process
+        traceback.print_exc()
+        what = f"the {request['name']} failed: {type(error).__name__}: {error}"
+        say(kind="error", type="BuildError", what=what, fix=None)
+    else:
+        say(kind="done", outcome=outcome)
+        return True
+    return False
 
 
 def _build(request: dict[str, Any], progress: Progress) -> object:
@@ -67,7 +82,9 @@ def _build(request: dict[str, Any], progress: Progress) -> object:
 
 
 class _Throttle:
-    """Progress at most ten times a second: TensorRT reports thousands of steps."""
+    """Progress at most ten times a second, since TensorRT reports thousands of steps; but every
+    beginning and end.
+    """
 
     def __init__(self, say: Any) -> None:
         self._say = say
@@ -75,7 +92,7 @@ class _Throttle:
 
     def __call__(self, stage: str, done: int, total: int) -> bool:
         now = time.monotonic()
-        if now - self._last >= _SECONDS_BETWEEN or done == total:
+        if now - self._last >= _SECONDS_BETWEEN or done in (0, total):
             self._last = now
             self._say(kind="progress", stage=stage, done=done, total=total)
         return True

@@ -1,7 +1,8 @@
-"""Work in a process of its own: started, listened to, and ended with its parent."""
+"""Work in another process: started, listened to, and ended with its parent."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from qvae_trt import errors
 from qvae_trt.backends import BuildOutcome, TensorSpec
@@ -30,17 +31,125 @@ _START = (
 _LAST_WORDS_BYTES = 2000
 
 
+class Child:
+    """A process that does one request after the other; it starts with the first.
+
+    What a library loaded and compiled for one request serves the next: TensorRT 8.6 builds its
+    second engine in a fraction of the first one's time. After an error or an interruption the
+    process is gone, and the next request starts another.
+    """
+
+    def __init__(self) -> None:
+        self._running: _Running | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def call(
+        self,
+        task: str,
+        request: Mapping[str, object],
+        *,
+        progress: Progress,
+        name: str,
+        makes: str,
+        fix: str,
+    ) -> dict[str, Any]:
+        """Call `task` (`module:function`, the same each time) with a request.
+
+        Args:
+            request: JSON-ready, paths as text.
+            name, makes, fix: of the work and its result, for the error if the process dies.
+
+        Returns: what the task answered.
+        Raises: the QvaeError that the task raised; BuildError, naming the signal, if the process
+            died. KeyboardInterrupt if `progress` said stop.
+        """
+        running = self._running = self._running or _Running()
+        try:
+            running.ask({**request, "task": task, "name": name})
+            answer = _listen(running.events, progress)
+            if answer is None:
+                running.process.wait()
+                how = _how_it_died(running.process.returncode, makes)
+                words = _last_words(running.words)
+                raise BuildError(f"the {name} process {how}{words}", fix=fix)
+        except BaseException:
+            self.close()
+            raise
+        return answer
+
+    @property
+    def process_id(self) -> int | None:
+        return None if self._running is None else self._running.process.pid
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._running is not None:
+            self._running.end()
+            self._running = None
+
+
+class _Running:
+    """The process behind a `Child`, and the ways to and from it."""
+
+    def __init__(self) -> None:
+        reading, self._writing = os.pipe()
+        self.events = os.fdopen(reading, encoding="utf-8")
+        self.words = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _START],
+                stdin=subprocess.PIPE,
+                stdout=self.words,
+                stderr=subprocess.STDOUT,
+                pass_fds=(self._writing,),
+            )
+        except BaseException:
+            self.events.close()
+            self.words.close()
+            raise
+        finally:
+            os.close(self._writing)
+
+    def ask(self, request: dict[str, object]) -> None:
+        request |= {
+            "sys_path": [entry or os.getcwd() for entry in sys.path],  # noqa: PTH109
+            "parent": os.getpid(),
+            "events": self._writing,
+        }
+        if self.process.stdin is None:
+            raise BuildError("the process takes no request")
+        try:
+            self.process.stdin.write(json.dumps(request, default=str).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return  # it died at once: the caller finds no outcome and says how
+
+    def end(self) -> None:
+        self.process.kill()  # nothing to lose: it writes to temporary files only
+        self.process.wait()
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # a request that it never read
+                self.process.stdin.close()
+        self.events.close()
+        self.words.close()
+
+
 def build_in_child(
-    backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
+    child: Child, backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
 ) -> BuildOutcome:
-    """`Backend.build` in a new process, with the same results and errors.
+    """`Backend.build` in the child's process, with the same results and errors.
 
     Raises: whatever the backend raised; BuildError, naming the signal, if the process died.
-        KeyboardInterrupt if `progress` said stop. However this ends, the process is gone.
+        KeyboardInterrupt if `progress` said stop.
     """
     request = {"backend": backend, "onnx": str(onnx), "out": str(out), "spec": asdict(spec)}
     return _outcome(
-        call_in_child(
+        child.call(
             "qvae_trt.build.child:serve",
             request,
             progress=progress,
@@ -60,57 +169,9 @@ def call_in_child(
     makes: str,
     fix: str,
 ) -> dict[str, Any]:
-    """Call `task` (`module:function`) with a request in a new process; it calls `child.answer`.
-
-    Args:
-        request: JSON-ready, paths as text.
-        name, makes, fix: of the work and its result, for the error if the process dies.
-
-    Returns: what the task answered.
-    Raises: the QvaeError that the task raised; BuildError, naming the signal, if the process died.
-        KeyboardInterrupt if `progress` said stop. However this ends, the process is gone.
-    """
-    reading, writing = os.pipe()
-    with os.fdopen(reading, encoding="utf-8") as events, tempfile.TemporaryFile() as words:
-        try:
-            child = _start(writing, words)
-        finally:
-            os.close(writing)
-        try:
-            _ask(child, {**request, "task": task, "name": name, "events": writing})
-            answer = _listen(events, progress)
-            child.wait()
-        finally:
-            child.kill()  # nothing to lose: it writes to temporary files only
-            child.wait()
-        if answer is not None:
-            return answer
-        how = _how_it_died(child.returncode, makes)
-        raise BuildError(f"the {name} process {how}{_last_words(words)}", fix=fix)
-
-
-def _start(writing: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", _START],
-        stdin=subprocess.PIPE,
-        stdout=words,
-        stderr=subprocess.STDOUT,
-        pass_fds=(writing,),
-    )
-
-
-def _ask(child: subprocess.Popen[bytes], request: dict[str, object]) -> None:
-    request |= {
-        "sys_path": [entry or os.getcwd() for entry in sys.path],  # noqa: PTH109
-        "parent": os.getpid(),
-    }
-    if child.stdin is None:
-        raise BuildError("the process takes no request")
-    try:
-        child.stdin.write(json.dumps(request, default=str).encode() + b"\n")
-        child.stdin.close()
-    except BrokenPipeError:
-        return  # it died at once: the caller finds no outcome and says how
+    """`Child.call` in a process that is gone afterwards, however this ends."""
+    with Child() as child:
+        return child.call(task, request, progress=progress, name=name, makes=makes, fix=fix)
 
 
 def _listen(events: IO[str], progress: Progress) -> dict[str, Any] | None:

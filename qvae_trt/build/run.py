@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
 from qvae_trt.backends import BuildSpec, Progress
-from qvae_trt.build.isolation import build_in_child
+from qvae_trt.build.isolation import Child, build_in_child
 from qvae_trt.build.jobs import Event, Job, JobResult
 from qvae_trt.build.workplace import workplace
 from qvae_trt.errors import BuildError, ForeignEngineError, QvaeError, StaleEngineError
@@ -43,6 +43,7 @@ def build(
     command: str = "",
     on_event: Callable[[Event], None] | None = None,
     isolate: bool = True,
+    child: Child | None = None,
 ) -> list[JobResult]:
     """Builds what is missing or stale, keeps what is up to date.
 
@@ -60,7 +61,8 @@ def build(
         command: the command line, for the sidecars.
         on_event: told of every step, in the calling thread except for the progress of a build
             that is not isolated.
-        isolate: build TensorRT engines in processes of their own.
+        isolate: build TensorRT engines in another process, the next one too unless one fails.
+        child: that process, where several calls share it.
 
     Returns: one result a job, in their order. Failed jobs carry their error.
     Raises:
@@ -77,22 +79,23 @@ def build(
             raise ValueError(f"{job.path}: {chosen.name} makes engines named *{chosen.suffix}")
     from qvae_trt.model import load_model
 
-    run = _Run(
-        backend=chosen,
-        model=load_model(model),
-        precision=precision,
-        level=level,
-        timing_cache=timing_cache,
-        workspace_bytes=workspace_bytes,
-        lowerings=lowerings or {},
-        levels=levels or {},
-        force=force,
-        dry_run=dry_run,
-        command=command,
-        on_event=on_event or _silent,
-        isolate=isolate and chosen.name != "onnxruntime",
-    )
-    return [run.one(job, index, len(jobs)) for index, job in enumerate(jobs)]
+    with Child() as own:
+        run = _Run(
+            backend=chosen,
+            model=load_model(model),
+            precision=precision,
+            level=level,
+            timing_cache=timing_cache,
+            workspace_bytes=workspace_bytes,
+            lowerings=lowerings or {},
+            levels=levels or {},
+            force=force,
+            dry_run=dry_run,
+            command=command,
+            on_event=on_event or _silent,
+            child=(child or own) if isolate and chosen.name != "onnxruntime" else None,
+        )
+        return [run.one(job, index, len(jobs)) for index, job in enumerate(jobs)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,7 @@ class _Run:
     dry_run: bool
     command: str
     on_event: Callable[[Event], None]
-    isolate: bool
+    child: Child | None
 
     def one(self, job: Job, index: int, count: int) -> JobResult:
         event = partial(Event, job=job, index=index, count=count)
@@ -204,8 +207,8 @@ class _Run:
     def _run_backend(
         self, onnx: Path, out: Path, spec: BuildSpec, progress: Progress
     ) -> BuildOutcome:
-        if self.isolate:
-            return build_in_child(self.backend.name, onnx, out, spec, progress=progress)
+        if self.child is not None:
+            return build_in_child(self.child, self.backend.name, onnx, out, spec, progress=progress)
         return self.backend.build(onnx, out, spec, progress=progress)
 
     # --- what is there and what it should be ----------------------------------------------------

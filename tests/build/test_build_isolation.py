@@ -17,7 +17,7 @@ import small_graphs
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec, ShapeRange
 from qvae_trt.build import isolation
-from qvae_trt.build.isolation import build_in_child
+from qvae_trt.build.isolation import Child, build_in_child
 from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError
 
 SPEC = BuildSpec(
@@ -57,9 +57,10 @@ def go_on(stage: str, done: int, total: int) -> bool:
 
 
 def attempt(graph: Path, tmp_path: Path, progress: Any = go_on, **settings: Any) -> Any:
-    return build_in_child(
-        "tensorrt", graph, tmp_path / "e.trt", SPEC, progress=progress, **settings
-    )
+    with Child() as child:
+        return build_in_child(
+            child, "tensorrt", graph, tmp_path / "e.trt", SPEC, progress=progress, **settings
+        )
 
 
 def wait_for(path: Path) -> int:
@@ -111,7 +112,8 @@ def test_every_field_of_the_spec_arrives(
         timing_cache=tmp_path / "c.timing",
         workspace_bytes=1 << 29,
     )
-    outcome = build_in_child("tensorrt", graph, tmp_path / "e.trt", spec, progress=go_on)
+    with Child() as child:
+        outcome = build_in_child(child, "tensorrt", graph, tmp_path / "e.trt", spec, progress=go_on)
     assert outcome.flags["level"] == "1"
     assert outcome.flags["profiles"] == "2"
     assert outcome.flags["workspace_bytes"] == str(1 << 29)
@@ -201,6 +203,59 @@ def test_a_crash_is_told(
         attempt(graph, tmp_path)
 
 
+TELL = """
+import os, pathlib
+def on_step(step):
+    with pathlib.Path({pids!r}).open("a") as file:
+        print(os.getpid(), file=file)
+    if pathlib.Path({trap!r}).exists():
+        os.abort()
+trt.fake.on_step = on_step
+"""
+
+
+def test_one_process_builds_one_engine_after_another(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one build compiled is there for the next; a death is told and costs one engine."""
+    pids, trap = tmp_path / "pids", tmp_path / "trap"
+    install(monkeypatch, tmp_path, TELL.format(pids=str(pids), trap=str(trap)))
+
+    def one(child: Child, name: str) -> int:
+        pids.unlink(missing_ok=True)
+        out = tmp_path / name
+        build_in_child(child, "tensorrt", graph, out, SPEC, progress=go_on)
+        assert out.is_file()
+        (pid,) = set(pids.read_text().split())
+        return int(pid)
+
+    with Child() as child:
+        first = one(child, "1.trt")
+        assert one(child, "2.trt") == first
+        trap.touch()
+        with pytest.raises(BuildError, match="was killed by SIGABRT"):
+            one(child, "3.trt")
+        assert_gone(first)
+        trap.unlink()
+        last = one(child, "4.trt")
+        assert last != first
+    assert_gone(last)
+
+
+def test_after_a_refusal_the_next_process_is_new(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, tmp_path, "")
+    with Child() as child:
+        with pytest.raises(BuildError, match="no such ONNX file"):
+            build_in_child(
+                child, "tensorrt", tmp_path / "no.onnx", tmp_path / "e.trt", SPEC, progress=go_on
+            )
+        assert child.process_id is None
+        build_in_child(child, "tensorrt", graph, tmp_path / "e.trt", SPEC, progress=go_on)
+        assert child.process_id is not None
+
+
 def test_noise_on_stdout_and_stderr_is_harmless(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -245,11 +300,12 @@ PARENT = """
 import sys
 from pathlib import Path
 from qvae_trt.backends import BuildSpec, ShapeRange
-from qvae_trt.build.isolation import build_in_child
+from qvae_trt.build.isolation import Child, build_in_child
 sizes = (ShapeRange.fixed((1, 4, 1, 16, 16)),)
 spec = BuildSpec(input_name="latents", ranges=sizes, precision="fp16")
 try:
-    build_in_child("tensorrt", Path(sys.argv[1]), Path(sys.argv[2]), spec, progress=lambda *_: True)
+    child = Child()
+    build_in_child(child, "tensorrt", *map(Path, sys.argv[1:]), spec, progress=lambda *_: True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(130)
@@ -286,13 +342,15 @@ def test_the_child_ends_with_its_parent(
 def test_the_real_rtx(graph: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     seen: list[Any] = []
-    outcome = build_in_child(
-        "tensorrt_rtx",
-        graph,
-        tmp_path / "e.trt",
-        SPEC,
-        progress=lambda *s: seen.append(s) is None,
-    )
+    with Child() as child:
+        outcome = build_in_child(
+            child,
+            "tensorrt_rtx",
+            graph,
+            tmp_path / "e.trt",
+            SPEC,
+            progress=lambda *s: seen.append(s) is None,
+        )
     assert outcome.flags["typing"] == "strong"
     assert (tmp_path / "e.trt").stat().st_size > 10_000
     assert [s[1] for s in seen] == sorted(s[1] for s in seen)
@@ -301,7 +359,7 @@ def test_the_real_rtx(graph: Path, tmp_path: Path) -> None:
 def test_the_real_rtx_and_a_bad_graph(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     (tmp_path / "x.onnx").write_bytes(b"not onnx")
-    with pytest.raises(BuildError, match=r"TensorRT does not take x\.onnx"):
+    with Child() as child, pytest.raises(BuildError, match=r"TensorRT does not take x\.onnx"):
         build_in_child(
-            "tensorrt_rtx", tmp_path / "x.onnx", tmp_path / "e.trt", SPEC, progress=go_on
+            child, "tensorrt_rtx", tmp_path / "x.onnx", tmp_path / "e.trt", SPEC, progress=go_on
         )
