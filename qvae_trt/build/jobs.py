@@ -35,7 +35,8 @@ class Job:
         """`decoder 1664x928`, `encoder, 9 profiles`."""
         if self.mode == "static":
             return f"{self.part} {self.resolution}"
-        return f"{self.part}, {len(self.profiles)} profiles"
+        count = len(self.profiles)
+        return f"{self.part}, {count} profile{'' if count == 1 else 's'}"
 
     def ranges(self, *, input_channels: int, z_dim: int) -> tuple[ShapeRange, ...]:
         """The input shapes: (1, C, 1, H, W) pixels, or (1, z, 1, H/8, W/8) latents."""
