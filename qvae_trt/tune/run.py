@@ -11,7 +11,7 @@ from qvae_trt import backends, store
 from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
 from qvae_trt.build import Event, build, plan_static
-from qvae_trt.build.isolation import call_in_child
+from qvae_trt.build.isolation import Child, call_in_child
 from qvae_trt.build.workplace import workplace
 from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
@@ -151,7 +151,11 @@ def tune(
     from qvae_trt.model import load_model
 
     loaded = load_model(model)
-    with store.lock_engine(out, timeout_s=_LOCK_TIMEOUT_S), workplace() as folder:
+    with (
+        store.lock_engine(out, timeout_s=_LOCK_TIMEOUT_S),
+        workplace() as folder,
+        Child() as child,
+    ):
         run = _Run(
             path=out,
             backend=chosen,
@@ -166,6 +170,7 @@ def tune(
             force=force,
             command=command,
             folder=folder,
+            child=child,
             on_event=on_event or _silent,
             file=TuneFile(key=TuneKey.here(chosen, precision), command=command),
         )
@@ -224,6 +229,7 @@ class _Run:
     force: bool
     command: str
     folder: Path
+    child: Child
     on_event: OnEvent
     file: TuneFile
     done: int = 0
@@ -369,6 +375,7 @@ class _Run:
             lowerings={subject.part: variant.lowering},
             command=self.command,
             on_event=tell,
+            child=self.child,
         )
         if built.error is not None:
             raise built.error

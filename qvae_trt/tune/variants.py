@@ -104,9 +104,12 @@ def curated(
     axes: list[Axis] = [
         ("upsample", upsamples),
         ("norm", ("fp32", "conv")),
+        ("residual", ("add", "subtract")),
         ("attention", ("softmax", "exp")),
         ("attention_chunks", chunks),
     ]
+    if flavour == "onnxruntime":
+        axes = [axis for axis in axes if axis[0] != "residual"]  # it fuses no sums
     if part == "encoder":
         del axes[0]  # it has none
     if has_levels(flavour):
