@@ -1,6 +1,6 @@
 """Where an engine's time goes: milliseconds of every layer, and of groups of layers.
 
-usage: python benchmarks/h200/layers.py ENGINE [--out DIR]
+usage: python benchmarks/h200/layers.py ENGINE [--profile N] [--out DIR]
 
 Writes DIR/layers.json (every layer) and DIR/layers.md (groups). Needs the TensorRT that built the
 engine, a GPU, and an engine with a detailed profile, as `qvae build` makes them. TensorRT times a
@@ -33,17 +33,20 @@ class Profiler(trt.IProfiler):
         self.times_ms.setdefault(layer_name, []).append(ms)
 
 
-def measure(path: Path) -> list[dict[str, Any]]:
-    """Every layer with its median milliseconds, kind, tactic and tensor formats."""
+def measure(path: Path, profile: int) -> list[dict[str, Any]]:
+    """Every layer with its median milliseconds, kind, tactic and tensor formats, at the opt size."""
     logger = trt.Logger(trt.Logger.ERROR)
     engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
     context = engine.create_execution_context()
     source, target = engine.get_tensor_name(0), engine.get_tensor_name(1)
-    x = torch.randn(tuple(engine.get_tensor_shape(source)), device="cuda").half()
-    y = torch.empty(tuple(engine.get_tensor_shape(target)), device="cuda", dtype=torch.float16)
+    stream = torch.cuda.Stream()
+    context.set_optimization_profile_async(profile, stream.cuda_stream)
+    shape = tuple(engine.get_tensor_profile_shape(source, profile)[1])
+    context.set_input_shape(source, shape)
+    x = torch.randn(shape, device="cuda").half()
+    y = torch.empty(tuple(context.get_tensor_shape(target)), device="cuda", dtype=torch.float16)
     context.set_tensor_address(source, x.data_ptr())
     context.set_tensor_address(target, y.data_ptr())
-    stream = torch.cuda.Stream()
     for _ in range(WARM_UP):
         context.execute_async_v3(stream.cuda_stream)
     stream.synchronize()
@@ -54,7 +57,8 @@ def measure(path: Path) -> list[dict[str, Any]]:
         stream.synchronize()
     told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     # 8.6 leaves control characters inside its strings.
-    known = {layer["Name"]: layer for layer in json.loads(told, strict=False)["Layers"]}
+    layers_told = json.loads(told, strict=False)["Layers"]
+    known = {layer["Name"]: layer for layer in layers_told if isinstance(layer, dict)}
     return [
         {
             "name": name,
@@ -124,9 +128,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("engine", type=Path)
+    parser.add_argument("--profile", type=int, default=0, metavar="N", help="from 0")
     parser.add_argument("--out", type=Path, default=Path())
     given = parser.parse_args()
-    write(measure(given.engine), given.engine, given.out)
+    write(measure(given.engine, given.profile), given.engine, given.out)
 
 
 if __name__ == "__main__":
