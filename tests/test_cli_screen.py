@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,6 +139,29 @@ def test_what_was_built_here_is_no_estimate(known: None) -> None:
 def test_the_file_of_what_was_measured_is_read() -> None:
     assert all(row.seconds > 0 and row.bytes > 0 for row in estimate._measured())
     assert {row.part for row in estimate._measured()} <= {"encoder", "decoder"}
+
+
+# --- completion ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("qvae prof", ["profiles"]),
+        ("qvae build --mo", ["--mode", "--model"]),
+        ("qvae build --mode ", ["static", "profiles"]),
+        ("qvae build --aspect 4", ["4:3"]),
+        ("qvae bench --baseline f", ["folded"]),
+    ],
+)
+def test_a_shell_is_offered_words(words: str, offered: list[str]) -> None:
+    asked = {"_QVAE_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    asked["COMP_CWORD"] = str(len(words.split(" ")) - 1)
+    code = "from qvae_trt.cli.app import main; raise SystemExit(main([]))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True
+    )
+    assert ran.stdout.split() == offered, ran.stderr
 
 
 # --- a way on ------------------------------------------------------------------------------------

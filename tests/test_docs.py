@@ -468,6 +468,66 @@ def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     assert script.filled(full, page, script.Figures(tmp_path)) == full
 
 
+def test_runs_of_one_machine_become_one_table_with_the_static_sizes_first(tmp_path):
+    """As they come from a GPU: some sizes a file, torch.compile in a Python of its own."""
+    script = write_figures()
+    square, wide, other = map(Resolution.parse, ("1328x1328", "1664x928", "1216x832"))
+    engines = ("pytorch", "folded", "static", "profiles")
+    days = [f"2026-01-0{day}T00:00:00+00:00" for day in (1, 2, 3, 4)]
+    made = {
+        "old": bench_samples.result(paths=engines, sizes=(square,), scale=3, created=days[0]),
+        "other": bench_samples.result(
+            paths=("pytorch", "folded", "profiles"), sizes=(other,), created=days[1]
+        ),
+        "static": bench_samples.result(paths=engines, sizes=(square, wide), created=days[2]),
+        "compiled": bench_samples.result(
+            paths=("pytorch", "folded", "compiled"),
+            sizes=(other, square),
+            created=days[3],
+            versions={"torch": "2.12.0"},
+        ),
+    }
+    for name, result in made.items():
+        save(result, tmp_path / "h200" / name / "latency.json")
+    figures = script.Figures(tmp_path)
+    words = script._WORDS["en"]
+    page = tmp_path / "docs" / "page.md"
+    rows = figures.block("latency:decoder", words, page).splitlines()
+    assert rows[0] == "| decoder, ms | pytorch | folded | compiled | static | profiles |"
+    assert [row.split("|")[1].strip() for row in rows[2:]] == [
+        "1664x928", "1328x1328", "*mean*", "1216x832", "*mean*",
+    ]  # fmt: skip
+    assert "| 1328x1328 | 100.0 | 50.0 (2.00×) | 25.0 (4.00×) | **20.0** (5.00×) |" in rows[3]
+    assert rows[5].startswith("| 1216x832 | 100.0 | 50.0 (2.00×) | 25.0 (4.00×) | – |")
+    gain = figures.block("gain", words, page).splitlines()
+    assert gain[0].startswith("| path | encoder, static sizes (2) | decoder, static sizes (2) |")
+    assert "| `static` | 5.00× | 5.00× | – | – |" in gain
+    assert "| torch | 2.11.0, 2.12.0 |" in figures.block("machine", words, page)
+    assert figures.line("mean:decoder:profiles:others", words) == "4.50×"
+    assert set(figures.charts) == {
+        f"{name}{form}"
+        for name in ("latency", "speedup", "memory", "latency-others")
+        for form in ("", "-narrow")
+    }
+    assert "1216x832" in figures.charts["latency-others"]
+    assert "1216x832" not in figures.charts["latency"]
+
+
+def test_what_a_build_took_comes_from_the_latest_sidecar(tmp_path):
+    script = write_figures()
+    given = ROOT / "benchmarks" / "h200" / "static_1328" / "vae_decoder.trt.json"
+    sidecar = json.loads(given.read_bytes())
+    for name, seconds, day in (("a", 100.0, "2026-01-02"), ("b", 50.0, "2026-01-01")):
+        folder = tmp_path / "h200" / name
+        folder.mkdir(parents=True)
+        held = json.dumps(sidecar | {"build_seconds": seconds, "created": day})
+        (folder / "vae_decoder.trt.json").write_text(held)
+    figures = script.Figures(tmp_path)
+    assert [row["seconds"] for row in figures.builds] == [100.0]
+    assert figures.line("build:decoder:static", script._WORDS["en"]) == "100 s"
+    assert figures.line("build:decoder:profiles", script._WORDS["en"]) == "not measured yet"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_measurement_is_typed(page):
     words = re.sub(r"`[^`\n]+`", "", prose(page))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -277,9 +278,10 @@ class Workbench:
         path = engine_path(engine_dir, part, mode, self._backend.suffix, resolution)
         if not path.exists():
             which = f"static --resolution {resolution}" if mode == "static" else "profiles"
+            model = shlex.quote(self.model.source)
             raise EngineError(
                 f"no engine {path.relative_to(engine_dir)}",
-                fix=f"qvae build --mode {which} --backend {self._backend.name}",
+                fix=f"qvae build --mode {which} --model {model} --backend {self._backend.name}",
             )
         return path
 

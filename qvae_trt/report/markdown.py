@@ -44,8 +44,6 @@ def markdown(result: BenchResult, *, charts: Sequence[str] = ()) -> str:
         lines += [f"> {text(remark)}", ">"]
     if lines[-1] == ">":
         lines[-1] = ""
-    for name in charts:
-        lines += [f"![{name.partition('.')[0]} by size]({name})", ""]
     lines.append(
         f"Milliseconds, median; in brackets the speed-up over `{REFERENCE}`; the fastest is bold."
     )
@@ -55,6 +53,9 @@ def markdown(result: BenchResult, *, charts: Sequence[str] = ()) -> str:
             continue
         lines += _part(view.part_table(result, part, notes))
     lines += [text(view.legend(result)), ""]
+    # After the tables: the charts of twenty sizes are taller than any screen.
+    for name in charts:
+        lines += [f"![{name.partition('.')[0]} by size]({name})", ""]
     lines += _service(result, notes)
     if notes.texts:
         lines += ["## Notes", ""]

@@ -36,6 +36,7 @@ def bench(
         typer.Option(
             "--baseline",
             metavar="NAME",
+            autocompletion=lambda: ["pytorch", "folded", "compiled"],
             help="pytorch, folded or compiled; may be given again. [default: all]",
         ),
     ] = None,

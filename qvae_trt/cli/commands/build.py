@@ -48,7 +48,10 @@ def build(
     aspect: Annotated[
         list[str] | None,
         typer.Option(
-            "--aspect", metavar="W:H", help="A listed aspect ratio, as 16:9; may be given again."
+            "--aspect",
+            metavar="W:H",
+            autocompletion=lambda: list(load_static_sizes()),
+            help="A listed aspect ratio, as 16:9; may be given again.",
         ),
     ] = None,
     resolution: ResolutionsOption = None,
