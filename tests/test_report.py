@@ -110,6 +110,16 @@ def test_the_screen_at_80_columns_loses_nothing() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_means_over_different_sizes_say_over_how_many() -> None:
+    assert [line.split() for line in drawn(report.screen(result())).splitlines()].count(
+        ["mean", "2.00×", "4.00×", "5.00×", "4.50×"]
+    ) == 2  # fmt: skip
+    text = drawn(report.screen(partial()), width=80)
+    assert "mean (sizes)" in text
+    assert "5.00× (1)" in text
+    assert "2.00× (2)" in text
+
+
 def test_the_fastest_is_bold_and_speed_ups_are_coloured() -> None:
     text = drawn(report.table(result(), "decoder"), colour=True)
     assert "\x1b[1m20.0" in text, "the fastest is bold"

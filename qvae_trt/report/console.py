@@ -40,7 +40,13 @@ def table(result: BenchResult, part: Part, notes: view.Footnotes | None = None) 
         made.add_row(str(resolution), *map(_entry, entries))
     if any(mean is not None for mean in rows.means):
         made.add_section()
-        made.add_row("mean", *(view.times(mean[0]) if mean else "" for mean in rows.means))
+        # Means over different sizes are no fair comparison: then each says over how many it is.
+        uneven = len({mean[1] for mean in rows.means if mean}) > 1
+        means = [
+            "" if mean is None else view.times(mean[0]) + (f" ({mean[1]})" if uneven else "")
+            for mean in rows.means
+        ]
+        made.add_row("mean (sizes)" if uneven else "mean", *means)
     return made
 
 
