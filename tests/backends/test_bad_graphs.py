@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import small_graphs
@@ -66,6 +67,21 @@ def test_external_data_missing_or_short(
     named = FILES[1] if left is None else "initializer"
     assert named in caught.value.what
     assert (tmp_path / "engine").read_bytes() == before
+
+
+def test_an_engine_holds_the_weights_of_such_a_graph(external: Path, tmp_path: Path) -> None:
+    backend: Any = backends.get("onnxruntime")
+    (tmp_path / "elsewhere").mkdir()
+    engine = tmp_path / "elsewhere" / "engine.onnx"
+    backend.build(external, engine, SPEC)
+    external.with_name(FILES[1]).unlink()
+    x = np.random.default_rng(0).standard_normal((1, 4, 1, 8, 8)).astype(np.float16)
+    session = backend.open(engine)
+    session.select(x.shape, 0)
+    y = np.zeros(session.output_shape(), np.float16)
+    pointers = {"input_ptr": x.ctypes.data, "output_ptr": y.ctypes.data}
+    session.execute(**pointers, scratch_ptr=0, scratch_bytes=0, stream=0)
+    assert np.abs(y - small_graphs.run_decoder(x)).max() < 2e-3
 
 
 def test_an_engine_that_lost_its_external_data(external: Path, tmp_path: Path) -> None:
