@@ -47,13 +47,14 @@ def model() -> Model:
 
 @pytest.fixture(scope="session")
 def engine_dir(tmp_path_factory, model) -> Path:
+    kept = os.environ.get("QVAE_GPU_ENGINES")
     try:
-        verdict = backends.get("tensorrt").can_build()
+        tensorrt = backends.get("tensorrt")
+        verdict = tensorrt.can_run() if kept else tensorrt.can_build()
     except BackendError as error:
         pytest.skip(f"needs TensorRT: {error.what}")
     if not verdict.ok:
         pytest.skip(f"needs TensorRT: {verdict.reason}")
-    kept = os.environ.get("QVAE_GPU_ENGINES")
     if kept:
         folder = Path(kept)
         planned = gpu_engines.jobs(folder)
