@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from qvae_trt.errors import UsageError
 
 Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
-Norm = Literal["native", "fp32", "conv"]
+Norm = Literal["native", "fp32", "conv", "conv_spread"]
 Residual = Literal["add", "subtract"]
 Attention = Literal["fused", "softmax", "exp"]
 _KINDS = {"upsample": Upsample, "norm": Norm, "residual": Residual, "attention": Attention}
@@ -29,6 +29,8 @@ class Lowering:
         norm: RMS norm over channels: `native` is PyTorch's own kernel; `fp32` sums squares in
             float32; `conv` sums them in a 1x1 convolution to one channel, so that nothing leaves
             the NHWC layout; powers of two in the weights keep its squares inside fp16.
+            `conv_spread` does the same, has the convolution before a block's second norm apply its
+            gain, and spreads the gain of the others over the channels by another convolution.
         residual: of a block without a convolution in its shortcut, `add` or, with the signs of the
             convolution before it changed, `subtract`: a convolution fused with a sum may be slower
             than the two.

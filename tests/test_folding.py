@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from qvae_trt.errors import ModelError, UsageError
 from qvae_trt.folding import fold
 from qvae_trt.folding.attention import attend, attend_in_turn
 from qvae_trt.folding.norm import RmsNorm
-from qvae_trt.lowerings import PYTORCH, Lowering, choose_lowering
+from qvae_trt.lowerings import PYTORCH, Lowering, Norm, choose_lowering
 
 #: Largest difference in fp32 between two orders of the same sums.
 TOLERANCE = 1e-5
@@ -24,19 +25,24 @@ LOWERINGS = [
     Lowering(upsample="depth_to_space", norm="conv", attention="exp", attention_chunks=3),
     Lowering(norm="fp32", residual="subtract", attention="softmax", attention_chunks=2),
     choose_lowering("tensorrt", "8.6.1", "fp16"),
+    Lowering(norm="conv_spread", attention="softmax", attention_chunks=2),
 ]
 
 
 def make_vae(
-    *, base_dim: int = 8, input_channels: int = 3, seed: int = 0
+    *, base_dim: int = 8, input_channels: int = 3, seed: int = 0, mild: bool = False
 ) -> AutoencoderKLQwenImage:
-    """A VAE in which no tensor is trivial: gammas of both signs, biases not zero."""
+    """A VAE in which no tensor is trivial: gammas of both signs, biases not zero.
+
+    With `mild`, every gamma is 0.5 to 1.5 or its negative.
+    """
     torch.manual_seed(seed)
     vae = AutoencoderKLQwenImage(base_dim=base_dim, input_channels=input_channels).eval()
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
             if name.endswith("gamma"):
-                parameter.copy_(torch.randn_like(parameter))
+                values = torch.randn_like(parameter)
+                parameter.copy_(values.sign() * (0.5 + values.abs() % 1) if mild else values)
             if name.endswith("bias"):
                 parameter.copy_(torch.randn_like(parameter) * 0.1)
     return vae.requires_grad_(False)
@@ -69,6 +75,28 @@ def test_equals_diffusers(lowering: Lowering, channels: int, batch: int) -> None
     torch.testing.assert_close(folded.decode(latents), images, rtol=0, atol=TOLERANCE)
     assert moments.std() > 0.05
     assert images.std() > 0.05
+
+
+def test_gains_move_into_the_convolution_before() -> None:
+    vae = make_vae(mild=True)
+    pixels, latents = inputs(3, 1, 40, 72)
+    moments, images = reference(vae, pixels, latents)
+    folded = fold(vae, lowering=Lowering(norm="conv_spread"))
+    moved = [m.gain_is_before for m in folded.modules() if isinstance(m, RmsNorm)]
+    assert sum(moved) == 10 + 14  # the second norm of each block
+    torch.testing.assert_close(folded.encode(pixels), moments, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(folded.decode(latents), images, rtol=0, atol=TOLERANCE)
+
+
+def test_a_gain_that_is_too_small_stays() -> None:
+    norm = RmsNorm(torch.tensor([1.0, 1e-3]), form="conv_spread", silu=False)
+    conv = nn.Conv2d(2, 2, 1).requires_grad_(False)
+    before = conv.weight.clone()
+    assert not norm.move_gain_into(conv)
+    assert torch.equal(conv.weight, before)
+    x = torch.randn(1, 2, 3, 3)
+    expected = RmsNorm(torch.tensor([1.0, 1e-3]), form="native", silu=False)(x, ONE)
+    torch.testing.assert_close(norm(x, ONE), expected)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -154,11 +182,12 @@ def test_norm_survives_fp16(scale: float) -> None:
     assert error <= relative_error(bf16, expected)
 
 
+@pytest.mark.parametrize("norm", ["conv", "conv_spread"])
 @pytest.mark.parametrize("inner", SCALES)
 @pytest.mark.parametrize("stream", SCALES)
-def test_decoder_survives_fp16_at_any_scale(stream: float, inner: float) -> None:
+def test_decoder_survives_fp16_at_any_scale(stream: float, inner: float, norm: Norm) -> None:
     """The stream of residual sums and the inside of its blocks scaled, as TensorRT 8.6 gets it."""
-    vae = make_vae(base_dim=16)
+    vae = make_vae(base_dim=16, mild=norm == "conv_spread")
     with torch.no_grad():
         for name, parameter in vae.decoder.named_parameters():
             if name.startswith("conv_in"):
@@ -169,7 +198,8 @@ def test_decoder_survives_fp16_at_any_scale(stream: float, inner: float) -> None
     expected = vae.decode(latents, return_dict=False)[0]
     bf16 = vae.bfloat16().decode(latents.bfloat16(), return_dict=False)[0]
     vae.float()
-    folded = fold(vae, lowering=choose_lowering("tensorrt", "8.6.1", "fp16")).half()
+    lowering = replace(choose_lowering("tensorrt", "8.6.1", "fp16"), norm=norm)
+    folded = fold(vae, lowering=lowering).half()
     error = relative_error(folded.decode(latents.half()), expected)
     assert error <= relative_error(bf16, expected)
 
@@ -204,7 +234,7 @@ def test_scales_in_weights_are_exact(scale: float) -> None:
 
 
 def test_norm_of_nothing_is_nothing() -> None:
-    for form in ("native", "fp32", "conv"):
+    for form in ("native", "fp32", "conv", "conv_spread"):
         norm = RmsNorm(torch.ones(16), form=form, silu=False)  # type: ignore[arg-type]
         assert torch.equal(norm(torch.zeros(1, 16, 2, 2), ONE), torch.zeros(1, 16, 2, 2))
 

@@ -33,6 +33,8 @@ class ResidualBlock(nn.Module):
         self.norm1 = RmsNorm(tensor_of(block, "norm1.gamma"), form=lowering.norm, silu=True)
         self.conv1 = fold_conv(block.conv1)
         self.norm2 = RmsNorm(tensor_of(block, "norm2.gamma"), form=lowering.norm, silu=True)
+        if lowering.norm == "conv_spread":
+            self.norm2.move_gain_into(self.conv1)
         self.conv2 = fold_conv(block.conv2)
         shortcut = block.conv_shortcut
         self.shortcut = nn.Identity() if isinstance(shortcut, nn.Identity) else fold_conv(shortcut)
@@ -120,7 +122,7 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
     """
     with torch.no_grad():
         folded = FoldedVae(vae, lowering).eval().requires_grad_(False)
-        if lowering.norm == "conv":
+        if lowering.norm.startswith("conv"):
             keep_squares_in_fp16(folded, vae)
     return folded
 

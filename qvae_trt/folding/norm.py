@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: The smallest positive fp16: keeps rsqrt finite where every channel is zero.
 _TINY_FP16 = 2.0**-24
+#: Gains that may be moved into a convolution: their inverse squares stay inside fp16's 2^±14.
+_LOWEST_GAIN, _HIGHEST_GAIN = 2.0**-3, 2.0
 
 
 class RmsNorm(nn.Module):
@@ -29,7 +31,8 @@ class RmsNorm(nn.Module):
         self.gamma = frozen(gamma.reshape(-1))
         self.form: Norm = form
         self.silu = silu
-        if form == "conv":
+        self.gain_is_before = False
+        if form.startswith("conv"):
             channels = self.gamma.numel()
             # A power of two is exact in fp16, and keeps the sum of C squares near their mean.
             weight = 2.0 ** -math.ceil(math.log2(channels))
@@ -37,6 +40,21 @@ class RmsNorm(nn.Module):
             # rms = sqrt(sum / C) = sqrt(weighted sum / (weight * C)): the constant goes into gamma.
             gain = self.gamma.double() * math.sqrt(weight * channels)
             self.gain = frozen(gain.to(gamma.dtype).reshape(-1, 1, 1, 1))
+
+    def move_gain_into(self, conv: nn.Conv2d) -> bool:
+        """Let the convolution that makes this norm's input, and nothing else's, apply the gain.
+
+        Returns: False, with nothing done, where the sum of squares, which must then divide by the
+            gain's square, would leave what fp16 holds well.
+        """
+        size = self.gain.abs()
+        if float(size.min()) < _LOWEST_GAIN or float(size.max()) > _HIGHEST_GAIN:
+            return False
+        conv.weight.mul_(self.gain)
+        cast("Tensor", conv.bias).mul_(self.gain.flatten())
+        self.summing.div_(self.gain.square().reshape(1, -1, 1, 1))
+        self.gain_is_before = True
+        return True
 
     def forward(self, x: Tensor, one: Tensor) -> Tensor:
         y: Tensor = getattr(self, f"_{self.form}")(x, one)
@@ -61,6 +79,14 @@ class RmsNorm(nn.Module):
         tiny = one * _TINY_FP16
         inverse = torch.rsqrt(F.conv2d(x * x, self.summing) + tiny)
         return x * inverse * F.conv2d(one, self.gain)
+
+    def _conv_spread(self, x: Tensor, _one: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        sums = F.conv2d(x * x, self.summing)
+        # Flattened, the root is fused neither into that convolution nor into what follows.
+        inverse = torch.rsqrt(sums.reshape(batch, 1, height * width) + _TINY_FP16)
+        inverse = inverse.reshape(batch, 1, height, width)
+        return x * (inverse if self.gain_is_before else F.conv2d(inverse, self.gain))
 
 
 def run_time_one(x: Tensor) -> Tensor:

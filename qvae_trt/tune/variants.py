@@ -103,7 +103,7 @@ def curated(
     chunks = tuple(str(number) for number in numbers if number <= tokens)
     axes: list[Axis] = [
         ("upsample", upsamples),
-        ("norm", ("fp32", "conv")),
+        ("norm", ("fp32", "conv", "conv_spread")),
         ("residual", ("add", "subtract")),
         ("attention", ("softmax", "exp")),
         ("attention_chunks", chunks),
