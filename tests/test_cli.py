@@ -115,6 +115,8 @@ def test_match_looks_into_a_folder(tmp_path: Path) -> None:
     ran = qvae("profiles", "match", "1664x928", "--engine-dir", tmp_path / "none")
     assert ran.returncode == 1
     assert "no such folder" in ran.stderr
+    command = ran.stderr.splitlines()[-1].split()[1:]
+    assert qvae(*command, "--dry-run", "--model", "bundled:tiny").returncode == 0, "what helps"
 
 
 # --- whatever is typed, never a bug --------------------------------------------------------------

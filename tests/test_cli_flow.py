@@ -171,6 +171,32 @@ def test_bench_report_and_compare(
         assert found["comparison"]["ok"] is (code == 0)
 
 
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (["--engine-dir", "engnies"], 1),
+        (["--engine-dir", "engnies", "--baseline", "folded"], 0),
+        ([], 0),
+    ],
+)
+def test_a_bench_says_that_there_is_no_engine_folder(
+    given: list[str],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """PyTorch alone is measured where that may be meant; a mistyped folder is no such wish."""
+    monkeypatch.chdir(tmp_path)
+    command = ["bench", "--resolution", SIZE, *TINY, "--budget", "0.01", "--device", "cpu"]
+    assert cli.main([*command, "--part", "decoder", *given]) == code
+    shown = capsys.readouterr().err
+    folder = given[1] if given else "engines"
+    assert f"{folder}: no such folder\nqvae {' '.join(STATIC)} --engine-dir {folder}\n" in shown
+    assert shown.startswith("error: " if code else "warning: engines are not measured: ")
+    assert Path("out/bench/latency.json").exists() is (code == 0)
+
+
 def scaled(value: object, factor: float) -> object:
     """The same result with every median multiplied."""
     if isinstance(value, dict):

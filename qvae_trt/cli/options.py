@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qvae_trt.cli.output import set_json, set_verbose, tell
-from qvae_trt.errors import UsageError
+from qvae_trt.errors import EngineError, UsageError
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
@@ -89,6 +90,19 @@ def parse_resolutions(texts: Sequence[str] | None) -> tuple[Resolution, ...]:
 
 def parse_parts(part: PartChoice) -> tuple[Part, ...]:
     return PARTS if part == "both" else (part,)
+
+
+def no_folder(
+    engine_dir: Path, size: Resolution, *, backend: BackendChoice, model: str = MODEL
+) -> EngineError | None:
+    """What to say of an engine folder that is not there; None where it is."""
+    if engine_dir.is_dir():
+        return None
+    command = ["qvae", "build", "--mode", "static", "--resolution", str(size)]
+    command += [] if model == MODEL else ["--model", model]
+    command += [] if backend == "auto" else ["--backend", backend]
+    command += ["--engine-dir", str(engine_dir)]
+    return EngineError(f"{engine_dir}: no such folder", fix=shlex.join(command))
 
 
 def need(condition: bool, what: str, *, fix: str | None = None) -> None:

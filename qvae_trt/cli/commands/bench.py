@@ -21,6 +21,7 @@ from qvae_trt.cli.options import (
     ResolutionsOption,
     VerboseOption,
     need,
+    no_folder,
     parse_parts,
     parse_resolutions,
 )
@@ -73,6 +74,12 @@ def bench(
     """Measure PyTorch against the engines."""
     sizes = parse_resolutions(resolution)
     need(bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024")
+    missing = no_folder(engine_dir, sizes[0], backend=backend, model=model)
+    if missing is not None:
+        # PyTorch alone is worth measuring, but not for somebody who mistyped a folder.
+        if engine_dir != ENGINE_DIR and not baseline:
+            raise missing
+        output.tell(f"warning: engines are not measured: {missing}", style="yellow")
 
     from qvae_trt import bench as measuring
     from qvae_trt import report

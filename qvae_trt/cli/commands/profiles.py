@@ -11,13 +11,14 @@ from qvae_trt.cli import output
 from qvae_trt.cli.drawing import table
 from qvae_trt.cli.options import (
     ENGINE_DIR,
+    BackendChoice,
     BackendOption,
     JsonOption,
     ProfilesOption,
     VerboseOption,
     need,
+    no_folder,
 )
-from qvae_trt.errors import EngineError
 from qvae_trt.profiles import (
     PARTS,
     Part,
@@ -134,9 +135,10 @@ def _as_if_built(size: Resolution, profiles_file: Path | None) -> Choice:
     return choose(size, static=built, profiles=load_profiles(profiles_file))
 
 
-def _from_folder(size: Resolution, folder: Path, backend: str) -> dict[Part, Choice]:
-    if not folder.is_dir():
-        raise EngineError(f"{folder}: no such folder", fix=f"qvae build --engine-dir {folder}")
+def _from_folder(size: Resolution, folder: Path, backend: BackendChoice) -> dict[Part, Choice]:
+    missing = no_folder(folder, size, backend=backend)
+    if missing is not None:
+        raise missing
 
     from qvae_trt.runtime.selection import Engines, roots
 
