@@ -104,10 +104,11 @@ def test_a_build_in_the_home(engines, here, capsys):
     assert list(here.iterdir()) == []
 
 
-# Not `export`, which first works for half a minute: tests/test_export.py has it, smaller.
 COMMANDS = {
+    "export": "export --out ?",
     "build": "build --mode static --resolution 64x64 --part decoder --engine-dir ?",
     "verify": "verify --engine-dir ?",
+    "verify to": "verify --out ?",
     "bench": "bench --resolution 64x64 --out ?",
     "encode": "encode ? --out out.safetensors",
     "encode to": "encode in.png --out ?.safetensors",
@@ -140,6 +141,19 @@ def test_a_path_that_cannot_be(here, capsys, monkeypatch, command, path):
     assert code in {1, 2}, shown.err
     assert "error: " in shown.err or "failed" in shown.err
     assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["export", "verify"])
+def test_a_folder_that_cannot_be_is_said_before_the_work(here, capsys, monkeypatch, command):
+    begun = []
+    monkeypatch.setattr("qvae_trt.model.load_model", lambda *_, **__: begun.append("export"))
+    monkeypatch.setattr("qvae_trt.verify.verify", lambda *_, **__: begun.append("verify"))
+    Path("file").write_text("a file, no folder")
+    assert cli.main([command, "--out", "file/x", "--model", "bundled:tiny"]) == 1
+    assert begun == []
+    words = capsys.readouterr().err
+    assert words.startswith("error: cannot write")
+    assert words.endswith("or name another folder: --out\n")
 
 
 @settings(

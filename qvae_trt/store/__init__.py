@@ -35,7 +35,7 @@ from qvae_trt.store.sidecar import (
     Sidecar,
     sidecar_path,
 )
-from qvae_trt.store.writing import replace_file, staged, write_engine
+from qvae_trt.store.writing import check_writable, replace_file, staged, write_engine
 
 __all__ = [
     "FORMAT_VERSION",
@@ -43,6 +43,7 @@ __all__ = [
     "Mismatch",
     "Sidecar",
     "check_engine",
+    "check_writable",
     "differences",
     "lock_engine",
     "read_sidecar",

@@ -13,41 +13,42 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_ELSEWHERE = "or name another folder: --engine-dir DIR"
+ENGINES, RESULTS = "--engine-dir DIR", "--out"
 
 
 @contextmanager
-def refusals_named(action: str, path: Path) -> Iterator[None]:
+def refusals_named(action: str, path: Path, *, option: str = ENGINES) -> Iterator[None]:
     """Turns an OSError inside into a StoreError: what could not be done to `path`, why, and what
-    helps.
+    helps. `option` is the one that names the folder.
     """
     try:
         yield
     except OSError as error:
         if error.errno is None:  # a library's own complaint, not the file system's
             raise
-        raise _refusal(action, path, error) from error
+        raise _refusal(action, path, error, option) from error
     except ValueError as error:
         if "embedded null" not in str(error):
             raise
         raise StoreError(f"cannot {action} {str(path)!r}: {error}") from error
 
 
-def _refusal(action: str, path: Path, error: OSError) -> StoreError:
+def _refusal(action: str, path: Path, error: OSError, option: str) -> StoreError:
+    elsewhere = f"or name another folder: {option}"
     what = f"cannot {action} {path}: {error.strerror or error}"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return StoreError(f"{what}{_free(path)}", fix=f"make room there, {_ELSEWHERE}")
+            return StoreError(f"{what}{_free(path)}", fix=f"make room there, {elsewhere}")
         case errno.EFBIG:
-            fix = f"raise the limit on file sizes (ulimit -f), {_ELSEWHERE}"
+            fix = f"raise the limit on file sizes (ulimit -f), {elsewhere}"
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            fix = f"make {path.parent} writable, {_ELSEWHERE}"
+            fix = f"make {path.parent} writable, {elsewhere}"
         case errno.EISDIR | errno.ENOTDIR | errno.ENOTEMPTY | errno.EEXIST | errno.ELOOP:
-            fix = f"move what stands in the way, {_ELSEWHERE}"
+            fix = f"move what stands in the way, {elsewhere}"
         case errno.ENAMETOOLONG:
-            fix = "use a shorter path: --engine-dir DIR"
+            fix = f"use a shorter path: {option}"
         case errno.ENOLCK | errno.ENOSYS | errno.EOPNOTSUPP:
-            fix = "this file system has no locks; name a folder on another: --engine-dir DIR"
+            fix = f"this file system has no locks; name a folder on another: {option}"
         case _:
             return StoreError(what)
     return StoreError(what, fix=fix)

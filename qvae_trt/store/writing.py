@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from qvae_trt.errors import StoreError
 from qvae_trt.store.hashing import sha256_file
 from qvae_trt.store.locking import finish_replacement, lock_engine
-from qvae_trt.store.refusals import refusals_named
+from qvae_trt.store.refusals import ENGINES, RESULTS, refusals_named
 from qvae_trt.store.sidecar import next_sidecar_path, sidecar_path
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def staged(engine: Path) -> Iterator[Path]:
+def staged(engine: Path, *, option: str = ENGINES) -> Iterator[Path]:
     """An empty private file in the engine's folder, for a backend to write to; gone afterwards.
 
     Hold the engine's lock: whoever takes it removes these files. Hand the path to `write_engine` as
-    `source`.
+    `source`. `option` is named where the file system refuses.
     """
-    with refusals_named("write beside", engine):
+    with refusals_named("write beside", engine, option=option):
         engine.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(
             prefix=f".{engine.name}.", suffix=".tmp", dir=engine.parent
@@ -53,12 +53,33 @@ def replace_file(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: the file system refused, here or inside the block.
     """
-    with staged(path) as temporary, refusals_named("write", path):
+    with (
+        staged(path, option=RESULTS) as temporary,
+        refusals_named("write", path, option=RESULTS),
+    ):
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """For results that take long: what `replace_file` would be refused, said before the work.
+
+    Leaves nothing. Raises StoreError.
+    """
+    with refusals_named("write", path, option=RESULTS):
+        if path.is_dir():
+            raise StoreError(f"{path}: is a directory, expected a file", fix=f"move {path}")
+        absent = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with staged(path, option=RESULTS):
+            pass
+    finally:
+        for folder in absent:
+            with suppress(OSError, ValueError):  # not made, or in use by another process
+                folder.rmdir()
 
 
 def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sidecar:

@@ -25,6 +25,7 @@ from qvae_trt.errors import EngineError, StaleEngineError, StoreError
 from qvae_trt.profiles import engine_path
 from qvae_trt.store import (
     check_engine,
+    check_writable,
     lock_engine,
     read_sidecar,
     replace_file,
@@ -493,3 +494,26 @@ def test_replace_file_names_what_the_disk_refuses(tmp_path):
     with pytest.raises(ValueError, match="mine"), replace_file(tmp_path / "x"):
         raise ValueError("mine")
     assert writing.__name__ and _files(tmp_path) == []
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "deep" / "x.onnx")
+    assert _files(tmp_path) == [], "nothing is left"
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    refused = {
+        tmp_path / "taken": "is a directory",
+        tmp_path / "file" / "x.onnx": "Not a directory|File exists",
+        tmp_path / ("n" * 300) / "x.onnx": "too long",
+        tmp_path / "new" / ("n" * 300) / "x.onnx": "too long",
+        tmp_path / "\0" / "x.onnx": "null",
+    }
+    for path, words in refused.items():
+        with pytest.raises(StoreError, match=words) as raised:
+            check_writable(path)
+        assert "engine-dir" not in str(raised.value)
+        assert _files(tmp_path) == ["file", "taken"], "what was made on the way is gone"
+    kept = tmp_path / "old.onnx"
+    kept.write_text("kept")
+    check_writable(kept)
+    assert kept.read_text() == "kept"

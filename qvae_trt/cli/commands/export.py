@@ -49,15 +49,19 @@ def export(
     verbose: VerboseOption = False,
 ) -> None:
     """Write the VAE as ONNX."""
+    from qvae_trt.store import check_writable
+
     size = _static_size(dynamic, resolution)
+    targets = {name: out / f"vae_{name}.onnx" for name in parse_parts(part)}
+    for path in targets.values():
+        check_writable(path)
 
     from qvae_trt.export import export_onnx
     from qvae_trt.model import load_model
 
     loaded = load_model(model)
     files = []
-    for name in parse_parts(part):
-        path = out / f"vae_{name}.onnx"
+    for name, path in targets.items():
         with step_bar(f"export {name}") as progress:
             files.append(
                 export_onnx(

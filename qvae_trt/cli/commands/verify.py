@@ -44,7 +44,12 @@ def verify(
 
     Every engine that can run here is compared; exit 1 where a bound is broken.
     """
+    from qvae_trt.store import check_writable
+
     sizes = parse_resolutions(resolution)
+    if out is not None:
+        for name in ("parity.md", "parity.json"):
+            check_writable(out / name)
 
     from qvae_trt.verify import verify as run
 
