@@ -104,9 +104,19 @@ def test_a_build_in_the_home(engines, here, capsys):
     assert list(here.iterdir()) == []
 
 
+def test_a_tune_file_in_the_home(here, capsys):
+    """`--tune` takes a word, too, and is no path for Typer."""
+    (here.parent / "home" / "tune.json").write_text("{}")
+    command = ["build", "--mode", "static", "--resolution", "64x64", "--dry-run", *TINY]
+    assert cli.main([*command, "--tune=~/tune.json"]) == 1
+    assert f"{here.parent}/home/tune.json: " in capsys.readouterr().err
+    assert cli.main([*command, "--tune=none"]) == 0
+
+
 COMMANDS = {
     "export": "export --out ?",
     "build": "build --mode static --resolution 64x64 --part decoder --engine-dir ?",
+    "build tuned": "build --mode static --resolution 64x64 --engine-dir engines --tune ?",
     "verify": "verify --engine-dir ?",
     "verify to": "verify --out ?",
     "bench": "bench --resolution 64x64 --out ?",

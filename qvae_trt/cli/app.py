@@ -15,7 +15,7 @@ from qvae_trt.cli import boundary, output
 from qvae_trt.cli.commands import bench, build, doctor, export, inspect, pictures, profiles, report
 from qvae_trt.cli.commands import tune as tuning
 from qvae_trt.cli.commands import verify as verifying
-from qvae_trt.errors import UsageError
+from qvae_trt.cli.options import resolve_home
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,18 +51,9 @@ def _resolve_homes(params: dict[str, Any]) -> None:
     """`~` in paths: shells leave it in `--engine-dir=~/engines`, and a folder `~` helps nobody."""
     for name, value in params.items():
         if isinstance(value, Path):
-            params[name] = _resolve_home(value)
+            params[name] = resolve_home(value)
         elif isinstance(value, list | tuple):
-            params[name] = [_resolve_home(v) if isinstance(v, Path) else v for v in value]
-
-
-def _resolve_home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise UsageError(
-            f"{path}: no such user", fix=f"for a folder of that name: ./{path}"
-        ) from error
+            params[name] = [resolve_home(v) if isinstance(v, Path) else v for v in value]
 
 
 app = typer.Typer(

@@ -92,6 +92,16 @@ def parse_parts(part: PartChoice) -> tuple[Part, ...]:
     return PARTS if part == "both" else (part,)
 
 
+def resolve_home(path: Path) -> Path:
+    """`~` and `~user` at its beginning."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{path}: no such user", fix=f"for a folder of that name: ./{path}"
+        ) from error
+
+
 def no_folder(
     engine_dir: Path, size: Resolution, *, backend: BackendChoice, model: str = MODEL
 ) -> EngineError | None:

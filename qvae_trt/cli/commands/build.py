@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -28,6 +29,7 @@ from qvae_trt.cli.options import (
     need,
     parse_parts,
     parse_resolutions,
+    resolve_home,
 )
 from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, parse_aspect
 
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
 
     from qvae_trt.build import Job, JobResult
     from qvae_trt.cli.estimate import Measured
+
+
+def _tune_file(text: str | None) -> str | None:
+    """With its home resolved, as `resolve_home` does for options that are paths alone."""
+    return str(resolve_home(Path(text))) if text is not None and text.startswith("~") else text
 
 
 def build(
@@ -71,6 +78,7 @@ def build(
         typer.Option(
             "--tune",
             metavar="FILE|none",
+            callback=_tune_file,
             help="What qvae tune wrote. [default: tune.json in --engine-dir, if it fits]",
         ),
     ] = None,
