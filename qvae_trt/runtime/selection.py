@@ -105,6 +105,12 @@ class Engines:
         name = engine_path(Path(), part, mode, self.backend.suffix, resolution)
         return self._folders[mode] / name.relative_to(mode)
 
+    def other_backend(self, part: Part, resolution: Resolution) -> str | None:
+        """Of which other backend there is an engine for a size; None without one."""
+        paths = self.path(part, "static", resolution), self.path(part, "profiles")
+        found = (_other_flavour(path, resolution) for path in paths if path is not None)
+        return next(filter(None, found), None)
+
     def choice(
         self, part: Part, resolution: Resolution, *, unfit: Mapping[str, str] | None = None
     ) -> Choice:
@@ -128,11 +134,11 @@ class Engines:
             unfit = dict.fromkeys(("static", "profiles"), self.refusal.what)
         fixed = self.path(part, "static", resolution)
         wide = self.path(part, "profiles")
-        exact: Path | str = unfit.get("static") or _present(fixed)
+        exact: Path | str = unfit.get("static") or _present(fixed, resolution)
         reason = unfit.get("profiles")
         ranges: tuple[Profile, ...] | None = None
         if reason is None:
-            found = _present(wide)
+            found = _present(wide, resolution)
             if isinstance(found, Path):
                 try:
                     ranges = self._profiles(part, found)
@@ -309,7 +315,25 @@ def _each(engine: Engine, x: torch.Tensor, profile: int) -> torch.Tensor:
         return y.to(x.dtype)
 
 
-def _present(path: Path | None) -> Path | str:
+def _present(path: Path | None, resolution: Resolution) -> Path | str:
     if path is None:
         return "no folder of such engines was given"
-    return path if path.is_file() else f"no file {path}"
+    if path.is_file():
+        return path
+    flavour = _other_flavour(path, resolution)
+    return f"no file {path}" + (f"; there is an engine of {flavour}" if flavour else "")
+
+
+def _other_flavour(path: Path, resolution: Resolution) -> str | None:
+    """The backend of the engine beside one's place that has the other suffix, if it holds a
+    size.
+    """
+    other = path.with_suffix(".trt" if path.suffix == ".onnx" else ".onnx")
+    if not other.is_file():
+        return None
+    try:
+        key = store.read_sidecar(other).key
+    except EngineError:
+        return None
+    holds = any(profile.holds(resolution) for profile in key.profiles)
+    return key.flavour if holds and key.flavour in backends.NAMES else None

@@ -143,10 +143,11 @@ class Server:
         if self.engines.refusal is not None:
             return self.engines.refusal
         path = self.engines.path(part, "static", choice.resolution)
-        return EngineError(
-            f"no engine serves it\n{choice.explain()}",
-            fix=None if path is None else rebuild_command(path),
-        )
+        fix = None if path is None else rebuild_command(path)
+        flavour = self.engines.other_backend(part, choice.resolution)
+        if flavour is not None:
+            fix = f"backend={flavour!r} (--backend {flavour}) takes the engines of {flavour}"
+        return EngineError(f"no engine serves it\n{choice.explain()}", fix=fix)
 
     def _video(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         error = UsageError(

@@ -64,10 +64,12 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
         if _state(engine) == before:
             break
     lines = "".join(f"\n  {mismatch}" for mismatch in found)
-    raise StaleEngineError(
-        f"{engine}: not the engine asked for:{lines}",
-        fix=f"rebuild it: {_rebuild(engine, expected, sidecar, found)}",
-    )
+    fix = f"rebuild it: {_rebuild(engine, expected, sidecar, found)}"
+    # All that differs between two backends; with more, no backend takes it.
+    if {"flavour"} <= {m.field for m in found} <= {"flavour", "flavour_version"}:
+        flavour = sidecar.key.flavour
+        fix = f"backend={flavour!r} (--backend {flavour}) takes it; or {fix}"
+    raise StaleEngineError(f"{engine}: not the engine asked for:{lines}", fix=fix)
 
 
 def _state(engine: Path) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from qvae_trt.errors import (
     QvaeError,
     StaleEngineError,
 )
+from qvae_trt.profiles import Resolution
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
@@ -389,6 +391,39 @@ def test_engines_elsewhere_than_the_input(folder, expected, backend):
     near(y, expected)
     assert "engines run on cuda here, the input is on cpu" in said[0]
     assert backend.opened == []
+
+
+@pytest.mark.parametrize(
+    "there", ["static/96x64/vae_decoder", "profiles/vae_decoder_multi_profile"]
+)
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_engines_of_another_backend_are_named(
+    engine_dir, tmp_path, expected, backend, there, device_type
+):
+    """Also on a GPU, where what is said first is that ONNX Runtime is on the CPU."""
+    if device_type == "cuda":
+        backend.identity = lambda: {"gpu": "NVIDIA H200"}  # type: ignore[method-assign]
+    engine = tmp_path / f"{there}.trt"
+    engine.parent.mkdir(parents=True)
+    shutil.copy(engine_dir / f"{there}.onnx", engine)
+    sidecar = store.read_sidecar(engine_dir / f"{there}.onnx")
+    of_rtx = replace(sidecar, key=replace(sidecar.key, flavour="tensorrt_rtx"))
+    store.sidecar_path(engine).write_text(of_rtx.to_json())
+    vae = load(tmp_path, "warn", backend, device="cpu")
+    y, said = decode_with_warnings(vae)
+    near(y, expected)
+    assert "backend='tensorrt_rtx' (--backend tensorrt_rtx) takes the engines" in said[0]
+    if device_type == "cpu":
+        assert (
+            f"no file {engine.with_suffix('.onnx')}; there is an engine of tensorrt_rtx" in said[0]
+        )
+    with pytest.raises(EngineError, match="takes the engines of tensorrt_rtx"):
+        load(tmp_path, "raise", backend, device="cpu").decode(Z)
+    # Of another size, or damaged: of no help.
+    elsewhere = vae.choice("decoder", Resolution(512, 512))
+    assert "tensorrt_rtx" not in elsewhere.explain()
+    store.sidecar_path(engine).write_text("{}")
+    assert "tensorrt_rtx" not in vae.choice("decoder", Resolution(64, 96)).explain()
 
 
 def test_a_foreign_engine_serves_when_asked_for(engine_dir, tmp_path, expected):

@@ -11,9 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_cases import make_sidecar
 
-from qvae_trt.errors import EngineError, QvaeError
+from qvae_trt.errors import EngineError, QvaeError, StaleEngineError
 from qvae_trt.profiles import Profile, Resolution, load_profiles
-from qvae_trt.store import FORMAT_VERSION, differences, sidecar_path
+from qvae_trt.store import (
+    FORMAT_VERSION,
+    check_engine,
+    differences,
+    sidecar_path,
+    write_engine,
+)
 from qvae_trt.store.sidecar import KEY_FIELDS, parse_sidecar
 
 WHOLE = replace(make_sidecar(), engine_sha256="d" * 64, engine_bytes=7, created="2026-01-01")
@@ -197,6 +203,25 @@ def test_each_mismatch_has_its_own_message(name, expected, says):
     (mismatch,) = differences(WHOLE.key, {name: expected})
     assert mismatch.field == name
     assert says in str(mismatch)
+
+
+@pytest.mark.parametrize(
+    ("other", "taken"),
+    [
+        ({"flavour": "tensorrt_rtx"}, True),
+        ({"flavour": "tensorrt_rtx", "flavour_version": "1.1"}, True),
+        ({"flavour": "tensorrt_rtx", "weights_sha256": "f" * 64}, False),
+        ({"flavour_version": "1.1"}, False),
+    ],
+)
+def test_the_backend_that_takes_an_engine_is_named(tmp_path, other, taken):
+    engine = tmp_path / "vae_encoder.trt"
+    write_engine(engine, WHOLE, source=b"engine")
+    with pytest.raises(StaleEngineError) as caught:
+        check_engine(engine, expected=other)
+    fix = caught.value.fix or ""
+    assert fix.startswith("backend='tensorrt' (--backend tensorrt) takes it; or ") is taken
+    assert "rebuild it: qvae build" in fix
 
 
 def test_every_field_of_the_key_can_mismatch():
