@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from qvae_trt import backends, store, tune
 from qvae_trt.backends import devices
 from qvae_trt.bench.results import Timing
-from qvae_trt.build.isolation import call_in_child
 from qvae_trt.cli import app as cli
 from qvae_trt.errors import BackendError, BenchError, BuildError, EngineError, QvaeError, UsageError
 from qvae_trt.lowerings import Lowering
@@ -123,7 +122,7 @@ def test_a_rerun_measures_nothing_again(
     out = tmp_path / "mine.json"
     out.write_bytes((tuned / "tune.json").read_bytes())
     monkeypatch.setattr(running, "build", None)
-    monkeypatch.setattr(running, "call_in_child", None)
+    monkeypatch.setattr(running, "measure_in_child", None)
     data = result(capsys, *TUNE, "--variants", OTHER, "--out", out)
     before, after = tune.load(tuned / "tune.json"), tune.load(out)
     assert after.measurements == before.measurements
@@ -183,14 +182,7 @@ def test_the_measuring_process_passes_errors_on(tmp_path: Path) -> None:
         "limits": asdict(tune.LIMITS),
     }
     with pytest.raises(EngineError, match="no such engine"):
-        call_in_child(
-            "qvae_trt.tune.child:serve",
-            request,
-            progress=lambda *_: True,
-            name="measuring",
-            makes="result",
-            fix="",
-        )
+        running.measure_in_child(request, progress=lambda *_: True)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -237,7 +229,7 @@ class Bench:
         self.seen: list[str] = []
         self.weights = "a" * 64
         monkeypatch.setattr(running, "build", self.build)
-        monkeypatch.setattr(running, "call_in_child", self.child)
+        monkeypatch.setattr(running, "measure_in_child", self.child)
         monkeypatch.setattr("qvae_trt.tune.reference.FoldedReference", lambda *_: self)
         monkeypatch.setattr("qvae_trt.export.recipe_sha256", lambda: "c" * 64)
         monkeypatch.setattr(
@@ -256,7 +248,7 @@ class Bench:
         jobs[0].path.parent.mkdir(parents=True)
         return [SimpleNamespace(error=fault, seconds=1.0, engine_bytes=100)]
 
-    def child(self, task: str, request: dict, **_: Any) -> dict:
+    def child(self, request: dict, **_: Any) -> dict:
         assert Path(request["engine"]).parent.is_dir()
         return {"timing": asdict(timing(self.ms.get(self.now, 10.0))), "memory_bytes": None}
 
@@ -285,6 +277,7 @@ def test_axes_are_tried_from_the_best_so_far(bench: Bench, tmp_path: Path) -> No
         "upsample=conv_transpose",
         "upsample=depth_to_space",
         "upsample=depth_to_space,norm=conv",
+        "upsample=depth_to_space,norm=conv_spread",
         "upsample=depth_to_space,attention=exp",
         "upsample=depth_to_space,attention_chunks=1",
     ]

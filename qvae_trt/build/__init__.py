@@ -1,7 +1,8 @@
 """Engines from a model: what to build, what to keep, and the building, one engine at a time.
 
-Each TensorRT engine is built in a process of its own: what TensorRT holds on to between builds goes
-with it, and a crash costs one engine. A job that fails does not stop the rest.
+Another process builds TensorRT engines, one after the other, and is replaced after a failure: a
+crash costs one engine, and what TensorRT holds on to between builds goes with that process. A job
+that fails does not stop the rest.
 """
 
 from __future__ import annotations

@@ -37,9 +37,15 @@ class Child:
     What a library loaded and compiled for one request serves the next: TensorRT 8.6 builds its
     second engine in a fraction of the first one's time. After an error or an interruption the
     process is gone, and the next request starts another.
+
+    Args:
+        task: `module:function`, called with the first request.
+        name, makes, fix: of the work and its result, for the error if the process dies.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, task: str, *, name: str, makes: str, fix: str) -> None:
+        self._task = task
+        self._name, self._makes, self._fix = name, makes, fix
         self._running: _Running | None = None
 
     def __enter__(self) -> Self:
@@ -48,35 +54,22 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def call(
-        self,
-        task: str,
-        request: Mapping[str, object],
-        *,
-        progress: Progress,
-        name: str,
-        makes: str,
-        fix: str,
-    ) -> dict[str, Any]:
-        """Call `task` (`module:function`, the same each time) with a request.
+    def call(self, request: Mapping[str, object], *, progress: Progress) -> dict[str, Any]:
+        """What the task answers to a request, which is JSON-ready, paths as text.
 
-        Args:
-            request: JSON-ready, paths as text.
-            name, makes, fix: of the work and its result, for the error if the process dies.
-
-        Returns: what the task answered.
         Raises: the QvaeError that the task raised; BuildError, naming the signal, if the process
-            died. KeyboardInterrupt if `progress` said stop.
+            died or cannot start. KeyboardInterrupt if `progress` said stop.
         """
-        running = self._running = self._running or _Running()
+        running = self._started()
         try:
-            running.ask({**request, "task": task, "name": name})
+            running.ask({**request, "task": self._task, "name": self._name})
             answer = _listen(running.events, progress)
             if answer is None:
                 running.process.wait()
-                how = _how_it_died(running.process.returncode, makes)
-                words = _last_words(running.words)
-                raise BuildError(f"the {name} process {how}{words}", fix=fix)
+                how = _how_it_died(running.process.returncode, self._makes)
+                raise BuildError(
+                    f"the {self._name} process {how}{running.last_words()}", fix=self._fix
+                )
         except BaseException:
             self.close()
             raise
@@ -92,30 +85,68 @@ class Child:
             self._running.end()
             self._running = None
 
+    def _started(self) -> _Running:
+        if self._running is not None and self._running.process.poll() is not None:
+            self.close()  # it was killed between two requests: the next one is not to blame
+        if self._running is None:
+            try:
+                self._running = _Running()
+            except OSError as error:
+                raise BuildError(
+                    f"the {self._name} process cannot start: {error.strerror}",
+                    fix="close other programs",
+                ) from error
+        return self._running
+
+
+class BuildChild(Child):
+    """The process that builds engines."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "qvae_trt.build.child:serve",
+            name="build",
+            makes="engine",
+            fix="qvae doctor; if it happens again, try --level 2 or a smaller size",
+        )
+
+    def build(
+        self, backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
+    ) -> BuildOutcome:
+        """`Backend.build` there, with the same results and errors, and those of `call`."""
+        request = {"backend": backend, "onnx": str(onnx), "out": str(out), "spec": asdict(spec)}
+        return _outcome(self.call(request, progress=progress))
+
 
 class _Running:
     """The process behind a `Child`, and the ways to and from it."""
 
     def __init__(self) -> None:
-        reading, self._writing = os.pipe()
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
+        self._said_before = 0
+        try:
+            reading, self._writing = os.pipe()
+        except BaseException:
+            self._words.close()
+            raise
         self.events = os.fdopen(reading, encoding="utf-8")
-        self.words = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START],
                 stdin=subprocess.PIPE,
-                stdout=self.words,
+                stdout=self._words,
                 stderr=subprocess.STDOUT,
                 pass_fds=(self._writing,),
             )
         except BaseException:
             self.events.close()
-            self.words.close()
+            self._words.close()
             raise
         finally:
             os.close(self._writing)
 
     def ask(self, request: dict[str, object]) -> None:
+        self._said_before = os.fstat(self._words.fileno()).st_size
         request |= {
             "sys_path": [entry or os.getcwd() for entry in sys.path],  # noqa: PTH109
             "parent": os.getpid(),
@@ -129,6 +160,14 @@ class _Running:
         except BrokenPipeError:
             return  # it died at once: the caller finds no outcome and says how
 
+    def last_words(self) -> str:
+        """What it printed last since it was asked."""
+        end = self._words.seek(0, os.SEEK_END)
+        self._words.seek(max(self._said_before, end - _LAST_WORDS_BYTES))
+        text = self._words.read().decode(errors="replace").strip()
+        lines = [line for line in text.splitlines() if line.strip()][-5:]
+        return f": {' | '.join(lines)}" if lines else ""
+
     def end(self) -> None:
         self.process.kill()  # nothing to lose: it writes to temporary files only
         self.process.wait()
@@ -136,42 +175,7 @@ class _Running:
             with contextlib.suppress(BrokenPipeError):  # a request that it never read
                 self.process.stdin.close()
         self.events.close()
-        self.words.close()
-
-
-def build_in_child(
-    child: Child, backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
-) -> BuildOutcome:
-    """`Backend.build` in the child's process, with the same results and errors.
-
-    Raises: whatever the backend raised; BuildError, naming the signal, if the process died.
-        KeyboardInterrupt if `progress` said stop.
-    """
-    request = {"backend": backend, "onnx": str(onnx), "out": str(out), "spec": asdict(spec)}
-    return _outcome(
-        child.call(
-            "qvae_trt.build.child:serve",
-            request,
-            progress=progress,
-            name="build",
-            makes="engine",
-            fix="qvae doctor; if it happens again, try --level 2 or a smaller size",
-        )
-    )
-
-
-def call_in_child(
-    task: str,
-    request: Mapping[str, object],
-    *,
-    progress: Progress,
-    name: str,
-    makes: str,
-    fix: str,
-) -> dict[str, Any]:
-    """`Child.call` in a process that is gone afterwards, however this ends."""
-    with Child() as child:
-        return child.call(task, request, progress=progress, name=name, makes=makes, fix=fix)
+        self._words.close()
 
 
 def _listen(events: IO[str], progress: Progress) -> dict[str, Any] | None:
@@ -217,11 +221,3 @@ def _how_it_died(status: int, makes: str) -> str:
         name = f"signal {-status}"
     hint = " (out of host memory?)" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
-
-
-def _last_words(words: IO[bytes]) -> str:
-    words.seek(0, os.SEEK_END)
-    words.seek(max(0, words.tell() - _LAST_WORDS_BYTES))
-    text = words.read().decode(errors="replace").strip()
-    lines = [line for line in text.splitlines() if line.strip()][-5:]
-    return f": {' | '.join(lines)}" if lines else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
 from qvae_trt.backends import BuildSpec, Progress
-from qvae_trt.build.isolation import Child, build_in_child
+from qvae_trt.build.isolation import BuildChild
 from qvae_trt.build.jobs import Event, Job, JobResult
 from qvae_trt.build.workplace import workplace
 from qvae_trt.errors import BuildError, ForeignEngineError, QvaeError, StaleEngineError
@@ -43,7 +43,7 @@ def build(
     command: str = "",
     on_event: Callable[[Event], None] | None = None,
     isolate: bool = True,
-    child: Child | None = None,
+    child: BuildChild | None = None,
 ) -> list[JobResult]:
     """Builds what is missing or stale, keeps what is up to date.
 
@@ -79,7 +79,7 @@ def build(
             raise ValueError(f"{job.path}: {chosen.name} makes engines named *{chosen.suffix}")
     from qvae_trt.model import load_model
 
-    with Child() as own:
+    with BuildChild() as own:
         run = _Run(
             backend=chosen,
             model=load_model(model),
@@ -114,7 +114,7 @@ class _Run:
     dry_run: bool
     command: str
     on_event: Callable[[Event], None]
-    child: Child | None
+    child: BuildChild | None
 
     def one(self, job: Job, index: int, count: int) -> JobResult:
         event = partial(Event, job=job, index=index, count=count)
@@ -208,7 +208,7 @@ class _Run:
         self, onnx: Path, out: Path, spec: BuildSpec, progress: Progress
     ) -> BuildOutcome:
         if self.child is not None:
-            return build_in_child(self.child, self.backend.name, onnx, out, spec, progress=progress)
+            return self.child.build(self.backend.name, onnx, out, spec, progress=progress)
         return self.backend.build(onnx, out, spec, progress=progress)
 
     # --- what is there and what it should be ----------------------------------------------------

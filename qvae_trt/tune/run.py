@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt import backends, store
 from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
 from qvae_trt.build import Event, build, plan_static
-from qvae_trt.build.isolation import Child, call_in_child
+from qvae_trt.build.isolation import BuildChild, Child
 from qvae_trt.build.workplace import workplace
 from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
@@ -20,9 +20,10 @@ from qvae_trt.tune.record import Choice, Measurement, Subject, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from qvae_trt.backends import Backend
+    from qvae_trt.backends import Backend, Progress
     from qvae_trt.model import Model
     from qvae_trt.tune.reference import FoldedReference
 
@@ -154,7 +155,7 @@ def tune(
     with (
         store.lock_engine(out, timeout_s=_LOCK_TIMEOUT_S),
         workplace() as folder,
-        Child() as child,
+        BuildChild() as child,
     ):
         run = _Run(
             path=out,
@@ -164,8 +165,7 @@ def tune(
             resolution=resolution,
             precision=precision,
             default=default,
-            timing_cache=timing_cache
-            or (folder / "timings" if chosen.name == "tensorrt" else None),
+            timing_cache=timing_cache or _shared_timings(chosen, folder),
             limits=limits,
             force=force,
             command=command,
@@ -202,6 +202,14 @@ def fastest(measurements: Sequence[Measurement], default: Variant) -> Measuremen
     return tied[0] if tied else best
 
 
+def measure_in_child(request: Mapping[str, object], *, progress: Progress) -> dict[str, Any]:
+    """`child.run_engine` in a process that is gone afterwards, however this ends."""
+    with Child(
+        "qvae_trt.tune.child:serve", name="measuring", makes="result", fix="qvae doctor"
+    ) as child:
+        return child.call(request, progress=progress)
+
+
 def _shared_timings(backend: Backend, folder: Path) -> Path | None:
     """Most layers of two variants are the same. RTX takes no timings, and would warn."""
     return folder / "timings" if backend.name == "tensorrt" else None
@@ -229,7 +237,7 @@ class _Run:
     force: bool
     command: str
     folder: Path
-    child: Child
+    child: BuildChild
     on_event: OnEvent
     file: TuneFile
     done: int = 0
@@ -394,19 +402,13 @@ class _Run:
             self._tell("stage", measurement.subject, measurement.variant, text=stage)
             return True
 
-        answer = call_in_child(
-            "qvae_trt.tune.child:serve",
-            {
-                "engine": str(engine),
-                "inputs": str(inputs),
-                "outputs": str(outputs),
-                "limits": asdict(self.limits),
-            },
-            progress=progress,
-            name="measuring",
-            makes="result",
-            fix="qvae doctor",
-        )
+        request = {
+            "engine": str(engine),
+            "inputs": str(inputs),
+            "outputs": str(outputs),
+            "limits": asdict(self.limits),
+        }
+        answer = measure_in_child(request, progress=progress)
         timing = Timing(**answer["timing"])
         if not timing.min_ms > 0:
             raise BenchError(f"a run of {timing.min_ms} ms cannot be")

@@ -1,4 +1,4 @@
-"""A build in a process of its own: what comes back, and what is left when either process dies."""
+"""Building in another process: what comes back, and what is left when either process dies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import small_graphs
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec, ShapeRange
 from qvae_trt.build import isolation
-from qvae_trt.build.isolation import Child, build_in_child
+from qvae_trt.build.isolation import BuildChild
 from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError
 
 SPEC = BuildSpec(
@@ -57,9 +57,9 @@ def go_on(stage: str, done: int, total: int) -> bool:
 
 
 def attempt(graph: Path, tmp_path: Path, progress: Any = go_on, **settings: Any) -> Any:
-    with Child() as child:
-        return build_in_child(
-            child, "tensorrt", graph, tmp_path / "e.trt", SPEC, progress=progress, **settings
+    with BuildChild() as child:
+        return child.build(
+            "tensorrt", graph, tmp_path / "e.trt", SPEC, progress=progress, **settings
         )
 
 
@@ -112,8 +112,8 @@ def test_every_field_of_the_spec_arrives(
         timing_cache=tmp_path / "c.timing",
         workspace_bytes=1 << 29,
     )
-    with Child() as child:
-        outcome = build_in_child(child, "tensorrt", graph, tmp_path / "e.trt", spec, progress=go_on)
+    with BuildChild() as child:
+        outcome = child.build("tensorrt", graph, tmp_path / "e.trt", spec, progress=go_on)
     assert outcome.flags["level"] == "1"
     assert outcome.flags["profiles"] == "2"
     assert outcome.flags["workspace_bytes"] == str(1 << 29)
@@ -221,15 +221,15 @@ def test_one_process_builds_one_engine_after_another(
     pids, trap = tmp_path / "pids", tmp_path / "trap"
     install(monkeypatch, tmp_path, TELL.format(pids=str(pids), trap=str(trap)))
 
-    def one(child: Child, name: str) -> int:
+    def one(child: BuildChild, name: str) -> int:
         pids.unlink(missing_ok=True)
         out = tmp_path / name
-        build_in_child(child, "tensorrt", graph, out, SPEC, progress=go_on)
+        child.build("tensorrt", graph, out, SPEC, progress=go_on)
         assert out.is_file()
         (pid,) = set(pids.read_text().split())
         return int(pid)
 
-    with Child() as child:
+    with BuildChild() as child:
         first = one(child, "1.trt")
         assert one(child, "2.trt") == first
         trap.touch()
@@ -246,14 +246,52 @@ def test_after_a_refusal_the_next_process_is_new(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, tmp_path, "")
-    with Child() as child:
+    with BuildChild() as child:
         with pytest.raises(BuildError, match="no such ONNX file"):
-            build_in_child(
-                child, "tensorrt", tmp_path / "no.onnx", tmp_path / "e.trt", SPEC, progress=go_on
-            )
+            child.build("tensorrt", tmp_path / "no.onnx", tmp_path / "e.trt", SPEC, progress=go_on)
         assert child.process_id is None
-        build_in_child(child, "tensorrt", graph, tmp_path / "e.trt", SPEC, progress=go_on)
+        child.build("tensorrt", graph, tmp_path / "e.trt", SPEC, progress=go_on)
         assert child.process_id is not None
+
+
+def test_a_death_between_two_builds_costs_no_engine(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel's, while the parent exports the next graph and the host runs out of memory."""
+    install(monkeypatch, tmp_path, "")
+    with BuildChild() as child:
+        child.build("tensorrt", graph, tmp_path / "1.trt", SPEC, progress=go_on)
+        first = child.process_id
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        assert_gone(first)
+        child.build("tensorrt", graph, tmp_path / "2.trt", SPEC, progress=go_on)
+        assert child.process_id != first
+    assert (tmp_path / "2.trt").is_file()
+
+
+def test_last_words_are_of_the_build_that_failed(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word = tmp_path / "word"
+    install(
+        monkeypatch,
+        tmp_path,
+        "import os, pathlib\n"
+        "def on_step(step):\n"
+        f"    word = pathlib.Path({str(word)!r}).read_bytes()\n"
+        "    os.write(2, word + b'\\n')\n"
+        "    if word == b'fatal':\n"
+        "        os.abort()\n"
+        "trt.fake.on_step = on_step",
+    )
+    with BuildChild() as child:
+        word.write_text("harmless")
+        child.build("tensorrt", graph, tmp_path / "1.trt", SPEC, progress=go_on)
+        word.write_text("fatal")
+        with pytest.raises(BuildError, match="SIGABRT: fatal") as caught:
+            child.build("tensorrt", graph, tmp_path / "2.trt", SPEC, progress=go_on)
+    assert "harmless" not in caught.value.what
 
 
 def test_noise_on_stdout_and_stderr_is_harmless(
@@ -274,6 +312,14 @@ def test_a_child_that_cannot_start(
     monkeypatch.setattr(isolation, "_START", "import sys; sys.exit('no such thing')")
     with pytest.raises(BuildError, match="ended with exit code 1 and no engine: no such thing"):
         attempt(graph, tmp_path)
+
+
+def test_no_process_at_all(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptors = set(Path("/proc/self/fd").iterdir())
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with pytest.raises(BuildError, match="the build process cannot start: No such file"):
+        attempt(graph, tmp_path)
+    assert set(Path("/proc/self/fd").iterdir()) == descriptors
 
 
 @pytest.mark.parametrize("how", ["says stop", "raises"])
@@ -300,12 +346,12 @@ PARENT = """
 import sys
 from pathlib import Path
 from qvae_trt.backends import BuildSpec, ShapeRange
-from qvae_trt.build.isolation import Child, build_in_child
+from qvae_trt.build.isolation import BuildChild
 sizes = (ShapeRange.fixed((1, 4, 1, 16, 16)),)
 spec = BuildSpec(input_name="latents", ranges=sizes, precision="fp16")
 try:
-    child = Child()
-    build_in_child(child, "tensorrt", *map(Path, sys.argv[1:]), spec, progress=lambda *_: True)
+    child = BuildChild()
+    child.build("tensorrt", *map(Path, sys.argv[1:]), spec, progress=lambda *_: True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(130)
@@ -342,9 +388,8 @@ def test_the_child_ends_with_its_parent(
 def test_the_real_rtx(graph: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     seen: list[Any] = []
-    with Child() as child:
-        outcome = build_in_child(
-            child,
+    with BuildChild() as child:
+        outcome = child.build(
             "tensorrt_rtx",
             graph,
             tmp_path / "e.trt",
@@ -359,7 +404,5 @@ def test_the_real_rtx(graph: Path, tmp_path: Path) -> None:
 def test_the_real_rtx_and_a_bad_graph(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     (tmp_path / "x.onnx").write_bytes(b"not onnx")
-    with Child() as child, pytest.raises(BuildError, match=r"TensorRT does not take x\.onnx"):
-        build_in_child(
-            child, "tensorrt_rtx", tmp_path / "x.onnx", tmp_path / "e.trt", SPEC, progress=go_on
-        )
+    with BuildChild() as child, pytest.raises(BuildError, match=r"TensorRT does not take x\.onnx"):
+        child.build("tensorrt_rtx", tmp_path / "x.onnx", tmp_path / "e.trt", SPEC, progress=go_on)
