@@ -19,7 +19,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "qvae needs Python 3.11 or later; found: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "1 of 2, minutes: PyTorch; to fetch: 0.2 GB if pip finds its build for CPUs, several GB with CUDA"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	@echo "2 of 2, minutes: diffusers, ONNX Runtime, TensorRT-RTX and the tools of make verify; on disk: 1 GB"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,rtx]'
 	@touch $@
 

@@ -160,6 +160,32 @@ def test_an_old_python_is_refused_with_the_command_that_helps(root: Path, tmp_pa
     assert not (tmp_path / ".venv").exists()
 
 
+def test_what_takes_long_is_said_before_it_begins(root: Path, tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((root / name).read_bytes())
+    python = tmp_path / "python"
+    # In place of a real one, which would fetch: it says what it was asked to do.
+    python.write_text(
+        '#!/bin/sh\n[ "$2" = venv ] && mkdir -p .venv/bin && cp "$0" .venv/bin/python\n'
+        '[ "$2" = pip ] && echo "pip: $*"\nexit 0\n'
+    )
+    python.chmod(0o755)
+    ran = subprocess.run(
+        ["make", "install", f"PYTHON={python}"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}},
+    )  # fmt: skip
+    lines = [line for line in ran.stdout.splitlines() if not line.startswith((".venv", "test "))]
+    told, runs = lines[::2], lines[1::2]
+    assert len(runs) == 2
+    assert all(run.startswith("pip: -m pip install") for run in runs)
+    assert [re.findall(r"of 2, minutes: (\w+)", line) for line in told] == [
+        ["PyTorch"],
+        ["diffusers"],
+    ]
+    assert all(re.search(r"\d GB", line) for line in told)
+
+
 def test_the_secret_scan_finds_a_key(root: Path, tmp_path: Path) -> None:
     planted = tmp_path / "settings.py"
     planted.write_text('key = "AKIA' + 'QWERTYUIOPASDFGH"\n')
