@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from qvae_trt.backends.devices import Device
-from qvae_trt.errors import BackendError, EngineError, UsageError
+from qvae_trt.errors import BackendError, BuildError, EngineError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qvae_trt.store import Sidecar
 
 __all__ = [
+    "DTYPES",
     "NAMES",
     "Backend",
     "BuildOutcome",
@@ -141,6 +142,23 @@ class BuildSpec:
                     raise UsageError(
                         f"profile {index}, dimension {axis}: min {low}, opt {opt}, max {high}: "
                         "expected 0 < min <= opt <= max"
+                    )
+
+    def check_input(self, source: TensorSpec) -> None:
+        """BuildError where a graph's input has another name, rank or fixed side than asked for."""
+        if source.name != self.input_name:
+            raise BuildError(f"the graph's input is {source.name}, expected {self.input_name}")
+        for index, sizes in enumerate(self.ranges):
+            if len(sizes.min) != len(source.shape):
+                raise BuildError(
+                    f"profile {index}: {len(sizes.min)} dimensions, {source.name} has "
+                    f"{len(source.shape)}"
+                )
+            for axis, side in enumerate(source.shape):
+                if side != -1 and not sizes.min[axis] == sizes.max[axis] == side:
+                    raise BuildError(
+                        f"profile {index}: dimension {axis} of {source.name} is fixed at {side}, "
+                        f"asked for {sizes.min[axis]} to {sizes.max[axis]}"
                     )
 
 

@@ -32,7 +32,7 @@ def gpu() -> Device | None:
     found = gpus()
     if not found:
         return None
-    index = _current_index()
+    index = current_index()
     return found[index] if index < len(found) else found[0]
 
 
@@ -75,7 +75,7 @@ def _describe(cuda: ctypes.CDLL, index: int, driver: str | None) -> Device:
     )
 
 
-def _current_index() -> int:
+def current_index() -> int:
     """The ordinal of the thread's current device; 0 where no context exists yet, as CUDA's run-time
     starts there.
     """

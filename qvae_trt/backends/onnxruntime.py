@@ -128,7 +128,7 @@ class OnnxRuntime:
             session = self._session(onnx, options, BuildError)
             source, result = _describe(session, BuildError)
             del session
-            _check(source, spec)
+            spec.check_input(source)
             example = spec.ranges[0].min
             shapes = (example, _infer_output(onnx, source, result, example))
             _write(optimized, out, shapes, spec.ranges, weights_in=onnx.parent)
@@ -153,7 +153,8 @@ class OnnxRuntime:
         session = self._session(engine, options, EngineError)
         source, result = _describe(session, EngineError)
         ranges, example = _read_ranges(engine, session, len(source.shape))
-        return OnnxRuntimeSession(session, source, result, ranges, example, cuda=self.uses_cuda)
+        device_id = devices.current_index() if self.uses_cuda else None
+        return OnnxRuntimeSession(session, source, result, ranges, example, device_id=device_id)
 
     def inspect(self, engine: Path) -> dict[str, object]:
         """Tensors, profiles, providers and the count of each operation."""
@@ -191,8 +192,11 @@ class OnnxRuntime:
         return options
 
     def _session(self, path: Path, options: Any, kind: type[BuildError | EngineError]) -> Any:
+        providers: list[object] = list(self._providers())
+        if self.uses_cuda:  # which takes the first GPU otherwise, wherever the tensors are
+            providers[0] = (_CUDA, {"device_id": devices.current_index()})
         try:
-            return self._ort.InferenceSession(str(path), options, providers=self._providers())
+            return self._ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             if not _is_from_onnxruntime(error):
                 raise
@@ -217,12 +221,13 @@ class OnnxRuntimeSession:
         ranges: tuple[ShapeRange, ...],
         example: tuple[tuple[int, ...], tuple[int, ...]],
         *,
-        cuda: bool,
+        device_id: int | None,
     ) -> None:
         self._session: Any = session
+        self._device_id = device_id or 0
         self._example = example
         self.input, self.output, self.ranges = source, result, ranges
-        self.device_type: Literal["cuda", "cpu"] = "cuda" if cuda else "cpu"
+        self.device_type: Literal["cuda", "cpu"] = "cpu" if device_id is None else "cuda"
         self._selected: tuple[int, ...] | None = None
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:  # noqa: ARG002
@@ -268,7 +273,8 @@ class OnnxRuntimeSession:
             (binding.bind_input, self.input, self._selected, input_ptr),
             (binding.bind_output, self.output, self.output_shape(), output_ptr),
         ):
-            bind(tensor.name, self.device_type, 0, _numpy_type(tensor.dtype), shape, pointer)
+            dtype = _numpy_type(tensor.dtype)
+            bind(tensor.name, self.device_type, self._device_id, dtype, shape, pointer)
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
@@ -299,23 +305,6 @@ def _describe(session: Any, kind: type[BuildError | EngineError]) -> tuple[Tenso
         shape = tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
         found.append(TensorSpec(tensor.name, dtype, shape))
     return found[0], found[1]
-
-
-def _check(source: TensorSpec, spec: BuildSpec) -> None:
-    if source.name != spec.input_name:
-        raise BuildError(f"the graph's input is {source.name}, expected {spec.input_name}")
-    for index, sizes in enumerate(spec.ranges):
-        if len(sizes.min) != len(source.shape):
-            raise BuildError(
-                f"profile {index}: {len(sizes.min)} dimensions, {source.name} has "
-                f"{len(source.shape)}"
-            )
-        for axis, side in enumerate(source.shape):
-            if side != -1 and not sizes.min[axis] == sizes.max[axis] == side:
-                raise BuildError(
-                    f"profile {index}: dimension {axis} of {source.name} is fixed at {side}, "
-                    f"asked for {sizes.min[axis]} to {sizes.max[axis]}"
-                )
 
 
 def _write(

@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.backends import BuildOutcome, BuildSpec, DTypeName, Progress, ShapeRange, TensorSpec
+from qvae_trt.backends import BuildOutcome, BuildSpec, Progress, TensorSpec
+from qvae_trt.backends.trt_session import DTYPE_NAMES
 from qvae_trt.errors import BackendError, BuildError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from qvae_trt.backends.trt_log import Log, Messages
 
 _log = logging.getLogger(__name__)
-_DTYPES: dict[str, DTypeName] = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
 _STEPS = 1000  # of a whole build, as progress is told
 TACTIC_SOURCES_VARIABLE = "QVAE_TACTIC_SOURCES"
 # Libraries that 8.6 takes tactics from, and a symbol that an empty stand-in for one lacks.
@@ -62,14 +62,7 @@ class PlanBuilder:
         if not onnx.is_file():
             raise BuildError(f"{onnx}: no such ONNX file", fix="export it: qvae export --out DIR")
         cache = self._read_cache()
-        try:
-            tensors, plan = self._attempt(onnx, cache)
-        except BuildError as error:
-            if not cache:
-                raise
-            # Seen on 8.6: a cache that its own build wrote makes the next one fail inside Myelin.
-            self._warn(f"timing cache refused, built again without it: {error.what}")
-            tensors, plan = self._attempt(onnx, b"")
+        tensors, plan = self._plan(onnx, cache)
         _write(out, plan)
         return BuildOutcome(
             flags=dict(self._flags),
@@ -78,6 +71,17 @@ class PlanBuilder:
             output=tensors[1],
             warnings=tuple(self._warnings),
         )
+
+    def _plan(self, onnx: Path, cache: bytes | None) -> tuple[tuple[TensorSpec, TensorSpec], bytes]:
+        try:
+            return self._attempt(onnx, cache)
+        except BuildError as error:
+            if not cache:
+                raise
+            # Seen on 8.6: a cache that its own build wrote makes the next one fail inside Myelin.
+            self._warn(f"timing cache refused, built again without it: {error.what}")
+        # Out of the handler: the error's traceback holds the first builder and all its weights.
+        return self._attempt(onnx, b"")
 
     def _attempt(
         self, onnx: Path, cache: bytes | None
@@ -137,10 +141,7 @@ class PlanBuilder:
                 "expected one of each"
             )
         source, result = _spec_of(network.get_input(0)), _spec_of(network.get_output(0))
-        if source.name != self._spec.input_name:
-            raise BuildError(
-                f"{onnx.name}: the input is {source.name}, expected {self._spec.input_name}"
-            )
+        self._spec.check_input(source)
         if self._flags["typing"] == "constrained" and self._spec.precision == "fp16":
             self._flags["constrained_layers"] = str(_constrain(self._trt, network))
         return source, result
@@ -214,8 +215,6 @@ class PlanBuilder:
         self._flags["tactic_sources"] = " ".join(names)
 
     def _add_profiles(self, builder: Any, config: Any, source: TensorSpec, heard: Messages) -> None:
-        for index, sizes in enumerate(self._spec.ranges):
-            _check_range(index, sizes, source)
         if -1 not in source.shape:
             if len(self._spec.ranges) != 1:
                 raise BuildError(
@@ -413,23 +412,10 @@ def _create_cache(config: Any, held: bytes) -> Any:
 
 
 def _spec_of(tensor: Any) -> TensorSpec:
-    dtype = _DTYPES.get(tensor.dtype.name)
+    dtype = DTYPE_NAMES.get(tensor.dtype.name)
     if dtype is None:
         raise BuildError(f"{tensor.name} is {tensor.dtype.name}: expected a float type")
     return TensorSpec(tensor.name, dtype, tuple(tensor.shape))
-
-
-def _check_range(index: int, sizes: ShapeRange, source: TensorSpec) -> None:
-    if len(sizes.min) != len(source.shape):
-        raise BuildError(
-            f"profile {index}: {len(sizes.min)} dimensions, {source.name} has {len(source.shape)}"
-        )
-    for axis, side in enumerate(source.shape):
-        if side != -1 and not sizes.min[axis] == sizes.max[axis] == side:
-            raise BuildError(
-                f"profile {index}: dimension {axis} of {source.name} is fixed at {side}, asked for "
-                f"{sizes.min[axis]} to {sizes.max[axis]}"
-            )
 
 
 def _constrain(trt: Any, network: Any) -> int:

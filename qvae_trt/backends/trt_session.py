@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from qvae_trt.backends.trt_log import Log
 
 _ALIGNMENT_BYTES = 256  # what TensorRT asks of device memory that it is handed
-_DTYPES: dict[str, DTypeName] = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
+#: TensorRT's name of each float type -> ours.
+DTYPE_NAMES: dict[str, DTypeName] = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
 
 
 def describe(trt: Any, engine: Any) -> tuple[TensorSpec, TensorSpec]:
@@ -20,7 +21,7 @@ def describe(trt: Any, engine: Any) -> tuple[TensorSpec, TensorSpec]:
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         mode = engine.get_tensor_mode(name)
-        dtype = _DTYPES.get(engine.get_tensor_dtype(name).name)
+        dtype = DTYPE_NAMES.get(engine.get_tensor_dtype(name).name)
         if dtype is None:
             raise EngineError(
                 f"tensor {name} is {engine.get_tensor_dtype(name).name}: expected a float type"

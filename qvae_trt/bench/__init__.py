@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from qvae_trt.backends import DTYPES
 from qvae_trt.bench.compare import Change, Comparison, compare, group, merge
 from qvae_trt.bench.results import (
     BASELINES,
@@ -33,7 +34,7 @@ from qvae_trt.bench.results import (
 )
 from qvae_trt.bench.timing import Limits
 from qvae_trt.errors import BackendError, UsageError
-from qvae_trt.profiles import PARTS, Part, Precision, Resolution
+from qvae_trt.profiles import PARTS, PRECISIONS, Part, Precision, Resolution
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,7 +127,7 @@ def bench(
     import torch
 
     from qvae_trt.bench.machine import gpu_id, machine_facts, nvidia_smi, version_facts
-    from qvae_trt.bench.paths import DTYPE_NAMES, Workbench
+    from qvae_trt.bench.paths import Workbench
     from qvae_trt.model import load_model
 
     _check(resolutions, baselines or BASELINES, parts, device, precision)
@@ -171,7 +172,7 @@ def bench(
                     "max_runs": limits.max_runs,
                     "warm_up": limits.warm_up,
                     "inputs": limits.inputs,
-                    "dtype": DTYPE_NAMES[precision],
+                    "dtype": DTYPES[precision],
                     "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
                 },
                 complete=False,
@@ -245,8 +246,6 @@ def _check(
     device: str | None,
     precision: str | None,
 ) -> None:
-    from qvae_trt.bench.paths import DTYPE_NAMES
-
     if not resolutions:
         raise UsageError("no size to measure", fix="qvae bench --resolution 1024x1024")
     for resolution in resolutions:
@@ -256,7 +255,7 @@ def _check(
         ("baseline", baselines, BASELINES),
         ("part", parts, PARTS),
         ("device", [device or "cpu"], ("cpu", "cuda")),
-        ("precision", [precision or "bf16"], tuple(DTYPE_NAMES)),
+        ("precision", [precision or "bf16"], PRECISIONS),
     ):
         for name in given:
             if known is not None and name not in known:
@@ -305,11 +304,10 @@ def _matmul(device: str, precision: Precision) -> dict[str, str | int | float | 
     import torch
 
     from qvae_trt.bench.floor import matmul_rate
-    from qvae_trt.bench.paths import DTYPE_NAMES
 
     # The floor of a GPU is that of its half-precision units, whatever precision PyTorch was asked
     # to run in.
-    dtype = torch.bfloat16 if device == "cuda" else getattr(torch, DTYPE_NAMES[precision])
+    dtype = torch.bfloat16 if device == "cuda" else getattr(torch, DTYPES[precision])
     return matmul_rate(device, dtype)
 
 

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from qvae_trt.backends import DTYPES
 from qvae_trt.bench.results import ENGINES, Fact
 from qvae_trt.errors import BenchError, EngineError, QvaeError
 from qvae_trt.profiles import Mode, Part, Precision, Resolution, choose, engine_path
@@ -85,7 +86,7 @@ class Workbench:
 
         self.model = model
         self.device = device
-        self.dtype = cast("torch.dtype", getattr(torch, DTYPE_NAMES[precision]))
+        self.dtype = cast("torch.dtype", getattr(torch, DTYPES[precision]))
         self.engine_dir = engine_dir
         self.backend = backend
         self._vae: Any = None
@@ -293,13 +294,6 @@ class Workbench:
 
             self._scratch = shared_scratch(torch.device("cuda", torch.cuda.current_device()))
         return self._scratch
-
-
-DTYPE_NAMES: Final[dict[Precision, str]] = {
-    "fp16": "float16",
-    "bf16": "bfloat16",
-    "fp32": "float32",
-}
 
 
 def _pick_profile(

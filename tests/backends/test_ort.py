@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -335,6 +336,40 @@ def test_on_cuda_the_callers_stream_comes_first(
     monkeypatch.setattr(adapter.devices, "synchronize", lambda s: 700)
     with pytest.raises(ExecutionError, match="error 700"):
         session.execute(**pointers, stream=9)
+
+
+def test_on_cuda_it_runs_on_the_current_gpu(
+    backend: backends.Backend, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pointers are of that GPU, and the provider would take the first one."""
+    ort: Any = backend
+    put_gpu(monkeypatch, H200)
+    monkeypatch.setattr(adapter.devices, "current_index", lambda: 3)
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort._ort, "get_available_providers", lambda: names)
+    asked: list[Any] = []
+    real = ort._ort.InferenceSession
+
+    def session_on_cpu(path: str, options: Any, *, providers: Any) -> Any:
+        asked.append(providers)
+        return real(path, options, providers=names[1:])
+
+    monkeypatch.setattr(ort._ort, "InferenceSession", session_on_cpu)
+    session: Any = backend.open(engine)
+    assert asked == [[(names[0], {"device_id": 3}), names[1]]]
+    assert session.device_type == "cuda"
+    bound: list[Any] = []
+    binding = SimpleNamespace(
+        bind_input=lambda *args: bound.append(args[:3]),
+        bind_output=lambda *args: bound.append(args[:3]),
+    )
+    session._session = SimpleNamespace(
+        io_binding=lambda: binding, run_with_iobinding=lambda _: None
+    )
+    monkeypatch.setattr(adapter.devices, "synchronize", lambda _: 0)
+    session.select((1, 4, 1, 8, 8), 0)
+    session.execute(input_ptr=256, output_ptr=512, scratch_ptr=0, scratch_bytes=0, stream=0)
+    assert bound == [("latents", "cuda", 3), ("images", "cuda", 3)]
 
 
 def test_nothing_is_written_elsewhere_and_nobody_is_told(tmp_path: Path, engine: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +350,7 @@ def test_a_missing_file(backend: backends.Backend, tmp_path: Path) -> None:
 
 def test_another_input_name(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
     wrong = BuildSpec(input_name="images", ranges=(WIDE,), precision="fp16")
-    with pytest.raises(BuildError, match="the input is latents, expected images"):
+    with pytest.raises(BuildError, match="the graph's input is latents, expected images"):
         backend.build(graph, tmp_path / "e.trt", wrong)
 
 
@@ -421,6 +423,30 @@ def test_a_cache_that_breaks_the_build_is_dropped(trt86: Any, graph: Path, tmp_p
     assert "built again without it" in warning
     assert "Myelin error" in warning
     assert cache.read_bytes() == b"timings"
+
+
+def test_the_second_attempt_has_the_memory_of_the_first(
+    trt86: Any, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a-NVIDIA_H200-8.6.1-fp16.timing").write_bytes(b"poison")
+    trt86.fake.fail["Builder.build_serialized_network"] = 1
+    networks: weakref.WeakSet[Any] = weakref.WeakSet()
+    alive: list[int] = []
+    create = trt86.Builder.create_network
+
+    def counted(builder: Any, flags: int) -> Any:
+        trt86.fake.calls.clear()  # it keeps their arguments
+        gc.collect()
+        alive.append(len(networks))
+        network = create(builder, flags)
+        networks.add(network)
+        return network
+
+    monkeypatch.setattr(trt86.Builder, "create_network", counted)
+    backends.get("tensorrt").build(
+        graph, tmp_path / "e.trt", spec(timing_cache=tmp_path / "a.timing")
+    )
+    assert alive == [0, 0]
 
 
 def test_a_failure_without_a_cache_is_not_tried_again(
