@@ -84,8 +84,10 @@ def _acquire(engine: Path, timeout_s: float, on_wait: Callable[[str], None] | No
             with refusals_named("lock", engine):
                 granted = _try_lock(descriptor, path)
             if granted:
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                with suppress(OSError):  # a full disk: the lock holds without its holder's name
+                    os.ftruncate(descriptor, 0)
+                    holder = f"process {os.getpid()} on {socket.gethostname()}"
+                    os.write(descriptor, holder.encode())
                 return descriptor
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another process"
         finally:

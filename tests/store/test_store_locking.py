@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -101,6 +103,32 @@ def test_a_killed_builder_frees_the_lock(tmp_path):
     assert len(log.read_text().splitlines()) == 2
     check_engine(path)
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name, f"{path.name}.json"]
+
+
+def test_a_lock_holds_on_a_disk_too_full_for_its_holders_name(tmp_path, monkeypatch):
+    path = tmp_path / "vae_encoder.trt"
+    refused: list[StoreError] = []
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def try_elsewhere() -> None:
+        try:
+            with lock_engine(path, timeout_s=0.1):
+                pass
+        except StoreError as error:
+            refused.append(error)
+
+    for held in (True, False):
+        with monkeypatch.context() as patched, ExitStack() as stack:
+            patched.setattr(os, "write", full)
+            if held:
+                stack.enter_context(lock_engine(path))
+            other = threading.Thread(target=try_elsewhere)
+            other.start()
+            other.join()
+    (error,) = refused
+    assert "locked by another process" in error.what
 
 
 def _until(true: object) -> None:
