@@ -29,7 +29,7 @@ SERVICE_TITLES = {
 SERVICE_TEXT = {
     "latents_to_pil": "Decode and post-processing, as a pipeline does them; medians. "
     "stock is diffusers' VaeImageProcessor, qvae is QvaeImageProcessor.",
-    "first_use": "Loading the engine, making its context and the first picture of this size; once, "
+    "first_use": "Loading the engine, making its context and the first decode of this size; once, "
     "in a process in which other sizes have run: the engine file was checked and is in the "
     "system's cache, and torch.compile finds this size in its own.",
     "switch": "The first decode after another size, against the next one of the same size; both "
