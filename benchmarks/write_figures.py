@@ -16,7 +16,7 @@ Keys of a line:
     pil:PATH:PROCESSOR       latents to PIL    post:PROCESSOR           of it the post-processing
     fact:NAME                gpu, driver, …    cases:TEST, cases        of the tests named in docs
     build:PART:MODE          seconds that building one engine took, least to largest
-    json:FILE:A.B[name=x].C:FORMAT             any value; FORMAT is ms, gib, mib, int, x or text
+    json:FILE:A.B[name=x].C[0]:FORMAT          any value; FORMAT is ms, gib, mib, int, x or text
 Keys of a block:
     sizes  profiles  bounds  gain  machine  latency:PART  service  memory  parity  picture:NAME
 A SET is `static`, the sizes that have static engines, or `others`.
@@ -292,12 +292,15 @@ class Figures:
         if not source.is_file():
             raise MissingError
         value: Any = json.loads(source.read_bytes())
-        for name, chosen in re.findall(r"([\w-]+)(?:\[name=([\w-]+)\])?", path):
+        steps = re.findall(r"([\w-]+)(?:\[(?:name=([\w-]+)|(\d+))\])?", path)
+        for name, chosen, index in steps:
             if not isinstance(value, dict) or name not in value:
                 raise MissingError
             value = value[name]
             if chosen:
                 value = next((item for item in value if item.get("name") == chosen), None)
+            elif index:
+                value = dict(enumerate(value)).get(int(index))
         if value is None:
             raise MissingError
         return {

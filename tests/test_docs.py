@@ -319,6 +319,41 @@ def test_the_readme_example_draws_a_picture(tmp_path, tmp_path_factory, monkeypa
     assert space["pipe"].vae.memory()["engines"] == 1, "an engine drew it"
 
 
+def test_the_warm_up_example_leaves_nothing_to_load(tmp_path, tmp_path_factory, monkeypatch):
+    """As it stands; the model and the sizes are small ones."""
+    import torch
+
+    from qvae_trt.runtime import vae as runtime
+    from qvae_trt.runtime.engine import Engine
+
+    page = ROOT / "docs" / "en" / "diffusers.md"
+    ((run, body),) = [block for block in blocks(page, "python") if "warm_up" in block[1]]
+    assert run
+    static, other = ort_engines.STATIC, Resolution(128, 128)
+    for size, small in (("928, 1664", static), ("1328, 1328", other)):
+        assert size in body
+        body = body.replace(size, f"{small.height}, {small.width}")
+    (tmp_path / "engines").symlink_to(ort_engines.shared(tmp_path_factory))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "load_model", lambda _source: ort_engines.tiny())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    opened: list[str] = []
+    real = Engine.open
+
+    def open_(path: Path, **given: Any) -> Any:
+        opened.append(path.name)
+        return real(path, **given)
+
+    monkeypatch.setattr(Engine, "open", open_)
+    space: dict[str, Any] = {}
+    exec(compile(body, page.name, "exec"), space)
+    loaded = ["vae_decoder.onnx", "vae_decoder_multi_profile.onnx"]
+    assert opened == loaded
+    for size in (static, other):
+        space["vae"].decode(torch.zeros(1, 16, 1, *size.latent))
+    assert opened == loaded, "the first requests load nothing"
+
+
 def test_the_lightx2v_configuration_is_taken(monkeypatch, tmp_path_factory):
     from qvae_trt.runtime import lightx2v
 
@@ -466,6 +501,19 @@ def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     assert "| all static pairs | 1.00 | 0.50 | 2.00 | 40 | 0.10 |" in full
     assert "not measured yet" not in full
     assert script.filled(full, page, script.Figures(tmp_path)) == full
+
+
+def test_a_figure_out_of_a_list(tmp_path):
+    script = write_figures()
+    (tmp_path / "rows.json").write_text('{"rows": [{"ms": [1.25, 2.5]}, {"name": "b", "ms": [4]}]}')
+    figures, words = script.Figures(tmp_path), script._WORDS["en"]
+    for path, said in (
+        ("rows[0].ms[1]", "2.5 ms"),
+        ("rows[name=b].ms[0]", "4.0 ms"),
+        ("rows[2].ms[0]", "not measured yet"),
+        ("rows[0].ms[2]", "not measured yet"),
+    ):
+        assert figures.line(f"json:rows.json:{path}:ms", words) == said
 
 
 def test_runs_of_one_machine_become_one_table_with_the_static_sizes_first(tmp_path):
