@@ -617,6 +617,14 @@ def test_the_fault_table_names_real_tests(language):
     assert [f"{file}::{test}" for file, test in named] == cases
 
 
+@pytest.mark.parametrize(("language", "off"), [("en", "off by default"), ("zh", "默认关闭")])
+def test_the_row_on_nan_says_whether_anybody_looks(language, off):
+    page = text_of(ROOT / "docs" / language / "reliability.md")
+    (row,) = re.findall(r"^\|.*test_nan_is_found_when_asked_for.*$", page, re.MULTILINE)
+    default = inspect.signature(qvae_trt.load_vae).parameters["check_nan"].default
+    assert (off in row) is (default is False)
+
+
 @lru_cache(maxsize=1)
 def said() -> str:
     """Every text in the package, with … for what is filled in."""
