@@ -446,6 +446,22 @@ def test_no_line_begins_with_a_figure(page):
     assert re.findall(r"^ *<!-- f .*", text_of(page), re.MULTILINE) == []
 
 
+def test_option_names_do_not_break():
+    """As far as it can be seen without a browser: the rule meets the page of commands alone."""
+    (sheet,) = re.findall(r"^extra_css: \[(.+)\]$", text_of(ROOT / "mkdocs.yml"), re.MULTILINE)
+    rules = text_of(ROOT / "docs" / sheet)
+    ((title, rule),) = re.findall(
+        r"^h1#(\w+) ~ \* td:first-child code \{(.*?)\}", rules, re.M | re.S
+    )
+    assert "white-space: nowrap;" in rule
+    page = ROOT / "docs" / "commands.md"
+    titled = [one for one in (*PAGES, page) if text_of(one).lower().startswith(f"# {title}\n")]
+    assert titled == [page]
+    rows = [line for line in text_of(page).splitlines() if "`--engine-dir`" in line]
+    assert len(rows) >= 7
+    assert all(row.startswith("| `--engine-dir` |") for row in rows)
+
+
 # --- figures ------------------------------------------------------------------------------------
 
 
