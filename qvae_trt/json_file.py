@@ -25,6 +25,8 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _MOST = 1 << 62
 _T = TypeVar("_T")
 
+Plain = str | int | float | bool | None
+
 
 def parse_object(raw: bytes, *, most_bytes: int, fault: Fault) -> Table:
     """The JSON object in a file's bytes; at most `most_bytes`, UTF-8, no name twice in one object.
@@ -88,10 +90,27 @@ class Table:
 
     def texts(self) -> dict[str, str]:
         """All of it, where every value is a text."""
+        self._check_names()
+        return {name: self.text(name) for name in self.data}
+
+    def plain(self) -> dict[str, Plain]:
+        """All of it, where every value is a text, a number, true, false or null."""
+        self._check_names()
+        return {name: self._plain(name) for name in self.data}
+
+    def _check_names(self) -> None:
         for name in self.data:
             if not _printable(name):
                 self.refuse(ascii(name), "no text")
-        return {name: self.text(name) for name in self.data}
+
+    def _plain(self, name: str) -> Plain:
+        value = self.value(name)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int | float):
+            self.number(name, least=-math.inf)
+            return value
+        return self.text(name)
 
     def sha256(self, name: str) -> str:
         text = self.text(name)
@@ -163,6 +182,14 @@ class Table:
         if not isinstance(items, list):
             self.refuse(name, "no list")
         return items
+
+    def lines(self, name: str) -> tuple[str, ...]:
+        """A list of texts."""
+        items = self.list(name)
+        found = tuple(item for item in items if isinstance(item, str) and _printable(item))
+        if len(found) < len(items):
+            self.refuse(name, "no list of texts")
+        return found
 
     def tables(self, name: str) -> Sequence[Table]:
         return [

@@ -164,18 +164,22 @@ def _drop(value: dict[str, Any], *path: str | int) -> None:
         (lambda v: v.update(schema="something"), "no bench result"),
         (lambda v: v.update(version=2), "version 2"),
         (lambda v: v.update(runs=[]), "at least one run"),
-        (lambda v: _drop(v, "cells", 3, "path"), r"cells\[3\]: 'path' is missing"),
-        (lambda v: v["cells"][0].update(part="middle"), "middle"),
+        (lambda v: _drop(v, "cells", 3, "path"), r"cells\[3\]\.path: missing"),
+        (lambda v: v["cells"][0].update(part="middle"), r"cells\[0\]\.part: expected one of"),
         (lambda v: v["cells"][0].update(resolution="1001x7"), "1001"),
         (lambda v: v["cells"][0].update(run=7), "run 7"),
-        (lambda v: v["cells"][0].update(run=True), "True"),
+        (lambda v: v["cells"][0].update(run=True), r"cells\[0\]\.run: expected a whole number"),
         (lambda v: v["cells"][0].update(timing=[]), "timing"),
         (lambda v: v["cells"][0]["timing"].update(median_ms=0), "more than 0"),
-        (lambda v: v["cells"][0]["timing"].update(p10_ms=float("nan")), "finite"),
+        (lambda v: v["cells"][0]["timing"].update(p10_ms=float("nan")), "p10_ms: out of range"),
         (lambda v: v["cells"].append(v["cells"][0]), "more than once"),
         (lambda v: v["service"][0].update(steps={"decode_ms": "x"}), "decode_ms"),
         (lambda v: v["runs"][0].update(machine={"gpu": {"name": 1}}), "gpu"),
         (lambda v: v["runs"][0].update(versions={"torch": 2}), "torch"),
+        (lambda v: v["runs"][0].update(notes=[1]), r"runs\[0\]\.notes: no list of texts"),
+        (lambda v: v["runs"][0].update(model="\ud800"), r"runs\[0\]\.model: no text"),
+        (lambda v: v["cells"][0]["timing"].update(min_ms=10**400), "min_ms: out of range"),
+        (lambda v: v["cells"][0]["detail"].update(engine_bytes=10**400), "engine_bytes: out of"),
     ],
 )
 def test_a_wrong_file_is_refused_and_the_place_named(change: Any, named: str) -> None:
@@ -186,7 +190,17 @@ def test_a_wrong_file_is_refused_and_the_place_named(change: Any, named: str) ->
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not json", b"[]", b"null", b"\xff\xfe", b'{"schema": 1}']
+    "content",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"schema": 1}',
+        b"[" * 200_000,
+        b'{"schema": ' + b"1" * 5000 + b"}",
+    ],
 )
 def test_a_file_that_is_no_result(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "latency.json"

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from qvae_trt import store
-from qvae_trt.errors import BenchError, QvaeError
+from qvae_trt.errors import BenchError
+from qvae_trt.json_file import Plain, Table, parse_object
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SCHEMA: Final = "qvae/latency"
 VERSION: Final = 1
+MAX_FILE_BYTES: Final = 64 << 20
+_MAKE_ONE: Final = "qvae bench --resolution 1024x1024 --out DIR writes DIR/latency.json"
 PATHS: Final = ("pytorch", "folded", "compiled", "static", "profiles")
 BASELINES: Final = ("pytorch", "folded", "compiled")
 #: What is measured on a CPU unasked: compiling takes minutes there.
@@ -30,7 +34,7 @@ BASELINES_ON_CPU: Final = ("pytorch", "folded")
 ENGINES: Final = ("static", "profiles")
 REFERENCE: Final = "pytorch"
 
-Fact = str | int | float | bool | None
+Fact = Plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,206 +332,9 @@ def _service_out(row: ServiceRow) -> dict[str, Any]:
     }
 
 
-class _Reader:
-    """Takes values out of parsed JSON and says where a wrong one was."""
-
-    def __init__(self, where: str, value: object) -> None:
-        if not isinstance(value, dict):
-            raise BenchError(f"{where}: expected an object, found {type(value).__name__}")
-        self.where = where
-        self.value = cast("dict[str, Any]", value)
-
-    def _get(self, name: str, kinds: tuple[type, ...], what: str) -> Any:
-        if name not in self.value:
-            raise BenchError(f"{self.where}: {name!r} is missing")
-        found = self.value[name]
-        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
-            raise BenchError(f"{self.where}.{name}: expected {what}, found {found!r}"[:300])
-        return found
-
-    def text(self, name: str) -> str:
-        return str(self._get(name, (str,), "a string"))
-
-    def optional_text(self, name: str) -> str | None:
-        found = self._get(name, (str, type(None)), "a string or null")
-        return None if found is None else str(found)
-
-    def whole(self, name: str) -> int:
-        return int(self._get(name, (int,), "an integer"))
-
-    def optional_whole(self, name: str) -> int | None:
-        found = self._get(name, (int, type(None)), "an integer or null")
-        return None if found is None else int(found)
-
-    def number(self, name: str) -> float:
-        found = float(self._get(name, (int, float), "a number"))
-        if not 0 <= found < float("inf"):
-            raise BenchError(f"{self.where}.{name}: expected a finite number from 0, found {found}")
-        return found
-
-    def optional_number(self, name: str) -> float | None:
-        return None if self.value.get(name) is None else self.number(name)
-
-    def truth(self, name: str) -> bool:
-        return bool(self._get(name, (bool,), "true or false"))
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        return tuple(str(item) for item in self._get(name, (list,), "a list"))
-
-    def inner(self, name: str) -> _Reader:
-        return _Reader(f"{self.where}.{name}", self._get(name, (dict,), "an object"))
-
-    def facts(self, name: str) -> dict[str, Fact]:
-        inner = self.inner(name)
-        kinds = (str, int, float, bool, type(None))
-        return {key: inner._get(key, kinds, "a plain value") for key in inner.value}
-
-    def versions(self, name: str) -> dict[str, str]:
-        inner = self.inner(name)
-        return {key: inner.text(key) for key in inner.value}
-
-    def steps(self, name: str) -> dict[str, float]:
-        inner = self.inner(name)
-        return {key: inner.number(key) for key in inner.value}
-
-    def each(self, name: str) -> Iterable[_Reader]:
-        for index, item in enumerate(self._get(name, (list,), "a list")):
-            yield _Reader(f"{self.where}.{name}[{index}]", item)
-
-    def resolution(self, name: str) -> Resolution:
-        return self._resolution(name, self.text(name))
-
-    def optional_resolution(self, name: str) -> Resolution | None:
-        found = self.optional_text(name)
-        return None if found is None else self._resolution(name, found)
-
-    def _resolution(self, name: str, text: str) -> Resolution:
-        try:
-            return Resolution.parse(text)
-        except QvaeError as error:
-            raise BenchError(f"{self.where}.{name}: {error.what}") from error
-
-    def part(self) -> Part:
-        found = self.text("part")
-        for part in PARTS:
-            if part == found:
-                return part
-        raise BenchError(f"{self.where}.part: expected one of {', '.join(PARTS)}, found {found!r}")
-
-    def timing(self) -> Timing | None:
-        if self.value.get("timing") is None:
-            return None
-        inner = self.inner("timing")
-        timing = Timing(
-            median_ms=inner.number("median_ms"),
-            p10_ms=inner.number("p10_ms"),
-            p90_ms=inner.number("p90_ms"),
-            min_ms=inner.number("min_ms"),
-            runs=inner.whole("runs"),
-            wall_ms=inner.optional_number("wall_ms"),
-        )
-        if timing.median_ms <= 0:
-            raise BenchError(
-                f"{inner.where}.median_ms: expected more than 0, found {timing.median_ms}"
-            )
-        return timing
-
-
 def from_dict(value: object, *, where: str = "latency.json") -> BenchResult:
     """Read what `to_dict` wrote. Raises BenchError naming the place that is wrong."""
-    root = _Reader(where, value)
-    found = root.value.get("schema")
-    if found != SCHEMA:
-        raise BenchError(
-            f"{where}: this is no bench result: schema is {found!r}, expected {SCHEMA!r}",
-            fix="qvae bench --resolution 1024x1024 --out DIR writes DIR/latency.json",
-        )
-    version = root.whole("version")
-    if version != VERSION:
-        raise BenchError(
-            f"{where}: schema version {version}, this qvae reads version {VERSION}",
-            fix="pip install --upgrade qvae-trt" if version > VERSION else "run qvae bench again",
-        )
-    runs = tuple(
-        Run(
-            created=item.text("created"),
-            command=item.text("command"),
-            device=item.text("device"),
-            model=item.text("model"),
-            weights_sha256=item.text("weights_sha256"),
-            precision=item.text("precision"),
-            machine=item.facts("machine"),
-            versions=item.versions("versions"),
-            matmul=None if item.value.get("matmul") is None else item.facts("matmul"),
-            settings=item.facts("settings"),
-            complete=item.truth("complete"),
-            notes=item.texts("notes"),
-        )
-        for item in root.each("runs")
-    )
-    if not runs:
-        raise BenchError(f"{where}.runs: expected at least one run, found none")
-    result = BenchResult(
-        runs=runs,
-        cells=tuple(
-            Cell(
-                part=item.part(),
-                resolution=item.resolution("resolution"),
-                path=item.text("path"),
-                run=item.whole("run"),
-                timing=item.timing(),
-                peak_bytes=item.optional_whole("peak_bytes"),
-                weights_bytes=item.optional_whole("weights_bytes"),
-                detail=item.facts("detail"),
-                notes=item.texts("notes"),
-            )
-            for item in root.each("cells")
-        ),
-        floors=tuple(
-            Floor(
-                part=item.part(),
-                resolution=item.resolution("resolution"),
-                flops=item.whole("flops"),
-                floor_ms=item.number("floor_ms"),
-                run=item.whole("run"),
-            )
-            for item in root.each("floors")
-        ),
-        service=tuple(
-            ServiceRow(
-                kind=item.text("kind"),
-                path=item.text("path"),
-                resolution=item.resolution("resolution"),
-                run=item.whole("run"),
-                processor=item.optional_text("processor"),
-                previous=item.optional_resolution("previous"),
-                timing=item.timing(),
-                steps=item.steps("steps"),
-                notes=item.texts("notes"),
-            )
-            for item in root.each("service")
-        ),
-        ties=tuple(
-            Tie(
-                part=item.part(),
-                resolution=item.resolution("resolution"),
-                run=item.whole("run"),
-                median_ms=item.number("median_ms"),
-                ratio=item.number("ratio"),
-            )
-            for item in root.each("ties")
-        ),
-    )
-    rows: tuple[Cell | Floor | ServiceRow | Tie, ...]
-    rows = (*result.cells, *result.floors, *result.service, *result.ties)
-    for row in rows:
-        if not 0 <= row.run < len(runs):
-            raise BenchError(f"{where}: a row names run {row.run}, there are {len(runs)}")
-    keys = [(cell.part, cell.resolution, cell.path) for cell in result.cells]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise BenchError(f"{where}: {key[0]} {key[1]} {key[2]} is there more than once")
-    return result
+    return _read(Table(value, "", partial(_malformed, where)), where)
 
 
 def load(path: Path) -> BenchResult:
@@ -535,17 +342,138 @@ def load(path: Path) -> BenchResult:
     if path.is_dir():
         path = path / "latency.json"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise BenchError(f"{path}: cannot be read: {why}", fix=_MAKE_ONE) from error
+    fault = partial(_malformed, str(path))
+    return _read(parse_object(raw, most_bytes=MAX_FILE_BYTES, fault=fault), str(path))
+
+
+def _malformed(where: str, why: str) -> BenchError:
+    return BenchError(f"{where}: malformed bench result: {why}")
+
+
+def _read(root: Table, where: str) -> BenchResult:
+    found = root.data.get("schema")
+    if found != SCHEMA:
         raise BenchError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}",
-            fix="qvae bench --resolution 1024x1024 --out DIR writes DIR/latency.json",
-        ) from error
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BenchError(f"{path}: line {error.lineno} is no JSON: {error.msg}") from error
-    return from_dict(value, where=str(path))
+            f"{where}: this is no bench result: schema is {found!a:.100}, expected {SCHEMA!r}",
+            fix=_MAKE_ONE,
+        )
+    version = root.integer("version")
+    if version != VERSION:
+        raise BenchError(
+            f"{where}: schema version {version}, this qvae reads version {VERSION}",
+            fix="pip install --upgrade qvae-trt" if version > VERSION else "run qvae bench again",
+        )
+    # What is not read here is left alone: a later qvae may add to this format.
+    runs = tuple(_read_run(item) for item in root.tables("runs"))
+    if not runs:
+        root.refuse("runs", "expected at least one run, found none")
+    result = BenchResult(
+        runs=runs,
+        cells=tuple(_read_cell(item) for item in root.tables("cells")),
+        floors=tuple(_read_floor(item) for item in root.tables("floors")),
+        service=tuple(_read_service(item) for item in root.tables("service")),
+        ties=tuple(_read_tie(item) for item in root.tables("ties")),
+    )
+    for name in ("cells", "floors", "service", "ties"):
+        for row in getattr(result, name):
+            if row.run >= len(runs):
+                root.refuse(name, f"a row names run {row.run}, there are {len(runs)}")
+    seen: set[tuple[Part, Resolution, str]] = set()
+    for cell in result.cells:
+        key = (cell.part, cell.resolution, cell.path)
+        if key in seen:
+            root.refuse("cells", f"{key[0]} {key[1]} {key[2]} is there more than once")
+        seen.add(key)
+    return result
+
+
+def _read_run(table: Table) -> Run:
+    matmul = table.table_or_none("matmul")
+    return Run(
+        created=table.text("created"),
+        command=table.text("command"),
+        device=table.text("device"),
+        model=table.text("model"),
+        weights_sha256=table.text("weights_sha256"),
+        precision=table.text("precision"),
+        machine=table.table("machine").plain(),
+        versions=table.table("versions").texts(),
+        matmul=None if matmul is None else matmul.plain(),
+        settings=table.table("settings").plain(),
+        complete=table.flag("complete"),
+        notes=table.lines("notes"),
+    )
+
+
+def _read_cell(table: Table) -> Cell:
+    return Cell(
+        part=table.choice("part", PARTS),
+        resolution=table.resolution("resolution"),
+        path=table.text("path"),
+        run=table.integer("run"),
+        timing=_read_timing_or_none(table),
+        peak_bytes=table.integer_or_none("peak_bytes"),
+        weights_bytes=table.integer_or_none("weights_bytes"),
+        detail=table.table("detail").plain(),
+        notes=table.lines("notes"),
+    )
+
+
+def _read_floor(table: Table) -> Floor:
+    return Floor(
+        part=table.choice("part", PARTS),
+        resolution=table.resolution("resolution"),
+        flops=table.integer("flops"),
+        floor_ms=table.number("floor_ms"),
+        run=table.integer("run"),
+    )
+
+
+def _read_service(table: Table) -> ServiceRow:
+    steps = table.table("steps")
+    return ServiceRow(
+        kind=table.text("kind"),
+        path=table.text("path"),
+        resolution=table.resolution("resolution"),
+        run=table.integer("run"),
+        processor=table.text_or_none("processor"),
+        previous=None if table.value("previous") is None else table.resolution("previous"),
+        timing=_read_timing_or_none(table),
+        steps={name: steps.number(name) for name in steps.data},
+        notes=table.lines("notes"),
+    )
+
+
+def _read_tie(table: Table) -> Tie:
+    return Tie(
+        part=table.choice("part", PARTS),
+        resolution=table.resolution("resolution"),
+        run=table.integer("run"),
+        median_ms=table.number("median_ms"),
+        ratio=table.number("ratio"),
+    )
+
+
+def _read_timing_or_none(table: Table) -> Timing | None:
+    timing = table.table_or_none("timing")
+    return None if timing is None else read_timing(timing)
+
+
+def read_timing(table: Table) -> Timing:
+    """What `asdict` makes of a `Timing`."""
+    return Timing(
+        median_ms=table.positive("median_ms"),
+        p10_ms=table.positive("p10_ms"),
+        p90_ms=table.positive("p90_ms"),
+        min_ms=table.positive("min_ms"),
+        runs=table.integer("runs", least=1),
+        wall_ms=table.number_or_none("wall_ms"),
+    )
 
 
 def save(result: BenchResult, path: Path) -> None:

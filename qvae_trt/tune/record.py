@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import qvae_trt
 from qvae_trt import store
-from qvae_trt.bench.results import Timing
+from qvae_trt.bench.results import Timing, read_timing
 from qvae_trt.errors import BenchError, UsageError
 from qvae_trt.json_file import parse_object
 from qvae_trt.lowerings import Lowering
@@ -293,14 +293,7 @@ def _read_measurement(table: Table) -> Measurement:
 
 
 def _read_timing(table: Table) -> Timing:
-    timing = Timing(
-        median_ms=table.positive("median_ms"),
-        p10_ms=table.positive("p10_ms"),
-        p90_ms=table.positive("p90_ms"),
-        min_ms=table.positive("min_ms"),
-        runs=table.integer("runs", least=1),
-        wall_ms=table.number_or_none("wall_ms"),
-    )
+    timing = read_timing(table)
     table.end()
     return timing
 
