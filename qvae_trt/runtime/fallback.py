@@ -14,7 +14,7 @@ import torch
 
 from qvae_trt.errors import DeviceMemoryError, QvaeError, UsageError
 from qvae_trt.folding import FoldedVae, fold
-from qvae_trt.runtime.tiling import SCALE, Tile, tiled
+from qvae_trt.runtime.tiling import SCALE, Tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 FallbackMode = Literal["warn", "raise", "silent"]
 
-#: Sides tried, largest first, when a picture does not fit; the overlap keeps seams out (see
-#: tests/runtime/test_tiling.py).
+#: Sides tried, largest first, when a picture does not fit.
 _TILE_SIDES = (1024, 512, 256)
-_OVERLAP = {1024: 128, 512: 128, 256: 64}
 
 
 class FallbackWarning(UserWarning):
@@ -109,7 +107,7 @@ class PyTorchVae:
         for side in _TILE_SIDES:
             if side >= max(x.shape[3:]) * scale:
                 continue  # one tile: the whole picture again
-            tile = Tile(height=side, width=side, overlap=_OVERLAP[side])
+            tile = Tile(height=side, width=side, overlap=usual_overlap(side))
             y = self._attempt(partial(self.tiled, part, x, tile), x.device)
             if y is not None:
                 return y

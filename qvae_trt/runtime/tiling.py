@@ -27,6 +27,14 @@ class Tile:
     overlap: int
 
 
+def usual_overlap(side: int) -> int:
+    """An overlap that keeps seams out of tiles of this side, both in pixels.
+
+    A quarter, of which 128 are enough.
+    """
+    return min(128, side // 4)
+
+
 def starts(length: int, tile: int, overlap: int) -> list[int]:
     """Where tiles of one length begin: the first at 0, the last flush with the end, evenly between.
 

@@ -12,12 +12,13 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
+from qvae_trt.errors import UsageError
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning, Notices
 from qvae_trt.runtime.selection import Engines, named_folder, roots
 from qvae_trt.runtime.serving import Server
-from qvae_trt.runtime.tiling import SCALE, Tile
+from qvae_trt.runtime.tiling import SCALE, Tile, usual_overlap
 
 if TYPE_CHECKING:
     import os
@@ -192,14 +193,25 @@ class TrtVae(ModelMixin, ConfigMixin):
         """Cut what is larger than a tile into overlapping tiles, each served by an engine of its
         size if there is one.
 
-        Without arguments: tiles of 1024x1024 pixels every 896. Memory running out needs no such
-        call: PyTorch then tiles by itself.
+        Without arguments: tiles of 1024x1024 pixels every 896. A side without a stride overlaps by
+        a quarter, up to 128 pixels. Memory running out needs no such call: PyTorch then tiles by
+        itself.
+
+        Raises:
+            UsageError: a side under 8 pixels, or a stride that is not from 1 to the side: tiles
+                would leave gaps.
         """
+        for name, side, stride in (
+            ("height", tile_sample_min_height, tile_sample_stride_height),
+            ("width", tile_sample_min_width, tile_sample_stride_width),
+        ):
+            if side is not None:
+                setattr(self, f"tile_sample_min_{name}", side)
+                setattr(self, f"tile_sample_stride_{name}", side - usual_overlap(side))
+            if stride is not None:
+                setattr(self, f"tile_sample_stride_{name}", stride)
+        self._tile()
         self.use_tiling = True
-        self.tile_sample_min_height = tile_sample_min_height or self.tile_sample_min_height
-        self.tile_sample_min_width = tile_sample_min_width or self.tile_sample_min_width
-        self.tile_sample_stride_height = tile_sample_stride_height or self.tile_sample_stride_height
-        self.tile_sample_stride_width = tile_sample_stride_width or self.tile_sample_stride_width
 
     def disable_tiling(self) -> None:
         self.use_tiling = False
@@ -257,15 +269,22 @@ class TrtVae(ModelMixin, ConfigMixin):
     def _run(self, part: Part, given: torch.Tensor) -> torch.Tensor:
         # Pulled onto this VAE's device, never off an accelerator: offload hooks may place either.
         x = given if given.device.type != "cpu" else given.to(self.device)
-        tile = None
-        if self.use_tiling:
-            high, wide = self.tile_sample_min_height, self.tile_sample_min_width
-            overlaps = (
-                high - self.tile_sample_stride_height,
-                wide - self.tile_sample_stride_width,
-            )
-            tile = Tile(height=high, width=wide, overlap=max(0, *overlaps))
+        tile = self._tile() if self.use_tiling else None
         return self._server.run(part, x, dtype=self.dtype, tile=tile)
+
+    def _tile(self) -> Tile:
+        # Read anew at each use: as diffusers' own, these attributes may be set one by one.
+        sides = self.tile_sample_min_height, self.tile_sample_min_width
+        strides = self.tile_sample_stride_height, self.tile_sample_stride_width
+        for side, stride in zip(sides, strides, strict=True):
+            if side < SCALE or not 1 <= stride <= side:
+                raise UsageError(
+                    f"tiles of {side} pixels every {stride}: expected a side of {SCALE} or more,"
+                    " and a stride from 1 to that side",
+                    fix="give enable_tiling the sides alone, and it chooses the strides",
+                )
+        overlap = max(side - stride for side, stride in zip(sides, strides, strict=True))
+        return Tile(height=sides[0], width=sides[1], overlap=overlap)
 
 
 def load_vae(

@@ -236,6 +236,39 @@ def test_slicing_and_tiling_switches(vae, original):
     torch.testing.assert_close(vae.decode(latents(192, 256, batch=2)).sample, whole, rtol=0, atol=0)
 
 
+def test_tiles_given_by_their_sides_alone_overlap(vae):
+    """diffusers keeps the stride of its larger default tiles, and so leaves seams or gaps."""
+    whole = vae.decode(latents(192, 256)).sample
+    vae.enable_tiling(128, 128)
+    assert (vae.tile_sample_stride_height, vae.tile_sample_stride_width) == (96, 96)
+    tiled = vae.decode(latents(192, 256)).sample
+    vae.enable_tiling(128, 128, 128, 128)
+    seams = vae.decode(latents(192, 256)).sample
+    assert _mse(tiled, whole) < 0.5 * _mse(seams, whole)
+    vae.enable_tiling(1024, 1024)
+    assert (vae.tile_sample_stride_height, vae.tile_sample_stride_width) == (896, 896)
+
+
+def _mse(a, b):
+    return float((a - b).square().mean())
+
+
+@pytest.mark.parametrize(
+    "given", [(256, 256, 512, 64), (256, 256, 64, 257), (4, 256, 1, 64), (0, 256), (256, 256, -8)]
+)
+def test_tiles_that_leave_gaps_are_refused(vae, given):
+    with pytest.raises(UsageError, match="expected a side of 8 or more, and a stride from 1"):
+        vae.enable_tiling(*given)
+    assert not vae.use_tiling
+
+
+def test_attributes_set_one_by_one_are_looked_at_too(vae):
+    vae.enable_tiling()
+    vae.tile_sample_min_width = 64
+    with pytest.raises(UsageError, match="tiles of 64 pixels every 896"):
+        vae.decode(latents(192, 256))
+
+
 def test_saving_writes_the_vae_that_diffusers_knows(vae, original, tmp_path):
     vae.save_pretrained(tmp_path / "vae")
     config = json.loads((tmp_path / "vae" / "config.json").read_text())
