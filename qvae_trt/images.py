@@ -189,20 +189,24 @@ def write_picture(path: str | Path, pixels: Tensor) -> None:
 # --- sizes ---------------------------------------------------------------------------------------
 
 
-def pad_to_multiple(x: Tensor, multiple: int = MULTIPLE, *, minimum: int = 0) -> Tensor:
-    """Mirror a picture outwards, below and to the right, until both sides fit.
+def pad_to_multiple(x: Tensor, multiple: int = MULTIPLE) -> Tensor:
+    """`pad` to the next sides that are multiples: (..., H, W) → (..., H', W')."""
+    height, width = (-(-side // multiple) * multiple for side in x.shape[-2:])
+    return pad(x, (height, width))
+
+
+def pad(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mirror a picture outwards, below and to the right; `crop(_, (H, W))` undoes it.
 
     Args:
         x: (..., H, W), both at least 1.
-        multiple: of which both sides become multiples.
-        minimum: the shortest side to give.
+        size: (height, width), neither under x's.
 
     Returns:
-        (..., H', W'); `crop(_, (H, W))` undoes it.
+        (..., height, width).
     """
-    height, width = x.shape[-2:]
-    for dim, length in ((-2, height), (-1, width)):
-        target = max(-(-length // multiple), -(-minimum // multiple)) * multiple
+    for dim, target in zip((-2, -1), size, strict=True):
+        length = x.shape[dim]
         if target != length:
             place = torch.arange(target, device=x.device) % (2 * length)
             x = x.index_select(dim, torch.minimum(place, 2 * length - 1 - place))

@@ -22,6 +22,7 @@ from qvae_trt.images import (
     Channels,
     Latents,
     crop,
+    pad,
     read_latents,
     read_picture,
     write_latents,
@@ -118,7 +119,7 @@ def encode(
     loaded, vae = _load(engine_dir, model, backend)
     pixels = read_picture(picture, channels=_channels(vae))
     size, padded = _sizes(vae, pixels, ("encoder",))
-    mean, run = _encode(vae, _pad(pixels, padded))
+    mean, run = _encode(vae, pixels, padded)
     latents = Latents(mean, size.height, size.width, loaded.source, loaded.weights_sha256)
     write_latents(out, latents)
     return Outcome(out, size, (run,))
@@ -176,7 +177,7 @@ def roundtrip(
     _, vae = _load(engine_dir, model, backend)
     pixels = read_picture(picture, channels=_channels(vae))
     size, padded = _sizes(vae, pixels, PARTS)
-    mean, encoding = _encode(vae, _pad(pixels, padded))
+    mean, encoding = _encode(vae, pixels, padded)
     decoded, decoding = _decode(vae, mean)
     again = crop(decoded, (size.height, size.width))
     write_picture(out, torch.cat((pixels, again), dim=-1) if side_by_side else again)
@@ -237,18 +238,9 @@ def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resoluti
     return size, own
 
 
-def _pad(pixels: Tensor, padded: Resolution) -> Tensor:
-    """(1, C, H, W) mirrored down and to the right to exactly the size, as (1, C, 1, H', W')."""
-    for dim, target in ((-2, padded.height), (-1, padded.width)):
-        length = pixels.shape[dim]
-        place = torch.arange(target) % (2 * length)
-        pixels = pixels.index_select(dim, torch.minimum(place, 2 * length - 1 - place))
-    return pixels[:, :, None]
-
-
-def _encode(vae: TrtVae, x: Tensor) -> tuple[Tensor, Pass]:
-    seen = Resolution(x.shape[-2], x.shape[-1])
-    return _watch(vae, "encoder", seen, lambda: vae.encode(x, return_dict=False)[0].mode())
+def _encode(vae: TrtVae, pixels: Tensor, padded: Resolution) -> tuple[Tensor, Pass]:
+    x = pad(pixels, (padded.height, padded.width))[:, :, None]
+    return _watch(vae, "encoder", padded, lambda: vae.encode(x, return_dict=False)[0].mode())
 
 
 def _decode(vae: TrtVae, z: Tensor) -> tuple[Tensor, Pass]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from qvae_trt import pictures
 from qvae_trt.errors import ModelError, PictureError
-from qvae_trt.images import Latents, read_latents, read_picture, write_latents
+from qvae_trt.images import Latents, pad, read_latents, read_picture, write_latents
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import Resolution
 
@@ -51,7 +51,7 @@ def tiny_reference(path):
     """The round trip of diffusers' own VAE, padded as a picture is."""
     x = read_picture(path)
     height, width = x.shape[-2:]
-    padded = pictures._pad(x, Resolution(-(-height // 16) * 16, -(-width // 16) * 16))
+    padded = pad(x, (-(-height // 16) * 16, -(-width // 16) * 16))[:, :, None]
     vae = ort_engines.tiny().vae
     with torch.inference_mode():
         mean = vae.encode(padded).latent_dist.mode()
@@ -201,15 +201,6 @@ def test_padding_goes_no_further_than_an_engine_is_worth(size, engines, padded):
     width, height = (int(side) for side in size.split("x"))
     found = pictures._sizes(Chooser(*engines), torch.zeros(1, 3, height, width), ("encoder",))
     assert [str(each) for each in found] == [size, padded]
-
-
-def test_padding_mirrors_and_leaves_the_picture_where_it_is():
-    x = torch.arange(12.0).reshape(1, 1, 3, 4)
-    padded = pictures._pad(x, Resolution(8, 16))
-    assert padded.shape == (1, 1, 1, 8, 16)
-    assert torch.equal(padded[:, :, 0, :3, :4], x)
-    assert padded[0, 0, 0, 0].tolist() == [0, 1, 2, 3, 3, 2, 1, 0] * 2
-    assert padded[0, 0, 0, :, 0].tolist() == [0, 4, 8, 8, 4, 0, 0, 4]
 
 
 def test_without_an_engine_pytorch_serves_and_says_so(engines, photograph, tmp_path):
