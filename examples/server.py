@@ -75,7 +75,9 @@ def keep_freed_memory() -> None:
 def decode(vae: TrtVae, body: Path, answer: Path) -> None:
     """A latents file as a PNG."""
     latents = read_latents(body)
-    _check_size(latents.height, latents.width)
+    # What is decoded: the size in the file may name a small part of it.
+    height, width = (8 * side for side in latents.values.shape[-2:])
+    _check_size(height, width)
     with torch.no_grad():
         pixels = vae.decode(latents.values, return_dict=False)[0]
     write_picture(answer, crop(pixels, (latents.height, latents.width)))
