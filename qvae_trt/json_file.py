@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Above this a count turns to infinity, or an OverflowError, where it is divided or compared.
 _MOST = 1 << 62
+# Below this a ratio does: it is what a positive number is at least.
+_LEAST = 1 / _MOST
 _T = TypeVar("_T")
 
 Plain = str | int | float | bool | None
@@ -157,7 +159,7 @@ class Table:
 
     def positive(self, name: str) -> float:
         number = self.number(name)
-        if number == 0:
+        if number < _LEAST:
             self.refuse(name, "expected more than 0")
         return number
 

@@ -176,6 +176,7 @@ def _drop(value: dict[str, Any], *path: str | int) -> None:
         (lambda v: v["service"][0].update(steps={"decode_ms": "x"}), "decode_ms"),
         (lambda v: v["runs"][0].update(machine={"gpu": {"name": 1}}), "gpu"),
         (lambda v: v["runs"][0].update(versions={"torch": 2}), "torch"),
+        (lambda v: v["runs"][0]["matmul"].update(tflops="fast"), "matmul.tflops: no number"),
         (lambda v: v["runs"][0].update(notes=[1]), r"runs\[0\]\.notes: no list of texts"),
         (lambda v: v["runs"][0].update(model="\ud800"), r"runs\[0\]\.model: no text"),
         (lambda v: v["cells"][0]["timing"].update(min_ms=10**400), "min_ms: out of range"),

@@ -56,6 +56,7 @@ def test_depth_and_digits():
         ("number", "-0.5", "out of range"),
         ("number", "1e999", "out of range"),
         ("positive", "0", "expected more than 0"),
+        ("positive", "1e-320", "expected more than 0"),
         ("table", "[]", "inner.a is no JSON object"),
         ("list", "{}", "no list"),
     ],

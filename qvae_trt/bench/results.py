@@ -394,6 +394,8 @@ def _read(root: Table, where: str) -> BenchResult:
 
 def _read_run(table: Table) -> Run:
     matmul = table.table_or_none("matmul")
+    if matmul is not None:
+        matmul.positive("tflops")
     return Run(
         created=table.text("created"),
         command=table.text("command"),
