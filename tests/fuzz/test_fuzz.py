@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_samples
 import fuzz_readers
 import pytest
 
+from qvae_trt import bench, report
+from qvae_trt.errors import BenchError
 from qvae_trt.runtime import lightx2v
 
 HARNESS = Path(fuzz_readers.__file__)
@@ -36,6 +39,37 @@ def test_every_seed_is_a_file_that_its_reader_takes(readers, tmp_path):
 def test_what_the_fuzzer_has_found_is_refused(readers):
     config = {"vae_path": "weights", "trt_vae_config": {"trt_engine_path": "~no-such-user"}}
     assert not readers.read(4, json.dumps(config).encode())
+
+
+def test_a_bench_result_with_an_odd_value_is_refused_or_shown(tmp_path):
+    """Every member, one after the other, each with one of the odd values."""
+    engines = bench_samples.result(paths=("pytorch", "static"), absent=("compiled",), service=True)
+    other = bench_samples.result(scale=1.02, paths=("pytorch", "compiled"))
+    whole = json.loads(json.dumps(bench.merge([engines, other]).to_dict()))
+    path, taken, refused = tmp_path / "latency.json", 0, 0
+    for index, (holder, name) in enumerate(list(members(whole))):
+        kept, holder[name] = holder[name], fuzz_readers.ODD[index % len(fuzz_readers.ODD)]
+        path.write_text(json.dumps(whole))
+        holder[name] = kept
+        try:
+            found = bench.load(path)
+            report.write_tables(found, tmp_path / "out")
+            assert bench.load(tmp_path / "out") == found
+            report.write_html([found], tmp_path / "out" / "report.html")
+            taken += 1
+        except BenchError as error:
+            str(error).encode()  # as it is printed
+            refused += 1
+    assert min(taken, refused) > 20
+
+
+def members(value):
+    """Every member of every object and list, as (holder, name)."""
+    names = value if isinstance(value, dict) else range(len(value))
+    for name in names:
+        yield value, name
+        if isinstance(value[name], dict | list):
+            yield from members(value[name])
 
 
 def fuzz(out: Path, *options: str) -> dict:
