@@ -25,6 +25,7 @@ import threading
 import types
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +153,7 @@ def make(variant: str, **settings: Any) -> types.ModuleType:
     version, _ = VARIANTS[variant]
     state = State(variant, **settings)
     module = types.ModuleType("tensorrt_rtx" if variant == "rtx" else "tensorrt")
+    module.__spec__ = ModuleSpec(module.__name__, None)  # PyTorch's tracing looks for it
     module.__version__ = version  # type: ignore[attr-defined]
     module.fake = state  # type: ignore[attr-defined]
     api = api_of(variant)

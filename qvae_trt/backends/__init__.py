@@ -7,9 +7,9 @@ import `tensorrt`, `tensorrt_rtx` or `onnxruntime`, and only when an adapter is 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from qvae_trt.backends.devices import Device
 from qvae_trt.errors import BackendError, BuildError, EngineError, UsageError
@@ -57,6 +57,11 @@ class TensorSpec:
     name: str
     dtype: DTypeName
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, held: Mapping[str, Any]) -> TensorSpec:
+        """What became of one on its way through JSON."""
+        return cls(held["name"], held["dtype"], tuple(held["shape"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,9 +60,24 @@ class Child:
         Raises: the QvaeError that the task raised; BuildError, naming the signal, if the process
             died or cannot start. KeyboardInterrupt if `progress` said stop.
         """
+        self.ask(request)
+        return self.answer(progress)
+
+    def ask(self, request: Mapping[str, object]) -> None:
+        """The first half of `call`: the work begins."""
         running = self._started()
         try:
             running.ask({**request, "task": self._task, "name": self._name})
+        except BaseException:
+            self.close()
+            raise
+
+    def answer(self, progress: Progress) -> dict[str, Any]:
+        """The second half of `call`: wait until the work is done."""
+        running = self._running
+        if running is None:
+            raise RuntimeError("nothing was asked")
+        try:
             answer = _listen(running.events, progress)
             if answer is None:
                 running.process.wait()
@@ -203,10 +218,7 @@ def _error(event: dict[str, str | None]) -> QvaeError:
 
 
 def _outcome(held: dict[str, Any]) -> BuildOutcome:
-    source, result = (
-        TensorSpec(held[way]["name"], held[way]["dtype"], tuple(held[way]["shape"]))
-        for way in ("input", "output")
-    )
+    source, result = (TensorSpec.of(held[way]) for way in ("input", "output"))
     return BuildOutcome(
         held["flags"], held["seconds"], source, result, warnings=tuple(held["warnings"])
     )

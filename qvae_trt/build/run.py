@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
 from qvae_trt.backends import BuildSpec, Progress
+from qvae_trt.build.ahead import Ahead, Wanted
 from qvae_trt.build.isolation import BuildChild
 from qvae_trt.build.jobs import Event, Job, JobResult
 from qvae_trt.build.workplace import workplace
 from qvae_trt.errors import BuildError, ForeignEngineError, QvaeError, StaleEngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from qvae_trt.backends import Backend, BuildOutcome
+    from qvae_trt.export import OnnxFile
     from qvae_trt.lowerings import Lowering
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision
@@ -79,10 +82,13 @@ def build(
             raise ValueError(f"{job.path}: {chosen.name} makes engines named *{chosen.suffix}")
     from qvae_trt.model import load_model
 
-    with BuildChild() as own:
+    loaded = load_model(model)
+    isolated = isolate and chosen.name != "onnxruntime"
+    with BuildChild() as own, Ahead(loaded, precision) as ahead:
         run = _Run(
+            jobs=jobs,
             backend=chosen,
-            model=load_model(model),
+            model=loaded,
             precision=precision,
             level=level,
             timing_cache=timing_cache,
@@ -93,15 +99,18 @@ def build(
             dry_run=dry_run,
             command=command,
             on_event=on_event or _silent,
-            child=(child or own) if isolate and chosen.name != "onnxruntime" else None,
+            child=(child or own) if isolated else None,
+            # TensorRT-RTX builds in less time than another process takes to start.
+            ahead=ahead if isolated and chosen.name == "tensorrt" else None,
         )
-        return [run.one(job, index, len(jobs)) for index, job in enumerate(jobs)]
+        return [run.one(job, index) for index, job in enumerate(jobs)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
     """The settings of one call of `build`."""
 
+    jobs: Sequence[Job]
     backend: Backend
     model: Model
     precision: Precision
@@ -115,9 +124,10 @@ class _Run:
     command: str
     on_event: Callable[[Event], None]
     child: BuildChild | None
+    ahead: Ahead | None
 
-    def one(self, job: Job, index: int, count: int) -> JobResult:
-        event = partial(Event, job=job, index=index, count=count)
+    def one(self, job: Job, index: int) -> JobResult:
+        event = partial(Event, job=job, index=index, count=len(self.jobs))
         try:
             result = self._decide(job, event)
         except QvaeError as error:
@@ -164,19 +174,9 @@ class _Run:
     def _build(
         self, job: Job, expected: Mapping[str, object], reason: str, progress: Progress
     ) -> JobResult:
-        from qvae_trt.export import export_onnx
-
         started = time.perf_counter()
-        with workplace() as folder, store.staged(job.path) as staged:
-            exported = export_onnx(
-                self.model,
-                job.part,
-                folder / f"{job.part}.onnx",
-                precision=self.precision,
-                resolution=job.resolution,
-                lowering=self._lowering(job.part),
-                progress=progress,
-            )
+        with self._graph(job, progress) as exported, store.staged(job.path) as staged:
+            self._start_next(job)
             spec = BuildSpec(
                 input_name=exported.input.name,
                 ranges=job.ranges(input_channels=self.model.input_channels, z_dim=self.model.z_dim),
@@ -203,6 +203,38 @@ class _Run:
         return JobResult(
             job, "built", reason, seconds, written.engine_bytes, warnings=outcome.warnings
         )
+
+    @contextmanager
+    def _graph(self, job: Job, progress: Progress) -> Iterator[OnnxFile]:
+        from qvae_trt.export import export_onnx
+
+        with ExitStack() as stack:
+            exported = None
+            if self.ahead is not None:
+                exported = stack.enter_context(self.ahead.graph(self._wanted(job), progress))
+            if exported is None:
+                exported = export_onnx(
+                    self.model,
+                    job.part,
+                    stack.enter_context(workplace()) / f"{job.part}.onnx",
+                    precision=self.precision,
+                    resolution=job.resolution,
+                    lowering=self._lowering(job.part),
+                    progress=progress,
+                )
+            yield exported
+
+    def _start_next(self, job: Job) -> None:
+        """Have the graph of the next engine that is to be built exported meanwhile."""
+        if self.ahead is None:
+            return
+        for later in self.jobs[self.jobs.index(job) + 1 :]:
+            if self.force or self._why_build(later, self._expected(later))[0] is not None:
+                self.ahead.start(self._wanted(later))
+                return
+
+    def _wanted(self, job: Job) -> Wanted:
+        return Wanted(job.part, job.resolution, self._lowering(job.part))
 
     def _run_backend(
         self, onnx: Path, out: Path, spec: BuildSpec, progress: Progress

@@ -1,0 +1,106 @@
+"""The next engine's graph, exported in another process while TensorRT builds an engine.
+
+Exporting needs a processor and building the GPU: one after the other, a quarter of the time that
+several engines take would go into exporting.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Self
+
+from qvae_trt.backends import Progress, TensorSpec
+from qvae_trt.build.isolation import Child
+from qvae_trt.build.workplace import workplace
+from qvae_trt.errors import QvaeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from qvae_trt.export import OnnxFile
+    from qvae_trt.lowerings import Lowering
+    from qvae_trt.model import Model
+    from qvae_trt.profiles import Part, Precision, Resolution
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What decides a graph, for one model and precision."""
+
+    part: Part
+    resolution: Resolution | None
+    lowering: Lowering
+
+
+class Ahead:
+    """One graph ahead. What goes wrong here costs no engine: its graph is exported in time then."""
+
+    def __init__(self, model: Model, precision: Precision) -> None:
+        self._model, self._precision = model, precision
+        self._child = Child(
+            "qvae_trt.build.exporting:serve", name="export", makes="graph", fix="qvae doctor"
+        )
+        self._wanted: Wanted | None = None
+        self._place = ExitStack()
+        self._path: Path | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.close()
+        self._forget()
+
+    def start(self, wanted: Wanted) -> None:
+        """Export this graph, and go on."""
+        try:
+            self._path = self._place.enter_context(workplace()) / f"{wanted.part}.onnx"
+            self._child.ask(
+                {
+                    "model": self._model.source,
+                    "part": wanted.part,
+                    "out": str(self._path),
+                    "precision": self._precision,
+                    "resolution": wanted.resolution and asdict(wanted.resolution),
+                    "lowering": wanted.lowering.canonical(),
+                }
+            )
+        except QvaeError as error:
+            _log.debug("no graph ahead: %s", error)
+            self._forget()
+        else:
+            self._wanted = wanted
+
+    @contextmanager
+    def graph(self, wanted: Wanted, progress: Progress) -> Iterator[OnnxFile | None]:
+        """The graph, there until the block ends; None if it was not started or did not work."""
+        started, path, place = self._wanted == wanted, self._path, self._place
+        # The next one may be started inside the block, and has a place of its own.
+        self._wanted, self._path, self._place = None, None, ExitStack()
+        with place:
+            if not started:
+                self._child.close()
+            yield self._finished(path, progress) if started and path else None
+
+    def _finished(self, path: Path, progress: Progress) -> OnnxFile | None:
+        from qvae_trt.export import OnnxFile
+
+        try:
+            answer = self._child.answer(progress)
+        except QvaeError as error:
+            _log.debug("no graph ahead: %s", error)
+            return None
+        if answer["weights_sha256"] != self._model.weights_sha256:
+            _log.debug("the weights of %s have changed meanwhile", self._model.source)
+            return None
+        source, result = (TensorSpec.of(answer[way]) for way in ("input", "output"))
+        return OnnxFile(path, answer["sha256"], source, result)
+
+    def _forget(self) -> None:
+        self._wanted = self._path = None
+        self._place.close()
