@@ -162,8 +162,9 @@ class Figures:
 
     @cached_property
     def footprint(self) -> list[dict[str, Any]]:
-        """The rows that tests/gpu/footprint.py wrote."""
-        rows = [row for data in self._others for row in data.get("rows", [])]
+        """The rows that tests/gpu/footprint.py wrote, of the full-size VAE alone."""
+        full = [data for data in self._others if data.get("model") == "random:full"]
+        rows = [row for data in full for row in data.get("rows", [])]
         return [row for row in rows if "case" in row and "device_bytes" in row]
 
     @cached_property

@@ -507,7 +507,7 @@ def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     pair = {"1328x1328": [12.5, 40.0]}
     row = {"case": "all static pairs", "engine_bytes": 2**30, "scratch_bytes": 2**29}
     row |= {"device_bytes": 2**31, "first_use_ms": pair, "switch_ms": {"1328x1328": [0.1, -0.2]}}
-    (folder / "footprint.json").write_text(json.dumps({"rows": [row]}))
+    (folder / "footprint.json").write_text(json.dumps({"model": "random:full", "rows": [row]}))
     full = script.filled(text, page, script.Figures(tmp_path))
     assert "a <!-- f mean:decoder:static -->5.00×<!-- /f --> b" in full
     assert "<!-- f first:static -->40 ms<!-- /f -->" in full
