@@ -128,6 +128,7 @@ def test_unknown_models(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.safetensors").write_text("no tensors here")
+    (tmp_path / "engines").mkdir()  # bench warns where there is no such folder
     before = files(tmp_path)
     arguments = {
         "build": ["build", "--mode", "static", "--resolution", "64x64"],
