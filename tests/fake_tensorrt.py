@@ -507,7 +507,6 @@ def _make_classes(trt: Any, state: State) -> list[type]:
             self._logger = logger
             self._flags: set[str] = {"TF32"}
             self._profiles: list[Any] = []
-            self._limits: dict[Any, int] = {}
             self._cache: Any = None
             self._tactics = -1
 
@@ -521,12 +520,6 @@ def _make_classes(trt: Any, state: State) -> list[type]:
 
         def get_flag(self, flag: Any) -> bool:
             return flag.name in self._flags
-
-        def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
-            self._limits[pool] = pool_size
-
-        def get_memory_pool_limit(self, pool: Any) -> int:
-            return self._limits.get(pool, 0)
 
         def set_tactic_sources(self, tactic_sources: int) -> bool:
             self._tactics = tactic_sources

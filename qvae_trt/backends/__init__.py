@@ -117,8 +117,6 @@ class BuildSpec:
         level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
         timing_cache: where to keep timings between builds. GPU, version and precision are put into
             the file's name.
-        workspace_bytes: the most that one layer's tactic may use while building; None leaves the
-            default.
     """
 
     input_name: str
@@ -126,7 +124,6 @@ class BuildSpec:
     precision: Precision
     level: int | None = None
     timing_cache: Path | None = None
-    workspace_bytes: int | None = None
 
     def check(self) -> None:
         """UsageError for what no backend takes: no range, min > opt or opt > max, a level past 5.

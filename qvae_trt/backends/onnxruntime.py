@@ -108,9 +108,7 @@ class OnnxRuntime:
     def build(
         self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress | None = None
     ) -> BuildOutcome:
-        """See `backends.Backend.build`. `level`, `timing_cache`, `workspace_bytes` mean nothing
-        here.
-        """
+        """See `backends.Backend.build`. `level` and `timing_cache` mean nothing here."""
         spec.check()
         self.supports(spec.precision).require()
         started = time.perf_counter()

@@ -168,14 +168,6 @@ class PlanBuilder:
             config.builder_optimization_level = spec.level
             if config.builder_optimization_level != spec.level:
                 raise heard.explain(BuildError, f"TensorRT refused the level {spec.level}")
-        if spec.workspace_bytes is not None:
-            pool = trt.MemoryPoolType.WORKSPACE
-            config.set_memory_pool_limit(pool, spec.workspace_bytes)
-            if config.get_memory_pool_limit(pool) != spec.workspace_bytes:
-                raise heard.explain(
-                    BuildError, f"TensorRT refused a workspace of {spec.workspace_bytes} bytes"
-                )
-            self._flags["workspace_bytes"] = str(spec.workspace_bytes)
         self._limit_tactics(config)
         self._add_profiles(builder, config, source, heard)
         return config

@@ -38,7 +38,6 @@ def build(
     precision: Precision = "fp16",
     level: int | None = None,
     timing_cache: Path | None = None,
-    workspace_bytes: int | None = None,
     lowerings: Mapping[Part, Lowering] | None = None,
     levels: Mapping[Part, int] | None = None,
     force: bool = False,
@@ -92,7 +91,6 @@ def build(
             precision=precision,
             level=level,
             timing_cache=timing_cache,
-            workspace_bytes=workspace_bytes,
             lowerings=lowerings or {},
             levels=levels or {},
             force=force,
@@ -116,7 +114,6 @@ class _Run:
     precision: Precision
     level: int | None
     timing_cache: Path | None
-    workspace_bytes: int | None
     lowerings: Mapping[Part, Lowering]
     levels: Mapping[Part, int]
     force: bool
@@ -183,7 +180,6 @@ class _Run:
                 precision=self.precision,
                 level=self._level(job.part),
                 timing_cache=self.timing_cache,
-                workspace_bytes=self.workspace_bytes,
             )
             outcome = self._run_backend(exported.path, staged, spec, progress)
             seconds = time.perf_counter() - started

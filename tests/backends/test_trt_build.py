@@ -247,12 +247,9 @@ def test_profiles_of_a_fixed_graph(
 # --- settings -----------------------------------------------------------------------------------
 
 
-def test_level_and_workspace(
-    trt: Any, backend: backends.Backend, graph: Path, tmp_path: Path
-) -> None:
-    outcome = backend.build(graph, tmp_path / "e.trt", spec(level=4, workspace_bytes=1 << 28))
+def test_level(trt: Any, backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+    outcome = backend.build(graph, tmp_path / "e.trt", spec(level=4))
     assert [c.args for c in trt.fake.of("IBuilderConfig.builder_optimization_level")] == [(4,)]
-    assert trt.fake.of("IBuilderConfig.set_memory_pool_limit")[0].args == ("WORKSPACE", 1 << 28)
     assert outcome.flags["level"] == "4"
 
 

@@ -110,13 +110,11 @@ def test_every_field_of_the_spec_arrives(
         precision="fp16",
         level=1,
         timing_cache=tmp_path / "c.timing",
-        workspace_bytes=1 << 29,
     )
     with BuildChild() as child:
         outcome = child.build("tensorrt", graph, tmp_path / "e.trt", spec, progress=go_on)
     assert outcome.flags["level"] == "1"
     assert outcome.flags["profiles"] == "2"
-    assert outcome.flags["workspace_bytes"] == str(1 << 29)
     assert (tmp_path / "c-NVIDIA_H200-8.6.1-fp16.timing").is_file()
 
 
