@@ -128,15 +128,31 @@ def test_a_size_that_no_engine_holds_is_an_error(engines):
     assert not report.ok
     with pytest.raises(ParityError, match=r"^no engine holds 512x512") as caught:
         report.require()
-    assert caught.value.fix == "qvae build --mode static --resolution 512x512"
+    assert caught.value.fix == (
+        "qvae build --mode static --resolution 512x512 "
+        f"--model {BUNDLED_TINY} --engine-dir {engines}"
+    )
 
 
 def test_engines_of_another_backend_are_not_run(engines):
     report = verify(engines, model=BUNDLED_TINY, backend="tensorrt_rtx")
     assert {row.status for row in report.rows} == {"not run"}
     assert {row.reason for row in report.rows} == {"built by onnxruntime, asked for tensorrt_rtx"}
-    with pytest.raises(ParityError, match="no engine could be run here"):
+    with pytest.raises(ParityError, match="no engine could be run here") as caught:
         report.require()
+    assert "qvae build --mode static --backend onnxruntime" in caught.value.fix
+
+
+def test_a_refusal_is_one_line_with_single_colons(engines, tmp_path):
+    folder = only(engines, tmp_path, "static")
+    path = engine_path(folder, "decoder", "static", ".onnx", SIZES[0])
+    sidecar = store.read_sidecar(path)
+    other = dataclasses.replace(sidecar.key, weights_sha256="0" * 64)
+    store.write_engine(path, dataclasses.replace(sidecar, key=other), source=path.read_bytes())
+    report = verify(folder, model=BUNDLED_TINY, resolutions=[SIZES[0]])
+    (row,) = (row for row in report.rows if row.status == "error")
+    assert "not the engine asked for: built from other weights" in row.reason
+    assert "; rebuild it: qvae build " in row.reason
 
 
 def test_a_backend_that_cannot_run_here_is_not_run_and_never_passed(engines, tmp_path, monkeypatch):

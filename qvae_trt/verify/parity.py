@@ -212,7 +212,7 @@ class _Run:
                 )
             except QvaeError as error:
                 self._done += len(self._steps(job))
-                self._note(job.target, job.sidecar, "error", str(error).replace("\n", ": "))
+                self._note(job.target, job.sidecar, "error", _one_line(error))
                 continue
             try:
                 for size, profile, name in self._steps(job):
@@ -326,6 +326,12 @@ def _run_engine(engine: Engine, part: Part, x: Array, profile: int) -> Outputs:
     with torch.inference_mode():
         y = engine.run(tensor, profile=profile)
     return split_outputs(part, y.float().cpu().numpy())
+
+
+def _one_line(error: QvaeError) -> str:
+    """An error's lines as one: a colon already joins, a semicolon joins the others."""
+    joined = "; ".join(line.strip() for line in str(error).splitlines())
+    return joined.replace(":; ", ": ")
 
 
 def _facts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -123,19 +124,29 @@ class VerifyReport:
             reasons = sorted({row.reason for row in self.rows if row.status == "not run"})
             raise ParityError(
                 "no engine could be run here: " + ("; ".join(reasons) or "there is none"),
-                fix="qvae build --backend onnxruntime makes engines that run on a CPU",
+                fix="qvae build --mode static --backend onnxruntime makes engines that run on CPUs",
             )
         if all(row.part is None and row.resolution is not None for row in wrong):
             sizes = [str(row.resolution) for row in wrong]
             raise ParityError(
                 f"no engine holds {', '.join(sizes)}",
-                fix=f"qvae build --mode static --resolution {' --resolution '.join(sizes)}",
+                fix=self._build_command(sizes),
             )
         raise ParityError(
             f"{len(wrong)} of {len(self.rows)} rows differ from PyTorch, the first: "
             f"{wrong[0].engine}: {wrong[0].reason}",
-            fix="qvae build --force builds the engine again",
+            fix="the command that built the engine, with --force, builds it again",
         )
+
+    def _build_command(self, sizes: Sequence[str]) -> str:
+        """What builds static engines of these sizes where they were looked for."""
+        command = ["qvae", "build", "--mode", "static"]
+        for size in sizes:
+            command += ["--resolution", size]
+        for option, fact in (("--model", "model"), ("--engine-dir", "engine folder")):
+            if fact in self.facts:
+                command += [option, self.facts[fact]]
+        return shlex.join(command)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
