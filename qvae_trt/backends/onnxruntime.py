@@ -115,12 +115,14 @@ class OnnxRuntime:
         say = progress or (lambda _stage, _done, _total: True)
         if not onnx.is_file():
             raise BuildError(f"{onnx}: no such ONNX file", fix="export it: qvae export --out DIR")
-        if not say("optimize", 0, 1):
-            raise KeyboardInterrupt
         options = self._options()
         # The extended level is the last whose graph does not depend on this machine's processor.
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        # The folder first: an interruption while it is being made, which is when the user reads
+        # that building has begun, would leave it behind.
         with tempfile.TemporaryDirectory(prefix="qvae-ort-") as folder:
+            if not say("optimize", 0, 1):
+                raise KeyboardInterrupt
             optimized = Path(folder) / "engine.onnx"
             options.optimized_model_filepath = str(optimized)
             session = self._session(onnx, options, BuildError)
