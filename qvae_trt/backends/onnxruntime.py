@@ -7,10 +7,8 @@ although ONNX Runtime itself would run any: what is tested here on a CPU then ho
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt.backends import (
@@ -33,8 +31,11 @@ from qvae_trt.errors import (
     ForeignEngineError,
     StoreError,
 )
+from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qvae_trt.backends import DTypeName
     from qvae_trt.profiles import Precision
 
@@ -120,10 +121,10 @@ class OnnxRuntime:
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         # The folder first: an interruption while it is being made, which is when the user reads
         # that building has begun, would leave it behind.
-        with tempfile.TemporaryDirectory(prefix="qvae-ort-") as folder:
+        with workplace() as folder:
             if not say("optimize", 0, 1):
                 raise KeyboardInterrupt
-            optimized = Path(folder) / "engine.onnx"
+            optimized = folder / "engine.onnx"
             options.optimized_model_filepath = str(optimized)
             session = self._session(onnx, options, BuildError)
             source, result = _describe(session, BuildError)

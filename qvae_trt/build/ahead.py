@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self
 
 from qvae_trt.backends import Progress, TensorSpec
 from qvae_trt.build.isolation import Child
-from qvae_trt.build.workplace import workplace
 from qvae_trt.errors import QvaeError
+from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

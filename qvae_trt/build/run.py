@@ -14,8 +14,8 @@ from qvae_trt.backends import BuildSpec, Progress
 from qvae_trt.build.ahead import Ahead, Wanted
 from qvae_trt.build.isolation import BuildChild
 from qvae_trt.build.jobs import Event, Job, JobResult
-from qvae_trt.build.workplace import workplace
 from qvae_trt.errors import BuildError, ForeignEngineError, QvaeError, StaleEngineError
+from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

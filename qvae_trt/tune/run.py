@@ -12,12 +12,12 @@ from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
 from qvae_trt.build import Event, build, plan_static
 from qvae_trt.build.isolation import BuildChild, Child
-from qvae_trt.build.workplace import workplace
 from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune import record
 from qvae_trt.tune.record import Choice, Measurement, Subject, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
+from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

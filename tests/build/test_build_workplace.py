@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from qvae_trt.build.workplace import workplace
 from qvae_trt.errors import StoreError
+from qvae_trt.workplace import workplace
 
 HOLD = """
 import sys
-from qvae_trt.build.workplace import workplace
+from qvae_trt.workplace import workplace
 with workplace() as folder:
     (folder / "graph.onnx").write_text("x")
     print(folder, flush=True)

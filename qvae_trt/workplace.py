@@ -1,4 +1,4 @@
-"""Private temporary folders for exported graphs; those of killed builds go with the next build."""
+"""Private temporary folders for graphs; those of killed builds go with the next build."""
 
 from __future__ import annotations
 
@@ -67,6 +67,6 @@ def _sweep() -> None:
 
 def _refused(error: OSError) -> StoreError:
     return StoreError(
-        f"no temporary folder for the exported graph: {error.strerror}",
+        f"no temporary folder for a graph: {error.strerror}",
         fix="set TMPDIR to a folder with space that this user may write to",
     )
