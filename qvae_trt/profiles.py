@@ -276,6 +276,24 @@ def engine_path(
     return engine_dir / "static" / static_folder(resolution) / f"vae_{part}{suffix}"
 
 
+def build_command(
+    mode: Mode,
+    *sizes: Resolution,
+    model: str | None = None,
+    backend: str | None = None,
+    engine_dir: str | Path | None = None,
+) -> str:
+    """The command that builds engines, as a hint to copy; what is None is left out."""
+    words = ["qvae", "build", "--mode", mode]
+    for size in sizes:
+        words += ["--resolution", str(size)]
+    given = {"--model": model, "--backend": backend, "--engine-dir": engine_dir}
+    for option, value in given.items():
+        if value is not None:
+            words += [option, str(value)]
+    return shlex.join(words)
+
+
 def rebuild_command(engine: Path) -> str:
     """The command that builds the engine at a path that `engine_path` made; for others, the general
     one.

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
-import shlex
 import shutil
 import subprocess
 import time
@@ -17,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from qvae_trt.backends import DTYPES
 from qvae_trt.bench.results import ENGINES, Fact
 from qvae_trt.errors import BenchError, EngineError, QvaeError
-from qvae_trt.profiles import Mode, Part, Precision, Resolution, choose, engine_path
+from qvae_trt.profiles import (
+    Mode,
+    Part,
+    Precision,
+    Resolution,
+    build_command,
+    choose,
+    engine_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -278,12 +285,11 @@ class Workbench:
             self._backend = backends.get(self.backend)
         path = engine_path(engine_dir, part, mode, self._backend.suffix, resolution)
         if not path.exists():
-            which = f"static --resolution {resolution}" if mode == "static" else "profiles"
-            model = shlex.quote(self.model.source)
-            raise EngineError(
-                f"no engine {path.relative_to(engine_dir)}",
-                fix=f"qvae build --mode {which} --model {model} --backend {self._backend.name}",
+            sizes = (resolution,) if mode == "static" else ()
+            command = build_command(
+                mode, *sizes, model=self.model.source, backend=self._backend.name
             )
+            raise EngineError(f"no engine {path.relative_to(engine_dir)}", fix=command)
         return path
 
     def _shared_scratch(self) -> Any:

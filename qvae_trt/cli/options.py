@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +9,7 @@ import typer
 
 from qvae_trt.cli.output import set_json, set_verbose, tell
 from qvae_trt.errors import EngineError, UsageError
-from qvae_trt.profiles import PARTS, Part, Resolution
+from qvae_trt.profiles import PARTS, Part, Resolution, build_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,11 +107,14 @@ def no_folder(
     """What to say of an engine folder that is not there; None where it is."""
     if engine_dir.is_dir():
         return None
-    command = ["qvae", "build", "--mode", "static", "--resolution", str(size)]
-    command += [] if model == MODEL else ["--model", model]
-    command += [] if backend == "auto" else ["--backend", backend]
-    command += ["--engine-dir", str(engine_dir)]
-    return EngineError(f"{engine_dir}: no such folder", fix=shlex.join(command))
+    command = build_command(
+        "static",
+        size,
+        model=None if model == MODEL else model,
+        backend=None if backend == "auto" else backend,
+        engine_dir=engine_dir,
+    )
+    return EngineError(f"{engine_dir}: no such folder", fix=command)
 
 
 def need(condition: bool, what: str, *, fix: str | None = None) -> None:

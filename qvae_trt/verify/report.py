@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from qvae_trt.errors import ParityError, StoreError
+from qvae_trt.profiles import build_command
 from qvae_trt.verify.bounds import BOUNDS, REASONS
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
@@ -127,26 +127,21 @@ class VerifyReport:
                 fix="qvae build --mode static --backend onnxruntime makes engines that run on CPUs",
             )
         if all(row.part is None and row.resolution is not None for row in wrong):
-            sizes = [str(row.resolution) for row in wrong]
+            sizes = [row.resolution for row in wrong if row.resolution is not None]
             raise ParityError(
-                f"no engine holds {', '.join(sizes)}",
-                fix=self._build_command(sizes),
+                f"no engine holds {', '.join(map(str, sizes))}",
+                fix=build_command(
+                    "static",
+                    *sizes,
+                    model=self.facts.get("model"),
+                    engine_dir=self.facts.get("engine folder"),
+                ),
             )
         raise ParityError(
             f"{len(wrong)} of {len(self.rows)} rows differ from PyTorch, the first: "
             f"{wrong[0].engine}: {wrong[0].reason}",
             fix="the command that built the engine, with --force, builds it again",
         )
-
-    def _build_command(self, sizes: Sequence[str]) -> str:
-        """What builds static engines of these sizes where they were looked for."""
-        command = ["qvae", "build", "--mode", "static"]
-        for size in sizes:
-            command += ["--resolution", size]
-        for option, fact in (("--model", "model"), ("--engine-dir", "engine folder")):
-            if fact in self.facts:
-                command += [option, self.facts[fact]]
-        return shlex.join(command)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""

@@ -23,6 +23,7 @@ from qvae_trt.profiles import (
     PARTS,
     Part,
     Resolution,
+    build_command,
     choose,
     engine_path,
     load_profiles,
@@ -126,7 +127,7 @@ def match(
         ),
     )
     if folder is not None and any(choice.engine == "pytorch" for choice in choices.values()):
-        output.tell(f"one for it: qvae build --mode static --resolution {resolution}")
+        output.tell(f"one for it: {build_command('static', resolution)}")
 
 
 def _as_if_built(size: Resolution, profiles_file: Path | None) -> Choice:
