@@ -14,6 +14,7 @@ from qvae_trt.profiles import Resolution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from qvae_trt.errors import QvaeError
 
@@ -28,6 +29,19 @@ _LEAST = 1 / _MOST
 _T = TypeVar("_T")
 
 Plain = str | int | float | bool | None
+
+
+def read_bytes(path: Path, *, most_bytes: int, fault: Fault) -> bytes:
+    """A file's bytes for `parse_object`: of a longer one, enough to tell that it is.
+
+    Raises: what `fault` makes of why the file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return stream.read(most_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise fault(f"{path}: cannot be read: {why}") from error
 
 
 def parse_object(raw: bytes, *, most_bytes: int, fault: Fault) -> Table:

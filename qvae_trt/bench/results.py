@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvae_trt import store
 from qvae_trt.errors import BenchError
-from qvae_trt.json_file import Plain, Table, parse_object
+from qvae_trt.json_file import Plain, Table, parse_object, read_bytes
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
@@ -341,12 +341,8 @@ def load(path: Path) -> BenchResult:
     """Read a `latency.json`. Raises BenchError if it is missing, no JSON, or no bench result."""
     if path.is_dir():
         path = path / "latency.json"
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise BenchError(f"{path}: cannot be read: {why}", fix=_MAKE_ONE) from error
+    unread = partial(BenchError, fix=_MAKE_ONE)
+    raw = read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=unread)
     fault = partial(_malformed, str(path))
     return _read(parse_object(raw, most_bytes=MAX_FILE_BYTES, fault=fault), str(path))
 

@@ -40,13 +40,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import qvae_trt
 from qvae_trt import store
 from qvae_trt.bench.results import Timing, read_timing
 from qvae_trt.errors import BenchError, UsageError
-from qvae_trt.json_file import parse_object
+from qvae_trt.json_file import parse_object, read_bytes
 from qvae_trt.lowerings import Lowering
 from qvae_trt.profiles import PARTS, PRECISIONS, Part, Precision, Resolution
 from qvae_trt.tune.variants import Variant
@@ -212,15 +213,8 @@ def load(path: Path) -> TuneFile:
     Raises:
         BenchError: it is missing, cannot be read, is malformed or of a newer format.
     """
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise BenchError(
-            f"{path}: cannot be read: {why}", fix="qvae tune --resolution WxH writes it"
-        ) from error
-    return parse(raw, path=path)
+    unread = partial(BenchError, fix="qvae tune --resolution WxH writes it")
+    return parse(read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=unread), path=path)
 
 
 def parse(raw: bytes, *, path: Path) -> TuneFile:
