@@ -45,47 +45,51 @@ class Ahead:
         self._child = Child(
             "qvae_trt.build.exporting:serve", name="export", makes="graph", fix="qvae doctor"
         )
-        self._wanted: Wanted | None = None
-        self._place = ExitStack()
-        self._path: Path | None = None
+        self._started: tuple[Wanted, Path, ExitStack] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._child.close()
-        self._forget()
+        if self._started is not None:
+            self._started[2].close()
 
     def start(self, wanted: Wanted) -> None:
         """Export this graph, and go on."""
-        try:
-            self._path = self._place.enter_context(workplace()) / f"{wanted.part}.onnx"
-            self._child.ask(
-                {
-                    "model": self._model.source,
-                    "part": wanted.part,
-                    "out": str(self._path),
-                    "precision": self._precision,
-                    "resolution": wanted.resolution and asdict(wanted.resolution),
-                    "lowering": wanted.lowering.canonical(),
-                }
-            )
-        except QvaeError as error:
-            _log.debug("no graph ahead: %s", error)
-            self._forget()
-        else:
-            self._wanted = wanted
+        with ExitStack() as place:
+            try:
+                path = place.enter_context(workplace()) / f"{wanted.part}.onnx"
+                self._child.ask(
+                    {
+                        "model": self._model.source,
+                        "part": wanted.part,
+                        "out": str(path),
+                        "precision": self._precision,
+                        "resolution": wanted.resolution and asdict(wanted.resolution),
+                        "lowering": wanted.lowering.canonical(),
+                    }
+                )
+            except QvaeError as error:
+                _log.debug("no graph ahead: %s", error)
+            else:
+                self._started = wanted, path, place.pop_all()
 
     @contextmanager
     def graph(self, wanted: Wanted, progress: Progress) -> Iterator[OnnxFile | None]:
         """The graph, there until the block ends; None if it was not started or did not work."""
-        started, path, place = self._wanted == wanted, self._path, self._place
-        # The next one may be started inside the block, and has a place of its own.
-        self._wanted, self._path, self._place = None, None, ExitStack()
+        # The next one may be started inside the block.
+        started, self._started = self._started, None
+        if started is None:
+            yield None
+            return
+        asked, path, place = started
         with place:
-            if not started:
-                self._child.close()
-            yield self._finished(path, progress) if started and path else None
+            if asked == wanted:
+                yield self._finished(path, progress)
+            else:
+                self._child.close()  # its answer is not for this one
+                yield None
 
     def _finished(self, path: Path, progress: Progress) -> OnnxFile | None:
         from qvae_trt.export import OnnxFile
@@ -100,7 +104,3 @@ class Ahead:
             return None
         source, result = (TensorSpec.of(answer[way]) for way in ("input", "output"))
         return OnnxFile(path, answer["sha256"], source, result)
-
-    def _forget(self) -> None:
-        self._wanted = self._path = None
-        self._place.close()
