@@ -39,14 +39,6 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
 
 
-class _SubCommand(TyperCommand):
-    """A command in a `_Group`, which has seen to its results."""
-
-    def invoke(self, ctx: Any) -> Any:
-        _resolve_homes(ctx.params)
-        return super().invoke(ctx)
-
-
 def _resolve_homes(params: dict[str, Any]) -> None:
     """`~` in paths: shells leave it in `--engine-dir=~/engines`, and a folder `~` helps nobody."""
     for name, value in params.items():
@@ -75,8 +67,8 @@ app.command("encode", cls=_Command)(pictures.encode)
 app.command("decode", cls=_Command)(pictures.decode)
 app.command("roundtrip", cls=_Command)(pictures.roundtrip)
 sizes.callback(invoke_without_command=True)(profiles.profiles)
-sizes.command("list", cls=_SubCommand)(profiles.list_)
-sizes.command("match", cls=_SubCommand)(profiles.match)
+sizes.command("list", cls=_Command)(profiles.list_)
+sizes.command("match", cls=_Command)(profiles.match)
 app.add_typer(sizes, name="profiles")
 app.command("inspect", cls=_Command)(inspect.inspect)
 app.command("doctor", cls=_Command)(doctor.doctor)
