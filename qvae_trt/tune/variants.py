@@ -101,17 +101,13 @@ def curated(
     tokens = resolution.latent[0] * resolution.latent[1]
     numbers = (1, 8) if flavour == "onnxruntime" else (4, 8, 16)
     chunks = tuple(str(number) for number in numbers if number <= tokens)
-    axes: list[Axis] = [
-        ("upsample", upsamples),
-        ("norm", ("fp32", "conv", "conv_spread")),
-        ("residual", ("add", "subtract")),
-        ("attention", ("softmax", "exp")),
-        ("attention_chunks", chunks),
-    ]
-    if flavour == "onnxruntime":
-        axes = [axis for axis in axes if axis[0] != "residual"]  # it fuses no sums
-    if part == "encoder":
-        del axes[0]  # it has none
+    axes: list[Axis] = []
+    if part == "decoder":  # the encoder has none
+        axes.append(("upsample", upsamples))
+    axes.append(("norm", ("fp32", "conv", "conv_spread")))
+    if flavour != "onnxruntime":  # which fuses no sums
+        axes.append(("residual", ("add", "subtract")))
+    axes += [("attention", ("softmax", "exp")), ("attention_chunks", chunks)]
     if has_levels(flavour):
         # 5 can take tens of minutes for one engine; who has them asks for level=5.
         axes.append(("level", ("4",)))
