@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from qvae_trt.errors import UsageError
 
 Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
-Norm = Literal["native", "fp32", "conv", "conv_spread"]
+Norm = Literal["native", "fp32", "conv_spread"]
 Residual = Literal["add", "subtract"]
 Attention = Literal["fused", "softmax", "exp"]
 _KINDS = {"upsample": Upsample, "norm": Norm, "residual": Residual, "attention": Attention}
@@ -27,10 +27,10 @@ class Lowering:
         upsample: nearest 2x + 3x3 convolution as `resize` + convolution, as one `conv_transpose`
             (4 products instead of 9) or as one convolution to four phases and `depth_to_space`.
         norm: RMS norm over channels: `native` is PyTorch's own kernel; `fp32` sums squares in
-            float32; `conv` sums them in a 1x1 convolution to one channel, so that nothing leaves
-            the NHWC layout; powers of two in the weights keep its squares inside fp16.
-            `conv_spread` does the same, has the convolution before a block's second norm apply its
-            gain, and spreads the gain of the others over the channels by another convolution.
+            float32; `conv_spread` sums them in a 1x1 convolution to one channel, so that nothing
+            leaves the NHWC layout, has the convolution before a block's second norm apply its gain,
+            and spreads the gain of the others over the channels by another convolution. Powers of
+            two in the weights keep its squares inside fp16.
         residual: of a block without a convolution in its shortcut, `add` or, with the signs of the
             convolution before it changed, `subtract`: a convolution fused with a sum may be slower
             than the two.
@@ -98,14 +98,15 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
     if flavour == "tensorrt" and version.startswith("8.") and precision == "fp16":
         # Measured on an H200 at 1328x1328 with 8.6 (benchmarks/h200/README.md): a channel reduction
         # leaves NHWC and costs a reformat of 0.33 ms; softmax takes 3.7 of attention's 8.5 ms,
-        # `exp` brings the whole to 5.0 ms, and one run after the other its scratch from 3.2 to 0.5
-        # GB; a convolution of 384 channels takes 0.52 ms with a sum in it, 0.32 without.
+        # `exp` brings the whole to 4.3 ms, and one run after the other its scratch from 3.2 to 0.5
+        # GB; a convolution of 384 channels takes 0.52 ms with a sum in it, 0.32 without. 7 runs of
+        # attention take 4.29 ms, 8 4.33, 5 4.50 and 14 5.12.
         return Lowering(
             upsample="conv_transpose",
-            norm="conv",
+            norm="conv_spread",
             residual="subtract",
             attention="exp",
-            attention_chunks=8,
+            attention_chunks=7,
         )
     # From 10 on Myelin fuses norm and SiLU, casts included, into one NHWC kernel.
     # ConvTranspose in bf16 finds no kernel on RTX 1.7.

@@ -69,7 +69,7 @@ def sample() -> TuneFile:
             engine_bytes=2_900_000,
             memory_bytes=1 << 30,
         ),
-        measured("norm=conv", 1.5, "broken"),
+        measured("norm=conv_spread", 1.5, "broken"),
         measured("attention_chunks=1", 0, "failed"),
     )
     choice = Choice(subject=SUBJECT, variant=rows[1].variant, default_ms=10.0, complete=True)
@@ -276,7 +276,6 @@ def test_axes_are_tried_from_the_best_so_far(bench: Bench, tmp_path: Path) -> No
         "default",
         "upsample=conv_transpose",
         "upsample=depth_to_space",
-        "upsample=depth_to_space,norm=conv",
         "upsample=depth_to_space,norm=conv_spread",
         "upsample=depth_to_space,attention=exp",
         "upsample=depth_to_space,attention_chunks=1",
@@ -299,9 +298,9 @@ def test_events_count_to_the_end(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_a_fast_wrong_variant_does_not_win(bench: Bench, tmp_path: Path) -> None:
-    bench.ms = {"norm=conv": 0.5, "attention=exp": 9.5}
-    bench.broken = {"norm=conv"}
-    found = bench.tune(tmp_path / "t.json", variants=["norm=conv", "attention=exp"])
+    bench.ms = {"norm=conv_spread": 0.5, "attention=exp": 9.5}
+    bench.broken = {"norm=conv_spread"}
+    found = bench.tune(tmp_path / "t.json", variants=["norm=conv_spread", "attention=exp"])
     assert [(r.status, r.reason) for r in found.rows] == [
         ("ok", ""), ("broken", "too far"), ("ok", ""),
     ]  # fmt: skip
@@ -313,19 +312,19 @@ def test_a_failed_variant_does_not_stop_the_rest_and_is_tried_again(
     bench: Bench, tmp_path: Path
 ) -> None:
     out = tmp_path / "t.json"
-    bench.fails = {"norm=conv": BuildError("no kernel\nat all")}
-    bench.ms = {"norm=conv": 1.0}
-    first = bench.tune(out, variants=["norm=conv", "attention=exp"])
+    bench.fails = {"norm=conv_spread": BuildError("no kernel\nat all")}
+    bench.ms = {"norm=conv_spread": 1.0}
+    first = bench.tune(out, variants=["norm=conv_spread", "attention=exp"])
     assert [(r.status, r.reason) for r in first.rows][1] == ("failed", "no kernel at all")
     bench.fails = {}
-    second = bench.tune(out, variants=["norm=conv", "attention=exp"])
-    assert bench.seen == ["norm=conv"]
-    assert second.chosen("decoder").variant == DEFAULT.changed("norm=conv")
+    second = bench.tune(out, variants=["norm=conv_spread", "attention=exp"])
+    assert bench.seen == ["norm=conv_spread"]
+    assert second.chosen("decoder").variant == DEFAULT.changed("norm=conv_spread")
 
 
 def test_nothing_that_holds(bench: Bench, tmp_path: Path) -> None:
-    bench.broken = {"default", "norm=conv"}
-    found = bench.tune(tmp_path / "t.json", variants=["norm=conv"])
+    bench.broken = {"default", "norm=conv_spread"}
+    found = bench.tune(tmp_path / "t.json", variants=["norm=conv_spread"])
     assert not found.ok
     assert found.file.choices == {}
     assert follow(
@@ -356,28 +355,28 @@ def test_a_run_that_is_cut_short_goes_on(bench: Bench, tmp_path: Path) -> None:
 
 def test_other_sizes_weights_and_machines_are_measured_anew(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "t.json"
-    names = {"variants": ["norm=conv"]}
+    names = {"variants": ["norm=conv_spread"]}
     bench.tune(out, **names)
     bench.tune(out, **names)
     assert bench.seen == []
-    bench.ms["norm=conv"] = 5.0
-    bench.fails = {"norm=conv": KeyboardInterrupt}
+    bench.ms["norm=conv_spread"] = 5.0
+    bench.fails = {"norm=conv_spread": KeyboardInterrupt}
     with pytest.raises(KeyboardInterrupt):
         bench.tune(out, **names, force=True)
-    assert bench.seen == ["default", "norm=conv"]
+    assert bench.seen == ["default", "norm=conv_spread"]
     assert [m.timing.median_ms for m in tune.load(out).measurements] == [10.0, 10.0]  # kept
     bench.fails = {}
     bench.tune(out, **names, force=True)
-    assert bench.seen == ["default", "norm=conv"]
+    assert bench.seen == ["default", "norm=conv_spread"]
     assert sorted(m.timing.median_ms for m in tune.load(out).measurements) == [5.0, 10.0]
     bench.weights = "b" * 64
     both = bench.tune(out, **names)
-    assert bench.seen == ["default", "norm=conv"]
+    assert bench.seen == ["default", "norm=conv_spread"]
     assert (len(both.rows), len(both.file.measurements)) == (2, 4)
     tune.save(replace(both.file, key=replace(both.file.key, flavour_version="0.1")), out)
     events: list[tune.TuneEvent] = []
     last = bench.tune(out, **names, on_event=events.append)
-    assert bench.seen == ["default", "norm=conv"]
+    assert bench.seen == ["default", "norm=conv_spread"]
     assert len(last.file.measurements) == 2
     assert "flavour version 0.1, expected" in events[0].text
 
@@ -437,9 +436,9 @@ def test_wrong_use(bench: Bench, tmp_path: Path, given: dict) -> None:
 
 
 def test_a_variant_as_text() -> None:
-    base = Variant(Lowering(norm="conv", attention="exp", attention_chunks=8))
+    base = Variant(Lowering(norm="conv_spread", attention="exp", attention_chunks=8))
     changed = base.changed("attention_chunks=4, level=2")
-    assert (changed.lowering.norm, changed.lowering.attention_chunks) == ("conv", 4)
+    assert (changed.lowering.norm, changed.lowering.attention_chunks) == ("conv_spread", 4)
     assert changed.level == 2
     assert changed.against(base) == "attention_chunks=4,level=2"
     assert base.against(base) == "default"
@@ -471,7 +470,7 @@ def test_curated_variants_can_be_built(flavour: str, precision: Any, part: Any) 
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["default", "norm=conv", "attention=exp", "attention_chunks=1"]),
+            st.sampled_from(["default", "norm=conv_spread", "attention=exp", "attention_chunks=1"]),
             st.floats(1.0, 3.0),
             st.sampled_from(["ok", "broken", "failed"]),
         ),

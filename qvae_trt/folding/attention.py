@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Elements of fp16 in 16 bytes.
 _ALIGNMENT = 8
-#: Scale of the values in :func:`attend_in_turn`: exact, and 57,600 of them still sum up in fp16.
+#: Scale of the values in :func:`with_ones`: exact, and 57,600 of them still sum up in fp16.
 _VALUE_SCALE = 2.0**-8
 
 
@@ -34,20 +34,19 @@ class Attention(nn.Module):
         if lowering.attention != "fused":
             weights[0] /= math.sqrt(channels)
             biases[0] /= math.sqrt(channels)
-        if lowering.attention == "exp":
-            weights[2] *= _VALUE_SCALE
-            biases[2] *= _VALUE_SCALE
         self.query, self.key, self.value = (
             linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
         )
+        if lowering.attention == "exp":
+            self.value = with_ones(weights[2], biases[2])
         self.proj = linear(
             tensor_of(block, "proj.weight").flatten(1), tensor_of(block, "proj.bias")
         )
         self.lowering = lowering
 
-    def forward(self, x: Tensor, one: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        tokens = self.norm(x, one).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
         chunks = self.lowering.attention_chunks
         if self.lowering.attention == "fused":
@@ -77,19 +76,35 @@ def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     return torch.cat(runs, dim=1)
 
 
+def with_ones(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """The projection to the values of :func:`attend_in_turn`: (C, C), (C,) → C to C + 8 channels.
+
+    All are scaled by 2**-8. Of the eight more, as many for rows of whole 16-byte units, the first
+    is the scale itself and the others are 0.
+    """
+    channels = weight.shape[1]
+    ones = bias.new_tensor([1.0] + [0.0] * (_ALIGNMENT - 1))
+    return linear(
+        torch.cat([weight, weight.new_zeros(_ALIGNMENT, channels)]) * _VALUE_SCALE,
+        torch.cat([bias, ones]) * _VALUE_SCALE,
+    )
+
+
 def attend_in_turn(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
-    """The same as :func:`attend` for values scaled by 2**-8, with kernels that TensorRT 8.6 has.
+    """The same as :func:`attend`, with kernels that TensorRT 8.6 has.
 
     Its softmax kernel reaches a fifth of the memory bandwidth. Here a row maximum, one exponential
     and the second product do the work: a column of ones beside the values makes the product give
     the denominators too. Numerators and denominators carry the scale, which keeps sums of up to
     57,600 terms inside fp16, and their quotient does not.
+
+    Args:
+        query, key: (B, N, C), the query already scaled by 1 / sqrt(C).
+        value: (B, N, C + 8), as :func:`with_ones` makes them.
+        chunks: how many runs, at most N.
     """
     channels = query.shape[2]
-    query, key, value = _align_tokens(query, key, value)
-    ones = value.new_full((*value.shape[:2], 1), _VALUE_SCALE)
-    blank = value.new_zeros((*value.shape[:2], _ALIGNMENT - 1))
-    value = torch.cat([value, ones, blank], dim=2)
+    key, value = _align_tokens(key, value)
     transposed = key.transpose(1, 2)
     runs: list[Tensor] = []
     for run in _runs(query, chunks):
@@ -108,28 +123,16 @@ def _runs(query: Tensor, chunks: int) -> list[Tensor]:
     return [query.narrow(1, start, stop - start) for start, stop in itertools.pairwise(cuts)]
 
 
-def _align_tokens(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _align_tokens(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Pad keys and values to whole 16-byte rows of scores, as fast products need them.
 
-    The padding is taken out of the softmax by one more channel, which adds -30,000 to its scores
-    inside the product: added afterwards it would cost as much as the exponential. A number of
-    tokens that is known only at run time is padded by 1 to 8, since nothing may be empty.
+    The padding is of keys that are there, which changes no maximum, with values and denominators
+    of 0. A number of tokens that is known only at run time is padded by 1 to 8, since nothing may
+    be empty.
     """
-    batch, tokens, _ = key.shape
+    tokens = key.shape[1]
     if type(tokens) is int and tokens % _ALIGNMENT == 0:
-        return query, key, value
+        return key, value
     padding = (tokens // _ALIGNMENT + 1) * _ALIGNMENT - tokens
-    rest = _ALIGNMENT - 1
-    marks = [query.new_ones(batch, tokens, 1), query.new_zeros(batch, tokens, rest)]
-    query = torch.cat([query, *marks], dim=2)
-    shown = torch.cat([key, key.new_zeros(batch, tokens, _ALIGNMENT)], dim=2)
-    hidden = torch.cat(
-        [
-            torch.zeros_like(key[:, :padding]),
-            key.new_full((batch, padding, 1), -30000.0),
-            key.new_zeros(batch, padding, rest),
-        ],
-        dim=2,
-    )
-    value = torch.cat([value, torch.zeros_like(value[:, :padding])], dim=1)
-    return query, torch.cat([shown, hidden], dim=1), value
+    key = torch.cat([key, key[:, :padding]], dim=1)
+    return key, torch.cat([value, torch.zeros_like(value[:, :padding])], dim=1)

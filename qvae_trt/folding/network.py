@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qvae_trt.errors import ModelError
 from qvae_trt.folding.attention import Attention
-from qvae_trt.folding.norm import RmsNorm, run_time_one
+from qvae_trt.folding.norm import RmsNorm
 from qvae_trt.folding.resample import DownsampleConv, UpsampleConv
 from qvae_trt.folding.scaling import keep_squares_in_fp16
 from qvae_trt.folding.weights import fold_conv, merge_pointwise, tensor_of
@@ -43,8 +43,8 @@ class ResidualBlock(nn.Module):
             self.conv2.weight.neg_()
             cast("Tensor", self.conv2.bias).neg_()
 
-    def forward(self, x: Tensor, one: Tensor) -> Tensor:
-        y = self.conv2(self.norm2(self.conv1(self.norm1(x, one)), one))
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(self.norm2(self.conv1(self.norm1(x))))
         shortcut = self.shortcut(x)
         return cast("Tensor", shortcut - y if self.subtracts else shortcut + y)
 
@@ -62,10 +62,10 @@ class Encoder(nn.Module):
             RmsNorm(tensor_of(source, "norm_out.gamma"), form=lowering.norm, silu=True),
             merge_pointwise(fold_conv(source.conv_out), fold_conv(vae.quant_conv)),
         ]
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _run(self.layers, x)
+        return cast("Tensor", self.layers(x))
 
 
 class Decoder(nn.Module):
@@ -86,10 +86,10 @@ class Decoder(nn.Module):
             RmsNorm(tensor_of(source, "norm_out.gamma"), form=lowering.norm, silu=True),
             fold_conv(source.conv_out),
         ]
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        return _run(self.layers, z).clamp(-1.0, 1.0)
+        return cast("Tensor", self.layers(z)).clamp(-1.0, 1.0)
 
 
 class FoldedVae(nn.Module):
@@ -122,17 +122,9 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
     """
     with torch.no_grad():
         folded = FoldedVae(vae, lowering).eval().requires_grad_(False)
-        if lowering.norm.startswith("conv"):
+        if lowering.norm == "conv_spread":
             keep_squares_in_fp16(folded, vae)
     return folded
-
-
-def _run(layers: nn.ModuleList, x: Tensor) -> Tensor:
-    one = run_time_one(x)
-    for layer in layers:
-        normalises = isinstance(layer, ResidualBlock | Attention | RmsNorm)
-        x = layer(x, one) if normalises else layer(x)
-    return x
 
 
 def _fold_block(block: nn.Module, lowering: Lowering) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Powers of two, folded into weights, that keep the squares of the `conv` norm inside fp16.
+"""Powers of two, folded into weights, that keep the squares of `conv_spread` inside fp16.
 
 A norm does not see the scale of its input. So the stream of residual sums may run at any scale
 between two resamplings, and the output of a block's first convolution at another: whatever makes

@@ -99,12 +99,12 @@ def curated(
     if flavour == "tensorrt_rtx" and precision == "bf16":
         upsamples = upsamples[1:]  # no kernel for the first: the build would fail
     tokens = resolution.latent[0] * resolution.latent[1]
-    numbers = (1, 8) if flavour == "onnxruntime" else (4, 8, 16)
+    numbers = (1, 8) if flavour == "onnxruntime" else (4, 7, 8, 16)
     chunks = tuple(str(number) for number in numbers if number <= tokens)
     axes: list[Axis] = []
     if part == "decoder":  # the encoder has none
         axes.append(("upsample", upsamples))
-    axes.append(("norm", ("fp32", "conv", "conv_spread")))
+    axes.append(("norm", ("fp32", "conv_spread")))
     if flavour != "onnxruntime":  # which fuses no sums
         axes.append(("residual", ("add", "subtract")))
     axes += [("attention", ("softmax", "exp")), ("attention_chunks", chunks)]
