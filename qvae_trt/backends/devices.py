@@ -6,8 +6,9 @@ import ctypes
 from dataclasses import dataclass
 from functools import lru_cache
 
-# CUdevice_attribute, from cuda.h; these values are part of the driver's ABI.
+# CUdevice_attribute and CUstream_flags, from cuda.h; these values are part of the driver's ABI.
 _MAJOR, _MINOR = 75, 76
+_NON_BLOCKING = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,19 @@ def _error_name(cuda: ctypes.CDLL, status: int) -> str:
     if cuda.cuGetErrorName(status, ctypes.byref(text)) != 0 or text.value is None:
         return f"error {status}"
     return text.value.decode(errors="replace")
+
+
+def create_stream() -> int:
+    """A new CUDA stream of the calling thread's context, which lives as long as the process.
+
+    Raises:
+        RuntimeError: the driver refuses.
+    """
+    cuda, stream = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+    status = cuda.cuStreamCreate(ctypes.byref(stream), _NON_BLOCKING)
+    if status != 0:
+        raise RuntimeError(f"cuStreamCreate: {_error_name(cuda, status)}")
+    return stream.value or 0
 
 
 def synchronize(stream: int) -> int:

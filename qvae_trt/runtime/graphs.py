@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
+
+from qvae_trt.backends import devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,13 +88,11 @@ class CapturedRun:
         """
         source, result = torch.empty_like(x), torch.empty_like(y)
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
-        # thread_local: other threads may allocate meanwhile.
-        with (
-            captures.one(),
-            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
-        ):
-            execute(source, result, stream.cuda_stream)
+        with captures.one():
+            stream = _capture_stream(x.device)
+            # thread_local: other threads may allocate meanwhile.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                execute(source, result, stream.cuda_stream)
         return cls(graph, source, result, generation)
 
     def replay(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -99,6 +100,15 @@ class CapturedRun:
         self.x.copy_(x)
         self.graph.replay()
         return y.copy_(self.y)
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that nothing else runs on. Those that PyTorch hands out are 32 a GPU: the 33rd is
+    the first again, and its owner's work would be captured.
+    """
+    handle = devices.create_stream()
+    return torch.cuda.ExternalStream(handle, device=device)  # type: ignore[no-untyped-call]
 
 
 def capturing(x: torch.Tensor) -> bool:

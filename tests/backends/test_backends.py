@@ -139,7 +139,7 @@ class _Driver:
     """A libcuda of two GPUs."""
 
     def __init__(self, *, status: int = 0, count: int = 2) -> None:
-        self.status, self.count = status, count
+        self.status, self.count, self.streams = status, count, 0
 
     def cuInit(self, flags: int) -> int:  # noqa: N802
         return self.status
@@ -171,6 +171,12 @@ class _Driver:
     def cuCtxGetDevice(self, handle: Any) -> int:  # noqa: N802
         handle._obj.value = 1
         return 0
+
+    def cuStreamCreate(self, stream: Any, flags: int) -> int:  # noqa: N802
+        assert flags == 1, "must not wait for the default stream"
+        self.streams += 1
+        stream._obj.value = 0x1000 * self.streams
+        return self.status
 
 
 @pytest.fixture
@@ -205,3 +211,13 @@ def test_why_there_is_no_gpu(driver: Any, why: str) -> None:
     assert devices.gpus() == ()
     assert why in devices.absence()
     assert devices.gpu() is None
+
+
+def test_every_stream_is_a_new_one(driver: Any) -> None:
+    assert [devices.create_stream(), devices.create_stream()] == [0x1000, 0x2000]
+
+
+@pytest.mark.parametrize("driver", [{"status": 100}], indirect=True)
+def test_a_stream_that_the_driver_refuses(driver: Any) -> None:
+    with pytest.raises(RuntimeError, match="cuStreamCreate: CUDA_ERROR_NO_DEVICE"):
+        devices.create_stream()

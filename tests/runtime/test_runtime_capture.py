@@ -4,6 +4,7 @@ engine captures of itself.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 
@@ -15,7 +16,7 @@ from ort_engines import STATIC, tiny
 from qvae_trt import backends
 from qvae_trt.errors import DeviceMemoryError, ExecutionError
 from qvae_trt.runtime import engine as engine_module
-from qvae_trt.runtime import selection, serving
+from qvae_trt.runtime import graphs, selection, serving
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.graphs import CapturedRun, Captures, captures
@@ -139,6 +140,33 @@ def test_an_engine_captures_itself_at_the_second_run_on_one_scratch_buffer(tmp_p
     scratch.reserve(4096, stream)  # grown by another engine: moved
     assert [run(), run()] == [1.0, 7.0], "TensorRT sees the new buffer before it is captured"
     assert captured == [scratch.generation - 1, scratch.generation]
+
+
+def test_captures_have_a_stream_that_pytorch_hands_to_nobody(monkeypatch):
+    """Of PyTorch's own, the 33rd is the first again: another thread's work would be captured."""
+    graphs._capture_stream.cache_clear()
+    made: list[int] = []
+
+    class External:
+        def __init__(self, handle: int, *, device: torch.device) -> None:
+            self.cuda_stream, self.device = handle, device
+
+    @contextlib.contextmanager
+    def graph(_graph, *, stream, capture_error_mode):
+        assert captures._capturing == threading.get_ident(), "nothing else waits meanwhile"
+        yield
+
+    monkeypatch.setattr(graphs.devices, "create_stream", lambda: made.append(1) or 7)
+    monkeypatch.setattr(torch.cuda, "ExternalStream", External)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    on: list[int] = []
+    x = torch.ones(1)
+    for generation in (1, 2):
+        CapturedRun.capture(lambda *run: on.append(run[2]), x=x, y=x, generation=generation)
+    assert on == [7, 7]
+    assert made == [1], "one for all captures of a GPU"
+    graphs._capture_stream.cache_clear()
 
 
 def test_an_engine_that_cannot_be_captured_runs_on(tmp_path, monkeypatch):
