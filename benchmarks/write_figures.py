@@ -475,8 +475,8 @@ class Figures:
                     f"{row[name] / 2**30:.2f}"
                     for name in ("engine_bytes", "scratch_bytes", "device_bytes")
                 ),
-                f"{max(ms for pair in row['first_use_ms'].values() for ms in pair):.0f}",
-                f"{max(ms for pair in row['switch_ms'].values() for ms in pair):.2f}",
+                f"{max(map(max, row['first_use_ms'].values())):.0f}",
+                f"{max(map(max, row['switch_ms'].values())):.2f}" if row["switch_ms"] else "–",
             ]
             for row in self.footprint
         ]

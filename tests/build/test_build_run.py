@@ -148,8 +148,8 @@ def test_every_stale_field_is_named(
     [
         ({"precision": "fp32"}, "found fp16, expected fp32"),
         (
-            {"lowerings": {"decoder": Lowering(norm="conv", attention_chunks=2)}},
-            f"expected {Lowering(norm='conv', attention_chunks=2).canonical()}",
+            {"lowerings": {"decoder": Lowering(norm="conv_spread", attention_chunks=2)}},
+            f"expected {Lowering(norm='conv_spread', attention_chunks=2).canonical()}",
         ),
     ],
 )

@@ -1,8 +1,8 @@
 """The small engines of the GPU tests: two static pairs and a pair with two profiles.
 
-To have them built beforehand, in parallel:
+To have them built beforehand, one command after the other (at once they are slower on one GPU):
 
-    python tests/gpu/gpu_engines.py DIR      prints the commands, one an engine
+    python tests/gpu/gpu_engines.py DIR      prints the commands, one a mode
     QVAE_GPU_ENGINES=DIR pytest -m gpu tests/gpu
 """
 
@@ -11,12 +11,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from qvae_trt import backends, store
 from qvae_trt.build import Job, plan_profiles, plan_static
 from qvae_trt.errors import QvaeError
 from qvae_trt.model import Model
-from qvae_trt.profiles import Resolution, load_profiles
+from qvae_trt.profiles import Resolution, build_command, load_profiles
 
 MODEL, LEVEL = "bundled:tiny", 1
 STATIC = (Resolution(256, 256), Resolution(384, 512))
@@ -27,17 +28,12 @@ def jobs(folder: Path) -> list[Job]:
     return plan_static(folder, STATIC) + plan_profiles(folder, load_profiles(PROFILES_FILE))
 
 
-def command(job: Job, folder: Path) -> str:
-    """What builds one of them."""
-    which = (
-        f"--profiles {PROFILES_FILE}"
-        if job.resolution is None
-        else f"--resolution {job.resolution}"
-    )
-    return (
-        f"qvae build --mode {job.mode} {which} --part {job.part} --model {MODEL}"
-        f" --backend tensorrt --level {LEVEL} --engine-dir {folder}"
-    )
+def commands(folder: Path) -> str:
+    """What builds them."""
+    static = build_command("static", *STATIC, model=MODEL, backend="tensorrt", engine_dir=folder)
+    profiles = build_command("profiles", model=MODEL, backend="tensorrt", engine_dir=folder)
+    file = quote(str(PROFILES_FILE))
+    return f"{static} --level {LEVEL}\n{profiles} --profiles {file} --level {LEVEL}"
 
 
 def refusals(planned: Sequence[Job], model: Model) -> list[str]:
@@ -61,5 +57,4 @@ def refusals(planned: Sequence[Job], model: Model) -> list[str]:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    print("\n".join(command(job, folder) for job in jobs(folder)))
+    print(commands(Path(sys.argv[1])))
