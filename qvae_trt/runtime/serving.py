@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from qvae_trt.errors import (
     ResolutionError,
     UsageError,
 )
+from qvae_trt.model import DEFAULT_MODEL
 from qvae_trt.profiles import Choice, Part, Resolution, rebuild_command
 from qvae_trt.runtime.fallback import Notices, PyTorchVae
 from qvae_trt.runtime.graphs import capturing
@@ -43,6 +45,9 @@ class Server:
         self.engines = engines
         self.check_nan = check_nan
         self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
+        # What `--model` must say for the engines to be this VAE's.
+        source = model.source
+        self._model_option = "" if source == DEFAULT_MODEL else f" --model {shlex.quote(source)}"
         self._notices = Notices(fallback)
         self._pytorch = PyTorchVae(model.vae, make_room=engines.make_room)
 
@@ -143,7 +148,7 @@ class Server:
         if self.engines.refusal is not None:
             return self.engines.refusal
         path = self.engines.path(part, "static", choice.resolution)
-        fix = None if path is None else rebuild_command(path)
+        fix = None if path is None else rebuild_command(path) + self._model_option
         flavour = self.engines.other_backend(part, choice.resolution)
         if flavour is not None:
             fix = f"backend={flavour!r} (--backend {flavour}) takes the engines of {flavour}"

@@ -404,6 +404,7 @@ def test_raise_names_every_candidate(engine_dir):
         "vae_decoder.onnx",
         "profile 0",
         "qvae build --mode static",
+        f"--model {tiny().source}",
     ):
         assert expected in text, text
 
