@@ -97,6 +97,29 @@ def test_a_gain_that_is_too_small_stays() -> None:
     torch.testing.assert_close(norm(x), expected)
 
 
+@pytest.mark.parametrize("rms", [2.0**-6, 2.0**-4, 1.0, 4.0])
+@pytest.mark.parametrize("channels", [96, 384])
+def test_moved_gains_of_any_size_survive_fp16(channels: int, rms: float) -> None:
+    """From the least to the largest gain that moves, and from a quarter of the least root mean
+    square that `scaling` leaves alone to the highest.
+    """
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (channels,), generator=generator) * 2.0 - 1.0
+    gamma = 2.0 ** torch.linspace(-4.7, 1.9, channels) * signs
+    spread = torch.exp(0.7 * torch.randn(1, channels, 1, 1, generator=generator))
+    x = torch.randn(1, channels, 24, 24, generator=generator) * spread
+    norm = RmsNorm(gamma, form="conv_spread", silu=True)
+    x *= rms / (x * norm.gain.reshape(1, -1, 1, 1)).square().mean().sqrt()
+    before = nn.Conv2d(channels, channels, 1).requires_grad_(False)
+    before.weight.copy_(torch.eye(channels)[:, :, None, None])
+    nn.init.zeros_(before.bias)
+    assert norm.move_gain_into(before)
+    expected = RmsNorm(gamma, form="native", silu=True)(x)
+    bf16 = RmsNorm(gamma, form="native", silu=True).bfloat16()(x.bfloat16())
+    fp16 = norm.half()(before.half()(x.half()))
+    assert relative_error(fp16, expected) <= relative_error(bf16, expected)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("channels", [3, 4])
 def test_equals_diffusers_at_full_width(channels: int, batch: int) -> None:

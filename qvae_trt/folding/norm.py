@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 #: The smallest positive fp16: keeps rsqrt finite where every channel is zero.
 _TINY_FP16 = 2.0**-24
-#: Gains that may be moved into a convolution: their inverse squares stay inside fp16's 2^±14.
-_LOWEST_GAIN, _HIGHEST_GAIN = 2.0**-3, 2.0
+#: Gains that may be moved into a convolution. A channel of the lowest still has bits in its square
+#: where the root mean square of all is a quarter of the least that `scaling` leaves alone.
+_LOWEST_GAIN, _HIGHEST_GAIN = 2.0**-5, 4.0
 
 
 class RmsNorm(nn.Module):

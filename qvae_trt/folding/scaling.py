@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from qvae_trt.folding.network import FoldedVae
 
-#: Root mean squares that are left alone: 64 times above the highest, fp16 still holds a square; 4
+#: Root mean squares that are left alone: 64 times above the highest, fp16 still holds a square; 16
 #: times below the lowest, the mean of squares still has 8 bits.
-_LOWEST_RMS, _HIGHEST_RMS = 2.0**-6, 4.0
+_LOWEST_RMS, _HIGHEST_RMS = 2.0**-4, 4.0
 
 
 def keep_squares_in_fp16(folded: FoldedVae, vae: AutoencoderKLQwenImage) -> None:
