@@ -99,8 +99,8 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
         # Measured on an H200 at 1328x1328 with 8.6 (benchmarks/h200/README.md): a channel reduction
         # leaves NHWC and costs a reformat of 0.33 ms; softmax takes 3.7 of attention's 8.5 ms,
         # `exp` brings the whole to 4.3 ms, and one run after the other its scratch from 3.2 to 0.5
-        # GB; a convolution of 384 channels takes 0.52 ms with a sum in it, 0.32 without. 7 runs of
-        # attention take 4.29 ms, 8 4.33, 5 4.50 and 14 5.12.
+        # GB; a convolution of 384 channels takes 0.52 ms with a sum in it, 0.37 without, the sum
+        # 0.07. 7 runs of attention take 4.29 ms, 8 4.33, 5 4.50 and 14 5.12.
         return Lowering(
             upsample="conv_transpose",
             norm="conv_spread",

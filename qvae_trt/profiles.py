@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -279,6 +279,8 @@ def engine_path(
 def build_command(
     mode: Mode,
     *sizes: Resolution,
+    aspect: str | None = None,
+    part: Part | None = None,
     model: str | None = None,
     backend: str | None = None,
     engine_dir: str | Path | None = None,
@@ -287,31 +289,33 @@ def build_command(
     words = ["qvae", "build", "--mode", mode]
     for size in sizes:
         words += ["--resolution", str(size)]
-    given = {"--model": model, "--backend": backend, "--engine-dir": engine_dir}
+    given = {
+        "--aspect": aspect,
+        "--part": part,
+        "--model": model,
+        "--backend": backend,
+        "--engine-dir": engine_dir,
+    }
     for option, value in given.items():
         if value is not None:
             words += [option, str(value)]
     return shlex.join(words)
 
 
-def rebuild_command(engine: Path) -> str:
+def rebuild_command(engine: Path, *, model: str | None = None, backend: str | None = None) -> str:
     """The command that builds the engine at a path that `engine_path` made; for others, the general
     one.
     """
     name, folder = engine.name, engine.parent
     part = next((part for part in PARTS if name.startswith(f"vae_{part}")), None)
+    command = partial(build_command, part=part, model=model, backend=backend)
     if part is not None and folder.name == "profiles":
-        base = shlex.quote(str(folder.parent))
-        return f"qvae build --mode profiles --part {part} --engine-dir {base}"
+        return command("profiles", engine_dir=folder.parent)
     if part is not None and folder.parent.name == "static":
-        name, option = folder.name, "--resolution"
-        if _SIZE.fullmatch(name) is None:
-            name, option = name.replace("_", ":"), "--aspect"
-        base = shlex.quote(str(folder.parent.parent))
-        return (
-            f"qvae build --mode static {option} {shlex.quote(name)} --part {part}"
-            f" --engine-dir {base}"
-        )
+        base, size = folder.parent.parent, _SIZE.fullmatch(folder.name)
+        if size is None:
+            return command("static", aspect=folder.name.replace("_", ":"), engine_dir=base)
+        return command("static", Resolution(int(size[2]), int(size[1])), engine_dir=base)
     return "qvae build --mode static (or profiles) --engine-dir DIR"
 
 

@@ -81,6 +81,7 @@ class Ahead:
         # The next one may be started inside the block.
         started, self._started = self._started, None
         if started is None:
+            self._child.close()  # what it holds, the build may need
             yield None
             return
         asked, path, place = started

@@ -66,7 +66,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     Args:
         query: (B, N, C), already scaled by 1 / sqrt(C).
         key, value: (B, N, C).
-        chunks: how many runs, at most N.
+        chunks: how many runs, where N is as much.
 
     Returns:
         (B, N, C).
@@ -101,7 +101,7 @@ def attend_in_turn(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Te
     Args:
         query, key: (B, N, C), the query already scaled by 1 / sqrt(C).
         value: (B, N, C + 8), as :func:`with_ones` makes them.
-        chunks: how many runs, at most N.
+        chunks: how many runs, where N is as much.
     """
     channels = query.shape[2]
     key, value = _align_tokens(key, value)
@@ -119,6 +119,8 @@ def attend_in_turn(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Te
 
 def _runs(query: Tensor, chunks: int) -> list[Tensor]:
     tokens = query.shape[1]
+    if type(tokens) is int:
+        chunks = min(chunks, tokens)
     cuts = [tokens * index // chunks for index in range(chunks + 1)]
     return [query.narrow(1, start, stop - start) for start, stop in itertools.pairwise(cuts)]
 

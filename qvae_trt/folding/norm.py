@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 #: The smallest positive fp16: keeps rsqrt finite where every channel is zero.
 _TINY_FP16 = 2.0**-24
-#: Gains that may be moved into a convolution. A channel of the lowest still has bits in its square
-#: where the root mean square of all is a quarter of the least that `scaling` leaves alone.
+#: Gains that may be moved into a convolution, the lowest of them also against the root mean square
+#: of all. So a channel of the lowest still has bits in its square where the activations are a
+#: quarter of the least that `scaling` leaves alone.
 _LOWEST_GAIN, _HIGHEST_GAIN = 2.0**-5, 4.0
 
 
@@ -49,7 +50,8 @@ class RmsNorm(nn.Module):
             gain's square, would leave what fp16 holds well.
         """
         size = self.gain.abs()
-        if float(size.min()) < _LOWEST_GAIN or float(size.max()) > _HIGHEST_GAIN:
+        least = _LOWEST_GAIN * max(1.0, float(size.square().mean().sqrt()))
+        if float(size.min()) < least or float(size.max()) > _HIGHEST_GAIN:
             return False
         conv.weight.mul_(self.gain)
         cast("Tensor", conv.bias).mul_(self.gain.flatten())

@@ -88,7 +88,7 @@ class CapturedRun:
         """
         source, result = torch.empty_like(x), torch.empty_like(y)
         graph = torch.cuda.CUDAGraph()
-        with captures.one():
+        with captures.one(), _back_on(torch.cuda.current_stream(x.device)):
             stream = _capture_stream(x.device)
             # thread_local: other threads may allocate meanwhile.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
@@ -100,6 +100,15 @@ class CapturedRun:
         self.x.copy_(x)
         self.graph.replay()
         return y.copy_(self.y)
+
+
+@contextmanager
+def _back_on(stream: torch.cuda.Stream) -> Iterator[None]:
+    """This is the thread's stream again afterwards: a capture that fails leaves its own behind."""
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(stream)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,9 +44,7 @@ class Server:
         self.engines = engines
         self.check_nan = check_nan
         self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
-        # What `--model` must say for the engines to be this VAE's.
-        source = model.source
-        self._model_option = "" if source == DEFAULT_MODEL else f" --model {shlex.quote(source)}"
+        self._model = None if model.source == DEFAULT_MODEL else model.source
         self._notices = Notices(fallback)
         self._pytorch = PyTorchVae(model.vae, make_room=engines.make_room)
 
@@ -148,10 +145,12 @@ class Server:
         if self.engines.refusal is not None:
             return self.engines.refusal
         path = self.engines.path(part, "static", choice.resolution)
-        fix = None if path is None else rebuild_command(path) + self._model_option
+        backend, fix = self.engines.backend, None
         flavour = self.engines.other_backend(part, choice.resolution)
         if flavour is not None:
             fix = f"backend={flavour!r} (--backend {flavour}) takes the engines of {flavour}"
+        elif path is not None and backend is not None:
+            fix = rebuild_command(path, model=self._model, backend=backend.name)
         return EngineError(f"no engine serves it\n{choice.explain()}", fix=fix)
 
     def _video(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

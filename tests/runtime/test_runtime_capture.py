@@ -142,31 +142,63 @@ def test_an_engine_captures_itself_at_the_second_run_on_one_scratch_buffer(tmp_p
     assert captured == [scratch.generation - 1, scratch.generation]
 
 
-def test_captures_have_a_stream_that_pytorch_hands_to_nobody(monkeypatch):
-    """Of PyTorch's own, the 33rd is the first again: another thread's work would be captured."""
-    graphs._capture_stream.cache_clear()
-    made: list[int] = []
+class Card:
+    """The streams of a GPU as PyTorch shows them to one thread, and captures on them."""
 
-    class External:
-        def __init__(self, handle: int, *, device: torch.device) -> None:
-            self.cuda_stream, self.device = handle, device
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made, self.current, self.refuses = 0, "the caller's", False
+        monkeypatch.setattr(graphs.devices, "create_stream", self.create)
+        monkeypatch.setattr(torch.cuda, "ExternalStream", self.external)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: self.current)
+        monkeypatch.setattr(torch.cuda, "set_stream", self.set_stream)
+
+    def create(self) -> int:
+        self.made += 1
+        return 7
+
+    def external(self, handle: int, *, device: torch.device) -> FakeStream:
+        return FakeStream(handle)
+
+    def set_stream(self, stream: object) -> None:
+        self.current = stream
 
     @contextlib.contextmanager
-    def graph(_graph, *, stream, capture_error_mode):
+    def graph(self, _graph: object, *, stream: object, capture_error_mode: str):
+        """As PyTorch's: it stays on its stream where beginning or ending the capture fails."""
         assert captures._capturing == threading.get_ident(), "nothing else waits meanwhile"
+        before, self.current = self.current, stream
+        if self.refuses:
+            raise RuntimeError("operation not permitted")
         yield
+        self.current = before
 
-    monkeypatch.setattr(graphs.devices, "create_stream", lambda: made.append(1) or 7)
-    monkeypatch.setattr(torch.cuda, "ExternalStream", External)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
+
+@pytest.fixture
+def card(monkeypatch):
+    graphs._capture_stream.cache_clear()
+    yield Card(monkeypatch)
+    graphs._capture_stream.cache_clear()
+
+
+def test_captures_have_a_stream_that_pytorch_hands_to_nobody(card):
+    """Of PyTorch's own, the 33rd is the first again: another thread's work would be captured."""
     on: list[int] = []
     x = torch.ones(1)
     for generation in (1, 2):
         CapturedRun.capture(lambda *run: on.append(run[2]), x=x, y=x, generation=generation)
     assert on == [7, 7]
-    assert made == [1], "one for all captures of a GPU"
-    graphs._capture_stream.cache_clear()
+    assert card.made == 1, "one for all captures of a GPU"
+    assert card.current == "the caller's"
+
+
+def test_after_a_capture_that_failed_the_thread_is_on_its_own_stream(card):
+    card.refuses = True
+    x = torch.ones(1)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CapturedRun.capture(lambda *_: None, x=x, y=x, generation=1)
+    assert card.current == "the caller's"
 
 
 def test_an_engine_that_cannot_be_captured_runs_on(tmp_path, monkeypatch):

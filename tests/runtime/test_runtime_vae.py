@@ -405,6 +405,7 @@ def test_raise_names_every_candidate(engine_dir):
         "profile 0",
         "qvae build --mode static",
         f"--model {tiny().source}",
+        "--backend onnxruntime",
     ):
         assert expected in text, text
 
