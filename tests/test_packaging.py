@@ -143,17 +143,26 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_an_old_python_is_refused_with_the_command_that_helps(root: Path, tmp_path: Path) -> None:
+def make_install(root: Path, folder: Path, python: Path) -> subprocess.CompletedProcess[str]:
+    """`make install` in a folder that has what it reads, with this Python."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).write_bytes((root / name).read_bytes())
+        (folder / name).write_bytes((root / name).read_bytes())
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+    return subprocess.run(
+        ["make", "install", f"PYTHON={python}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name not in outer},
+    )
+
+
+def test_an_old_python_is_refused_with_the_command_that_helps(root: Path, tmp_path: Path) -> None:
     old = tmp_path / "oldpython"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && { echo Python 3.9.2; exit 0; }\nexit 1\n')
     old.chmod(0o755)
-    ran = subprocess.run(
-        ["make", "install", f"PYTHON={old}"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}},
-    )  # fmt: skip
+    ran = make_install(root, tmp_path, old)
     assert ran.returncode != 0
     assert "found: Python 3.9.2" in ran.stderr
     assert "make PYTHON=" in ran.stderr
@@ -161,8 +170,6 @@ def test_an_old_python_is_refused_with_the_command_that_helps(root: Path, tmp_pa
 
 
 def test_what_takes_long_is_said_before_it_begins(root: Path, tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).write_bytes((root / name).read_bytes())
     python = tmp_path / "python"
     # In place of a real one, which would fetch: it says what it was asked to do.
     python.write_text(
@@ -170,11 +177,8 @@ def test_what_takes_long_is_said_before_it_begins(root: Path, tmp_path: Path) ->
         '[ "$2" = pip ] && echo "pip: $*"\nexit 0\n'
     )
     python.chmod(0o755)
-    ran = subprocess.run(
-        ["make", "install", f"PYTHON={python}"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-        env={k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}},
-    )  # fmt: skip
+    ran = make_install(root, tmp_path, python)
+    assert ran.returncode == 0, ran.stderr
     lines = [line for line in ran.stdout.splitlines() if not line.startswith((".venv", "test "))]
     told, runs = lines[::2], lines[1::2]
     assert len(runs) == 2
