@@ -78,18 +78,14 @@ class Ahead:
     @contextmanager
     def graph(self, wanted: Wanted, progress: Progress) -> Iterator[OnnxFile | None]:
         """The graph, there until the block ends; None if it was not started or did not work."""
-        # The next one may be started inside the block.
-        started, self._started = self._started, None
-        if started is None:
-            self._child.close()  # what it holds, the build may need
-            yield None
-            return
-        asked, path, place = started
+        asked, path, place = self._started or (None, None, ExitStack())
+        self._started = None  # the next one may be started inside the block
         with place:
-            if asked == wanted:
+            if path is not None and asked == wanted:
                 yield self._finished(path, progress)
             else:
-                self._child.close()  # its answer is not for this one
+                # No answer of it is for this one, and what it holds, the build may need.
+                self._child.close()
                 yield None
 
     def _finished(self, path: Path, progress: Progress) -> OnnxFile | None:
