@@ -34,11 +34,9 @@ class Attention(nn.Module):
         if lowering.attention != "fused":
             weights[0] /= math.sqrt(channels)
             biases[0] /= math.sqrt(channels)
-        self.query, self.key, self.value = (
-            linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
-        )
-        if lowering.attention == "exp":
-            self.value = with_ones(weights[2], biases[2])
+        self.query, self.key = linear(weights[0], biases[0]), linear(weights[1], biases[1])
+        to_value = with_ones if lowering.attention == "exp" else linear
+        self.value = to_value(weights[2], biases[2])
         self.proj = linear(
             tensor_of(block, "proj.weight").flatten(1), tensor_of(block, "proj.bias")
         )
