@@ -1,0 +1,96 @@
+"""benchmarks/h200/run.sh: its steps call what is there. The measuring itself needs a GPU."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from qvae_trt.cli.app import app
+from qvae_trt.profiles import Resolution, choose, load_profiles, load_static_sizes
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "benchmarks" / "h200" / "run.sh"
+LABELS = re.findall(r"^    ([a-z-][a-z| -]*)\)", SCRIPT.read_text("utf-8"), re.MULTILINE)
+STEPS = [step for label in LABELS for step in label.split(" | ")]
+
+
+def run(folder: Path, *steps: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": "/usr/bin:/bin", "QVAE": "echo qvae", "PYTHON": "echo python3", **variables}
+    command = ["bash", str(SCRIPT), *steps]
+    return subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def commands(folder: Path, step: str) -> list[list[str]]:
+    """What a step would run."""
+    (folder / "out/h200/static").mkdir(parents=True, exist_ok=True)
+    (folder / "out/h200/static/latency.json").touch()  # what `tables` looks for
+    done = run(folder, step, **({"PYTHON": sys.executable} if step == "gpu-engines" else {}))
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def sizes(words: list[str]) -> list[Resolution]:
+    return [Resolution.parse(words[i + 1]) for i, w in enumerate(words) if w == "--resolution"]
+
+
+def test_the_first_lines_list_every_step():
+    listed = SCRIPT.read_text("utf-8").split("# Variables")[0]
+    assert len(STEPS) >= 15
+    for step in STEPS:
+        assert re.search(rf"(#  |,) {step}\b", listed), step
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_calls_what_is_there(tmp_path, step):
+    called = commands(tmp_path, step)
+    assert called
+    for program, *words in called:
+        if program == "qvae":
+            typer.main.get_command(app).commands[words[0]].make_context(words[0], words[1:])
+        else:
+            files = [word for word in words if word.endswith(".py")]
+            assert files
+            assert all(Path(file).is_file() for file in files)
+
+
+def test_the_sizes_are_the_static_ones_and_those_of_the_profiles(tmp_path):
+    static, profiles = load_static_sizes().values(), load_profiles()
+    assert sizes(commands(tmp_path, "bench-static")[0]) == list(static)
+    others = sizes(commands(tmp_path, "bench-others")[0])
+    opts = {profile.opt for profile in profiles}
+    between = [size for size in others if size not in {*opts, *static}]
+    assert opts <= set(others)
+    assert len(between) == 3
+    for size in between:
+        assert choose(size, static={}, profiles=profiles).profile_index is not None
+
+
+def test_both_tables_have_the_same_sizes(tmp_path):
+    for name in ("static", "others"):
+        pair = [sizes(commands(tmp_path, f"{path}-{name}")[0]) for path in ("bench", "compiled")]
+        assert pair[0] == pair[1]
+
+
+def test_the_limit_is_told(tmp_path):
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nsleep 30\n")
+    slow.chmod(0o755)
+    done = run(tmp_path, "parity", "tables", QVAE=str(slow), LIMIT="1")
+    assert done.returncode == 124
+    assert "the same step goes on where it was" in done.stderr
+    assert "== parity" not in done.stderr
+
+
+@pytest.mark.parametrize("steps", [(), ("static",)])
+def test_a_wrong_step_is_refused(tmp_path, steps):
+    done = run(tmp_path, *steps)
+    assert done.returncode == 2
+    assert "its first lines name" in done.stderr
