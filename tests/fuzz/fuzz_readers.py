@@ -28,14 +28,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-READERS = ("static sizes", "profiles", "sidecar", "tune file", "LightX2V")
-JSON_READERS = (2, 3, 4)
+READERS = ("static sizes", "profiles", "sidecar", "tune file", "LightX2V", "bench result")
+JSON_READERS = (2, 3, 4, 5)
 INSTRUMENTED = [
     "qvae_trt.profiles",
     "qvae_trt.toml_file",
     "qvae_trt.json_file",
     "qvae_trt.store.sidecar",
     "qvae_trt.tune.record",
+    "qvae_trt.bench.results",
+    "qvae_trt.bench.compare",
     "qvae_trt.runtime.lightx2v",
     "qvae_trt.runtime.selection",
 ]
@@ -49,7 +51,7 @@ class Readers:
     """The readers, by their place in READERS. `file` is overwritten for those that take a path."""
 
     def __init__(self, file: Path) -> None:
-        from qvae_trt import errors, profiles, store
+        from qvae_trt import bench, errors, profiles, report, store
         from qvae_trt.model import load_model
         from qvae_trt.runtime import lightx2v
         from qvae_trt.store import sidecar
@@ -59,6 +61,7 @@ class Readers:
         self.refusal = errors.QvaeError
         self.profiles, self.store, self.lightx2v = profiles, store, lightx2v
         self.sidecar, self.record = sidecar, record
+        self.bench, self.report = bench, report
         # Configurations are read, weights are not: a hub id or a large model is a valid value.
         tiny = load_model("bundled:tiny")
         lightx2v.load_model = lambda _source: tiny
@@ -68,6 +71,7 @@ class Readers:
             self.read_sidecar,
             self.read_tune_file,
             self.read_lightx2v,
+            self.read_bench_result,
         )
 
     def read(self, reader: int, raw: bytes) -> bool:
@@ -110,6 +114,16 @@ class Readers:
         self.lightx2v.from_lightx2v_config(
             config, backend="onnxruntime", device="cpu", fallback="silent"
         )
+
+    def read_bench_result(self, raw: bytes) -> None:
+        self.file.write_bytes(raw)
+        found = self.bench.load(self.file)
+        self.file.write_text(json.dumps(found.to_dict(), allow_nan=False), "utf-8")
+        assert self.bench.load(self.file) == found, "written and read again it is another"
+        self.report.csv_text(found)
+        self.report.write_html([found], self.file)
+        self.bench.merge([found, found])
+        self.bench.compare(found, found)
 
 
 # --- inputs -------------------------------------------------------------------------------------
@@ -202,7 +216,37 @@ def seeds(folder: Path) -> list[tuple[int, bytes]]:
         },
     ):
         found.append((4, json.dumps(config).encode()))
+    found.append((5, json.dumps(_bench_result(size).to_dict()).encode()))
     return found
+
+
+def _bench_result(size: Any) -> Any:
+    from qvae_trt.bench import BenchResult, Cell, Floor, Run, ServiceRow, Timing
+
+    run = Run(
+        created="2026-01-02T03:04:05+00:00",
+        command="qvae bench",
+        device="cuda",
+        model="random:full",
+        weights_sha256="b" * 64,
+        precision="bf16",
+        machine={"gpu": "NVIDIA H200", "clock_sm_mhz": 1980},
+        versions={"torch": "2.11.0"},
+        matmul={"tflops": 800.0},
+        settings={"inputs": 3},
+    )
+    timing = Timing(median_ms=2.0, p10_ms=1.5, p90_ms=3.0, min_ms=1.0, runs=3)
+    row = {"part": "decoder", "resolution": size}
+    return BenchResult(
+        runs=(run,),
+        cells=(
+            Cell(**row, path="pytorch", timing=timing, peak_bytes=1 << 30),
+            Cell(**row, path="static", timing=timing, detail={"first_ms": 1.5}),
+            Cell(**row, path="compiled", notes=("no Triton",)),
+        ),
+        floors=(Floor(**row, flops=10**12, floor_ms=1.0),),
+        service=(ServiceRow(kind="first_use", path="static", resolution=size, timing=timing),),
+    )
 
 
 #: Values that have broken readers of other programs.

@@ -127,7 +127,13 @@ def match(
         ),
     )
     if folder is not None and any(choice.engine == "pytorch" for choice in choices.values()):
-        output.tell(f"one for it: {build_command('static', resolution)}")
+        command = build_command(
+            "static",
+            resolution,
+            backend=None if backend == "auto" else backend,
+            engine_dir=None if folder == ENGINE_DIR else folder,
+        )
+        output.tell(f"one for it: {command}")
 
 
 def _as_if_built(size: Resolution, profiles_file: Path | None) -> Choice:
