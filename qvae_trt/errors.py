@@ -46,15 +46,6 @@ class QvaeError(Exception):
     def __str__(self) -> str:
         return self.what if self.fix is None else f"{self.what}\n{self.fix}"
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # The default would call the class with `what` alone and lose `fix`: builds report errors
-        # across processes.
-        return (_rebuild, (type(self), self.what, self.fix))
-
-
-def _rebuild(kind: type[QvaeError], what: str, fix: str | None) -> QvaeError:
-    return kind(what, fix=fix)
-
 
 class UsageError(QvaeError):
     """The command or the call was written wrongly."""

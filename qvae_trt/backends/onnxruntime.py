@@ -29,8 +29,8 @@ from qvae_trt.errors import (
     EngineError,
     ExecutionError,
     ForeignEngineError,
-    StoreError,
 )
+from qvae_trt.store.refusals import refusals_named
 from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
@@ -327,13 +327,8 @@ def _write(
     }
     entry = model.metadata_props.add()
     entry.key, entry.value = RANGES_KEY, json.dumps(held)
-    try:
+    with refusals_named("write", out):
         onnx.save(model, str(out))
-    except OSError as error:
-        raise StoreError(
-            f"{out}: not written: {error.strerror or error}",
-            fix="make room or give permission there, or name another folder: --engine-dir DIR",
-        ) from error
 
 
 def _infer_output(

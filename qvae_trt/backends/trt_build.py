@@ -10,17 +10,19 @@ import ctypes
 import logging
 import os
 import re
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt.backends import BuildOutcome, BuildSpec, Progress, TensorSpec
 from qvae_trt.backends.trt_session import DTYPE_NAMES
 from qvae_trt.errors import BackendError, BuildError, StoreError, UsageError
+from qvae_trt.store import replace_file
+from qvae_trt.store.refusals import refusals_named
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qvae_trt.backends.trt_log import Log, Messages
 
 _log = logging.getLogger(__name__)
@@ -63,7 +65,8 @@ class PlanBuilder:
             raise BuildError(f"{onnx}: no such ONNX file", fix="export it: qvae export --out DIR")
         cache = self._read_cache()
         tensors, plan = self._plan(onnx, cache)
-        _write(out, plan)
+        with refusals_named("write", out):
+            out.write_bytes(plan)
         return BuildOutcome(
             flags=dict(self._flags),
             seconds=time.perf_counter() - started,
@@ -280,19 +283,10 @@ class PlanBuilder:
             self._warn("TensorRT gave no timing cache back")
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=path.parent, prefix=f".{path.name}.", delete=False
-            ) as file:
-                try:
-                    file.write(memoryview(held))
-                    file.close()
-                    Path(file.name).replace(path)
-                except OSError:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
-        except OSError as error:
-            self._warn(f"timing cache {path} not written: {error.strerror}")
+            with replace_file(path) as temporary:
+                temporary.write_bytes(memoryview(held))
+        except StoreError as error:
+            self._warn(f"timing cache not kept: {error.what}")
 
     # --- progress -------------------------------------------------------------------------------
 
@@ -447,16 +441,6 @@ def _has_library(source: str) -> bool:
         except OSError:
             continue
     return False
-
-
-def _write(out: Path, plan: bytes) -> None:
-    try:
-        out.write_bytes(plan)
-    except OSError as error:
-        raise StoreError(
-            f"{out}: not written: {error.strerror}",
-            fix="make room or give permission there, or name another folder: --engine-dir DIR",
-        ) from error
 
 
 def _silent(stage: str, done: int, total: int) -> bool:  # noqa: ARG001

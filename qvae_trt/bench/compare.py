@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, ServiceRow, Tie, Timing
+from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, ServiceRow, Tie, Timing, plain
 from qvae_trt.errors import BenchError, UsageError
 
 if TYPE_CHECKING:
@@ -183,24 +183,7 @@ class Comparison:
         return not self.regressions
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "ok": self.ok,
-            "margin": self.margin,
-            "notes": list(self.notes),
-            "changes": [
-                {
-                    "what": change.what,
-                    "resolution": str(change.resolution),
-                    "path": change.path,
-                    "old_ms": change.old_ms,
-                    "new_ms": change.new_ms,
-                    "ratio": change.ratio,
-                    "regressed": change.regressed,
-                    "reason": change.reason,
-                }
-                for change in self.changes
-            ],
-        }
+        return {"ok": self.ok, **plain(self)}
 
 
 def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Comparison:

@@ -10,7 +10,8 @@ when it is loaded.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ from qvae_trt.json_file import Plain, Table, parse_object, read_bytes
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 SCHEMA: Final = "qvae/latency"
@@ -243,93 +244,28 @@ class BenchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, as `data/latency.schema.json` describes it."""
+        cells = [
+            plain(cell) | {"speedup": self.speedup(cell), "floor_share": self.floor_share(cell)}
+            for cell in self.cells
+        ]
         return {
             "schema": SCHEMA,
             "version": VERSION,
             "complete": self.complete,
-            "runs": [_run_out(run) for run in self.runs],
-            "cells": [self._cell_out(cell) for cell in self.cells],
-            "floors": [
-                {
-                    "part": floor.part,
-                    "resolution": str(floor.resolution),
-                    "run": floor.run,
-                    "flops": floor.flops,
-                    "floor_ms": floor.floor_ms,
-                }
-                for floor in self.floors
-            ],
-            "service": [_service_out(row) for row in self.service],
-            "ties": [
-                {
-                    "part": tie.part,
-                    "resolution": str(tie.resolution),
-                    "run": tie.run,
-                    "median_ms": tie.median_ms,
-                    "ratio": tie.ratio,
-                }
-                for tie in self.ties
-            ],
-        }
-
-    def _cell_out(self, cell: Cell) -> dict[str, Any]:
-        return {
-            "part": cell.part,
-            "resolution": str(cell.resolution),
-            "path": cell.path,
-            "run": cell.run,
-            "timing": _timing_out(cell.timing),
-            "speedup": self.speedup(cell),
-            "floor_share": self.floor_share(cell),
-            "peak_bytes": cell.peak_bytes,
-            "weights_bytes": cell.weights_bytes,
-            "detail": dict(cell.detail),
-            "notes": list(cell.notes),
+            **plain(self),
+            "cells": cells,
         }
 
 
-def _timing_out(timing: Timing | None) -> dict[str, Any] | None:
-    if timing is None:
-        return None
-    return {
-        "median_ms": timing.median_ms,
-        "p10_ms": timing.p10_ms,
-        "p90_ms": timing.p90_ms,
-        "min_ms": timing.min_ms,
-        "runs": timing.runs,
-        "wall_ms": timing.wall_ms,
-    }
-
-
-def _run_out(run: Run) -> dict[str, Any]:
-    return {
-        "created": run.created,
-        "command": run.command,
-        "device": run.device,
-        "model": run.model,
-        "weights_sha256": run.weights_sha256,
-        "precision": run.precision,
-        "machine": dict(run.machine),
-        "versions": dict(run.versions),
-        "matmul": None if run.matmul is None else dict(run.matmul),
-        "settings": dict(run.settings),
-        "complete": run.complete,
-        "notes": list(run.notes),
-    }
-
-
-def _service_out(row: ServiceRow) -> dict[str, Any]:
-    return {
-        "kind": row.kind,
-        "path": row.path,
-        "processor": row.processor,
-        "resolution": str(row.resolution),
-        "previous": None if row.previous is None else str(row.previous),
-        "run": row.run,
-        "timing": _timing_out(row.timing),
-        "steps": dict(row.steps),
-        "notes": list(row.notes),
-    }
+def plain(value: Any) -> Any:
+    """What JSON takes of a row: fields by their names, sizes as `WxH`."""
+    if isinstance(value, Resolution):
+        return str(value)
+    if is_dataclass(value):
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def from_dict(value: object, *, where: str = "latency.json") -> BenchResult:

@@ -5,10 +5,12 @@ change of size.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt.bench.paths import EXPECTED, Prepared, Workbench, explain
-from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing, quantile
+from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing
 from qvae_trt.bench.timing import HostClock, Limits, measure
 
 if TYPE_CHECKING:
@@ -167,8 +169,8 @@ def _steady(
                 steps={}
                 if timing is None
                 else {
-                    "decode_ms": quantile(sorted(pair[0] for pair in counted), 0.5),
-                    "postprocess_ms": quantile(sorted(pair[1] for pair in counted), 0.5),
+                    "decode_ms": median(pair[0] for pair in counted),
+                    "postprocess_ms": median(pair[1] for pair in counted),
                 },
                 notes=() if found.failure is None else (found.failure,),
             )
@@ -186,53 +188,35 @@ def switch(
     opened: list[Prepared] = []
     try:
         if path == "compiled":
-            return _noted(row, "a second size is compiled anew, which first use shows")
+            return replace(row, notes=("a second size is compiled anew, which first use shows",))
         opened.append(bench.prepare(path, "decoder", previous))
         opened.append(bench.prepare(path, "decoder", resolution))
         inputs = [
             bench.make_inputs("decoder", size, count=1)[0].to(one.dtype)
             for size, one in zip((previous, resolution), opened, strict=True)
         ]
-        cost_ms = sum(_once(bench, one, value) for one, value in zip(opened, inputs, strict=True))
+        cost_ms = sum(
+            _decode(bench, one, value)[1] for one, value in zip(opened, inputs, strict=True)
+        )
         after, steady = [], []
         for _ in range(min(_SWITCHES, limits.rounds({path: cost_ms}))):
             opened[0].call(inputs[0])
             _synchronise(bench.device)
-            after.append(_once(bench, opened[1], inputs[1]))
-            steady.append(_once(bench, opened[1], inputs[1]))
+            after.append(_decode(bench, opened[1], inputs[1])[1])
+            steady.append(_decode(bench, opened[1], inputs[1])[1])
     except EXPECTED as error:
-        return _noted(row, explain(error))
+        return replace(row, notes=(explain(error),))
     finally:
         for one in opened:
             one.close()
         bench.empty_caches()
-    return ServiceRow(
-        kind=SWITCH,
-        path=path,
-        resolution=resolution,
-        previous=previous,
+    return replace(
+        row,
         timing=Timing.of(after),
         steps={
-            "after_switch_ms": quantile(sorted(after), 0.5),
-            "steady_ms": quantile(sorted(steady), 0.5),
+            "after_switch_ms": median(after),
+            "steady_ms": median(steady),
         },
-    )
-
-
-def _once(bench: Workbench, prepared: Prepared, value: torch.Tensor) -> float:
-    begin = time.perf_counter()
-    prepared.call(value)
-    _synchronise(bench.device)
-    return (time.perf_counter() - begin) * 1000.0
-
-
-def _noted(row: ServiceRow, note: str) -> ServiceRow:
-    return ServiceRow(
-        kind=row.kind,
-        path=row.path,
-        resolution=row.resolution,
-        previous=row.previous,
-        notes=(note,),
     )
 
 

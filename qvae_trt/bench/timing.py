@@ -113,7 +113,6 @@ def measure(
     limits: Limits,
     explain: Callable[[BaseException], str],
     expected: tuple[type[BaseException], ...],
-    on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, Samples]:
     """Time several paths in turns: each round runs every path once, beginning with another path
     each time.
@@ -156,6 +155,4 @@ def measure(
         for name in order[shift:] + order[:shift]:
             if samples[name].failure is None:
                 turn(name, index)
-        if on_round is not None:
-            on_round(index + 1, rounds)
     return samples

@@ -75,7 +75,6 @@ class Engine:
         *,
         scratch: Scratch | None = None,
         device: torch.device | None = None,
-        check: bool = True,
         allow_foreign: bool = False,
         expected: Mapping[str, object] | None = None,
         backend: backends.Backend | None = None,
@@ -87,7 +86,6 @@ class Engine:
             path: the engine.
             scratch: whose turns it takes; without one, its device's shared one.
             device: the CUDA device to load on; without one, the current one.
-            check: compare hash and key with the sidecar before anything is deserialised.
             allow_foreign: load an engine that has no sidecar. Deserialising runs code: only what
                 one has built.
             expected: fields of `EngineKey` that must hold.
@@ -103,11 +101,7 @@ class Engine:
         if not path.is_file():
             raise EngineError(f"{path}: no such engine", fix="qvae build makes it")
         try:
-            sidecar = (
-                store.check_engine(path, expected=expected or {})
-                if check
-                else store.read_sidecar(path)
-            )
+            sidecar = store.check_engine(path, expected=expected or {})
         except ForeignEngineError as error:
             if not allow_foreign:
                 raise

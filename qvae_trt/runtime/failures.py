@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: After so many failed runs in a row an engine is left alone.
 STRIKES = 3
 
-Signature = tuple[tuple[int, int, int] | None, ...]
+Signature = tuple[object, ...]
 
 
 class Failures:
@@ -62,14 +62,7 @@ class Failures:
 
 def signature(path: Path) -> Signature:
     """Changes when the engine or its sidecar does."""
-    found: list[tuple[int, int, int] | None] = []
-    for file in (path, store.sidecar_path(path)):
-        try:
-            stat = file.stat()
-            found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
-        except OSError:
-            found.append(None)
-    return tuple(found)
+    return tuple(store.stamp_of(file) for file in (path, store.sidecar_path(path)))
 
 
 def bare(error: QvaeError) -> QvaeError:

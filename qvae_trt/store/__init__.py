@@ -26,7 +26,7 @@ No step looks at the clock.
 from __future__ import annotations
 
 from qvae_trt.store.checking import check_engine, differences, read_sidecar
-from qvae_trt.store.hashing import sha256_file
+from qvae_trt.store.hashing import sha256_file, stamp_of
 from qvae_trt.store.locking import lock_engine
 from qvae_trt.store.sidecar import (
     FORMAT_VERSION,
@@ -51,5 +51,6 @@ __all__ = [
     "sha256_file",
     "sidecar_path",
     "staged",
+    "stamp_of",
     "write_engine",
 ]

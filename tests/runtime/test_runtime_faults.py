@@ -29,6 +29,7 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.profiles import Resolution
+from qvae_trt.runtime.failures import Failures
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
@@ -186,6 +187,7 @@ UNREADABLE = """
 import sys, warnings
 import torch
 from qvae_trt.errors import EngineError
+from qvae_trt.runtime.failures import Failures
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.vae import load_vae
 folder, latents, closed, out = sys.argv[1:]
@@ -497,3 +499,14 @@ def test_any_other_error_of_pytorch_goes_through(tmp_path, monkeypatch):
     monkeypatch.setattr(FoldedVae, "decode", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         load(tmp_path, "silent").decode(Z)
+
+
+def test_an_engine_refused_for_its_permissions_is_tried_again_after_they_change(tmp_path):
+    engine = tmp_path / "e.trt"
+    engine.write_bytes(b"x")
+    failures = Failures()
+    failures.add(engine, torch.device("cpu"), EngineError("permission denied"))
+    with pytest.raises(EngineError):
+        failures.check(engine, torch.device("cpu"))
+    engine.chmod(0o600 if engine.stat().st_mode & 0o040 else 0o640)
+    failures.check(engine, torch.device("cpu"))
