@@ -117,7 +117,7 @@ def export_onnx(
     if graph == "video" and lowering is not None:
         raise UsageError(
             "the video graph has no lowering: it is diffusers' own",
-            fix="leave out --lowering, or use --graph image",
+            fix='leave out the lowering, or use graph="image"',
         )
     steps = iter(range(4))
 

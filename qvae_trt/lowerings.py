@@ -27,10 +27,10 @@ class Lowering:
         upsample: nearest 2x + 3x3 convolution as `resize` + convolution, as one `conv_transpose`
             (4 products instead of 9) or as one convolution to four phases and `depth_to_space`.
         norm: RMS norm over channels: `native` is PyTorch's own kernel; `fp32` sums squares in
-            float32; `conv_spread` sums them in a 1x1 convolution to one channel, so that nothing
-            leaves the NHWC layout, has the convolution before a block's second norm apply its gain,
-            and spreads the gain of the others over the channels by another convolution. Powers of
-            two in the weights keep its squares inside fp16.
+            float32; `conv_spread` sums them with a 1x1 convolution, which keeps the NHWC layout.
+            There the convolution before a block's second norm applies the gain of that norm, and a
+            second 1x1 convolution spreads the other gains over the channels. Powers of two in the
+            weights keep the squares inside fp16: `folding.scaling`.
         residual: of a block without a convolution in its shortcut, `add` or, with the signs of the
             convolution before it changed, `subtract`: a convolution fused with a sum may be slower
             than the two.

@@ -126,9 +126,8 @@ def _runs(query: Tensor, chunks: int) -> list[Tensor]:
 def _align_tokens(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Pad keys and values to whole 16-byte rows of scores, as fast products need them.
 
-    The padding is of keys that are there, which changes no maximum, with values and denominators
-    of 0. A number of tokens that is known only at run time is padded by 1 to 8, since nothing may
-    be empty.
+    It repeats real keys, so that no row maximum changes; its values and denominators are 0. A
+    number of tokens that is known only at run time is padded by 1 to 8, since nothing may be empty.
     """
     tokens = key.shape[1]
     if type(tokens) is int and tokens % _ALIGNMENT == 0:

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 #: The smallest positive fp16: keeps rsqrt finite where every channel is zero.
 _TINY_FP16 = 2.0**-24
-#: Gains that may be moved into a convolution, the lowest of them also against the root mean square
-#: of all. So a channel of the lowest still has bits in its square where the activations are a
-#: quarter of the least that `scaling` leaves alone.
+#: Gains outside this range stay in the norm: dividing the squares by gain² would leave too few bits
+#: of them in fp16. The lowest counts against the root mean square of all gains, too.
 _LOWEST_GAIN, _HIGHEST_GAIN = 2.0**-5, 4.0
 
 
