@@ -15,7 +15,8 @@ moment, or a power cut, leaves a whole engine that has its sidecar:
     1. the new engine is written to a temporary file and synced
     2. its sidecar is written as `.next.json`, synced     killed before 3: the old pair is untouched
     3. the new engine is renamed over the old one         killed before 4: new engine, old sidecar,
-    `.next.json` 4. `.next.json` is renamed over the old sidecar
+                                                          `.next.json`
+    4. `.next.json` is renamed over the old sidecar
 
 Sidecars carry the engine's SHA-256, so a reader that finds state 3 sees that the old sidecar is not
 this engine's, tries `.next.json`, and takes it if the hash is right. Whoever next takes the lock

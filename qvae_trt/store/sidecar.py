@@ -40,7 +40,7 @@ class EngineKey:
             version.
         gpu: the GPU's name, `"cpu"`, or `"any"` for an engine that is not tied to one.
         compute_capability: `"9.0"`, or None where there is none or any will do.
-        lowering: `folding.Lowering.canonical()`.
+        lowering: `lowerings.Lowering.canonical()`.
         profiles: the ranges in pixels, in the engine's order; a static engine has one, fixed.
         onnx_sha256, weights_sha256: of the graph that was compiled, and of the weights in it.
         recipe_sha256: of the source code that defines the graph.

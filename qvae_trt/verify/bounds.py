@@ -30,8 +30,9 @@ class Bounds:
         cosine: at least.
         relative_l2: at most, ||engine - reference|| / ||reference||.
         max_abs: at most, the largest difference: in image units, or as a share of the moments'
-        range. bf16_ratio: at most, ||engine - reference|| / ||PyTorch bf16 - reference|| on the
-        same input.
+            range.
+        bf16_ratio: at most, ||engine - reference|| / ||PyTorch bf16 - reference|| on the same
+            input.
     """
 
     psnr_db: float

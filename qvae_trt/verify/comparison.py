@@ -2,10 +2,9 @@
 
 Polygraphy takes the peak of its PSNR from the largest value of the first output (6 dB low for
 images in [-1, 1], and the wrong one if the broken output came first), and its L2 is absolute.
-Both are put right
-through its own thresholds: the reference always comes first, the threshold is moved by the
-difference between its peak and the true range, and the value shown is moved back. The verdicts
-stay Polygraphy's.
+Both are put right through its own thresholds: the reference always comes first, the threshold is
+moved by the difference between its peak and the true range, and the value shown is moved back. The
+verdicts stay Polygraphy's.
 """
 
 from __future__ import annotations

@@ -55,8 +55,7 @@ class Proof:
 
     Attributes:
         max_abs: the largest difference of the fp32 results, over both parts, relative to the
-        largest value where
-            that is past 1.
+            largest value where that is past 1.
         bf16_ratio: ||folded bf16 - fp32|| / ||diffusers bf16 - fp32||, the larger of the two parts.
     """
 
