@@ -2,7 +2,6 @@
 
     write_figures.py             writes what is between the markers, and the charts
     write_figures.py --check     exit 1 where that would change a file
-    write_figures.py --count     counts the cases of the tests that the docs name
     write_figures.py --terminal  draws docs/images/terminal-*.svg anew
     write_figures.py --report    photographs the page that `qvae report` makes; needs Chromium
 
@@ -14,7 +13,7 @@ Keys of a line:
     mean:PART:PATH[:SET]     mean speed-up     range:PART:PATH          its least and largest
     first:PATH  switch:PATH  what a first use and a change of size add, at most
     pil:PATH:PROCESSOR       latents to PIL    post:PROCESSOR           of it the post-processing
-    fact:NAME                gpu, driver, …    cases:TEST, cases        of the tests named in docs
+    fact:NAME                gpu, driver, …
     build:PART:MODE          seconds that building one engine took, least to largest
     json:FILE:A.B[name=x].C[0]:FORMAT          any value; FORMAT is ms, gib, mib, int, x or text
 Keys of a block:
@@ -52,15 +51,12 @@ CHARTS = ("latency", "speedup", "memory")
 OTHERS = "latency-others"
 EVERY_OPT = "nine profiles, at every opt"
 BUILDS = Path("qvae_trt/data/builds.json")
-CASES = Path("reliability/cases.json")
-TEST_NAME = re.compile(r"`(tests/[\w/]+\.py::test_\w+)`")
 _INLINE = re.compile(r"(<!-- f (\S+) -->)(.*?)(<!-- /f -->)")
 _BLOCK = re.compile(r"(<!-- block (\S+) -->\n)(.*?)(\n?<!-- /block -->)", re.DOTALL)
 
 _WORDS = {
     "en": {
         "missing": "not measured yet",
-        "not counted": "not counted yet",
         "aspect": "aspect", "size": "size", "profile": "profile", "fact": "fact", "value": "value",
         "precision": "precision", "output": "output", "mean": "mean", "engine": "engine",
         "rows": "comparisons", "least": "least PSNR, dB", "l2": "largest relative L2",
@@ -79,7 +75,6 @@ _WORDS = {
     },
     "zh": {
         "missing": "尚未测量",
-        "not counted": "尚未统计",
         "aspect": "宽高比", "size": "尺寸", "profile": "profile", "fact": "项目", "value": "值",
         "precision": "精度", "output": "输出", "mean": "平均", "engine": "引擎",
         "rows": "比较次数", "least": "最低 PSNR（dB）", "l2": "最大相对 L2",
@@ -196,12 +191,10 @@ class Figures:
         try:
             if kind == "json":
                 return self._json(rest[0])
-            if kind == "cases":
-                return self._cases(rest[0] if rest else None)
             value: Callable[..., str] = getattr(self, f"_{kind}")
             return value(*rest[0].split(":"))
         except MissingError:
-            return words["not counted" if kind == "cases" else "missing"]
+            return words["missing"]
 
     def _table(self) -> BenchResult:
         if self.result is None:
@@ -319,15 +312,6 @@ class Figures:
             raise MissingError
         least, most = f"{min(found):.0f} s", f"{max(found):.0f} s"
         return least if least == most else f"{least} – {most}"
-
-    def _cases(self, test: str | None) -> str:
-        source = self.folder / CASES
-        counted = json.loads(source.read_bytes())["cases"] if source.is_file() else {}
-        if test is None and counted:
-            return f"{sum(counted.values()):,}"
-        if test not in counted:
-            raise MissingError
-        return str(counted[test])
 
     # --- a block --------------------------------------------------------------------------------
 
@@ -573,19 +557,6 @@ def write(*, check: bool) -> int:
     return 1 if check and stale else 0
 
 
-def count() -> None:
-    """Ask pytest how many cases each test has that a page names."""
-    named = {name for page in pages() for name in TEST_NAME.findall(page.read_text("utf-8"))}
-    files = sorted({name.split("::")[0] for name in named})
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", *files]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = [line.split("[")[0] for line in ran.stdout.splitlines() if "::" in line]
-    cases = {name: found.count(name) for name in sorted(named)}
-    target = ROOT / "benchmarks" / CASES
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"version": 1, "cases": cases}, indent=1) + "\n", "utf-8")
-
-
 # --- pictures of the terminal -------------------------------------------------------------------
 
 # Name: the command and the width of its terminal; each works on what the one before has left.
@@ -647,12 +618,9 @@ def photograph_report() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Figures of README.md and docs/ from benchmarks/.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
-    parser.add_argument("--count", action="store_true", help="count the cases of the tests named")
     parser.add_argument("--terminal", action="store_true", help="draw the pictures of terminals")
     parser.add_argument("--report", action="store_true", help="photograph the HTML report")
     given = parser.parse_args()
-    if given.count:
-        count()
     if given.terminal:
         draw_terminals()
     if given.report:

@@ -487,7 +487,7 @@ def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     script = write_figures()
     text = (
         "a <!-- f mean:decoder:static -->typed<!-- /f --> b <!-- f first:static --><!-- /f -->"
-        " <!-- f json:h200/soak.json:calls:int --><!-- /f --> <!-- f cases:x --><!-- /f -->\n\n"
+        " <!-- f json:h200/soak.json:calls:int --><!-- /f -->\n\n"
         "<!-- block latency:encoder -->\nold\n<!-- /block -->\n<!-- block picture:speedup -->\n"
         "<!-- /block -->\n<!-- block memory -->\n<!-- /block -->\n"
     )
@@ -495,7 +495,6 @@ def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     empty = script.filled(text, page, script.Figures(tmp_path))
     assert "typed" not in empty
     assert empty.count("not measured yet") == 6
-    assert empty.count("not counted yet") == 1
     assert (
         script.filled(text, tmp_path / "zh" / "page.md", script.Figures(tmp_path)).count("尚未测量")
         == 6
@@ -599,17 +598,6 @@ def test_no_measurement_is_typed(page):
     assert re.findall(pattern, words) == []
 
 
-@pytest.mark.slow
-def test_the_cases_are_counted():
-    counted = json.loads((ROOT / "benchmarks/reliability/cases.json").read_bytes())["cases"]
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", ""]
-    files = sorted({name.split("::")[0] for name in counted})
-    ran = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = Counter(line.split("[")[0] for line in ran.stdout.splitlines() if "::" in line)
-    again = "python benchmarks/write_figures.py --count"
-    assert counted == {name: found[name] for name in counted}, again
-
-
 # --- words that the code really says ------------------------------------------------------------
 
 
@@ -629,8 +617,6 @@ def test_the_fault_table_names_real_tests(language):
     named = _TEST.findall(text_of(page))
     assert len(named) >= 50
     assert set(named) <= _tests_there()
-    cases = re.findall(r"<!-- f cases:(\S+) -->", text_of(page))
-    assert [f"{file}::{test}" for file, test in named] == cases
 
 
 @pytest.mark.parametrize(("language", "off"), [("en", "off by default"), ("zh", "默认关闭")])
