@@ -411,18 +411,9 @@ def read_timing(table: Table) -> Timing:
 
 
 def save(result: BenchResult, path: Path) -> None:
-    """Write `latency.json` so that a reader, or a kill half way, finds the old file or the new one,
-    both whole.
-    """
-    write_text(
-        path, json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step. Raises StoreError where the file system refuses."""
-    with store.replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+    """Write `latency.json`, whole or not at all. Raises StoreError."""
+    text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+    store.write_text(path, text + "\n")
 
 
 def with_run(result: BenchResult, **changes: Any) -> BenchResult:

@@ -17,6 +17,8 @@ from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 
+from qvae_trt.store import write_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
@@ -137,10 +139,7 @@ def emit(data: Mapping[str, object], draw: Callable[[], RenderableType]) -> None
 
 def save_json(path: Path, data: Mapping[str, object]) -> None:
     """Write a result as a file, whole or not at all. Raises StoreError."""
-    from qvae_trt.store import replace_file
-
-    with replace_file(path) as temporary:
-        temporary.write_text(_to_json(data), encoding="utf-8")
+    write_text(path, _to_json(data))
 
 
 def mute(stream: IO[str]) -> None:

@@ -9,12 +9,13 @@ import io
 from typing import TYPE_CHECKING
 
 from qvae_trt.bench.compare import group, merge
-from qvae_trt.bench.results import save, write_text
+from qvae_trt.bench.results import save
 from qvae_trt.errors import UsageError
 from qvae_trt.report import charts, svg, view
 from qvae_trt.report.console import comparison_table, screen, service_table, table
 from qvae_trt.report.html import page
 from qvae_trt.report.markdown import markdown
+from qvae_trt.store import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -36,7 +36,13 @@ from qvae_trt.store.sidecar import (
     Sidecar,
     sidecar_path,
 )
-from qvae_trt.store.writing import check_writable, replace_file, staged, write_engine
+from qvae_trt.store.writing import (
+    check_writable,
+    replace_file,
+    staged,
+    write_engine,
+    write_text,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -54,4 +60,5 @@ __all__ = [
     "staged",
     "stamp_of",
     "write_engine",
+    "write_text",
 ]

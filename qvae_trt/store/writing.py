@@ -64,6 +64,12 @@ def replace_file(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises StoreError."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
 def check_writable(path: Path) -> None:
     """For results that take long: what `replace_file` would be refused, said before the work.
 

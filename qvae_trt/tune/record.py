@@ -202,9 +202,8 @@ class TuneFile:
 
 def save(file: TuneFile, path: Path) -> None:
     """Write it, whole or not at all. Raises StoreError."""
-    text = json.dumps(file.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
-    with store.replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    text = json.dumps(file.to_dict(), indent=2, ensure_ascii=True, allow_nan=False)
+    store.write_text(path, text + "\n")
 
 
 def load(path: Path) -> TuneFile:

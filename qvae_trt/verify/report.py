@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qvae_trt.errors import ParityError, StoreError
+from qvae_trt.errors import ParityError
 from qvae_trt.profiles import build_command
+from qvae_trt.store import write_text
 from qvae_trt.verify.bounds import BOUNDS, REASONS
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
@@ -177,16 +178,12 @@ class VerifyReport:
         Raises:
             StoreError: the file cannot be written.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.to_markdown(), encoding="utf-8")
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+        write_text(path, self.to_markdown())
 
     def to_markdown(self) -> str:
         headings, lines = self.table()
         verdict = "All bounds kept" if self.ok else "NOT PROVEN"
-        parts = [
+        paragraphs = [
             "# Parity with PyTorch fp32",
             f"**{verdict}**: {self.summary}, in {self.seconds:.0f} s.",
             _markdown_table(("fact", "value"), [(k, v) for k, v in self.facts.items()]),
@@ -218,10 +215,9 @@ class VerifyReport:
                     for output, b in outputs.items()
                 ],
             ),
-            *(f"- **{name}**: {reason}" for name, reason in REASONS.items()),
+            "\n".join(f"- **{name}**: {reason}" for name, reason in REASONS.items()),
         ]
-        head, bounds = parts[: -len(REASONS)], parts[-len(REASONS) :]
-        return "\n\n".join([*head, "\n".join(bounds)]) + "\n"
+        return "\n\n".join(paragraphs) + "\n"
 
 
 _LEGEND = (
