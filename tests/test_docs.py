@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import json
 import re
@@ -475,30 +474,28 @@ def test_figures_are_those_of_the_measurements():
 
 @lru_cache(maxsize=1)
 def write_figures() -> Any:
-    spec = importlib.util.spec_from_file_location(
-        "write_figures", ROOT / "benchmarks" / "write_figures.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import write_figures as module
+
     return module
 
 
 def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     script = write_figures()
     text = (
-        "a <!-- f mean:decoder:static -->typed<!-- /f --> b <!-- f first:static --><!-- /f -->"
+        "a <!-- f range:decoder:static -->typed<!-- /f --> b <!-- f post:qvae --><!-- /f -->"
         " <!-- f json:h200/soak.json:calls:int --><!-- /f -->\n\n"
         "<!-- block latency:encoder -->\nold\n<!-- /block -->\n<!-- block picture:speedup -->\n"
-        "<!-- /block -->\n<!-- block memory -->\n<!-- /block -->\n"
+        "<!-- /block -->\n<!-- block memory -->\n<!-- /block -->\n<!-- block modes -->\n"
+        "<!-- /block -->\n"
     )
     page = tmp_path / "docs" / "page.md"
-    empty = script.filled(text, page, script.Figures(tmp_path))
+    empty = script.filled(text, page, script.Measured(tmp_path))
     assert "typed" not in empty
     assert empty.count("not measured yet") == 6
-    assert (
-        script.filled(text, tmp_path / "zh" / "page.md", script.Figures(tmp_path)).count("尚未测量")
-        == 6
-    )
+    assert empty.count("have not been measured yet.") == 1
+    chinese = script.filled(text, tmp_path / "zh" / "page.md", script.Measured(tmp_path))
+    assert chinese.count("尚未测量") == 7
 
     folder = tmp_path / "h200"
     save(bench_samples.result(service=True), folder / "a" / "latency.json")
@@ -507,28 +504,29 @@ def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     row = {"case": "all static pairs", "engine_bytes": 2**30, "scratch_bytes": 2**29}
     row |= {"device_bytes": 2**31, "first_use_ms": pair, "switch_ms": {"1328x1328": [0.1, -0.2]}}
     (folder / "footprint.json").write_text(json.dumps({"model": "random:full", "rows": [row]}))
-    full = script.filled(text, page, script.Figures(tmp_path))
-    assert "a <!-- f mean:decoder:static -->5.00×<!-- /f --> b" in full
-    assert "<!-- f first:static -->40 ms<!-- /f -->" in full
+    full = script.filled(text, page, script.Measured(tmp_path))
+    assert "a <!-- f range:decoder:static -->5.00×<!-- /f --> b" in full
     assert "2,000" in full
     assert "| 1328x1328 | 60.0 | 30.0 (2.00×) |" in full
     assert "h200-speedup.svg" in full
     assert "| all static pairs | 1.00 | 0.50 | 2.00 | 40 | 0.10 |" in full
+    assert "Not measured yet: one static pair; nine profiles, 1024x1024; nine profiles, a" in full
+    assert "| decode, mean speed-up | 5.00× |" in full
     assert "not measured yet" not in full
-    assert script.filled(full, page, script.Figures(tmp_path)) == full
+    assert script.filled(full, page, script.Measured(tmp_path)) == full
 
 
 def test_a_figure_out_of_a_list(tmp_path):
     script = write_figures()
     (tmp_path / "rows.json").write_text('{"rows": [{"ms": [1.25, 2.5]}, {"name": "b", "ms": [4]}]}')
-    figures, words = script.Figures(tmp_path), script._WORDS["en"]
+    measured = script.Measured(tmp_path)
     for path, said in (
         ("rows[0].ms[1]", "2.5 ms"),
         ("rows[name=b].ms[0]", "4.0 ms"),
         ("rows[2].ms[0]", "not measured yet"),
         ("rows[0].ms[2]", "not measured yet"),
     ):
-        assert figures.line(f"json:rows.json:{path}:ms", words) == said
+        assert script.line(measured, f"json:rows.json:{path}:ms", "en") == said
 
 
 def test_runs_of_one_machine_become_one_table_with_the_static_sizes_first(tmp_path):
@@ -552,28 +550,34 @@ def test_runs_of_one_machine_become_one_table_with_the_static_sizes_first(tmp_pa
     }
     for name, result in made.items():
         save(result, tmp_path / "h200" / name / "latency.json")
-    figures = script.Figures(tmp_path)
-    words = script._WORDS["en"]
-    page = tmp_path / "docs" / "page.md"
-    rows = figures.block("latency:decoder", words, page).splitlines()
+    measured = script.Measured(tmp_path)
+
+    def block(key: str) -> str:
+        return script.block(measured, key, "en", tmp_path / "docs" / "page.md")
+
+    rows = block("latency:decoder").splitlines()
     assert rows[0] == "| decoder, ms | pytorch | folded | compiled | static | profiles |"
     assert [row.split("|")[1].strip() for row in rows[2:]] == [
-        "1664x928", "1328x1328", "*mean*", "1216x832", "*mean*",
+        "1664x928", "1328x1328", "*mean*", "1216x832",
     ]  # fmt: skip
     assert "| 1328x1328 | 100.0 | 50.0 (2.00×) | 25.0 (4.00×) | **20.0** (5.00×) |" in rows[3]
     assert rows[5].startswith("| 1216x832 | 100.0 | 50.0 (2.00×) | 25.0 (4.00×) | – |")
-    gain = figures.block("gain", words, page).splitlines()
-    assert gain[0].startswith("| path | encoder, static sizes (2) | decoder, static sizes (2) |")
+    gain = block("gain").splitlines()
+    assert gain[0] == (
+        "| path | encoder, static sizes (2) | decoder, static sizes (2) "
+        "| encoder, 1216x832 | decoder, 1216x832 |"
+    )
     assert "| `static` | 5.00× | 5.00× | – | – |" in gain
-    assert "| torch | 2.11.0, 2.12.0 |" in figures.block("machine", words, page)
-    assert figures.line("mean:decoder:profiles:others", words) == "4.50×"
-    assert set(figures.charts) == {
+    assert "| torch | 2.11.0, 2.12.0 |" in block("machine")
+    assert script.line(measured, "range:decoder:profiles", "en") == "4.50×"
+    charts = script.charts(measured)
+    assert set(charts) == {
         f"{name}{form}"
         for name in ("latency", "speedup", "memory", "latency-others")
         for form in ("", "-narrow")
     }
-    assert "1216x832" in figures.charts["latency-others"]
-    assert "1216x832" not in figures.charts["latency"]
+    assert "1216x832" in charts["latency-others"]
+    assert "1216x832" not in charts["latency"]
 
 
 def test_what_a_build_took_comes_from_the_latest_sidecar(tmp_path):
@@ -585,10 +589,10 @@ def test_what_a_build_took_comes_from_the_latest_sidecar(tmp_path):
         folder.mkdir(parents=True)
         held = json.dumps(sidecar | {"build_seconds": seconds, "created": day})
         (folder / "vae_decoder.trt.json").write_text(held)
-    figures = script.Figures(tmp_path)
-    assert [row["seconds"] for row in figures.builds] == [100.0]
-    assert figures.line("build:decoder:static", script._WORDS["en"]) == "100 s"
-    assert figures.line("build:decoder:profiles", script._WORDS["en"]) == "not measured yet"
+    measured = script.Measured(tmp_path)
+    assert [row["seconds"] for row in measured.builds] == [100.0]
+    assert script.line(measured, "build:decoder:static", "en") == "100 s"
+    assert script.line(measured, "build:decoder:profiles", "en") == "not measured yet"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

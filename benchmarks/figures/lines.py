@@ -1,0 +1,83 @@
+"""One figure in a line: `line` gives the text for a key."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from figures.measured import Measured, MissingError
+from figures.words import WORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FORMATS: dict[str, Callable[[Any], str]] = {
+    "ms": lambda v: f"{v:.1f} ms",
+    "gib": lambda v: f"{v / 2**30:.2f} GiB",
+    "mib": lambda v: f"{v / 2**20:.0f} MiB",
+    "int": lambda v: f"{v:,}",
+    "text": str,
+}
+
+
+def line(measured: Measured, key: str, language: str) -> str:
+    """The figure, or the words for one that was not measured."""
+    kind, rest = key.split(":", 1)
+    try:
+        if kind == "json":
+            return _json(measured, *rest.rsplit(":", 2))
+        made: dict[str, Callable[..., str]] = {"build": build, "range": _range, "post": _post}
+        return made[kind](measured, *rest.split(":"))
+    except MissingError:
+        return WORDS[language]["missing"]
+
+
+def build(measured: Measured, part: str, mode: str) -> str:
+    found = [r["seconds"] for r in measured.builds if (r["part"], r["mode"]) == (part, mode)]
+    return _span(found, "{:.0f} s")
+
+
+def _range(measured: Measured, part: str, path: str) -> str:
+    table = measured.table
+    cells = [c for c in table.cells if c.part == part and c.path == path]
+    return _span([r for c in cells if (r := table.speedup(c)) is not None], "{:.2f}×")
+
+
+def _span(found: list[float], form: str) -> str:
+    """The least to the largest; once where both read the same."""
+    if not found:
+        raise MissingError
+    least, most = form.format(min(found)), form.format(max(found))
+    return least if least == most else f"{least} – {most}"
+
+
+def _post(measured: Measured, processor: str) -> str:
+    table = measured.table
+    found = [
+        row.steps["postprocess_ms"]
+        for row in table.service
+        if row.path in table.paths and row.processor == processor and "postprocess_ms" in row.steps
+    ]
+    if not found:
+        raise MissingError
+    return f"{max(found):.1f} ms"
+
+
+def _json(measured: Measured, file: str, path: str, form: str) -> str:
+    source = measured.folder / file
+    if not source.is_file():
+        raise MissingError
+    value: Any = json.loads(source.read_bytes())
+    steps = re.findall(r"([\w-]+)(?:\[(?:name=([\w-]+)|(\d+))\])?", path)
+    for name, chosen, index in steps:
+        if not isinstance(value, dict) or name not in value:
+            raise MissingError
+        value = value[name]
+        if chosen:
+            value = next((item for item in value if item.get("name") == chosen), None)
+        elif index:
+            value = dict(enumerate(value)).get(int(index))
+    if value is None:
+        raise MissingError
+    return _FORMATS[form](value)

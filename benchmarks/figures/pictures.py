@@ -1,0 +1,115 @@
+"""Pictures in docs/images/: charts of the latencies, what commands print, the HTML report."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from shutil import which
+from typing import TYPE_CHECKING
+
+from figures.measured import Measured, MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+IMAGES = Path(__file__).resolve().parent.parent.parent / "docs" / "images"
+CHARTS = ("latency", "speedup", "memory")
+# These are of the static sizes; of all others there is one.
+OTHERS = "latency-others"
+
+
+def picture(measured: Measured, name: str, words: Mapping[str, str], page: Path) -> str:
+    """The HTML that shows a chart: the wide one, or the narrow one on a phone."""
+    if name == OTHERS and OTHERS not in charts(measured):
+        return ""  # the text beside it says that nothing was measured there
+    if name not in charts(measured):
+        raise MissingError
+    images = os.path.relpath(IMAGES, page.parent)
+    gpu = measured.table.runs[0].machine["gpu"]
+    return (
+        f'<picture><source media="(max-width: 600px)" srcset="{images}/h200-{name}-narrow.svg">'
+        f'<img alt="{words[name]}, {gpu}" src="{images}/h200-{name}.svg">'
+        "</picture>"
+    )
+
+
+def charts(measured: Measured) -> dict[str, str]:
+    """The charts as SVG, by name: beside each other for a desk, and one below the other for a
+    phone, where the wide ones would be too small to read.
+    """
+    if measured.result is None:
+        return {}
+    from qvae_trt.report import charts, svg
+
+    sets = measured.sets
+    table = sets.get("static", measured.result)
+    made = {name: getattr(charts, name)(table) for name in CHARTS}
+    if len(sets) == 2:
+        made[OTHERS] = charts.latency(sets["others"])
+    drawn = {}
+    for name, panels in made.items():
+        if panels:
+            columns = min(len(panels), 2)
+            drawn[name] = svg.document(panels, width=480 * columns, columns=columns)
+            drawn[f"{name}-narrow"] = svg.document(panels, width=360)
+    return drawn
+
+
+# Name: the command and the width of its terminal; each works on what the one before has left.
+_TERMINALS = {
+    "match": ("profiles match 1600x1200", 80),
+    "build": ("build --mode static --resolution 256x256 --model bundled:tiny", 80),
+    "verify": ("verify --resolution 256x256 --model bundled:tiny", 80),
+}
+
+
+def draw_terminals() -> None:
+    """Run commands with the bundled model, and draw what they print."""
+    from rich.console import Console
+    from rich.terminal_theme import MONOKAI
+    from rich.text import Text
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (arguments, width) in _TERMINALS.items():
+            command = [sys.executable, "-m", "qvae_trt", *arguments.split()]
+            environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(width)}
+            ran = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+            )
+            console = Console(record=True, width=width, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+            console.print(Text(f"$ qvae {arguments}", style="bold"), soft_wrap=True)
+            console.print(Text.from_ansi(ran.stdout.rstrip()), soft_wrap=True)
+            console.print()  # else the last line is cut at its descenders
+            svg = console.export_svg(title="qvae", theme=MONOKAI, unique_id=f"qvae-{name}")
+            # Rich asks a server for its font; the reader's own monospace will do.
+            svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+            svg = svg.replace("font-family: Fira Code, monospace", "font-family: monospace")
+            svg = svg.replace("<!-- Generated with Rich https://www.textualize.io -->", "")
+            (IMAGES / f"terminal-{name}.svg").write_text(svg, "utf-8")
+
+
+def photograph_report(measured: Measured) -> None:
+    """report.png: the HTML page of the H200's results, in headless Chromium."""
+    found = [name for name in ("chromium", "chromium-browser", "google-chrome") if which(name)]
+    if not found or measured.result is None:
+        sys.exit("no Chromium on the path" if not found else "nothing is measured yet")
+    from qvae_trt.report import write_html
+
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        write_html([measured.result], page)
+        command = [
+            found[0],
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--window-size=1000,1100",
+        ]
+        subprocess.run(
+            [*command, f"--screenshot={IMAGES / 'report.png'}", page.as_uri()], check=True
+        )
