@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import secrets
+import io
 import struct
 import warnings
 import zlib
@@ -19,11 +16,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from qvae_trt.errors import PictureError
+from qvae_trt.errors import PictureError, StoreError
+from qvae_trt.store import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
 Channels = Literal[3, 4]
@@ -180,10 +176,12 @@ def write_picture(path: str | Path, pixels: Tensor) -> None:
     if name in ("JPEG", "BMP") and unit.shape[-1] == 4:
         unit = over_white(unit)
     picture = Image.fromarray((unit * 255).round().astype(np.uint8))
-    with _replacing(path) as partial, partial.open("xb") as file:
+    file = io.BytesIO()
+    try:
         picture.save(file, format=name, **options)
-        file.flush()
-        os.fsync(file.fileno())
+    except (OSError, ValueError) as error:  # longer sides than the format has room for
+        raise PictureError(f"{path}: cannot be made a {name}: {error}", fix="use .png") from error
+    _write(path, file.getvalue())
 
 
 # --- sizes ---------------------------------------------------------------------------------------
@@ -255,11 +253,7 @@ def write_latents(path: str | Path, latents: Latents) -> None:
         "weights_sha256": latents.weights_sha256,
     }
     values = latents.values.detach().float().cpu().contiguous()
-    data = save({"latents": values}, metadata=metadata)
-    with _replacing(path) as partial, partial.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(path, save({"latents": values}, metadata=metadata))
 
 
 def read_latents(path: str | Path) -> Latents:
@@ -324,22 +318,18 @@ def _check_readable(path: Path, what: str) -> None:
         raise PictureError(f"{path}: the {what} is empty")
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A new name in the folder of `path`; what is written there replaces `path` at the end."""
-    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.partial")
+def check_folder(path: Path) -> None:
+    """PictureError unless the folder that `path` is to be written to is there."""
+    if not path.parent.is_dir():
+        raise PictureError(
+            f"cannot write {path}: no folder {path.parent}", fix=f"mkdir -p {path.parent}"
+        )
+
+
+def _write(path: Path, data: bytes) -> None:
+    check_folder(path)
     try:
-        yield partial
-        partial.replace(path)
-    except (OSError, ValueError) as error:
-        code = getattr(error, "errno", None)
-        fix = {
-            errno.ENOENT: f"mkdir -p {path.parent}",
-            errno.ENOSPC: "Free some space, or write elsewhere.",
-            errno.EACCES: "Write to a folder of your own.",
-        }.get(code or 0)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PictureError(f"{path}: cannot be written: {reason}", fix=fix) from error
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            partial.unlink(missing_ok=True)
+        with replace_file(path) as partial:
+            partial.write_bytes(data)
+    except StoreError as error:
+        raise PictureError(error.what, fix=error.fix) from error

@@ -21,6 +21,7 @@ from qvae_trt.images import (
     WRITE_FORMATS,
     Channels,
     Latents,
+    check_folder,
     crop,
     pad,
     read_latents,
@@ -190,10 +191,7 @@ def _check_out(out: Path, suffixes: Sequence[str], kind: str) -> None:
         raise PictureError(
             f"{out}: unknown kind of {kind} {out.suffix!r}", fix=f"Name it {', '.join(suffixes)}."
         )
-    if not out.parent.is_dir():
-        raise PictureError(
-            f"{out}: cannot be written: no folder {out.parent}", fix=f"mkdir -p {out.parent}"
-        )
+    check_folder(out)
 
 
 def _check_size(size: Resolution, path: Path | str) -> None:

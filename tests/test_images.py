@@ -333,15 +333,23 @@ def test_unknown_extension(tmp_path: Path) -> None:
 
 
 def test_writing_where_nothing_can_be_written(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="cannot be written") as caught:
+    with pytest.raises(PictureError, match="cannot write") as caught:
         write_picture(tmp_path / "no" / "x.png", torch.zeros(1, 3, 4, 4))
     assert "mkdir -p" in str(caught.value)
-    with pytest.raises(PictureError, match="cannot be written"):
+    with pytest.raises(PictureError, match="cannot write"):
         write_picture("/proc/x.png", torch.zeros(1, 3, 4, 4))
     (tmp_path / "d.png").mkdir()
-    with pytest.raises(PictureError, match="cannot be written"):
+    with pytest.raises(PictureError, match="cannot write"):
         write_picture(tmp_path / "d.png", torch.zeros(1, 3, 4, 4))
     assert names(tmp_path) == ["d.png"]
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.webp"])
+def test_a_side_that_the_format_has_no_room_for(name: str, tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="cannot be made a ") as caught:
+        write_picture(tmp_path / name, torch.zeros(1, 3, 1, 65_536))
+    assert ".png" in str(caught.value)
+    assert not names(tmp_path)
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
