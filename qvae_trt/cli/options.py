@@ -29,7 +29,7 @@ def _say_where_auto_leads(backend: BackendChoice) -> BackendChoice:
     if backend == "auto" and devices.gpus() and backends.resolve(backend) == "onnxruntime":
         tell(
             "warning: --backend auto is onnxruntime here, on the CPU, although there is a GPU; "
-            "qvae doctor says what mends it",
+            "qvae doctor shows the fix",
             style="yellow",
         )
     return backend
@@ -40,7 +40,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         help="A hub id, a local folder, a .safetensors file, bundled:tiny (offline) or "
-        "random:full (for speed alone).",
+        "random:full (for measuring speed).",
     ),
 ]
 BackendOption = Annotated[
@@ -48,7 +48,7 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         callback=_say_where_auto_leads,
-        help="auto: tensorrt where it imports and a GPU answers, else onnxruntime.",
+        help="auto: tensorrt if it imports and there is a GPU, else onnxruntime.",
     ),
 ]
 EngineDirOption = Annotated[Path, typer.Option("--engine-dir", help="Where the engines are.")]
@@ -60,16 +60,16 @@ ProfilesOption = Annotated[
 TimingCacheOption = Annotated[
     Path | None,
     typer.Option(
-        "--timing-cache", metavar="FILE", help="Where to keep kernel timings between builds."
+        "--timing-cache", metavar="FILE", help="A file that keeps kernel timings between builds."
     ),
 ]
 PrecisionOption = Annotated[
     Literal["fp16", "bf16", "fp32"],
-    typer.Option("--precision", help="Of weights, inputs and outputs."),
+    typer.Option("--precision", help="Precision of weights, inputs and outputs."),
 ]
 ResolutionsOption = Annotated[
     list[str] | None,
-    typer.Option("--resolution", metavar="WxH", help="A size, as 1664x928; may be given again."),
+    typer.Option("--resolution", metavar="WxH", help="A size, such as 1664x928; can be repeated."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", callback=set_json, help="Print the result as JSON.")
@@ -77,7 +77,7 @@ JsonOption = Annotated[
 VerboseOption = Annotated[
     bool,
     typer.Option(
-        "--verbose", "-v", callback=set_verbose, is_eager=True, help="Tell more; show tracebacks."
+        "--verbose", "-v", callback=set_verbose, is_eager=True, help="More output, with tracebacks."
     ),
 ]
 
@@ -104,7 +104,7 @@ def resolve_home(path: Path) -> Path:
 def no_folder(
     engine_dir: Path, size: Resolution, *, backend: BackendChoice, model: str = MODEL
 ) -> EngineError | None:
-    """What to say of an engine folder that is not there; None where it is."""
+    """What to say of an engine folder that is not there; None if it is."""
     if engine_dir.is_dir():
         return None
     command = build_command(

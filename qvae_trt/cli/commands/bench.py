@@ -38,40 +38,39 @@ def bench(
             "--baseline",
             metavar="NAME",
             autocompletion=lambda: ["pytorch", "folded", "compiled"],
-            help="pytorch, folded or compiled; may be given again. [default: all]",
+            help="pytorch, folded or compiled; can be repeated. "
+            "[default: all; on a CPU, all but compiled]",
         ),
     ] = None,
     part: PartOption = "both",
     device: Annotated[
         Literal["cuda", "cpu"] | None,
-        typer.Option("--device", help="[default: the GPU, if there is one]"),
+        typer.Option("--device", help="Where to measure. [default: the GPU, if there is one]"),
     ] = None,
     service: Annotated[
         bool,
         typer.Option(
-            "--service", help="What a server sees too: latents to PIL, first use, switching sizes."
+            "--service", help="Also what a server sees: latents to PIL, first use, switching sizes."
         ),
     ] = False,
     budget: Annotated[
         float,
-        typer.Option(
-            "--budget", metavar="SECONDS", help="How long to measure one path at one size."
-        ),
+        typer.Option("--budget", metavar="SECONDS", help="Seconds for one path at one size."),
     ] = 1.0,
     out: Annotated[
         Path, typer.Option("--out", help="The folder for latency.md, .json, .csv and .svg.")
     ] = Path("out/bench"),
     compare: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="OLD.json", help="Exit 1 where a latency got worse."),
+        typer.Option("--compare", metavar="OLD.json", help="Exit code 1 if a latency got worse."),
     ] = None,
     margin: Annotated[
-        float, typer.Option("--margin", help="How much worse --compare lets pass; 0.05 is 5 %.")
+        float, typer.Option("--margin", help="How much worse --compare accepts; 0.05 is 5 %.")
     ] = 0.05,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
-    """Measure PyTorch against the engines."""
+    """Measure the latency of PyTorch and of the engines."""
     sizes = parse_resolutions(resolution)
     need(bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024")
     missing = no_folder(engine_dir, sizes[0], backend=backend, model=model)

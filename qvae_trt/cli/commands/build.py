@@ -49,7 +49,7 @@ def build(
     mode: Annotated[
         Literal["static", "profiles"],
         typer.Option(
-            "--mode", help="static: one engine pair a size; profiles: one pair for all sizes."
+            "--mode", help="static: one engine pair per size; profiles: one pair for all sizes."
         ),
     ],
     aspect: Annotated[
@@ -58,7 +58,7 @@ def build(
             "--aspect",
             metavar="W:H",
             autocompletion=lambda: list(load_static_sizes()),
-            help="A listed aspect ratio, as 16:9; may be given again.",
+            help="A listed aspect ratio, such as 16:9; can be repeated.",
         ),
     ] = None,
     resolution: ResolutionsOption = None,
@@ -79,19 +79,19 @@ def build(
             "--tune",
             metavar="FILE|none",
             callback=_tune_file,
-            help="What qvae tune wrote. [default: tune.json in --engine-dir, if it fits]",
+            help="The file that qvae tune wrote. [default: tune.json in --engine-dir, if it fits]",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Build engines that are up to date, too.")
+        bool, typer.Option("--force", help="Also rebuild engines that are up to date.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be built; build nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be built; build nothing.")
     ] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
-    """Build engines; what is up to date is kept."""
+    """Build engines; up-to-date ones are kept."""
     sizes = _sizes(mode, aspect, resolution)
     need(
         mode == "profiles" or profiles_file is None,
@@ -189,7 +189,7 @@ def _words(known: dict[Job, Measured]) -> list[str]:
     minutes = sum(row.seconds for row in known.values()) / 60
     mib = sum(row.bytes for row in known.values()) / 2**20
     return [
-        f"~ as the nearest engine measured on {places}; another machine differs.",
+        f"~ estimated from the nearest engine measured on {places}; other machines differ.",
         f"~ {minutes:.0f} min and {mib:.0f} MiB in all.",
     ]
 

@@ -19,7 +19,7 @@ def doctor(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
-    """What this machine can do, and what mends it."""
+    """Check this machine and show fixes."""
     from qvae_trt.doctor import diagnose
 
     found = diagnose(engine_dir)
@@ -42,4 +42,4 @@ def _fixes(found: Diagnosis) -> list[Text]:
         for check in found.checks
         if check.fix is not None
     ]
-    return [Text("\nTo mend it", style="bold"), *fixes] if fixes else []
+    return [Text("\nFixes", style="bold"), *fixes] if fixes else []

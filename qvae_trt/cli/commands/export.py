@@ -48,7 +48,7 @@ def export(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write the VAE as ONNX."""
+    """Export the VAE to ONNX."""
     from qvae_trt.store import check_writable
 
     size = _static_size(dynamic, resolution)

@@ -20,7 +20,7 @@ def inspect(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """What an engine file is: key, profiles, layers, memory."""
+    """Show what is in an engine file: key, profiles, layers, memory."""
     from qvae_trt import backends, store
 
     engine = _engine(engine)
@@ -38,7 +38,7 @@ def inspect(
         data["engine"] = backend.inspect(engine)
     else:
         output.tell(
-            f"warning: not opened, its sidecar alone is shown: {runnable.reason}", style="yellow"
+            f"warning: not opened, only its sidecar is shown: {runnable.reason}", style="yellow"
         )
     output.emit(data, lambda: tree(str(engine), data if verbose else _short(data)))
 

@@ -67,7 +67,7 @@ def roundtrip(
     backend: BackendOption = "auto",
     engine_dir: EngineDirOption = ENGINE_DIR,
     side_by_side: Annotated[
-        bool, typer.Option("--side-by-side", help="Put the picture to the left of its round trip.")
+        bool, typer.Option("--side-by-side", help="Put the original to the left of the result.")
     ] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def profiles(
     ctx: typer.Context, as_json: JsonOption = False, verbose: VerboseOption = False
 ) -> None:
-    """The sizes; which engine one of them gets."""
+    """List the sizes and profiles, or match one."""
     if ctx.invoked_subcommand is None:
         list_()
 
@@ -49,7 +49,7 @@ def list_(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """The static sizes and the profiles, in the engine's order."""
+    """List the static sizes and the profiles, in the engine's order."""
     sizes = load_static_sizes()
     ranges = load_profiles(profiles_file)
     data = {
@@ -81,12 +81,13 @@ def list_(
 
 
 def match(
-    size: Annotated[str, typer.Argument(metavar="WxH", help="A size, as 1600x1200.")],
+    size: Annotated[str, typer.Argument(metavar="WxH", help="A size, such as 1600x1200.")],
     engine_dir: Annotated[
         Path | None,
         typer.Option(
             "--engine-dir",
-            help="Match against the engines here. [default: engines/, else as if all were built]",
+            help="Match against the engines here. [default: engines/ if it is there, else as if "
+            "every engine were built]",
         ),
     ] = None,
     profiles_file: ProfilesOption = None,
@@ -94,7 +95,7 @@ def match(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Which engine a size gets, and why the others not."""
+    """Show which engine serves a size, and why the others do not."""
     resolution = Resolution.parse(size)
     folder = engine_dir or (ENGINE_DIR if ENGINE_DIR.is_dir() else None)
     need(
@@ -133,7 +134,7 @@ def match(
             backend=None if backend == "auto" else backend,
             engine_dir=None if folder == ENGINE_DIR else folder,
         )
-        output.tell(f"one for it: {command}")
+        output.tell(f"to build one: {command}")
 
 
 def _as_if_built(size: Resolution, profiles_file: Path | None) -> Choice:

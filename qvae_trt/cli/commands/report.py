@@ -31,8 +31,8 @@ def report(
         typer.Option(
             "--merge",
             metavar="DIR",
-            help="Put all results into one table, and write its latency.md, .json, .csv and .svg "
-            "here. For runs of one machine and model, as torch.compile's and the engines'.",
+            help="Merge all results into one table, and write its latency.md, .json, .csv and .svg "
+            "here. For runs of one machine and model, such as torch.compile and the engines.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -40,7 +40,7 @@ def report(
 ) -> None:
     """Write one page of tables and charts.
 
-    Results of several machines, or from before and after, stand side by side.
+    Results of several machines, or from before and after a change, are shown side by side.
     """
     from qvae_trt import bench
     from qvae_trt.report import write_html, write_tables

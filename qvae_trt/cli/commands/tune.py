@@ -39,7 +39,8 @@ def tune(
         str,
         typer.Option(
             "--model",
-            help="As for build. The full architecture with seeded weights is as fast as any.",
+            help="As for build. Speed does not depend on the weights; the default needs no "
+            "download.",
         ),
     ] = "random:full",
     backend: BackendOption = "auto",
@@ -50,8 +51,8 @@ def tune(
         typer.Option(
             "--variants",
             metavar="CHANGES",
-            help="Only the default and this one, as attention=exp,attention_chunks=4,level=2; may "
-            "be given again. [default: the few that matter for the backend]",
+            help="Only the default and this one, such as attention=exp,attention_chunks=4,level=2; "
+            "can be repeated. [default: the few that matter for the backend]",
         ),
     ] = None,
     engine_dir: EngineDirOption = ENGINE_DIR,
@@ -65,16 +66,17 @@ def tune(
         typer.Option("--budget", metavar="SECONDS", help="How long to time one variant."),
     ] = 2.0,
     force: Annotated[
-        bool, typer.Option("--force", help="Measure again what the file holds.")
+        bool, typer.Option("--force", help="Measure again the variants that are in the file.")
     ] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
     """Find the fastest way to build engines on this machine.
 
-    Builds the few variants of graph and builder level that matter, one after the other into a
-    temporary folder, compares each with PyTorch fp32, times it, and writes the fastest right one
-    into a file that build follows. A run that was cut short goes on where it was.
+    Builds the few variants of graph and builder level that matter, one after the other, in a
+    temporary folder. Compares each with PyTorch fp32, times it, and writes the fastest variant
+    within the parity bounds to a file that build uses. A run that was stopped continues where it
+    was.
     """
     size = Resolution.parse(resolution)
 
@@ -100,7 +102,9 @@ def tune(
     output.emit(result.to_dict(), lambda: _table(result))
     for name in result.parts:
         if result.chosen(name) is None:
-            output.tell(f"{name}: no variant was built, ran and held the bounds", style="bold red")
+            output.tell(
+                f"{name}: no variant was built, ran and stayed within the bounds", style="bold red"
+            )
     output.tell(f"wrote {result.path}")
     return 0 if result.ok else 1
 

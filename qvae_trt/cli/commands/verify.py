@@ -35,14 +35,14 @@ def verify(
     engine_dir: EngineDirOption = ENGINE_DIR,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Write parity.md and parity.json here too."),
+        typer.Option("--out", metavar="DIR", help="Also write parity.md and parity.json here."),
     ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Prove the engines equal to PyTorch fp32.
+    """Compare the engines with PyTorch fp32.
 
-    Every engine that can run here is compared; exit 1 where a bound is broken.
+    Every engine that can run here is compared. Exit code 1 if a bound is broken.
     """
     from qvae_trt.store import check_writable
 
