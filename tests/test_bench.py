@@ -277,7 +277,6 @@ def test_inputs_differ_and_are_repeatable() -> None:
         ({"baselines": ()}, UsageError, "nothing to measure"),
         ({"parts": ()}, UsageError, "no part"),
         ({"parts": ("middle",)}, UsageError, "middle"),
-        ({"precision": "int4"}, UsageError, "int4"),
         ({"device": "tpu"}, UsageError, "tpu"),
         ({"model": "/no/such/folder"}, ModelError, "no/such"),
     ],

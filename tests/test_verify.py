@@ -12,7 +12,7 @@ import torch
 from verify_engines import SIZES, fp16_engines, only, rewrite
 
 from qvae_trt import backends, store
-from qvae_trt.errors import BackendError, EngineError, ParityError, UsageError
+from qvae_trt.errors import BackendError, EngineError, ParityError
 from qvae_trt.model import BUNDLED_TINY, Model
 from qvae_trt.profiles import PARTS, Resolution, engine_path
 from qvae_trt.verify import VerifyEvent, reference, verify
@@ -298,16 +298,6 @@ def test_a_folded_graph_that_is_wrong_is_not_used(engines, monkeypatch):
     assert not report.proof.fp32_equal
     assert report.ok
     assert "NOT equal" in report.to_markdown()
-
-
-def test_diffusers_alone_can_be_asked_for(engines, monkeypatch):
-    monkeypatch.setattr(reference, "DIFFUSERS_CPU_PIXELS", 0)
-    sizes = [Resolution(64, 64)]
-    report = verify(engines, model=BUNDLED_TINY, resolutions=sizes, reference="diffusers")
-    assert report.proof is None
-    assert {row.source for row in report.rows} == {"diffusers"}
-    with pytest.raises(UsageError, match="reference"):
-        verify(engines, model=BUNDLED_TINY, reference="folded")
 
 
 def test_the_reference_is_diffusers_own_call():

@@ -34,7 +34,7 @@ from qvae_trt.bench.results import (
 )
 from qvae_trt.bench.timing import Limits
 from qvae_trt.errors import BackendError, UsageError
-from qvae_trt.profiles import PARTS, PRECISIONS, Part, Precision, Resolution
+from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +91,6 @@ def bench(
     parts: Sequence[Part] = PARTS,
     service: bool = False,
     device: str | None = None,
-    precision: Precision | None = None,
     limits: Limits | None = None,
     out: Path | None = None,
     command: str = "",
@@ -109,9 +108,8 @@ def bench(
             "pytorch" there is no speed-up.
         backend: what `--backend` takes.
         service: measure latents → PIL, first use and switching of sizes too.
-        device: "cuda" or "cpu"; None takes the GPU if there is one.
-        precision: of the PyTorch paths; None is bf16 on a GPU and fp32 on a CPU. Engines have their
-            own.
+        device: "cuda" or "cpu"; None takes the GPU if there is one. PyTorch runs in bf16 on a GPU
+            and in fp32 on a CPU, engines in their own precision.
         limits: how long to measure; None is right for tables.
         out: a folder; `latency.json` there is brought up to date after each size, so that a bench
             that is killed leaves what it had measured, with `complete` false.
@@ -119,7 +117,7 @@ def bench(
         on_event: called before each size, and once more at the end.
 
     Raises:
-        UsageError: an unknown path, part, device or precision, no size, a size twice.
+        UsageError: an unknown path, part or device, no size, a size twice.
         BackendError: a GPU asked for where there is none.
         ModelError: the model cannot be loaded.
         StoreError: `out` cannot be written.
@@ -130,13 +128,13 @@ def bench(
     from qvae_trt.bench.paths import Workbench
     from qvae_trt.model import load_model
 
-    _check(resolutions, baselines or BASELINES, parts, device, precision)
+    _check(resolutions, baselines or BASELINES, parts, device)
     device = _device(device)
     notes = () if baselines is not None else _left_out(device)
     if baselines is None:
         baselines = BASELINES if device == "cuda" else BASELINES_ON_CPU
     limits = limits or Limits()
-    precision = precision or ("bf16" if device == "cuda" else "fp32")
+    precision: Precision = "bf16" if device == "cuda" else "fp32"
     paths = [
         path for path in PATHS if path in baselines or (path in ENGINES and engine_dir is not None)
     ]
@@ -244,7 +242,6 @@ def _check(
     baselines: Sequence[str],
     parts: Sequence[str],
     device: str | None,
-    precision: str | None,
 ) -> None:
     if not resolutions:
         raise UsageError("no size to measure", fix="qvae bench --resolution 1024x1024")
@@ -255,7 +252,6 @@ def _check(
         ("baseline", baselines, BASELINES),
         ("part", parts, PARTS),
         ("device", [device or "cpu"], ("cpu", "cuda")),
-        ("precision", [precision or "bf16"], PRECISIONS),
     ):
         for name in given:
             if known is not None and name not in known:
@@ -305,10 +301,7 @@ def _matmul(device: str, precision: Precision) -> dict[str, str | int | float | 
 
     from qvae_trt.bench.floor import matmul_rate
 
-    # The floor of a GPU is that of its half-precision units, whatever precision PyTorch was asked
-    # to run in.
-    dtype = torch.bfloat16 if device == "cuda" else getattr(torch, DTYPES[precision])
-    return matmul_rate(device, dtype)
+    return matmul_rate(device, getattr(torch, DTYPES[precision]))
 
 
 def _floors(

@@ -141,9 +141,7 @@ def csv_text(result: BenchResult) -> str:
     return file.getvalue()
 
 
-def write_html(
-    results: Sequence[BenchResult], out: Path, *, names: Sequence[str] | None = None
-) -> None:
+def write_html(results: Sequence[BenchResult], out: Path) -> None:
     """Write one self-contained page.
 
     Results of one machine that complete each other (the engines' run and torch.compile's) become
@@ -152,21 +150,13 @@ def write_html(
     Args:
         results: at least one.
         out: the file.
-        names: what to call each result; None finds what tells them apart.
 
     Raises:
-        UsageError: no result, or not as many names. StoreError: the file cannot be written.
+        UsageError: no result. StoreError: the file cannot be written.
     """
     if not results:
         raise UsageError(
             "nothing to report", fix="qvae report RESULTS/latency.json --out report.html"
         )
-    if names is not None and len(names) != len(results):
-        raise UsageError(f"{len(names)} names for {len(results)} results")
-    groups = group(results)
-    merged = [merge([results[index] for index in members]) for members in groups]
-    if names is None:
-        called = view.labels(merged)
-    else:
-        called = [" + ".join(names[index] for index in members) for members in groups]
-    write_text(out, page(merged, called))
+    merged = [merge([results[index] for index in members]) for members in group(results)]
+    write_text(out, page(merged, view.labels(merged)))

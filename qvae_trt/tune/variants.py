@@ -27,7 +27,7 @@ class Variant:
     level: int | None = None
 
     def __str__(self) -> str:
-        """All of it, as :meth:`parse` reads it."""
+        """All of it, as :meth:`changed` reads it."""
         level = "" if self.level is None else f",level={self.level}"
         return f"{self.lowering.canonical()}{level}"
 
@@ -53,11 +53,6 @@ class Variant:
         named = {name: getattr(read, name) for name in (i.partition("=")[0] for i in of_lowering)}
         level = _level(levels[0]) if levels else self.level
         return Variant(replace(self.lowering, **named), level)
-
-    @classmethod
-    def parse(cls, text: str) -> Variant:
-        """Read what `str` wrote."""
-        return cls(Lowering()).changed(text)
 
     def against(self, other: Variant) -> str:
         """In what it differs from another one, as :meth:`changed` reads it; `default` if in

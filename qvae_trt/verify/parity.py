@@ -27,7 +27,6 @@ from qvae_trt.verify.comparison import (
 from qvae_trt.verify.inputs import LATENTS, PICTURES, Array
 from qvae_trt.verify.reference import (
     DIFFUSERS_CPU_PIXELS,
-    Choice,
     Dtype,
     Outputs,
     Reference,
@@ -66,7 +65,6 @@ def verify(
     model: str,
     resolutions: Sequence[Resolution] = (),
     backend: str = "auto",
-    reference: Choice = "auto",
     on_event: OnEvent | None = None,
 ) -> VerifyReport:
     """Compare every engine under a folder with PyTorch.
@@ -81,7 +79,6 @@ def verify(
         model: what the engines were built from, as `load_model` takes it.
         resolutions: only these sizes; without any, the sizes above.
         backend: only engines of this backend; `auto` takes all.
-        reference: `diffusers` keeps to diffusers' own graph at every size, also on a CPU.
         on_event: told before each comparison.
 
     Returns: a report with a row for each output compared, and one for each engine that was not
@@ -100,7 +97,7 @@ def verify(
         )
     loaded = load_model(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parity = _Run(engine_dir, loaded, Reference(loaded, device=device, source=reference), on_event)
+    parity = _Run(engine_dir, loaded, Reference(loaded, device=device), on_event)
     parity.plan(targets, resolutions=resolutions, wanted=wanted)
     parity.execute()
     parity.missing(resolutions)

@@ -3,8 +3,8 @@
 The reference is diffusers' own `AutoencoderKLQwenImage`, called as it ships. Its Conv3d layers do
 three times the arithmetic that a single frame needs, so on a CPU, past `DIFFUSERS_CPU_PIXELS`, the
 folded graph stands in for it, and only after it was seen to be equal to diffusers' in this very run
-(`Proof`). On a GPU, and with `source="diffusers"`, it never does. For the yardstick it also does at
-small sizes where the CPU has no bf16 convolutions.
+(`Proof`). On a GPU it never does. For the yardstick it also does at small sizes where the CPU has
+no bf16 convolutions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import torch
 
-from qvae_trt.errors import UsageError
 from qvae_trt.folding import fold
 from qvae_trt.profiles import PARTS, Part, Resolution
 from qvae_trt.verify.bounds import Output
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from qvae_trt.model import Model
 
 Source = Literal["diffusers", "folded"]
-Choice = Literal["auto", "diffusers"]
 Dtype = Literal["fp32", "bf16"]
 Outputs = dict[Output, Array]
 Call = Callable[[torch.Tensor], torch.Tensor]
@@ -74,13 +72,10 @@ class Proof:
 class Reference:
     """PyTorch results for one model, on one device, with what they need made at first use."""
 
-    def __init__(self, model: Model, *, device: torch.device, source: Choice = "auto") -> None:
-        if source not in ("auto", "diffusers"):
-            raise UsageError(f"reference {source!r}: expected auto or diffusers")
+    def __init__(self, model: Model, *, device: torch.device) -> None:
         self.device = device
         self.channels = int(model.input_channels)
         self._vae = model.vae
-        self._choice = source
         self._modules: dict[tuple[Source, Dtype], torch.nn.Module] = {}
         self._latents: dict[tuple[str, Resolution], Array] = {}
         self._proof: Proof | None = None
@@ -93,7 +88,7 @@ class Reference:
     def source(self, resolution: Resolution, dtype: Dtype) -> Source:
         """Which graph gives the results of this size."""
         small = resolution.pixels <= DIFFUSERS_CPU_PIXELS and (dtype == "fp32" or fast_bf16())
-        if self._choice == "diffusers" or self.device.type != "cpu" or small:
+        if self.device.type != "cpu" or small:
             return "diffusers"
         if self._proof is None:
             self._proof = self._prove()
