@@ -1,4 +1,4 @@
-"""What this machine can do: each thing checked, its state, and the command that mends it.
+"""What this machine can do: each thing checked, its state, and the command that fixes it.
 
 Nothing is asked of the network: the hub is judged by what its cache holds.
 """
@@ -88,7 +88,7 @@ def _python() -> Check:
 def _gpu() -> Check:
     gpus = devices.gpus()
     if not gpus:
-        fix = "install NVIDIA's driver until nvidia-smi answers; without one the CPU is used"
+        fix = "install NVIDIA's driver (nvidia-smi must show the GPU); else the CPU is used"
         return Check("gpu", "warn", devices.absence(), fix)
     words = []
     for gpu in gpus:
@@ -173,7 +173,7 @@ def _engines(engine_dir: Path) -> Check:
         return Check("engines", "ok", f"none in {engine_dir} yet")
     told = [f"{count} of {words}" for words, count in here.items()]
     told += [f"{count} of {words}, not for this machine" for words, count in elsewhere.items()]
-    fix = "qvae build with the options they were built with: qvae inspect ENGINE shows these"
+    fix = "run qvae build with the options they were built with; qvae inspect ENGINE shows them"
     detail = f"in {engine_dir}: {'; '.join(told)}"
     return Check("engines", "warn" if elsewhere else "ok", detail, fix if elsewhere else None)
 
@@ -195,7 +195,7 @@ def _torch() -> Check:
             f"{torch.__version__} has no CUDA",
             "pip install --force-reinstall torch",
         )
-    fix = f"install a driver that knows CUDA {cuda}, or a torch of an older CUDA"
+    fix = f"install a driver that supports CUDA {cuda}, or a torch built for an older CUDA"
     return Check("torch", "warn", f"{torch.__version__} cannot use the GPU", fix)
 
 
@@ -228,7 +228,10 @@ def _disk(engine_dir: Path) -> Check:
         return Check("disk", "fail", detail, "free some space, or name another --engine-dir")
     if free < _ENGINES_BYTES:
         return Check(
-            "disk", "warn", f"{detail}; all engines of the full VAE may need 4", "free some space"
+            "disk",
+            "warn",
+            f"{detail}; all engines together may need 4 GiB",
+            "free some space",
         )
     return Check("disk", "ok", detail)
 

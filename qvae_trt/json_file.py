@@ -1,5 +1,5 @@
-"""JSON files that are read strictly: what is missing, of another type or out of range is told with
-its place.
+"""JSON files that are read strictly: what is missing, of another type or out of range is
+reported with its place.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Table:
 
     def __init__(self, data: object, where: str, fault: Fault) -> None:
         if not isinstance(data, dict):
-            raise fault(f"{where.rstrip('.') or 'it'} is no JSON object")
+            place = f"{where.rstrip('.')}: " if where else ""
+            raise fault(f"{place}expected a JSON object, found {_found(data)}")
         self.data: dict[str, object] = data
         self.where = where
         self._fault = fault
@@ -98,7 +99,7 @@ class Table:
     def text(self, name: str) -> str:
         value = self.value(name)
         if not isinstance(value, str) or not _printable(value):
-            self.refuse(name, "no text")
+            self.refuse(name, f"expected text, found {_found(value)}")
         return value
 
     def text_or_none(self, name: str) -> str | None:
@@ -117,7 +118,7 @@ class Table:
     def _check_names(self) -> None:
         for name in self.data:
             if not _printable(name):
-                self.refuse(ascii(name), "no text")
+                self.refuse(ascii(name), "expected a name that can be printed")
 
     def _plain(self, name: str) -> Plain:
         value = self.value(name)
@@ -131,7 +132,7 @@ class Table:
     def sha256(self, name: str) -> str:
         text = self.text(name)
         if not is_sha256(text):
-            self.refuse(name, "no SHA-256 in hexadecimal")
+            self.refuse(name, f"expected 64 hexadecimal digits in lower case, found {_found(text)}")
         return text
 
     def resolution(self, name: str) -> Resolution:
@@ -141,19 +142,20 @@ class Table:
         except ResolutionError as error:
             self.refuse(name, error.what)
         if str(resolution) != text:
-            self.refuse(name, f"{text!r}, expected {resolution}")
+            self.refuse(name, f"expected {resolution}, found {_found(text)}")
         return resolution
 
     def flag(self, name: str) -> bool:
         value = self.value(name)
         if not isinstance(value, bool):
-            self.refuse(name, "expected true or false")
+            self.refuse(name, f"expected true or false, found {_found(value)}")
         return value
 
     def integer(self, name: str, *, least: int = 0, most: float = _MOST) -> int:
         value = self.value(name)
         if type(value) is not int or not least <= value <= most:
-            self.refuse(name, f"expected a whole number, at least {least}")
+            wanted = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            self.refuse(name, f"expected a whole number, {wanted}, found {_found(value)}")
         return value
 
     def integer_or_none(self, name: str) -> int | None:
@@ -166,15 +168,16 @@ class Table:
     def number(self, name: str, *, least: float = 0.0) -> float:
         value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(name, "no number")
-        if not (abs(value) <= _MOST and value >= least):
-            self.refuse(name, "out of range")
+            self.refuse(name, f"expected a number, found {_found(value)}")
+        least = max(least, -_MOST)
+        if not least <= value <= _MOST:
+            self.refuse(name, f"expected {least:g} to {_MOST:g}, found {_found(value)}")
         return float(value)
 
     def positive(self, name: str) -> float:
         number = self.number(name)
         if number < _LEAST:
-            self.refuse(name, "expected more than 0")
+            self.refuse(name, f"expected more than 0, found {_found(number)}")
         return number
 
     def number_or_none(self, name: str, *, least: float = 0.0) -> float | None:
@@ -184,7 +187,8 @@ class Table:
         value = self.value(name)
         found = [one for one in known if isinstance(value, str) and value == one]
         if not found:
-            self.refuse(name, f"expected one of {', '.join(map(str, known))}")
+            wanted = ", ".join(map(str, known))
+            self.refuse(name, f"expected one of {wanted}, found {_found(value)}")
         return found[0]
 
     def table(self, name: str) -> Table:
@@ -196,16 +200,22 @@ class Table:
     def list(self, name: str) -> Sequence[object]:
         items = self.value(name)
         if not isinstance(items, list):
-            self.refuse(name, "no list")
+            self.refuse(name, f"expected a list, found {_found(items)}")
         return items
+
+    def items(self, name: str, count: int) -> Table:
+        """A list of `count` values, as a table of the names `[0]`, `[1]` and so on."""
+        values = self.list(name)
+        if len(values) != count:
+            self.refuse(name, f"expected {count} values, found {len(values)}")
+        named = {f"[{index}]": value for index, value in enumerate(values)}
+        return Table(named, f"{self.where}{name}", self._fault)
 
     def lines(self, name: str) -> tuple[str, ...]:
         """A list of texts."""
-        items = self.list(name)
-        found = tuple(item for item in items if isinstance(item, str) and _printable(item))
-        if len(found) < len(items):
-            self.refuse(name, "no list of texts")
-        return found
+        values = self.list(name)
+        items = self.items(name, len(values))
+        return tuple(items.text(item) for item in items.data)
 
     def tables(self, name: str) -> Sequence[Table]:
         return [
@@ -219,12 +229,22 @@ def _printable(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+def _found(value: object) -> str:
+    """A value as JSON has it; of a long one the beginning, of a list or an object the kind."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _no_number(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice in one object")
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {_found(name)} is there twice in one object")
+        found[name] = value
     return found

@@ -53,7 +53,7 @@ class Resolution:
         match = _SIZE.fullmatch(text.strip())
         if match is None:
             raise ResolutionError(
-                f"{quoted(text)} is no size: expected WIDTHxHEIGHT in pixels",
+                f"{quoted(text)} is not a size: expected WIDTHxHEIGHT in pixels",
                 fix="for example 1664x928 (16:9)",
             )
         return cls(height=int(match[2]), width=int(match[1])).check()
@@ -236,7 +236,7 @@ def parse_aspect(name: str, *, sizes: Mapping[str, Resolution] | None = None) ->
     known = load_static_sizes() if sizes is None else sizes
     if name not in known:
         raise UsageError(
-            f"{quoted(name)} is no known aspect ratio: expected one of {', '.join(known)}",
+            f"{quoted(name)} is not a known aspect ratio: expected one of {', '.join(known)}",
             fix="any other size: --resolution WIDTHxHEIGHT",
         )
     return known[name]
@@ -246,7 +246,9 @@ def aspect_folder(aspect: str) -> str:
     """`"16:9"` -> `"16_9"`, a folder's name. UsageError for anything but two numbers."""
     match = _ASPECT.fullmatch(aspect)
     if match is None:
-        raise UsageError(f"{quoted(aspect)} is no aspect ratio: expected two numbers, as 16:9")
+        raise UsageError(
+            f"{quoted(aspect)} is not an aspect ratio: expected two numbers, such as 16:9"
+        )
     return f"{match[1]}_{match[2]}"
 
 
@@ -373,8 +375,8 @@ def _read_sizes(path: Path) -> dict[str, Resolution]:
         wide, high = (int(number) for number in aspect.split(":"))
         if abs(math.log(size.width * high / (size.height * wide))) > _ASPECT_TOLERANCE:
             file.fail(
-                f"{size} is {size.width / size.height:.3f} wide, {aspect} is {wide / high:.3f}"
-                " (sides swapped?)",
+                f"{size}: width / height is {size.width / size.height:.3f}, expected about"
+                f" {wide / high:.3f} for {aspect} (sides swapped?)",
                 *where,
             )
         for other, known in sizes.items():

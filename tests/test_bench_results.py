@@ -171,16 +171,31 @@ def _drop(value: dict[str, Any], *path: str | int) -> None:
         (lambda v: v["cells"][0].update(run=True), r"cells\[0\]\.run: expected a whole number"),
         (lambda v: v["cells"][0].update(timing=[]), "timing"),
         (lambda v: v["cells"][0]["timing"].update(median_ms=0), "more than 0"),
-        (lambda v: v["cells"][0]["timing"].update(p10_ms=float("nan")), "p10_ms: out of range"),
+        (
+            lambda v: v["cells"][0]["timing"].update(p10_ms=float("nan")),
+            "p10_ms: expected 0 to 4.61169e\\+18, found NaN",
+        ),
         (lambda v: v["cells"].append(v["cells"][0]), "more than once"),
         (lambda v: v["service"][0].update(steps={"decode_ms": "x"}), "decode_ms"),
         (lambda v: v["runs"][0].update(machine={"gpu": {"name": 1}}), "gpu"),
         (lambda v: v["runs"][0].update(versions={"torch": 2}), "torch"),
-        (lambda v: v["runs"][0]["matmul"].update(tflops="fast"), "matmul.tflops: no number"),
-        (lambda v: v["runs"][0].update(notes=[1]), r"runs\[0\]\.notes: no list of texts"),
-        (lambda v: v["runs"][0].update(model="\ud800"), r"runs\[0\]\.model: no text"),
-        (lambda v: v["cells"][0]["timing"].update(min_ms=10**400), "min_ms: out of range"),
-        (lambda v: v["cells"][0]["detail"].update(engine_bytes=10**400), "engine_bytes: out of"),
+        (
+            lambda v: v["runs"][0]["matmul"].update(tflops="fast"),
+            'matmul.tflops: expected a number, found "fast"',
+        ),
+        (
+            lambda v: v["runs"][0].update(notes=[1]),
+            r"runs\[0\]\.notes\[0\]: expected text, found 1",
+        ),
+        (lambda v: v["runs"][0].update(model="\ud800"), r"runs\[0\]\.model: expected text"),
+        (
+            lambda v: v["cells"][0]["timing"].update(min_ms=10**400),
+            "min_ms: expected 0 to 4.61169e\\+18, found 1000",
+        ),
+        (
+            lambda v: v["cells"][0]["detail"].update(engine_bytes=10**400),
+            "engine_bytes: expected -4",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_and_the_place_named(change: Any, named: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from qvae_trt.errors import EngineError
@@ -17,10 +19,10 @@ def table(text: str) -> Table:
     ("text", "says"),
     [
         ("", "Expecting value"),
-        ("[]", "it is no JSON object"),
-        ('{"a": NaN}', "NaN is no JSON number"),
-        ('{"a": [-Infinity]}', "-Infinity is no JSON number"),
-        ('{"a": {"b": 1, "b": 2}}', "a name stands twice in one object"),
+        ("[]", "expected a JSON object, found a list"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
+        ('{"a": [-Infinity]}', "-Infinity is not a JSON number"),
+        ('{"a": {"b": 1, "b": 2}}', 'the name "b" is there twice in one object'),
         ('{"a": ' + "9" * 5000 + "}", "more than 1000 bytes"),
         ("[" * 900, "Expecting value"),
     ],
@@ -41,29 +43,29 @@ def test_depth_and_digits():
 @pytest.mark.parametrize(
     ("read", "value", "says"),
     [
-        ("text", "1", "no text"),
-        ("text", '"\\ud800"', "no text"),
-        ("sha256", '"abc"', "no SHA-256"),
+        ("text", "1", "expected text, found 1"),
+        ("text", '"\\ud800"', 'expected text, found "\\ud800"'),
+        ("sha256", '"abc"', 'expected 64 hexadecimal digits in lower case, found "abc"'),
         ("resolution", '"64X48"', "expected 64x48"),
         ("resolution", '"63x48"', "width is 63"),
         ("flag", "0", "expected true or false"),
-        ("integer", "true", "expected a whole number, at least 0"),
-        ("integer", "-1", "expected a whole number, at least 0"),
-        ("integer", "1.0", "expected a whole number, at least 0"),
-        ("integer", str(1 << 63), "expected a whole number, at least 0"),
-        ("number", '"1"', "no number"),
-        ("number", "false", "no number"),
-        ("number", "-0.5", "out of range"),
-        ("number", "1e999", "out of range"),
+        ("integer", "true", f"expected a whole number, 0 to {1 << 62}, found true"),
+        ("integer", "-1", f"expected a whole number, 0 to {1 << 62}, found -1"),
+        ("integer", "1.0", f"expected a whole number, 0 to {1 << 62}, found 1.0"),
+        ("integer", str(1 << 63), f"expected a whole number, 0 to {1 << 62}, found {1 << 63}"),
+        ("number", '"1"', 'expected a number, found "1"'),
+        ("number", "false", "expected a number, found false"),
+        ("number", "-0.5", "expected 0 to 4.61169e+18, found -0.5"),
+        ("number", "1e999", "expected 0 to 4.61169e+18, found Infinity"),
         ("positive", "0", "expected more than 0"),
         ("positive", "1e-320", "expected more than 0"),
-        ("table", "[]", "inner.a is no JSON object"),
-        ("list", "{}", "no list"),
+        ("table", "[]", "inner.a: expected a JSON object, found a list"),
+        ("list", "{}", "expected a list, found an object"),
     ],
 )
 def test_a_value_of_another_kind(read, value, says):
     inner = table('{"inner": {"a": ' + value + "}}").table("inner")
-    with pytest.raises(EngineError, match=says) as caught:
+    with pytest.raises(EngineError, match=re.escape(says)) as caught:
         getattr(inner, read)("a")
     assert caught.value.what.startswith("inner.a")
 
@@ -86,7 +88,17 @@ def test_values():
     one.end()
 
 
+def test_a_list_as_a_table():
+    one = table('{"a": {"b": [1, 2, "x"]}}').table("a")
+    items = one.items("b", 3)
+    assert [items.integer("[0]"), items.integer("[1]"), items.text("[2]")] == [1, 2, "x"]
+    with pytest.raises(EngineError, match=r'a\.b\[2\]: expected a whole number, 0 to 4, found "x"'):
+        items.integer("[2]", most=4)
+    with pytest.raises(EngineError, match=r"a\.b: expected 2 values, found 3"):
+        one.items("b", 2)
+
+
 def test_a_version_of_any_size_can_be_told():
     assert table('{"format_version": 1' + "0" * 40 + "}").version() == 10**40
-    with pytest.raises(EngineError, match="at least 1"):
+    with pytest.raises(EngineError, match="1 or more, found 0"):
         table('{"format_version": 0}').version()

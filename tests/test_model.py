@@ -277,7 +277,7 @@ def test_unknown_sources_name_the_offline_choices(source: str, words: str) -> No
 
 
 def test_a_folder_that_is_no_vae(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"is no VAE's folder: expected config\.json"):
+    with pytest.raises(ModelError, match=r"is not a VAE's folder: expected config\.json"):
         load_model(str(tmp_path))
 
 
@@ -286,7 +286,7 @@ def test_a_folder_that_is_no_vae(tmp_path: Path) -> None:
     [
         ("AutoencoderKLQwenImage21", "AutoencoderKLQwenImage21, expected .*another architecture"),
         ("AutoencoderKLWan", "AutoencoderKLWan, expected .*videos"),
-        ("AutoencoderKL", "AutoencoderKL, expected .*no VAE of the Qwen-Image family"),
+        ("AutoencoderKL", "AutoencoderKL, expected .*not a VAE of the Qwen-Image family"),
         (None, "class None"),
     ],
 )
@@ -607,7 +607,7 @@ def test_an_unreachable_hub_is_said_within_seconds(tmp_path: Path) -> None:
         closed.bind(("127.0.0.1", 0))  # bound and not listening: refuses
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
         [(text, seconds)] = from_hub(endpoint, tmp_path, "Qwen/Qwen-Image")
-    assert text.startswith("ModelError Qwen/Qwen-Image: not (wholly) in the hub's cache here")
+    assert text.startswith("ModelError Qwen/Qwen-Image: not complete in the hub's cache")
     assert all(choice in text for choice in OFFLINE)
     assert seconds < 5
 

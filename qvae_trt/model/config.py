@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError
+from qvae_trt.json_file import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,12 @@ _OTHER_CLASSES = {
     "AutoencoderKLWan": "it decodes videos, and only single frames are built here",
 }
 #: Inclusive ranges of the integers; they keep a damaged file from asking for terabytes.
-_RANGES = {"base_dim": (1, 1024), "z_dim": (1, 256), "num_res_blocks": (1, 16)}
+_RANGES = {
+    "base_dim": (1, 1024),
+    "z_dim": (1, 256),
+    "num_res_blocks": (1, 16),
+    "input_channels": (3, 4),
+}
 _STAGES = 4
 
 
@@ -40,39 +46,34 @@ def read_config(path: Path) -> Config:
 
 def check_config(raw: object, *, where: str) -> Config:
     """The constructor's arguments in `raw`. Names that the class does not know are left out."""
-    if not isinstance(raw, dict):
-        raise ModelError(f"{where}: expected a JSON object, found {type(raw).__name__}")
+    table = Table(raw, "", lambda why: ModelError(f"{where}: {why}"))
+    raw = table.data
     found = raw.get("_class_name")
     if found != CLASS_NAME:
-        reason = _OTHER_CLASSES.get(str(found), "it is no VAE of the Qwen-Image family")
+        reason = _OTHER_CLASSES.get(str(found), "it is not a VAE of the Qwen-Image family")
         raise ModelError(f"{where}: found class {found}, expected {CLASS_NAME}: {reason}")
     config: Config = {}
     for name, (low, high) in _RANGES.items():
         if name in raw:
-            config[name] = _integer(raw[name], name, low, high, where)
-    if "input_channels" in raw:
-        config["input_channels"] = _integer(raw["input_channels"], "input_channels", 3, 4, where)
+            config[name] = table.integer(name, least=low, most=high)
     if "dim_mult" in raw:
-        mult = _list(raw["dim_mult"], "dim_mult", _STAGES, where)
-        config["dim_mult"] = [_integer(n, "dim_mult", 1, 64, where) for n in mult]
+        widths = table.items("dim_mult", _STAGES)
+        config["dim_mult"] = [widths.integer(n, least=1, most=64) for n in widths.data]
     if "temperal_downsample" in raw:
-        flags = _list(raw["temperal_downsample"], "temperal_downsample", _STAGES - 1, where)
-        if not all(isinstance(flag, bool) for flag in flags):
-            raise ModelError(f"{where}: temperal_downsample: expected booleans, found {flags}")
-        config["temperal_downsample"] = flags
+        flags = table.items("temperal_downsample", _STAGES - 1)
+        config["temperal_downsample"] = [flags.flag(n) for n in flags.data]
     if raw.get("attn_scales"):
         raise ModelError(
             f"{where}: attn_scales: expected [], as Qwen-Image has it, found {raw['attn_scales']}"
         )
-    z_dim = config.get("z_dim", 16)
-    if not isinstance(z_dim, int):  # narrows the type; _integer has seen to it
-        raise ModelError(f"{where}: z_dim: expected an integer, found {z_dim!r}")
+    z_dim = table.integer("z_dim") if "z_dim" in raw else 16
     for name, neutral in (("latents_mean", 0.0), ("latents_std", 1.0)):
         if name in raw:
-            values = [_number(n, name, where) for n in _list(raw[name], name, z_dim, where)]
-            if name == "latents_std" and min(values) <= 0:
-                raise ModelError(f"{where}: latents_std: expected positive numbers, found {values}")
-            config[name] = values
+            values = table.items(name, z_dim)
+            config[name] = [
+                values.positive(n) if name == "latents_std" else values.number(n, least=-math.inf)
+                for n in values.data
+            ]
         elif z_dim != 16:  # the class's own default has sixteen
             config[name] = [neutral] * z_dim
     return config
@@ -84,8 +85,8 @@ def infer_config(shapes: Mapping[str, Shape], *, where: str) -> Config:
     z_dim = _shape(shapes, "post_quant_conv.weight", 5, where)[0]
     if z_dim != 16:
         raise ModelError(
-            f"{where}: found {z_dim} latent channels, expected 16: no VAE of this family",
-            fix=f"If it is an {CLASS_NAME} all the same, name the folder with its {CONFIG_NAME}.",
+            f"{where}: found {z_dim} latent channels, expected 16: not a VAE of this family",
+            fix=f"If it is an {CLASS_NAME}, name the folder that holds its {CONFIG_NAME}.",
         )
     resnets = {m[1] for m in _matches(r"decoder\.up_blocks\.0\.resnets\.(\d+)\.", shapes)}
     blocks = sorted({int(m[1]) for m in _matches(r"encoder\.down_blocks\.(\d+)\.", shapes)})
@@ -128,22 +129,3 @@ def _shape(shapes: Mapping[str, Shape], name: str, ndim: int, where: str) -> Sha
     if len(shape) != ndim or 0 in shape:
         raise ModelError(f"{where}: {name}: found shape {shape}, expected {ndim} dimensions")
     return shape
-
-
-def _integer(value: object, name: str, low: int, high: int, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ModelError(f"{where}: {name}: expected an integer {low} to {high}, found {value!r}")
-    return value
-
-
-def _number(value: object, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ModelError(f"{where}: {name}: expected finite numbers, found {value!r}")
-    return float(value)
-
-
-def _list(value: object, name: str, length: int, where: str) -> list[object]:
-    if not isinstance(value, list) or len(value) != length:
-        found = f"{len(value)} values" if isinstance(value, list) else repr(value)
-        raise ModelError(f"{where}: {name}: expected a list of {length}, found {found}")
-    return value

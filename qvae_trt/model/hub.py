@@ -34,7 +34,7 @@ def _cached(repo: str) -> Path | None:
         except LocalEntryNotFoundError:
             continue
         except HFValidationError as error:
-            raise ModelError(f"{repo}: is no hub id: {error}") from error
+            raise ModelError(f"{repo}: is not a hub id: {error}") from error
         return Path(config).parent
     return None
 
@@ -88,6 +88,6 @@ def _unreachable(repo: str, error: Exception, offline_choices: str) -> ModelErro
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return ModelError(
-        f"{repo}: not (wholly) in the hub's cache here, and it could not be fetched ({reason})",
+        f"{repo}: not complete in the hub's cache, and could not be fetched ({reason})",
         fix=offline_choices,
     )

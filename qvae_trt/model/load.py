@@ -32,7 +32,7 @@ RANDOM_FULL = "random:full"
 RANDOM_FULL_RGBA = "random:full-rgba"
 OFFLINE_CHOICES = (
     f"Without the hub: --model {BUNDLED_TINY} (small, trained), --model {RANDOM_FULL} (full size, "
-    "for speed), or a local folder or .safetensors file of the VAE."
+    "to measure speed), or a local folder or .safetensors file of the VAE."
 )
 _BUILT_IN = {RANDOM_FULL: 3, RANDOM_FULL_RGBA: 4}
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
@@ -94,7 +94,8 @@ def _load_elsewhere(source: str) -> AutoencoderKLQwenImage:
         raise ModelError(f"{source}: no such file", fix=OFFLINE_CHOICES)
     if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
         raise ModelError(
-            f"{source!r}: no such file or folder, and no hub id (owner/name)", fix=OFFLINE_CHOICES
+            f"{source!r}: no such file or folder, and not a hub id (owner/name)",
+            fix=OFFLINE_CHOICES,
         )
     return _load_folder(hub.fetch(source, offline_choices=OFFLINE_CHOICES))
 
@@ -115,7 +116,7 @@ def _load_folder(folder: Path) -> AutoencoderKLQwenImage:
         raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
     if not homes:
         raise ModelError(
-            f"{folder}: is no VAE's folder: expected {CONFIG_NAME} in it, or in its vae/",
+            f"{folder}: is not a VAE's folder: expected {CONFIG_NAME} in it, or in its vae/",
             fix="Name the folder of a diffusers pipeline or of its VAE. " + OFFLINE_CHOICES,
         )
     return _assemble(read_config(homes[0] / CONFIG_NAME), weights, where=homes[0])
