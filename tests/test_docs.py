@@ -445,22 +445,6 @@ def test_no_line_begins_with_a_figure(page):
     assert re.findall(r"^ *<!-- f .*", text_of(page), re.MULTILINE) == []
 
 
-def test_option_names_do_not_break():
-    """As far as it can be seen without a browser: the rule meets the page of commands alone."""
-    (sheet,) = re.findall(r"^extra_css: \[(.+)\]$", text_of(ROOT / "mkdocs.yml"), re.MULTILINE)
-    rules = text_of(ROOT / "docs" / sheet)
-    ((title, rule),) = re.findall(
-        r"^h1#(\w+) ~ \* td:first-child code \{(.*?)\}", rules, re.M | re.S
-    )
-    assert "white-space: nowrap;" in rule
-    page = ROOT / "docs" / "commands.md"
-    titled = [one for one in (*PAGES, page) if text_of(one).lower().startswith(f"# {title}\n")]
-    assert titled == [page]
-    rows = [line for line in text_of(page).splitlines() if "`--engine-dir`" in line]
-    assert len(rows) >= 7
-    assert all(row.startswith("| `--engine-dir` |") for row in rows)
-
-
 # --- figures ------------------------------------------------------------------------------------
 
 
@@ -621,14 +605,6 @@ def test_the_fault_table_names_real_tests(language):
     named = _TEST.findall(text_of(page))
     assert len(named) >= 50
     assert set(named) <= _tests_there()
-
-
-@pytest.mark.parametrize(("language", "off"), [("en", "off by default"), ("zh", "默认关闭")])
-def test_the_row_on_nan_says_whether_anybody_looks(language, off):
-    page = text_of(ROOT / "docs" / language / "reliability.md")
-    (row,) = re.findall(r"^\|.*test_nan_is_found_when_asked_for.*$", page, re.MULTILINE)
-    default = inspect.signature(qvae_trt.load_vae).parameters["check_nan"].default
-    assert (off in row) is (default is False)
 
 
 @lru_cache(maxsize=1)
