@@ -32,7 +32,7 @@ HOMES = {
     "onnxruntime": ("backends",),
     "polygraphy": ("verify",),
     "typer": ("cli",),
-    "rich": ("cli", "report"),
+    "rich": ("cli",),
 }
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "onnxscript", "tensorrt")
 HEAVY += ("tensorrt_rtx", "polygraphy", "numpy", "PIL", "safetensors", "huggingface_hub")

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from qvae_trt import bench, report
 from qvae_trt.bench import BenchResult, Cell
+from qvae_trt.cli.bench_tables import comparison_table, screen
 from qvae_trt.errors import StoreError, UsageError
 from qvae_trt.profiles import Resolution
 from qvae_trt.report import charts, svg, view
@@ -92,7 +93,7 @@ def drawn(shown: object, width: int = 100, *, colour: bool = False) -> str:
 
 
 def test_the_screen_at_80_columns_loses_nothing() -> None:
-    text = drawn(report.screen(partial()), width=80)
+    text = drawn(screen(partial()), width=80)
     assert "…" not in text
     for piece in (
         "1664x928",
@@ -111,17 +112,17 @@ def test_the_screen_at_80_columns_loses_nothing() -> None:
 
 
 def test_means_over_different_sizes_say_over_how_many() -> None:
-    assert [line.split() for line in drawn(report.screen(result())).splitlines()].count(
+    assert [line.split() for line in drawn(screen(result())).splitlines()].count(
         ["mean", "2.00×", "4.00×", "5.00×", "4.50×"]
     ) == 2  # fmt: skip
-    text = drawn(report.screen(partial()), width=80)
+    text = drawn(screen(partial()), width=80)
     assert "mean (sizes)" in text
     assert "5.00× (1)" in text
     assert "2.00× (2)" in text
 
 
 def test_the_fastest_is_bold_and_speed_ups_are_coloured() -> None:
-    text = drawn(report.table(result(), "decoder"), colour=True)
+    text = drawn(screen(result()), colour=True)
     assert "\x1b[1m20.0" in text, "the fastest is bold"
     assert "\x1b[1;32m 5.00×" in text, "twice and more is bold green"
     slow = result(paths=("pytorch", "folded"))
@@ -134,20 +135,20 @@ def test_the_fastest_is_bold_and_speed_ups_are_coloured() -> None:
             for c in slow.cells
         ),
     )
-    assert "\x1b[31m 0.20×" in drawn(report.table(worse, "decoder"), colour=True), "slower is red"
+    assert "\x1b[31m 0.20×" in drawn(screen(worse), colour=True), "slower is red"
 
 
 def test_markup_in_names_is_text() -> None:
     odd = result(machine={"gpu": "[red]GPU[/red] [/]"}, absent=())
-    assert "[red]GPU[/red] [/]" in drawn(report.screen(odd))
+    assert "[red]GPU[/red] [/]" in drawn(screen(odd))
 
 
 def test_regressions_are_red() -> None:
     found = bench.compare(result(), result(scale=1.5))
-    text = drawn(report.comparison_table(found), colour=True)
+    text = drawn(comparison_table(found), colour=True)
     assert "\x1b[1;31m+50.0 %" in text
     elsewhere = bench.compare(result(), result(machine={"gpu": "[b]NVIDIA L4"}))
-    told = " ".join(drawn(report.comparison_table(elsewhere)).split())
+    told = " ".join(drawn(comparison_table(elsewhere)).split())
     assert "then [b]NVIDIA L4" in told
 
 

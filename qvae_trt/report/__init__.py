@@ -1,6 +1,4 @@
-"""Results of `qvae bench` as files and tables: Markdown, JSON, CSV, SVG, HTML, and Rich for the
-screen.
-"""
+"""Results of `qvae bench` as files: Markdown, JSON, CSV, SVG, HTML."""
 
 from __future__ import annotations
 
@@ -12,7 +10,6 @@ from qvae_trt.bench.compare import group, merge
 from qvae_trt.bench.results import save
 from qvae_trt.errors import UsageError
 from qvae_trt.report import charts, svg, view
-from qvae_trt.report.console import comparison_table, screen, service_table, table
 from qvae_trt.report.html import page
 from qvae_trt.report.markdown import markdown
 from qvae_trt.store import write_text
@@ -24,13 +21,9 @@ if TYPE_CHECKING:
     from qvae_trt.bench.results import BenchResult
 
 __all__ = [
-    "comparison_table",
     "csv_text",
     "markdown",
     "page",
-    "screen",
-    "service_table",
-    "table",
     "write_html",
     "write_tables",
 ]

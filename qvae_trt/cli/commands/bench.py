@@ -82,6 +82,7 @@ def bench(
 
     from qvae_trt import bench as measuring
     from qvae_trt import report
+    from qvae_trt.cli.bench_tables import comparison_table, screen
 
     old = None if compare is None else measuring.load(compare)
     with steps("bench") as step:
@@ -102,11 +103,11 @@ def bench(
     written = report.write_tables(result, out)
     data: dict[str, object] = result.to_dict()
     if old is None:
-        output.emit(data, lambda: report.screen(result))
+        output.emit(data, lambda: screen(result))
     else:
         found = measuring.compare(old, result, margin)
         data["comparison"] = found.to_dict()
-        output.emit(data, lambda: stacked(report.screen(result), report.comparison_table(found)))
+        output.emit(data, lambda: stacked(screen(result), comparison_table(found)))
     for path in written:
         output.tell(f"wrote {path}")
     return 0 if old is None or found.ok else 1

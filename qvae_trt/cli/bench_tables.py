@@ -1,0 +1,125 @@
+"""A bench result as Rich tables for the screen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from qvae_trt.bench.results import REFERENCE
+from qvae_trt.report import view
+
+if TYPE_CHECKING:
+    from qvae_trt.bench.compare import Comparison
+    from qvae_trt.bench.results import BenchResult
+
+
+def screen(result: BenchResult) -> Group:
+    """All tables of a result and the notes that belong to them, to be printed at once."""
+    notes = view.Footnotes()
+    shown: list[Table | Text] = [
+        Text(view.title(result), style="bold"),
+        Text(view.subtitle(result)),
+    ]
+    shown += [Text(remark, style="yellow") for remark in view.remarks(result)]
+    shown.append(Text(f"Median; behind it the speed-up over {REFERENCE}, the fastest in bold.\n"))
+    absent: dict[str, str] = {}
+    for part in ("decoder", "encoder"):
+        if part in result.parts:
+            rows = view.part_table(result, part, notes)
+            shown.append(_part(rows))
+            absent |= dict(rows.absent)
+    shown += [_service(result, kind, notes) for kind in view.service_kinds(result)]
+    shown += [
+        Text(f"{path} was not measured: {reason}", style="dim") for path, reason in absent.items()
+    ]
+    shown += [Text(f"[{index}] {note}", style="dim") for index, note in enumerate(notes.texts, 1)]
+    return Group(*shown)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Every latency of a comparison; what got worse past the margin is red."""
+    made = _new(
+        f"New against old, margin {comparison.margin:.0%}",
+        caption=Text("\n".join(comparison.notes)) if comparison.notes else None,
+        caption_justify="left",
+    )
+    for name in ("what", "size", "path"):
+        made.add_column(name, no_wrap=True)
+    for name in ("old ms", "new ms", "change"):
+        made.add_column(name, justify="right")
+    for change in comparison.changes:
+        faster = change.ratio is not None and change.ratio < 1 - comparison.margin
+        style = "bold red" if change.regressed else "green" if faster else ""
+        made.add_row(
+            change.what,
+            str(change.resolution),
+            change.path,
+            view.ms(change.old_ms),
+            view.ms(change.new_ms),
+            Text(change.reason, style=style),
+        )
+    return made
+
+
+def _new(title: str, **more: Any) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        **more,
+    )
+
+
+def _part(rows: view.PartTable) -> Table:
+    """Latency of one part: a row a size, a column a path, speed-up coloured, the fastest bold."""
+    made = _new(f"{rows.part.capitalize()}, ms")
+    made.add_column("size", no_wrap=True)
+    for path in rows.paths:
+        made.add_column(path, justify="right", no_wrap=True)
+    for resolution, entries in rows.rows:
+        made.add_row(str(resolution), *map(_entry, entries))
+    if any(mean is not None for mean in rows.means):
+        made.add_section()
+        # Means over different sizes are no fair comparison: then each says over how many it is.
+        uneven = len({mean[1] for mean in rows.means if mean}) > 1
+        means = [
+            "" if mean is None else view.times(mean[0]) + (f" ({mean[1]})" if uneven else "")
+            for mean in rows.means
+        ]
+        made.add_row("mean (sizes)" if uneven else "mean", *means)
+    return made
+
+
+def _entry(entry: view.Entry) -> Text:
+    shown = Text(entry.latency, style="bold" if entry.fastest else "")
+    if entry.speedup:
+        shown.append(f" {entry.speedup}", style=_shade(entry.ratio))
+    if entry.note:
+        shown.append(f" [{entry.note}]", style="dim")
+    return shown
+
+
+def _shade(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    if ratio < 0.98:
+        return "red"
+    return "bold green" if ratio >= 2 else "green" if ratio > 1.02 else "yellow"
+
+
+def _service(result: BenchResult, kind: str, notes: view.Footnotes) -> Table:
+    """One kind of service measurement."""
+    head, rows = view.service_table(result, kind, notes)
+    made = _new(f"{view.SERVICE_TITLES.get(kind, kind)}, ms")
+    for name in head:
+        words = name in ("size", "after", "path", "processor")
+        made.add_column(name, justify="left" if words else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made
