@@ -1,0 +1,359 @@
+"""Measuring: every path at every size, one part after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qvae_trt.backends import DTYPES
+from qvae_trt.bench.floor import count_flops, matmul_rate, on_meta
+from qvae_trt.bench.machine import gpu_id, machine_facts, nvidia_smi, version_facts
+from qvae_trt.bench.paths import EXPECTED, Prepared, Workbench, explain
+from qvae_trt.bench.results import (
+    BASELINES,
+    BASELINES_ON_CPU,
+    ENGINES,
+    PATHS,
+    REFERENCE,
+    BenchResult,
+    Cell,
+    Fact,
+    Floor,
+    Run,
+    save,
+    with_run,
+)
+from qvae_trt.bench.service import serve, switch
+from qvae_trt.bench.timing import Limits, clock_for, measure
+from qvae_trt.errors import BackendError, UsageError
+from qvae_trt.profiles import PARTS, Part, Precision, Resolution
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from qvae_trt.folding import FoldedVae
+    from qvae_trt.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Progress: what is measured now, and how many of the sizes and parts are done."""
+
+    text: str
+    done: int
+    total: int
+
+
+OnStep = Callable[[Step], None]
+
+
+def bench(
+    resolutions: Sequence[Resolution],
+    *,
+    model: str,
+    engine_dir: Path | None = None,
+    baselines: Sequence[str] | None = None,
+    backend: str = "auto",
+    parts: Sequence[Part] = PARTS,
+    service: bool = False,
+    device: str | None = None,
+    limits: Limits | None = None,
+    out: Path | None = None,
+    command: str = "",
+    on_event: OnStep | None = None,
+) -> BenchResult:
+    """Measure every path that can run here, at each size; what cannot run is an empty cell with its
+    reason.
+
+    Args:
+        resolutions: sizes of the pictures, in the order of the table.
+        model: what `--model` takes.
+        engine_dir: where the engines are; None leaves the engine columns out.
+        baselines: which PyTorch paths, "pytorch", "folded" or "compiled"; None takes all, but
+            "compiled" on a CPU, where compiling takes minutes, only if it is named. Without
+            "pytorch" there is no speed-up.
+        backend: what `--backend` takes.
+        service: measure latents → PIL, first use and switching of sizes too.
+        device: "cuda" or "cpu"; None takes the GPU if there is one. PyTorch runs in bf16 on a GPU
+            and in fp32 on a CPU, engines in their own precision.
+        limits: how long to measure; None is right for tables.
+        out: a folder; `latency.json` there is brought up to date after each size, so that a bench
+            that is killed leaves what it had measured, with `complete` false.
+        command: what the user typed, for the record.
+        on_event: called before each size, and once more at the end.
+
+    Raises:
+        UsageError: an unknown path, part or device, no size, a size twice.
+        BackendError: a GPU asked for where there is none.
+        ModelError: the model cannot be loaded.
+        StoreError: `out` cannot be written.
+    """
+    import torch
+
+    from qvae_trt.model import load_model
+
+    _check(resolutions, baselines or BASELINES, parts, device)
+    device = _device(device)
+    asked = baselines
+    if baselines is None:
+        baselines = BASELINES if device == "cuda" else BASELINES_ON_CPU
+    paths = [
+        path for path in PATHS if path in baselines or (path in ENGINES and engine_dir is not None)
+    ]
+    if not paths:
+        raise UsageError(
+            "nothing to measure: no baseline and no engine folder",
+            fix=f"--baseline {REFERENCE}, or --engine-dir DIR",
+        )
+    limits = limits or Limits()
+    precision: Precision = "bf16" if device == "cuda" else "fp32"
+    loaded = load_model(model)
+    work = Workbench(
+        loaded, device=device, precision=precision, engine_dir=engine_dir, backend=backend
+    )
+    # Before the machine is described: after the product the clocks are those of a GPU at work.
+    matmul = matmul_rate(device, getattr(torch, DTYPES[precision]))
+    run = _describe_run(
+        loaded,
+        matmul=matmul,
+        device=device,
+        precision=precision,
+        backend=backend,
+        limits=limits,
+        command=command,
+        notes=_notes(device, engine_dir, asked),
+    )
+    result = BenchResult(runs=(run,))
+    target = None if out is None else out / "latency.json"
+    total = len(parts) * len(resolutions) + (len(resolutions) if service else 0)
+    done = 0
+
+    def step(text: str) -> None:
+        if on_event is not None:
+            on_event(Step(text, done, total))
+
+    def keep() -> None:
+        if target is not None:
+            save(result, target)
+
+    keep()
+    try:
+        with torch.no_grad():
+            folded = on_meta(loaded.vae)
+            for part in parts:
+                for resolution in resolutions:
+                    step(f"{part} {resolution}")
+                    cells = _measure(work, paths, part, resolution, limits)
+                    floor = _floor(folded, loaded, part, resolution, matmul)
+                    result = replace(
+                        result, cells=(*result.cells, *cells), floors=(*result.floors, floor)
+                    )
+                    done += 1
+                    keep()
+            for index, resolution in enumerate(resolutions if service else ()):
+                step(f"service {resolution}")
+                rows = serve(work, paths, resolution, limits=limits)
+                if len(resolutions) > 1:
+                    rows += [
+                        switch(work, path, resolutions[index - 1], resolution, limits=limits)
+                        for path in paths
+                    ]
+                result = replace(result, service=(*result.service, *rows))
+                done += 1
+                keep()
+    finally:
+        work.close()
+    result = with_run(
+        result,
+        complete=True,
+        machine={**run.machine, **_end_clocks(device)},
+        versions={**run.versions, **work.versions()},
+    )
+    keep()
+    step("done")
+    return result
+
+
+def _describe_run(
+    model: Model,
+    *,
+    matmul: dict[str, Fact],
+    device: str,
+    precision: Precision,
+    backend: str,
+    limits: Limits,
+    command: str,
+    notes: tuple[str, ...],
+) -> Run:
+    import torch
+
+    return Run(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        device=device,
+        model=model.source,
+        weights_sha256=model.weights_sha256,
+        precision=precision,
+        machine=machine_facts(device),
+        versions=version_facts(device),
+        matmul=matmul,
+        settings={
+            "backend": backend,
+            "batch": 1,
+            "budget_s": limits.budget_s,
+            "min_runs": limits.min_runs,
+            "max_runs": limits.max_runs,
+            "warm_up": limits.warm_up,
+            "inputs": limits.inputs,
+            "dtype": DTYPES[precision],
+            "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
+        },
+        complete=False,
+        notes=notes,
+    )
+
+
+def _end_clocks(device: str) -> dict[str, Fact]:
+    if device != "cuda":
+        return {}
+    ended = nvidia_smi(gpu_id())
+    return {f"{n}_end": ended[n] for n in ("clock_sm_mhz", "temperature_c") if n in ended}
+
+
+def _check(
+    resolutions: Sequence[Resolution],
+    baselines: Sequence[str],
+    parts: Sequence[str],
+    device: str | None,
+) -> None:
+    if not resolutions:
+        raise UsageError("no size to measure", fix="qvae bench --resolution 1024x1024")
+    for resolution in resolutions:
+        resolution.check()
+    for what, given, known in (
+        ("size", [str(resolution) for resolution in resolutions], None),
+        ("baseline", baselines, BASELINES),
+        ("part", parts, PARTS),
+        ("device", [device or "cpu"], ("cpu", "cuda")),
+    ):
+        for name in given:
+            if known is not None and name not in known:
+                raise UsageError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
+            if list(given).count(name) > 1:
+                raise UsageError(f"{what} {name} is given more than once")
+    if not parts:
+        raise UsageError(f"no part to measure: expected one of {', '.join(PARTS)}")
+
+
+def _device(asked: str | None) -> str:
+    import torch
+
+    found = torch.cuda.is_available()
+    if asked == "cuda" and not found:
+        raise BackendError(
+            "a GPU was asked for, and PyTorch finds none here",
+            fix="qvae doctor says what is missing",
+        )
+    return asked or ("cuda" if found else "cpu")
+
+
+def _notes(device: str, engine_dir: Path | None, asked: Sequence[str] | None) -> tuple[str, ...]:
+    notes = []
+    if device == "cpu":
+        if asked is None:
+            notes.append(
+                "compiled was not measured: it takes minutes on a CPU; --baseline compiled asks "
+                "for it"
+            )
+        notes.append("Measured on a CPU: these figures say nothing about any GPU.")
+        notes.append(
+            "Memory is left empty on a CPU: a process shows no clean peak of one call there."
+        )
+    if engine_dir is None:
+        notes.append("No engine folder was given: engines were not measured.")
+    if asked is not None and REFERENCE not in asked:
+        notes.append(f"{REFERENCE} was not measured, so there is no speed-up.")
+    return tuple(notes)
+
+
+def _floor(
+    folded: FoldedVae,
+    model: Model,
+    part: Part,
+    resolution: Resolution,
+    matmul: dict[str, Fact],
+) -> Floor:
+    channels = model.input_channels if part == "encoder" else model.z_dim
+    flops = count_flops(folded, part, resolution, channels=channels)
+    tflops = float(matmul["tflops"] or 0.0)
+    return Floor(part=part, resolution=resolution, flops=flops, floor_ms=flops / tflops / 1e9)
+
+
+def _measure(
+    work: Workbench, paths: Sequence[str], part: Part, resolution: Resolution, limits: Limits
+) -> list[Cell]:
+    """All paths of one part at one size, in turns."""
+    work.empty_caches()
+    inputs = work.make_inputs(part, resolution, count=limits.inputs)
+    clock = clock_for(work.device)
+    ready: dict[str, Prepared] = {}
+    cast_to: dict[str, list[torch.Tensor]] = {}
+    peaks: dict[str, int | None] = {}
+    failed: dict[str, str] = {}
+    try:
+        for path in paths:
+            prepared = None
+            try:
+                prepared = work.prepare(path, part, resolution)
+                values = [value.to(prepared.dtype) for value in inputs]
+                # Compilation, kernel loading, allocation: what the first call of a size costs.
+                once = _turn(prepared, values)
+                prepared.detail["first_ms"] = clock.time(partial(once, 0))[1]
+                peaks[path] = work.peak_bytes(prepared, values[0])
+            except EXPECTED as error:
+                failed[path] = explain(error)
+                if prepared is not None:
+                    prepared.close()
+                work.empty_caches()
+                continue
+            ready[path] = prepared
+            cast_to[path] = values
+        samples = measure(
+            {path: _turn(ready[path], cast_to[path]) for path in ready},
+            clock=clock,
+            limits=limits,
+            explain=explain,
+            expected=EXPECTED,
+        )
+    finally:
+        for prepared in ready.values():
+            prepared.close()
+    cells = []
+    for path in paths:
+        if path in failed:
+            cells.append(Cell(part=part, resolution=resolution, path=path, notes=(failed[path],)))
+            continue
+        found = samples[path]
+        timing = found.timing(with_wall=work.device == "cuda")
+        cells.append(
+            Cell(
+                part=part,
+                resolution=resolution,
+                path=path,
+                timing=timing,
+                peak_bytes=peaks[path] if timing is not None else None,
+                weights_bytes=ready[path].weights_bytes,
+                detail=dict(ready[path].detail),
+                notes=() if found.failure is None else (found.failure,),
+            )
+        )
+    return cells
+
+
+def _turn(prepared: Prepared, values: Sequence[torch.Tensor]) -> Callable[[int], object]:
+    return lambda index: prepared.call(values[index])
