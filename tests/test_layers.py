@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(qvae_trt.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "profiles", "toml_file", "json_file", "workplace"),
-    ("store", "backends"),
+    ("store", "backends", "workers"),
     ("model", "folding", "lowerings", "images", "runtime"),
     ("export", "build", "verify", "bench", "report", "doctor", "pictures", "tune"),
     ("cli",),
@@ -127,7 +127,7 @@ def test_the_runtime_needs_no_tool(module):
     } == set()
 
 
-LIGHT = [m for m in MODULES if _top(m) in (*LAYERS[0], "store", "cli", "backends")]
+LIGHT = [m for m in MODULES if _top(m) in (*LAYERS[0], "store", "cli", "backends", "workers")]
 
 
 @pytest.mark.parametrize("module", LIGHT)

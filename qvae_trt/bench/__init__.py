@@ -10,6 +10,7 @@ from __future__ import annotations
 from qvae_trt.bench.compare import Change, Comparison, compare, group, merge
 from qvae_trt.bench.results import (
     BASELINES,
+    BASELINES_ON_CPU,
     ENGINES,
     PATHS,
     REFERENCE,
@@ -28,6 +29,7 @@ from qvae_trt.bench.timing import Limits
 
 __all__ = [
     "BASELINES",
+    "BASELINES_ON_CPU",
     "ENGINES",
     "PATHS",
     "REFERENCE",

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
 from qvae_trt.backends import Progress, TensorSpec
-from qvae_trt.build.isolation import Child
 from qvae_trt.errors import QvaeError
+from qvae_trt.workers.parent import Child
 from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.build.child import answer
 from qvae_trt.export import export_onnx
 from qvae_trt.lowerings import Lowering
 from qvae_trt.model import Model, load_model
 from qvae_trt.profiles import Resolution
+from qvae_trt.workers.child import answer
 
 if TYPE_CHECKING:
     from qvae_trt.backends import Progress

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from qvae_trt import backends, store
 from qvae_trt.backends import BuildSpec, Progress
 from qvae_trt.build.ahead import Ahead, Wanted
-from qvae_trt.build.isolation import BuildChild
+from qvae_trt.build.builder import BuildChild
 from qvae_trt.build.jobs import Event, Job, JobResult
 from qvae_trt.errors import BuildError, ForeignEngineError, QvaeError, StaleEngineError
 from qvae_trt.workplace import workplace

@@ -74,11 +74,11 @@ class FoldedReference:
         }
 
     def write_inputs(self, path: Path) -> None:
-        """As `child.run_engine` reads them."""
+        """As `measuring.run_engine` reads them."""
         np.save(path, np.stack(list(self.inputs.values())))
 
     def check(self, outputs: Path, precision: Precision) -> tuple[Parity, str]:
-        """Compare an engine's outputs, as `child.run_engine` wrote them.
+        """Compare an engine's outputs, as `measuring.run_engine` wrote them.
 
         Returns: the worst figures over all inputs and outputs, and the broken bounds in words,
         empty if all hold.

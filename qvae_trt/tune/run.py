@@ -11,12 +11,13 @@ from qvae_trt import backends, store
 from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
 from qvae_trt.build import Event, build, plan_static
-from qvae_trt.build.isolation import BuildChild, Child
+from qvae_trt.build.builder import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune import record
 from qvae_trt.tune.record import Choice, Measurement, Subject, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
+from qvae_trt.workers.parent import Child
 from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
@@ -203,9 +204,9 @@ def fastest(measurements: Sequence[Measurement], default: Variant) -> Measuremen
 
 
 def measure_in_child(request: Mapping[str, object], *, progress: Progress) -> dict[str, Any]:
-    """`child.run_engine` in a process that is gone afterwards, however this ends."""
+    """`measuring.run_engine` in a process that is gone afterwards, however this ends."""
     with Child(
-        "qvae_trt.tune.child:serve", name="measuring", makes="result", fix="qvae doctor"
+        "qvae_trt.tune.measuring:serve", name="measuring", makes="result", fix="qvae doctor"
     ) as child:
         return child.call(request, progress=progress)
 

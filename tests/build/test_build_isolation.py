@@ -16,8 +16,7 @@ import small_graphs
 
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec, ShapeRange
-from qvae_trt.build import isolation
-from qvae_trt.build.isolation import BuildChild
+from qvae_trt.build.builder import BuildChild
 from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError
 
 SPEC = BuildSpec(
@@ -247,9 +246,9 @@ def test_after_a_refusal_the_next_process_is_new(
     with BuildChild() as child:
         with pytest.raises(BuildError, match="no such ONNX file"):
             child.build("tensorrt", tmp_path / "no.onnx", tmp_path / "e.trt", SPEC, progress=go_on)
-        assert child.process_id is None
+        assert child._running is None
         child.build("tensorrt", graph, tmp_path / "e.trt", SPEC, progress=go_on)
-        assert child.process_id is not None
+        assert child._running is not None
 
 
 def test_a_death_between_two_builds_costs_no_engine(
@@ -259,12 +258,11 @@ def test_a_death_between_two_builds_costs_no_engine(
     install(monkeypatch, tmp_path, "")
     with BuildChild() as child:
         child.build("tensorrt", graph, tmp_path / "1.trt", SPEC, progress=go_on)
-        first = child.process_id
-        assert first is not None
+        first = child._running.process.pid
         os.kill(first, signal.SIGKILL)
         assert_gone(first)
         child.build("tensorrt", graph, tmp_path / "2.trt", SPEC, progress=go_on)
-        assert child.process_id != first
+        assert child._running.process.pid != first
     assert (tmp_path / "2.trt").is_file()
 
 
@@ -307,7 +305,7 @@ def test_noise_on_stdout_and_stderr_is_harmless(
 def test_a_child_that_cannot_start(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolation, "_START", "import sys; sys.exit('no such thing')")
+    monkeypatch.setattr("qvae_trt.workers.parent._START", "import sys; sys.exit('no such thing')")
     with pytest.raises(BuildError, match="ended with exit code 1 and no engine: no such thing"):
         attempt(graph, tmp_path)
 
@@ -344,7 +342,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from qvae_trt.backends import BuildSpec, ShapeRange
-from qvae_trt.build.isolation import BuildChild
+from qvae_trt.build.builder import BuildChild
 sizes = (ShapeRange.fixed((1, 4, 1, 16, 16)),)
 spec = BuildSpec(input_name="latents", ranges=sizes, precision="fp16")
 try:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from qvae_trt.bench.timing import Limits, clock_for, measure
-from qvae_trt.build.child import answer
 from qvae_trt.errors import BenchError, QvaeError
 from qvae_trt.runtime.engine import Engine
+from qvae_trt.workers.child import answer
 
 if TYPE_CHECKING:
     from qvae_trt.backends import Progress

@@ -9,18 +9,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from qvae_trt import errors
-from qvae_trt.backends import BuildOutcome, TensorSpec
 from qvae_trt.errors import BuildError, QvaeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    from qvae_trt.backends import BuildSpec, Progress
+    from qvae_trt.backends import Progress
 
 # The parent's search path goes along as data, as it may hold what no environment variable can.
 _START = (
@@ -90,10 +87,6 @@ class Child:
             raise
         return answer
 
-    @property
-    def process_id(self) -> int | None:
-        return None if self._running is None else self._running.process.pid
-
     def close(self) -> None:
         """End the process, if there is one."""
         if self._running is not None:
@@ -112,25 +105,6 @@ class Child:
                     fix="close other programs",
                 ) from error
         return self._running
-
-
-class BuildChild(Child):
-    """The process that builds engines."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "qvae_trt.build.child:serve",
-            name="build",
-            makes="engine",
-            fix="qvae doctor; if it happens again, try --level 2 or a smaller size",
-        )
-
-    def build(
-        self, backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
-    ) -> BuildOutcome:
-        """`Backend.build` there, with the same results and errors, and those of `call`."""
-        request = {"backend": backend, "onnx": str(onnx), "out": str(out), "spec": asdict(spec)}
-        return _outcome(self.call(request, progress=progress))
 
 
 class _Running:
@@ -215,13 +189,6 @@ def _error(event: dict[str, str | None]) -> QvaeError:
     if not (isinstance(kind, type) and issubclass(kind, QvaeError)):
         kind = BuildError
     return kind(str(event["what"]), fix=event["fix"])
-
-
-def _outcome(held: dict[str, Any]) -> BuildOutcome:
-    source, result = (TensorSpec.of(held[way]) for way in ("input", "output"))
-    return BuildOutcome(
-        held["flags"], held["seconds"], source, result, warnings=tuple(held["warnings"])
-    )
 
 
 def _how_it_died(status: int, makes: str) -> str:

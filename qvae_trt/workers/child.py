@@ -1,4 +1,4 @@
-"""The body of a build process: engines one by one. Imports neither torch nor the exporter."""
+"""The body of another process: request after request, until its parent ends or the work fails."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ import signal
 import sys
 import time
 import traceback
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange
 from qvae_trt.errors import QvaeError
 
 if TYPE_CHECKING:
@@ -24,11 +20,6 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SECONDS_BETWEEN = 0.1
-
-
-def serve(request: dict[str, Any]) -> None:
-    """Builds the engine that the request describes."""
-    answer(request, _build)
 
 
 def answer(request: dict[str, Any], work: Callable[[dict[str, Any], Progress], object]) -> None:
@@ -74,13 +65,6 @@ def _answered(
     return False
 
 
-def _build(request: dict[str, Any], progress: Progress) -> object:
-    outcome = backends.get(request["backend"]).build(
-        Path(request["onnx"]), Path(request["out"]), _spec(request["spec"]), progress=progress
-    )
-    return asdict(outcome)
-
-
 class _Throttle:
     """Progress at most ten times a second, since TensorRT reports thousands of steps; but every
     beginning and end.
@@ -96,16 +80,6 @@ class _Throttle:
             self._last = now
             self._say(kind="progress", stage=stage, done=done, total=total)
         return True
-
-
-def _spec(held: dict[str, Any]) -> BuildSpec:
-    cache = held["timing_cache"]
-    ranges = tuple(
-        ShapeRange(tuple(r["min"]), tuple(r["opt"]), tuple(r["max"])) for r in held["ranges"]
-    )
-    return BuildSpec(
-        **{**held, "ranges": ranges, "timing_cache": None if cache is None else Path(cache)}
-    )
 
 
 def _die_with(parent: int) -> None:

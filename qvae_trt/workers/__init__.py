@@ -1,0 +1,1 @@
+"""Processes that do one request after the other: `parent` asks, `child` answers."""
