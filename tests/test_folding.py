@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qvae_trt.errors import ModelError, UsageError
 from qvae_trt.folding import fold
-from qvae_trt.folding.attention import attend, attend_in_turn, with_ones
+from qvae_trt.folding.attention import attend, attend_by_exp, with_ones
 from qvae_trt.folding.norm import RmsNorm
+from qvae_trt.folding.weights import linear
 from qvae_trt.lowerings import PYTORCH, Lowering, choose_lowering
 
 #: Largest difference in fp32 between two orders of the same sums.
@@ -179,7 +182,7 @@ def test_attention_in_chunks(chunks: int, tokens: int) -> None:
     value = x @ weight.T + bias
     expected = torch.softmax(query @ key.transpose(1, 2), -1) @ value
     torch.testing.assert_close(attend(query, key, value, chunks), expected)
-    in_turn = attend_in_turn(query, key, with_ones(weight, bias)(x), chunks)
+    in_turn = attend_by_exp(query, key, with_ones(weight, bias)(x), chunks)
     torch.testing.assert_close(in_turn, expected)
 
 
@@ -188,8 +191,44 @@ def test_attention_in_turn_survives_fp16() -> None:
     tokens, channels = 8192, 8
     query = torch.zeros(1, tokens, channels, dtype=torch.float16)
     to_value = with_ones(torch.zeros(channels, channels), torch.full((channels,), 20.0)).half()
-    mixed = attend_in_turn(query[:, :16], query, to_value(query), 2)
+    mixed = attend_by_exp(query[:, :16], query, to_value(query), 2)
     torch.testing.assert_close(mixed, torch.full_like(mixed, 20.0), rtol=2e-3, atol=0)
+
+
+class Fp16Accumulators(TorchFunctionMode):
+    """Matrix products as kernels do them that add up in fp16: rounded after each 16 terms."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if function not in (Tensor.matmul, Tensor.__matmul__, torch.matmul):
+            return function(*args, **(kwargs or {}))
+        left, right = (one.half().float() for one in args)
+        terms = range(0, right.shape[-2], 16)
+        parts = (left[..., i : i + 16] @ right[..., i : i + 16, :] for i in terms)
+        return functools.reduce(lambda sums, part: (sums + part).half().float(), parts)
+
+
+@pytest.mark.parametrize("form", ["softmax", "exp"])
+@pytest.mark.parametrize("sharpness", [0.1, 1.0], ids=["near uniform", "mixed"])
+def test_attention_survives_sums_in_fp16(form: str, sharpness: float) -> None:
+    """Over the tokens of 1920x1920, with values of a mean far from 0: beside a large sum in fp16
+    small terms are lost.
+    """
+    tokens, channels = 57_600, 8
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randn(1, tokens, channels, generator=generator)
+    query = torch.randn(1, 16, channels, generator=generator) * sharpness
+    to_value = torch.eye(channels), torch.linspace(1.1, 4.7, channels)
+    x = torch.randn(1, tokens, channels, generator=generator)
+    value = linear(*to_value)(x)
+    expected = attend(query, key, value, 1)
+    with Fp16Accumulators():
+        lost = torch.softmax(query @ key.transpose(1, 2), -1) @ value
+        if form == "softmax":
+            mixed = attend(query, key, value, 2)
+        else:
+            mixed = attend_by_exp(query, key, with_ones(*to_value)(x), 2)
+    assert relative_error(lost, expected) > 0.01
+    assert relative_error(mixed, expected) < 4e-3
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -354,7 +354,7 @@ def test_another_input_name(backend: backends.Backend, graph: Path, tmp_path: Pa
 def test_a_place_that_cannot_be_written(
     backend: backends.Backend, graph: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(StoreError, match="cannot write .*: No such file or directory"):
+    with pytest.raises(StoreError, match=r"cannot write .*: No such file"):
         backend.build(graph, tmp_path / "missing" / "e.trt", spec())
 
 
