@@ -21,7 +21,12 @@ STEPS = [step for label in LABELS for step in label.split(" | ")]
 
 
 def run(folder: Path, *steps: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": "/usr/bin:/bin", "QVAE": "echo qvae", "PYTHON": "echo python3", **variables}
+    # The sizes are asked of the package; programs are only named.
+    python = folder / "python3"
+    real = f'[ "$1" = -c ] && exec {sys.executable} "$@"'
+    python.write_text(f'#!/bin/sh\n{real}\necho python3 "$@"\n')
+    python.chmod(0o755)
+    env = {"PATH": "/usr/bin:/bin", "QVAE": "echo qvae", "PYTHON": str(python), **variables}
     command = ["bash", str(SCRIPT), *steps]
     return subprocess.run(
         command, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
@@ -71,6 +76,20 @@ def test_the_sizes_are_the_static_ones_and_those_of_the_profiles(tmp_path):
     assert len(between) == 3
     for size in between:
         assert choose(size, static={}, profiles=profiles).profile_index is not None
+
+
+def test_other_sizes_can_be_named(tmp_path):
+    done = run(tmp_path, "bench-static", "bench-others", SIZES="64x64", OTHERS="64x96 96x64")
+    static, others = (sizes(shlex.split(line)) for line in done.stdout.splitlines())
+    assert list(map(str, static)) == ["64x64"]
+    assert list(map(str, others)) == ["64x96", "96x64"]
+
+
+def test_a_python_without_the_package_is_told(tmp_path):
+    done = run(tmp_path, "bench-static", PYTHON=f"{sys.executable} -I -S")
+    assert done.returncode == 1
+    assert "qvae_trt" in done.stderr
+    assert done.stdout == ""
 
 
 def test_both_tables_have_the_same_sizes(tmp_path):

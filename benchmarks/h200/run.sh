@@ -16,8 +16,8 @@
 #   gpu-engines, gpu-tests               the small engines of tests/gpu, and the tests
 #   tables                               all latencies in one table, and a page of them
 #
-# Variables: QVAE (the command, "qvae"), PYTHON ("python3"), COMPILED ("$QVAE"), ENGINES ("engines"), OUT ("out/h200"),
-# MODEL ("random:full"), BACKEND ("tensorrt"), SIZES and OTHERS (WxH ...), LIMIT (seconds).
+# Variables: QVAE (the command, "qvae"), PYTHON ("python3"; it must find qvae_trt), COMPILED ("$QVAE"), ENGINES ("engines"),
+# OUT ("out/h200"), MODEL ("random:full"), BACKEND ("tensorrt"), SIZES and OTHERS (WxH ...), LIMIT (seconds).
 set -euo pipefail
 
 read -ra qvae <<< "${QVAE:-qvae}"
@@ -34,10 +34,14 @@ sizes() {  # --resolution WxH for each of the words
   for size in $1; do printf -- '--resolution\n%s\n' "$size"; done
 }
 
-mapfile -t static < <(sizes "${SIZES:-1664x928 928x1664 1328x1328 1472x1104 1104x1472 1584x1056 1056x1584}")
+own() { "${python[@]}" -c "from qvae_trt.profiles import *; print(*$1)"; }
+
+[ $# -gt 0 ] || { echo "usage: $0 STEP...; its first lines name the steps" >&2; exit 2; }
+SIZES=${SIZES:-$(own 'load_static_sizes().values()')}
 # The opts of the nine profiles; then sizes that editing makes of a picture's aspect ratio, none of them an opt.
-mapfile -t others < <(sizes "${OTHERS:-512x512 1024x1024 848x480 1280x720 1920x1088 720x1280 1088x1920 1024x768 \
-1632x1088 1248x832 1184x896 672x384}")
+OTHERS=${OTHERS:-$(own '(p.opt for p in load_profiles())') 1248x832 1184x896 672x384}
+mapfile -t static < <(sizes "$SIZES")
+mapfile -t others < <(sizes "$OTHERS")
 served=(--model "$model" --backend "$backend" --engine-dir "$engines")
 alone=(--model "$model" --engine-dir "$out/no-engines" --baseline pytorch --baseline folded --baseline compiled)
 
@@ -65,7 +69,7 @@ step() {
         run "${python[@]}" "$root/benchmarks/h200/layers.py" "$engines/static/1_1/vae_$part.trt" --out "$out/layers_$part"
       done ;;
     footprint | soak)
-      run "${python[@]}" "$root/tests/gpu/$1.py" --engine-dir "$engines" --model "$model" --out "$out/$1.json" ;;
+      run "${python[@]}" "$root/benchmarks/h200/$1.py" --engine-dir "$engines" --model "$model" --out "$out/$1.json" ;;
     gpu-engines)
       local commands line
       commands=$("${python[@]}" "$root/tests/gpu/gpu_engines.py" "$engines/gpu")
@@ -85,7 +89,6 @@ step() {
   esac
 }
 
-[ $# -gt 0 ] || { echo "usage: $0 STEP...; its first lines name the steps" >&2; exit 2; }
 mkdir -p "$out"
 for name; do
   begun=$SECONDS

@@ -1,10 +1,9 @@
 """What engines cost in memory, at their first use, and at a change of size.
 
-    python tests/gpu/footprint.py --engine-dir engines --model random:full --out footprint.json
+    python benchmarks/h200/footprint.py --engine-dir engines --out footprint.json
 
 Writes JSON and prints Markdown tables. Device memory is the whole device's, as the driver counts
-it, so that nothing else may run there. With `--alternatives` other ways to load and to switch are
-timed, too.
+it, so that nothing else may run there.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from alternatives import alternatives
 from stages import STAGES, Clock, timed
 
 from qvae_trt import store
@@ -29,6 +26,9 @@ from qvae_trt.model import Model, load_model
 from qvae_trt.profiles import Mode, Part, Resolution, engine_path, load_static_sizes
 from qvae_trt.runtime.selection import Engines
 from qvae_trt.runtime.vae import TrtVae, make_vae
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Pair = tuple[float, float]
 _RUNS = 5
@@ -172,7 +172,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine-dir", type=Path, default=Path("engines"))
     parser.add_argument("--model", default="random:full")
-    parser.add_argument("--alternatives", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     begun = time.perf_counter()
@@ -200,9 +199,6 @@ def main() -> int:
                 print(f"{time.perf_counter() - begun:6.1f} s  {name}", flush=True)
                 keep()
         print_tables(report["rows"])
-        if options.alternatives:
-            report["alternatives"] = alternatives(options.engine_dir, trt)
-            print("\nalternatives:", json.dumps(report["alternatives"], indent=2))
     keep()
     if not report["rows"]:
         print(f"{options.engine_dir}: no engine pair of {options.model}", file=sys.stderr)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -14,6 +13,9 @@ import torch
 from qvae_trt import store
 from qvae_trt.backends.trt_session import TensorRTSession
 from qvae_trt.runtime.scratch import Scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 #: In the order in which they happen. `check` holds the sidecar's reading and the hash.
 STAGES = (

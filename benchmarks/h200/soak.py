@@ -1,6 +1,6 @@
 """Many calls over many sizes from several threads, with evictions: results and memory must stay.
 
-    python tests/gpu/soak.py --engine-dir engines --model random:full --calls 2000 --out soak.json
+    python benchmarks/h200/soak.py --engine-dir engines --calls 2000 --out soak.json
 
 Serves the sizes that the engines there serve, and says which those are. Memory is the whole
 device's, so that nothing else may run on it. The JSON is written whatever happens.
@@ -22,21 +22,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from qvae_trt.profiles import PARTS, Part, Resolution
+from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
-#: The seven static sizes and five that the nine profiles serve.
-SIZES = (
-    "1664x928 928x1664 1328x1328 1472x1104 1104x1472 1584x1056 1056x1584"
-    " 512x512 1024x1024 848x480 1280x720 720x1280"
-).split()
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
 ROUNDS = 6
 #: What allocators and the driver may keep between rounds without it being growth.
 DEVICE_SLACK_BYTES = 64 << 20
@@ -253,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine-dir", type=Path, default=Path("engines"))
     parser.add_argument("--model", default="random:full")
-    parser.add_argument("--size", action="append", help="WxH; without it, twelve")
+    parser.add_argument("--size", action="append", help="WxH; without it, those of the engines")
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no call later")
@@ -280,10 +278,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cuda_graphs=options.cuda_graphs,
         )
         facts |= {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-        sizes = [Resolution.parse(text) for text in options.size or SIZES]
+        sizes = [Resolution.parse(text) for text in options.size or ()]
         soak(
             vae,
-            sizes,
+            sizes or [*load_static_sizes().values(), *(p.opt for p in load_profiles())],
             calls=options.calls,
             threads=options.threads,
             seconds=options.seconds,
