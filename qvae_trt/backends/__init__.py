@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qvae_trt.store import Sidecar
 
 __all__ = [
+    "ALIGNMENT_BYTES",
     "DTYPES",
     "NAMES",
     "Backend",
@@ -42,6 +43,9 @@ __all__ = [
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 DTypeName = Literal["float16", "bfloat16", "float32"]
+#: What addresses of device memory are multiples of. TensorRT asks for 256 bytes; its version 10 has
+#: been seen to ask for 512.
+ALIGNMENT_BYTES = 512
 NAMES: tuple[str, ...] = ("tensorrt", "tensorrt_rtx", "onnxruntime")
 DTYPES: dict[Precision, DTypeName] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
@@ -184,6 +188,8 @@ class Session(Protocol):
     output: TensorSpec
     ranges: tuple[ShapeRange, ...]
     device_type: Literal["cuda", "cpu"]
+    #: `execute` only enqueues, so that a CUDA graph can be captured of it.
+    capturable: bool
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:
         """Sets profile and input shape; work that this needs is enqueued on `stream`.
@@ -199,7 +205,8 @@ class Session(Protocol):
     def execute(
         self, *, input_ptr: int, output_ptr: int, scratch_ptr: int, scratch_bytes: int, stream: int
     ) -> None:
-        """Enqueues one run on `stream` (CPU: runs). Pointers are of contiguous device tensors.
+        """Enqueues one run on `stream` (CPU: runs). Pointers are of contiguous device tensors, on
+        CUDA multiples of `ALIGNMENT_BYTES`.
 
         Raises: ExecutionError, DeviceMemoryError; EngineError before any `select` or with too
             little scratch.

@@ -5,10 +5,31 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-# CUdevice_attribute and CUstream_flags, from cuda.h; these values are part of the driver's ABI.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# CUdevice_attribute, CUstream_flags and CUstreamCaptureMode, from cuda.h; these values are part of
+# the driver's ABI.
 _MAJOR, _MINOR = 75, 76
 _NON_BLOCKING = 1
+_RELAXED = 2
+
+# Without its arguments' types ctypes passes a handle as a C int, which cuts it to 32 bits.
+_HANDLE, _HANDLE_OUT = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "cuCtxGetCurrent": (_HANDLE_OUT,),
+    "cuDeviceGet": (ctypes.POINTER(ctypes.c_int), ctypes.c_int),
+    "cuDevicePrimaryCtxRetain": (_HANDLE_OUT, ctypes.c_int),
+    "cuCtxSetCurrent": (_HANDLE,),
+    "cuStreamBeginCapture_v2": (_HANDLE, ctypes.c_int),
+    "cuStreamEndCapture": (_HANDLE, _HANDLE_OUT),
+    "cuGraphInstantiateWithFlags": (_HANDLE_OUT, _HANDLE, ctypes.c_ulonglong),
+    "cuGraphDestroy": (_HANDLE,),
+    "cuGraphLaunch": (_HANDLE, _HANDLE),
+    "cuGraphExecDestroy": (_HANDLE,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +146,82 @@ def synchronize(stream: int) -> int:
     """
     status: int = ctypes.CDLL("libcuda.so.1").cuStreamSynchronize(ctypes.c_void_p(stream))
     return status
+
+
+def ensure_context(index: int) -> None:
+    """Makes a device's primary context current where the calling thread has none, as a thread that
+    has not used CUDA yet.
+
+    Raises:
+        RuntimeError: the driver refuses.
+    """
+    context = ctypes.c_void_p()
+    _check("cuCtxGetCurrent", ctypes.byref(context))
+    if context.value:
+        return
+    device = ctypes.c_int()
+    _check("cuDeviceGet", ctypes.byref(device), index)
+    _check("cuDevicePrimaryCtxRetain", ctypes.byref(context), device.value)
+    _check("cuCtxSetCurrent", context)
+
+
+def capture(stream: int, enqueue: Callable[[], object]) -> int:
+    """An executable CUDA graph of what `enqueue` enqueues on `stream`; for `launch`, until
+    `destroy`.
+
+    The driver captures, not PyTorch: nothing of PyTorch's allocator or generators takes part, so
+    that a failure leaves nothing of theirs behind, and other threads use both meanwhile.
+
+    Raises:
+        RuntimeError: the driver refuses. Also what `enqueue` raises. Either way the stream is no
+            longer captured.
+    """
+    graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+    _check("cuStreamBeginCapture_v2", stream, _RELAXED)
+    try:
+        try:
+            enqueue()
+        finally:
+            status = _call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        _require("cuStreamEndCapture", status)
+        _check("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
+    finally:
+        if graph.value:
+            _check("cuGraphDestroy", graph)
+    return executable.value or 0
+
+
+def launch(graph: int, stream: int) -> None:
+    """Enqueues one run of an executable graph. RuntimeError where the driver refuses."""
+    _check("cuGraphLaunch", graph, stream)
+
+
+def destroy(graph: int) -> None:
+    """Frees an executable graph that is not running. RuntimeError where the driver refuses."""
+    _check("cuGraphExecDestroy", graph)
+
+
+def _check(name: str, *arguments: Any) -> None:
+    _require(name, _call(name, *arguments))
+
+
+def _call(name: str, *arguments: Any) -> int:
+    status: int = getattr(_driver(), name)(*arguments)
+    return status
+
+
+def _require(name: str, status: int) -> None:
+    if status != 0:
+        raise RuntimeError(f"{name}: {_error_name(_driver(), status)}")
+
+
+@lru_cache(maxsize=1)
+def _driver() -> ctypes.CDLL:
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+        for name, types in _ARGUMENTS.items():
+            function = getattr(cuda, name)
+            function.argtypes, function.restype = types, ctypes.c_int
+    except (OSError, AttributeError) as error:
+        raise RuntimeError(f"the NVIDIA driver has no CUDA graphs: {error}") from error
+    return cuda

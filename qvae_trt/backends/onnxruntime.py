@@ -211,8 +211,10 @@ class OnnxRuntimeSession:
     """`backends.Session`: pointers are host addresses (device addresses with the CUDA provider).
 
     `execute` returns when the run is done: ONNX Runtime knows nothing of the caller's stream, so a
-    CUDA run first waits for it.
+    CUDA run first waits for it, which no capture takes.
     """
+
+    capturable = False
 
     def __init__(
         self,

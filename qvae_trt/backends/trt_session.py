@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from qvae_trt.backends import DTypeName, ShapeRange, TensorSpec
+from qvae_trt.backends import ALIGNMENT_BYTES, DTypeName, ShapeRange, TensorSpec
 from qvae_trt.errors import EngineError, ExecutionError
 
 if TYPE_CHECKING:
     from qvae_trt.backends.trt_log import Log
 
-_ALIGNMENT_BYTES = 256  # what TensorRT asks of device memory that it is handed
 #: TensorRT's name of each float type -> ours.
 DTYPE_NAMES: dict[str, DTypeName] = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
 
@@ -58,6 +57,7 @@ class TensorRTSession:
     """`backends.Session` on a CUDA device. One thread at a time."""
 
     device_type: Literal["cuda", "cpu"] = "cuda"
+    capturable = True
 
     def __init__(self, trt: Any, log: Log, runtime: Any, engine: Any) -> None:
         self._log = log
@@ -134,10 +134,10 @@ class TensorRTSession:
         context = self._live()
         if self._selected is None:
             raise EngineError("no shape selected: call select() first")
-        if scratch_bytes < self._needed_bytes or scratch_ptr % _ALIGNMENT_BYTES:
+        if scratch_bytes < self._needed_bytes or scratch_ptr % ALIGNMENT_BYTES:
             raise EngineError(
                 f"scratch of {scratch_bytes} bytes at {scratch_ptr:#x}: expected "
-                f"{self._needed_bytes} bytes, aligned to {_ALIGNMENT_BYTES}"
+                f"{self._needed_bytes} bytes, aligned to {ALIGNMENT_BYTES}"
             )
         with self._log.listen() as heard:
             if self._needed_bytes and self._scratch != (scratch_ptr, scratch_bytes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from contextlib import nullcontext
+import weakref
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,17 +16,22 @@ from qvae_trt.errors import (
     ForeignEngineError,
     UsageError,
 )
+from qvae_trt.profiles import Profile, Resolution, choose
+from qvae_trt.runtime.failures import signature
 from qvae_trt.runtime.graphs import CapturedRun, captures
-from qvae_trt.runtime.scratch import Scratch, aligned, memory_named, shared_scratch
+from qvae_trt.runtime.holdings import Holdings, drop, free_dropped, on
+from qvae_trt.runtime.memory import memory_named
+from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from qvae_trt.profiles import Part
 
 _LOG = logging.getLogger(__name__)
+# How often an engine that is replaced while it is loaded is looked at again.
+_LOOKS = 5
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -61,12 +66,18 @@ class Engine:
         self.output = session.output
         self.ranges = session.ranges
         self._scratch = shared_scratch(self.device) if scratch is None else scratch
-        self._wants_graph = cuda_graph and self.device.type == "cuda" and self.static
-        self._graph: CapturedRun | None = None
+        self._wants_graph = (
+            cuda_graph and self.device.type == "cuda" and self.static and session.capturable
+        )
+        self._held = Holdings(session, self.device, self._scratch)
+        self._finalizer = weakref.finalize(self, drop, self._held)
+        self._finalizer.atexit = False  # nobody frees then what it leaves
         # The scratch buffer of the last run: TensorRT may have work to do, which no capture takes,
         # at the first run on another one.
         self._ran_on: int | None = None
         self._closed = False
+        # Only of sizes that ran: choosing costs more than launching.
+        self._nearest: dict[Resolution, int] = {}
 
     @classmethod
     def open(
@@ -97,18 +108,8 @@ class Engine:
                 ForeignEngineError: no sidecar; DeviceMemoryError: does not fit).
             BackendError: what loads it is absent.
         """
-        sidecar: store.Sidecar | None = None
-        if not path.is_file():
-            raise EngineError(f"{path}: no such engine", fix="qvae build makes it")
-        try:
-            sidecar = store.check_engine(path, expected=expected or {})
-        except ForeignEngineError as error:
-            if not allow_foreign:
-                raise
-            warnings.warn(f"{error.what}; loaded because it was asked for", stacklevel=2)
-        backend = backend or backends.for_engine(path, sidecar)
-        with _on(device), captures.none():
-            session = backend.open(path)
+        free_dropped()
+        session, sidecar = _open_checked(path, expected or {}, allow_foreign, backend, device)
         if device is not None and device.type != session.device_type:
             session.close()
             raise EngineError(
@@ -138,6 +139,31 @@ class Engine:
         """It takes exactly one shape."""
         return len(self.ranges) == 1 and self.ranges[0].is_fixed
 
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """The pictures that it takes, profile by profile."""
+        scale = 8 if self.part == "decoder" else 1
+        return tuple(
+            Profile(*(Resolution(s[3] * scale, s[4] * scale) for s in (r.min, r.opt, r.max)))
+            for r in self.ranges
+        )
+
+    def profile_for(self, resolution: Resolution) -> int:
+        """Index of the profile nearest to a picture's size, by the rule of `profiles.choose`.
+
+        The file may have been built anew since the engine was loaded: its sidecar no longer tells.
+
+        Raises:
+            EngineError: no profile holds the size.
+        """
+        index = self._nearest.get(resolution)
+        if index is None:
+            choice = choose(resolution, static={}, profiles=self.profiles)
+            if choice.profile_index is None:
+                raise EngineError(f"{self.path}: as it is loaded:\n{choice.explain()}")
+            index = self._nearest[resolution] = choice.profile_index
+        return index
+
     def run(self, x: torch.Tensor, *, profile: int = 0) -> torch.Tensor:
         """Run on the current stream, without waiting for the result.
 
@@ -157,17 +183,16 @@ class Engine:
                 f"{self.path}: got a tensor of shape {tuple(x.shape)}, expected (1, C, 1, H, W)"
             )
         room = memory_named(self.device, f"memory free for input and output of {self.path.name}")
-        with room, _on(self.device):
+        with room, on(self.device):
             return self._run_here(x, profile)
 
     def _run_here(self, given: torch.Tensor, profile: int) -> torch.Tensor:
         x = given.to(self.device, _DTYPES[self.input.dtype]).contiguous()
-        if self.device.type != "cuda":
-            return self._run(x, profile, None)
-        stream = torch.cuda.current_stream(self.device)
-        if torch.cuda.is_current_stream_capturing():
+        stream = None if self.device.type != "cuda" else torch.cuda.current_stream(self.device)
+        if stream is not None and torch.cuda.is_current_stream_capturing():
             return self._run_captured(x, profile, stream)
-        if given.is_cuda:
+        free_dropped()
+        if stream is not None and given.is_cuda:
             # The caller may drop it at once, and may have allocated it on another stream.
             given.record_stream(stream)
         return self._run(x, profile, stream)
@@ -178,12 +203,9 @@ class Engine:
             size = self._live().select(tuple(x.shape), profile, handle)
             pointer = self._scratch.reserve(size, stream)
             y = self._output()
-            if self._wants_graph and self._ran_on == self._scratch.generation:
-                graph = self._captured_run(x, y, pointer, size)
-                if graph is not None:
-                    return graph.replay(x, y)
-            self._execute(x, y, pointer, size, handle)
-            self._ran_on = self._scratch.generation
+            if not self._replay(x, y, pointer, size, handle):
+                self._execute(x if stream is None else _aligned(x), y, pointer, size, handle)
+                self._ran_on = self._scratch.generation
         return y
 
     def _run_captured(
@@ -192,18 +214,24 @@ class Engine:
         """Inside `torch.cuda.graph` of the caller: nothing may wait, and the addresses stay with
         the graph.
         """
-        if not self.static or self._ran_on is None:
-            why = "not run yet" if self.static else "not a static engine"
+        why = None
+        if not self._session.capturable:
+            why = "its backend waits for the stream"
+        elif not self.static:
+            why = "not a static engine"
+        elif self._ran_on is None:
+            why = "not run yet"
+        if why is not None:
             raise ExecutionError(
                 f"{self.path}: cannot be captured: {why}",
                 fix="capture a static engine, after one ordinary run of it",
             )
         with self._scratch.turn(None):
             size = self._live().select(tuple(x.shape), profile, stream.cuda_stream)
-            self.captured = True
             y = self._output()
             scratch = self._scratch.private(size)
-            self._execute(x, y, aligned(scratch), size, stream.cuda_stream)
+            self._execute(_aligned(x), y, aligned(scratch), size, stream.cuda_stream)
+            self.captured = True
         return y
 
     def _execute(
@@ -226,48 +254,84 @@ class Engine:
         shape = self._session.output_shape()
         return torch.empty(shape, dtype=_DTYPES[self.output.dtype], device=self.device)
 
+    def _replay(
+        self, x: torch.Tensor, y: torch.Tensor, pointer: int, size: int, stream: int
+    ) -> bool:
+        """Whether the engine's own graph ran. One that CUDA refuses is not tried again."""
+        if not self._wants_graph or self._ran_on != self._scratch.generation:
+            return False
+        try:
+            graph = self._captured_run(x, y, pointer, size)
+            if graph is not None:
+                graph.replay(x, y, stream)
+        except (RuntimeError, EngineError) as error:
+            _LOG.warning("%s: runs without a CUDA graph: %s", self.path, error)
+            # A graph that failed is freed by `close`, which waits: part of it may have run.
+            self._wants_graph = False
+            return False
+        return graph is not None
+
     def _captured_run(
         self, x: torch.Tensor, y: torch.Tensor, pointer: int, size: int
     ) -> CapturedRun | None:
-        """The graph, captured anew if scratch has moved; None if capturing does not work."""
+        """The graph, captured anew if scratch has moved; None while no engine can be captured."""
         generation = self._scratch.generation
-        if self._graph is not None:
-            if self._graph.generation == generation:
-                return self._graph
-            # Its tensors may still be in use on another stream than the one they go back to.
-            self._scratch.drain()
-            self._graph = None
-        try:
-            self._graph = CapturedRun.capture(
+        if self._held.graph is not None and self._held.graph.generation != generation:
+            self._held.free_graph()
+        if self._held.graph is None:
+            self._held.graph = CapturedRun.capture(
                 lambda source, result, stream: self._execute(source, result, pointer, size, stream),
                 x=x,
                 y=y,
                 generation=generation,
             )
-        except (RuntimeError, ExecutionError) as error:
-            _LOG.warning("%s: runs without a CUDA graph: %s", self.path, error)
-            self._wants_graph = False
-        return self._graph
+        return self._held.graph
 
     def close(self) -> None:
         """Wait for its last run and free it; closing twice does nothing."""
         if self._closed:
             return
-        self._scratch.drain()
         self._closed = True
-        self._graph = None
-        # The calling thread's device may be another. No lock is held here that a capture waits for.
-        with _on(self.device), captures.none():
-            self._session.close()
+        self._finalizer.detach()
+        self._held.free()
+        free_dropped()
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """The same values where a GPU takes them: a slice may begin anywhere."""
+    return x if x.data_ptr() % backends.ALIGNMENT_BYTES == 0 else x.clone()
+
+
+def _open_checked(
+    path: Path,
+    expected: Mapping[str, object],
+    allow_foreign: bool,
+    backend: backends.Backend | None,
+    device: torch.device | None,
+) -> tuple[backends.Session, store.Sidecar | None]:
+    """The engine that the sidecar was read for: either may be replaced while the other is read."""
+    for _ in range(_LOOKS):
+        files = signature(path)
+        if not path.is_file():
+            raise EngineError(f"{path}: no such engine", fix="qvae build makes it")
+        sidecar: store.Sidecar | None = None
+        try:
+            sidecar = store.check_engine(path, expected=expected)
+        except ForeignEngineError as error:
+            if not allow_foreign:
+                raise
+            warnings.warn(f"{error.what}; loaded because it was asked for", stacklevel=3)
+        with on(device), captures.none():
+            session = (backend or backends.for_engine(path, sidecar)).open(path)
+            if signature(path) == files:
+                return session, sidecar
+            session.close()
+    raise EngineError(
+        f"{path}: replaced {_LOOKS} times while it was loaded", fix="wait until qvae build is done"
+    )
 
 
 def _device(kind: str) -> torch.device:
     return (
         torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
     )
-
-
-def _on(device: torch.device | None) -> AbstractContextManager[object]:
-    if device is None or device.type != "cuda":
-        return nullcontext()
-    return torch.cuda.device(device)

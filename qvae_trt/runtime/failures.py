@@ -1,57 +1,71 @@
-"""Which engines are not worth another try, until their files change."""
+"""Which engines are not worth another try, and until when."""
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from qvae_trt import store
+from qvae_trt.errors import DeviceMemoryError, ForeignEngineError, QvaeError, StaleEngineError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from qvae_trt.errors import ExecutionError, QvaeError
-
-#: After so many failed runs in a row an engine is left alone.
-STRIKES = 3
+#: After so many failures in a row an engine is left alone for so long: each try costs time, and may
+#: close good engines to make room.
+STRIKES, PAUSE_S = 3, 60.0
 
 Signature = tuple[object, ...]
 
 
 class Failures:
-    """Remembers what failed and why: a damaged engine is read once, not at every call.
+    """Remembers what failed and why, for each engine and device.
 
-    Nothing is remembered of a lack of memory, which passes.
+    What the files themselves show, another build or no sidecar, holds until they change. Anything
+    else may pass (too many open files, a CUDA call that another thread's capture forbids): it is
+    tried again, after `STRIKES` in a row not before `PAUSE_S` are over. Nothing is remembered of a
+    lack of memory, for which room is made.
     """
 
     def __init__(self) -> None:
-        self._failed: dict[tuple[Path, torch.device], tuple[Signature, QvaeError]] = {}
-        self._strikes: dict[Path, int] = {}
+        # The files' signature, the error, and until when it holds.
+        self._failed: dict[tuple[Path, torch.device], tuple[Signature, QvaeError, float]] = {}
+        self._strikes: dict[tuple[Path, torch.device], int] = {}
         self._lock = threading.Lock()
 
     def check(self, path: Path, device: torch.device) -> None:
         """Raise what this engine failed with, unless its files have changed since."""
         known = self._failed.get((path, device))
-        if known is not None and known[0] == signature(path):
+        if known is not None and time.monotonic() < known[2] and known[0] == signature(path):
             raise bare(known[1])
 
-    def add(self, path: Path, device: torch.device, error: QvaeError) -> None:
-        """The engine cannot be loaded."""
-        with self._lock:
-            self._failed[path, device] = (signature(path), bare(error))
+    def note(self, path: Path, device: torch.device, error: QvaeError, files: Signature) -> None:
+        """The engine could not be loaded, or a run of it failed.
 
-    def strike(self, path: Path, device: torch.device, error: ExecutionError) -> None:
-        """A run of the engine failed."""
+        Args:
+            path: the engine.
+            device: where.
+            error: what was raised.
+            files: their `signature` before the attempt.
+        """
+        if isinstance(error, DeviceMemoryError):
+            return
+        place = path, device
         with self._lock:
-            self._strikes[path] = strikes = self._strikes.get(path, 0) + 1
-        if strikes >= STRIKES:
-            self.add(path, device, error)
+            if isinstance(error, StaleEngineError | ForeignEngineError):
+                self._failed[place] = files, bare(error), math.inf
+                return
+            self._strikes[place] = self._strikes.get(place, 0) + 1
+            if self._strikes[place] >= STRIKES:
+                self._failed[place] = files, bare(error), time.monotonic() + PAUSE_S
 
-    def clear_strikes(self, path: Path) -> None:
+    def clear_strikes(self, path: Path, device: torch.device) -> None:
         """A run of the engine went well."""
-        self._strikes.pop(path, None)
+        self._strikes.pop((path, device), None)
 
     def forget(self) -> None:
         """Everything may be tried again."""
@@ -66,5 +80,5 @@ def signature(path: Path) -> Signature:
 
 
 def bare(error: QvaeError) -> QvaeError:
-    """The same error without its traceback, which would keep tensors alive."""
+    """The same error without its traceback, which would keep tensors and engines alive."""
     return type(error)(error.what, fix=error.fix)

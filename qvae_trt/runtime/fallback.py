@@ -7,17 +7,20 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
+from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
 from qvae_trt.errors import DeviceMemoryError, QvaeError, UsageError
 from qvae_trt.folding import FoldedVae, fold
+from qvae_trt.runtime.memory import out_of_memory
 from qvae_trt.runtime.tiling import SCALE, Tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterator
 
     from diffusers import AutoencoderKLQwenImage
 
@@ -33,13 +36,18 @@ class FallbackWarning(UserWarning):
     """A picture came from PyTorch, or from another engine than the best one, and why."""
 
 
+def check_mode(mode: str) -> None:
+    """UsageError for a word that is no `FallbackMode`."""
+    if mode not in get_args(FallbackMode):
+        known = ", ".join(get_args(FallbackMode))
+        raise UsageError(f"fallback is {mode!r}, expected one of {known}")
+
+
 class Notices:
     """What to do with the reason of a fallback: warn once for each, raise, or nothing."""
 
     def __init__(self, mode: FallbackMode) -> None:
-        if mode not in get_args(FallbackMode):
-            known = ", ".join(get_args(FallbackMode))
-            raise UsageError(f"fallback is {mode!r}, expected one of {known}")
+        check_mode(mode)
         self.mode: FallbackMode = mode
         self._given: set[Hashable] = set()
         self._lock = threading.Lock()
@@ -58,7 +66,7 @@ class Notices:
             known = (where, type(error), error.what) in self._given
             self._given.add((where, type(error), error.what))
         if self.mode != "silent" and not known:
-            warnings.warn(f"{where}: {instead} instead: {error}", FallbackWarning, stacklevel=7)
+            warnings.warn(f"{where}: {instead} instead: {error}", FallbackWarning, stacklevel=8)
 
     def forget(self) -> None:
         """Warn again of what was warned of before."""
@@ -142,7 +150,9 @@ class PyTorchVae:
         with self._lock:  # it keeps the frames it has seen on itself
             self._move(x.device, dtype)
             if self._video is None:
-                self._video = copy.deepcopy(self._source).to(x.device, dtype)
+                with _made_for_all(x.device):
+                    self._video = copy.deepcopy(self._source).to(x.device, dtype)
+            keep_while_read(self._video, x.device)
             if part == "encoder":
                 return self._video.encode(x.to(dtype)).latent_dist.parameters
             return self._video.decode(x.to(dtype), return_dict=False)[0]
@@ -157,8 +167,10 @@ class PyTorchVae:
         with self._lock:
             self._move(x.device, x.dtype)
             if self._folded is None:
-                folded: Any = fold(self._source)
-                self._folded = folded.to(x.device, x.dtype, memory_format=torch.channels_last)
+                with _made_for_all(x.device):
+                    folded: Any = fold(self._source)
+                    self._folded = folded.to(x.device, x.dtype, memory_format=torch.channels_last)
+            keep_while_read(self._folded, x.device)
             run = self._folded.encode if part == "encoder" else self._folded.decode
         return run(x)
 
@@ -172,18 +184,25 @@ class PyTorchVae:
         return free_then is not None and _free_bytes(device) < 1.25 * free_then
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch ran out of memory: its own error on a device, a plain RuntimeError on the
-    CPU.
+@contextmanager
+def _made_for_all(device: torch.device) -> Iterator[None]:
+    """For making weights that later calls use: also those outside of inference mode, and on other
+    streams.
     """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in text
-        or "_STATUS_ALLOC_FAILED" in text
-        or "_STATUS_NOT_ENOUGH" in text
-    )
+    with torch.inference_mode(False):
+        yield
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def keep_while_read(module: torch.nn.Module, device: torch.device) -> None:
+    """Weights that are dropped go back to PyTorch's allocator once the current stream has passed
+    what it was given until then: they may have been made on another stream.
+    """
+    if device.type == "cuda":
+        stream = torch.cuda.current_stream(device)
+        for tensor in chain(module.parameters(), module.buffers()):
+            tensor.record_stream(stream)
 
 
 def _free_bytes(device: torch.device) -> int:

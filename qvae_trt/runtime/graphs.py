@@ -26,34 +26,37 @@ class Captures:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting = 0
-        self._capturing: int | None = None
+        self._capturing = False
 
     @contextmanager
     def none(self) -> Iterator[None]:
         """For what waits for the device: no engine is captured meanwhile. Many at a time."""
-        me = threading.get_ident()
         with self._changed:
-            self._changed.wait_for(lambda: self._capturing in (None, me))
+            self._changed.wait_for(lambda: not self._capturing)
             self._waiting += 1
         try:
             yield
         finally:
             with self._changed:
                 self._waiting -= 1
-                self._changed.notify_all()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """For a capture: nothing waits for the device meanwhile. One at a time."""
+    def one(self) -> Iterator[bool]:
+        """For a capture: nothing waits for the device meanwhile. One at a time.
+
+        Yields whether that is so. It is not waited for: loading an engine takes seconds, and the
+        other engines serve meanwhile.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._capturing is None and self._waiting == 0)
-            self._capturing = threading.get_ident()
+            alone = not self._capturing and self._waiting == 0
+            self._capturing = self._capturing or alone
         try:
-            yield
+            yield alone
         finally:
-            with self._changed:
-                self._capturing = None
-                self._changed.notify_all()
+            if alone:
+                with self._changed:
+                    self._capturing = False
+                    self._changed.notify_all()
 
 
 captures = Captures()
@@ -64,10 +67,13 @@ class CapturedRun:
     """A captured run, with an input and an output of its own.
 
     Attributes:
+        graph: the driver's handle.
+        x: the input that it reads.
+        y: the output that it writes.
         generation: of the scratch buffer whose address it holds; it is dead once that changes.
     """
 
-    graph: torch.cuda.CUDAGraph
+    graph: int
     x: torch.Tensor
     y: torch.Tensor
     generation: int
@@ -80,44 +86,55 @@ class CapturedRun:
         x: torch.Tensor,
         y: torch.Tensor,
         generation: int,
-    ) -> CapturedRun:
-        """Capture `execute(x, y, stream)` on tensors like these. Waits for the device.
+    ) -> CapturedRun | None:
+        """Capture `execute(x, y, stream)` on tensors like these; None while something else waits
+        for the device, or is captured.
 
         Raises:
             RuntimeError: CUDA refuses; also what `execute` raises.
         """
-        source, result = torch.empty_like(x), torch.empty_like(y)
-        graph = torch.cuda.CUDAGraph()
-        with captures.one(), _back_on(torch.cuda.current_stream(x.device)):
+        with captures.one() as alone:
+            if not alone:
+                return None
+            # Tensors made in inference mode can only be written in it.
+            with torch.inference_mode(False):
+                source, result = torch.empty_like(x), torch.empty_like(y)
+            devices.ensure_context(_index(x))
             stream = _capture_stream(x.device)
-            # thread_local: other threads may allocate meanwhile.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                execute(source, result, stream.cuda_stream)
+            graph = devices.capture(stream, lambda: execute(source, result, stream))
         return cls(graph, source, result, generation)
 
-    def replay(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The run of `x`, into `y`, on the current stream."""
-        self.x.copy_(x)
-        self.graph.replay()
-        return y.copy_(self.y)
+    def replay(self, x: torch.Tensor, y: torch.Tensor, stream: int) -> None:
+        """The run of `x`, into `y`, on `stream`, which is the current one.
+
+        Raises:
+            RuntimeError: CUDA refuses.
+        """
+        with torch.no_grad():
+            self.x.copy_(x)
+            devices.launch(self.graph, stream)
+            y.copy_(self.y)
+
+    def close(self) -> None:
+        """Free the graph. Its last replay is over.
+
+        Raises:
+            RuntimeError: CUDA refuses.
+        """
+        devices.ensure_context(_index(self.x))
+        devices.destroy(self.graph)
 
 
-@contextmanager
-def _back_on(stream: torch.cuda.Stream) -> Iterator[None]:
-    """This is the thread's stream again afterwards: a capture that fails leaves its own behind."""
-    try:
-        yield
-    finally:
-        torch.cuda.set_stream(stream)
+def _index(x: torch.Tensor) -> int:
+    return x.device.index or 0
 
 
 @cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+def _capture_stream(device: torch.device) -> int:  # noqa: ARG001  one for each
     """A stream that nothing else runs on. Those that PyTorch hands out are 32 a GPU: the 33rd is
     the first again, and its owner's work would be captured.
     """
-    handle = devices.create_stream()
-    return torch.cuda.ExternalStream(handle, device=device)  # type: ignore[no-untyped-call]
+    return devices.create_stream()
 
 
 def capturing(x: torch.Tensor) -> bool:

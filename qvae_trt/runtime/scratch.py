@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qvae_trt.errors import DeviceMemoryError
+from qvae_trt.backends import ALIGNMENT_BYTES
+from qvae_trt.runtime.memory import memory_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ALIGNMENT = 256  # bytes, what TensorRT asks
 _BY_DEVICE: weakref.WeakValueDictionary[torch.device, Scratch] = weakref.WeakValueDictionary()
 _BY_DEVICE_LOCK = threading.Lock()
 
@@ -49,16 +49,15 @@ class Scratch:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.generation = 0
-        # Reentrant: garbage collection inside a turn may close an engine, which drains.
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # reentrant: turns drain
         self._buffer: torch.Tensor | None = None
         self._last: torch.cuda.Event | None = None
-        self._last_stream: int | None = None
 
     @property
     def bytes(self) -> int:
         """Bytes held now."""
-        return 0 if self._buffer is None else self._buffer.numel() - _ALIGNMENT
+        buffer = self._buffer  # another thread may release it meanwhile
+        return 0 if buffer is None else buffer.numel() - ALIGNMENT_BYTES
 
     @contextmanager
     def turn(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
@@ -73,14 +72,13 @@ class Scratch:
             if stream is None:
                 yield
                 return
-            if self._last is not None and self._last_stream != stream.cuda_stream:
+            if self._last is not None:  # on whichever stream: a handle is given again
                 stream.wait_event(self._last)
             try:
                 yield
             finally:
                 # Also after a failure: part of the work may have been enqueued.
                 self._last = stream.record_event(self._last)
-                self._last_stream = stream.cuda_stream
 
     def reserve(self, size: int, stream: torch.cuda.Stream | None) -> int:
         """Address of at least `size` bytes, usable until the end of the turn; 0 for none.
@@ -123,21 +121,9 @@ class Scratch:
 
 def aligned(buffer: torch.Tensor) -> int:
     """The first address in a buffer that TensorRT takes."""
-    return -(-buffer.data_ptr() // _ALIGNMENT) * _ALIGNMENT
-
-
-@contextmanager
-def memory_named(device: torch.device, what: str) -> Iterator[None]:
-    """Turns PyTorch's lack of memory inside into a DeviceMemoryError: for what there was none."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(
-            f"{device}: no {what}",
-            fix="free device memory, or call vae.release_memory() and torch.cuda.empty_cache()",
-        ) from error
+    return -(-buffer.data_ptr() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def _allocate(size: int, device: torch.device) -> torch.Tensor:
     with memory_named(device, f"{size / 2**30:.2f} GiB free for an engine's scratch memory"):
-        return torch.empty(size + _ALIGNMENT, dtype=torch.uint8, device=device)
+        return torch.empty(size + ALIGNMENT_BYTES, dtype=torch.uint8, device=device)

@@ -5,6 +5,7 @@ one was tried.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,9 @@ from qvae_trt.runtime.cache import EngineCache
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.failures import Failures, Signature, bare, signature
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.scratch import Scratch, memory_named, shared_scratch
+from qvae_trt.runtime.holdings import free_dropped, on
+from qvae_trt.runtime.memory import memory_named
+from qvae_trt.runtime.scratch import Scratch, shared_scratch
 
 if TYPE_CHECKING:
     import os
@@ -64,6 +67,7 @@ class Engines:
         backend: what runs them; None where it is absent.
         refusal: why no engine can run here; None if they can.
         device_type: where they run here, `cuda` or `cpu`.
+        cuda_graphs: as given.
     """
 
     def __init__(
@@ -80,23 +84,23 @@ class Engines:
         self._weights_sha256 = weights_sha256
         self._budget_bytes = budget_bytes
         self._allow_foreign = allow_foreign
-        self._cuda_graphs = cuda_graphs
+        self.cuda_graphs = cuda_graphs
         self._places: dict[torch.device, tuple[EngineCache, Scratch]] = {}
         self._failures = Failures()
         self._ranges: dict[Path, tuple[Signature, tuple[Profile, ...]]] = {}
-        # What serves a size, and the static engine's path: choosing costs more than launching.
-        self._choices: dict[tuple[Part, Resolution], tuple[Choice, Path]] = {}
+        # With the signatures of both engines: choosing costs more than launching.
+        self._choices: dict[tuple[Part, Resolution], tuple[tuple[Signature, ...], Choice]] = {}
         self._lock = threading.Lock()
         self.backend: backends.Backend | None = None
         self.refusal: QvaeError | None = None
-        self._identity: dict[str, str | None] = {}
+        self.device_type = "cuda"
         try:
             self.backend = backends.get(backend) if isinstance(backend, str) else backend
-            self._identity = self.backend.identity()
+            if self.backend.identity().get("gpu") == "cpu":
+                self.device_type = "cpu"
             self.backend.can_run().require()
         except BackendError as error:
             self.refusal = bare(error)
-        self.device_type = "cpu" if self._identity.get("gpu") == "cpu" else "cuda"
 
     def path(self, part: Part, mode: Mode, resolution: Resolution | None = None) -> Path | None:
         """Where an engine would be; None without a folder or a backend."""
@@ -121,43 +125,43 @@ class Engines:
             resolution: of the picture.
             unfit: modes that were tried, with what went wrong.
         """
-        if not unfit:
-            known = self._choices.get((part, resolution))
-            # An engine that was built, or removed, since then is seen by its file.
-            if known is not None and known[1].is_file() == (known[0].engine == "static"):
-                return known[0]
-        else:
-            self._choices.pop((part, resolution), None)
-        whole = not unfit
-        unfit = dict(unfit or {})
+        if unfit:
+            return self._choose(part, resolution, unfit)
+        paths = self.path(part, "static", resolution), self.path(part, "profiles")
+        # An engine that was built, replaced or removed since then is seen by its files.
+        files = tuple(signature(path) for path in paths if path is not None)
+        known = self._choices.get((part, resolution))
+        if known is not None and known[0] == files:
+            return known[1]
+        choice = self._choose(part, resolution, {})
+        if choice.engine != "pytorch":  # whose reasons speak of other files, too
+            if len(self._choices) >= _CHOICES_KEPT:
+                self._choices.clear()
+            self._choices[part, resolution] = files, choice
+        return choice
+
+    def _choose(self, part: Part, resolution: Resolution, unfit: Mapping[str, str]) -> Choice:
         if self.refusal is not None:
             unfit = dict.fromkeys(("static", "profiles"), self.refusal.what)
-        fixed = self.path(part, "static", resolution)
+        exact = unfit.get("static") or _present(self.path(part, "static", resolution), resolution)
         wide = self.path(part, "profiles")
-        exact: Path | str = unfit.get("static") or _present(fixed, resolution)
-        reason = unfit.get("profiles")
-        ranges: tuple[Profile, ...] | None = None
+        reason, ranges = unfit.get("profiles"), None
         if reason is None:
             found = _present(wide, resolution)
             if isinstance(found, Path):
                 try:
-                    ranges = self._profiles(part, found)
-                except EngineError as error:
+                    ranges = self._profiles(found)
+                except (EngineError, BackendError) as error:
                     reason = error.what
             else:
                 reason = found
-        choice = choose(
+        return choose(
             resolution,
             static={resolution: exact},
             profiles=ranges,
             profiles_path=wide,
             profiles_reason=reason,
         )
-        if whole and fixed is not None and choice.engine != "pytorch":
-            if len(self._choices) >= _CHOICES_KEPT:
-                self._choices.clear()
-            self._choices[part, resolution] = choice, fixed
-        return choice
 
     def run(self, part: Part, choice: Choice, x: torch.Tensor) -> torch.Tensor:
         """Run the chosen engine, one picture at a time: (B, C, 1, H, W) → (B, C', 1, H', W'), in
@@ -170,44 +174,43 @@ class Engines:
         path = choice.path
         if path is None:
             raise EngineError(f"no engine serves the {part} at {choice.resolution}")
-        mode: Mode = "static" if choice.profile_index is None else "profiles"
-        cache, scratch = self._place(x.device)
         if capturing(x):
-            return self._captured(cache, path, part, choice, x)
-        load = partial(self._open, path, part, mode, choice.resolution, scratch, x.device)
-        for attempt in (1, 2):
-            try:
-                with cache.lease(path, load) as engine:
-                    y = _each(engine, x, choice.profile_index or 0)
-                self._failures.clear_strikes(path)
-                return y
-            except DeviceMemoryError:
-                if attempt == 2:
-                    raise
-            except ExecutionError as error:
-                self._failures.strike(path, x.device, error)
-                cache.discard(path)
-                raise
-            self.make_room(x.device)
-        raise AssertionError("unreachable")
+            return self._captured(path, part, choice, x)
+        self._failures.check(path, x.device)
+        with suppress(DeviceMemoryError):
+            return self._leased(path, part, choice, x)
+        self.make_room(x.device)
+        return self._leased(path, part, choice, x)
 
-    def _captured(
-        self, cache: EngineCache, path: Path, part: Part, choice: Choice, x: torch.Tensor
-    ) -> torch.Tensor:
+    def _leased(self, path: Path, part: Part, choice: Choice, x: torch.Tensor) -> torch.Tensor:
+        cache, scratch = self._place(x.device)
+        load = partial(self._open, path, part, choice, scratch, x.device)
+        try:
+            with cache.lease(path, load) as engine:
+                y = _each(engine, x, choice.resolution)
+        except ExecutionError as error:
+            self._failures.note(path, x.device, error, signature(path))
+            cache.discard(path)
+            raise
+        self._failures.clear_strikes(path, x.device)
+        return y
+
+    def _captured(self, path: Path, part: Part, choice: Choice, x: torch.Tensor) -> torch.Tensor:
         """`run` inside a caller's capture, where nothing may be loaded, closed or waited for: that
         would void the capture. What goes wrong is the capture's, and is not held against the
         engine.
         """
-        with cache.loaded(path) as engine:
+        with self._place(x.device)[0].loaded(path) as engine:
             if engine is None:
                 raise ExecutionError(
                     f"{path}: cannot be loaded while a CUDA graph is captured",
                     fix=f"run the {part} once at {choice.resolution} before capturing it",
                 )
-            return _each(engine, x, choice.profile_index or 0)
+            return _each(engine, x, choice.resolution)
 
     def make_room(self, device: torch.device) -> None:
         """Close the engines that nobody uses on a device, and give the scratch memory back."""
+        free_dropped()
         place = self._places.get(device)
         if place is not None:
             place[0].release_idle()
@@ -217,6 +220,7 @@ class Engines:
 
     def release(self) -> None:
         """`make_room` on every device, and forget what failed."""
+        free_dropped()
         for device in list(self._places):
             self.make_room(device)
         self._failures.forget()
@@ -247,15 +251,10 @@ class Engines:
         return place
 
     def _open(
-        self,
-        path: Path,
-        part: Part,
-        mode: Mode,
-        resolution: Resolution,
-        scratch: Scratch,
-        device: torch.device,
+        self, path: Path, part: Part, choice: Choice, scratch: Scratch, device: torch.device
     ) -> Engine:
-        self._failures.check(path, device)
+        self._failures.check(path, device)  # another thread may have tried meanwhile
+        files = signature(path)
         try:
             return Engine.open(
                 path,
@@ -263,50 +262,56 @@ class Engines:
                 scratch=scratch if device.type == "cuda" else None,
                 device=device,
                 allow_foreign=self._allow_foreign,
-                expected=self._expected(part, mode, resolution),
+                expected=self._expected(part, choice, device),
                 backend=self.backend,
-                cuda_graph=self._cuda_graphs,
+                cuda_graph=self.cuda_graphs,
             )
-        except DeviceMemoryError:  # memory comes back; a bad file does not
-            raise
         except (EngineError, BackendError) as error:
-            self._failures.add(path, device, error)
+            self._failures.note(path, device, error, files)
             raise
 
-    def _expected(self, part: Part, mode: Mode, resolution: Resolution) -> dict[str, object]:
+    def _expected(self, part: Part, choice: Choice, device: torch.device) -> dict[str, object]:
+        with on(device):  # GPUs of one machine may differ
+            identity = {} if self.backend is None else self.backend.identity()
         expected: dict[str, object] = {
-            **self._identity,
+            **identity,
             "part": part,
-            "mode": mode,
+            "mode": choice.engine,
             "weights_sha256": self._weights_sha256,
         }
-        if mode == "static":
-            expected["profiles"] = (Profile.fixed(resolution),)
+        if choice.engine == "static":
+            expected["profiles"] = (Profile.fixed(choice.resolution),)
         return expected
 
-    def _profiles(self, part: Part, path: Path) -> tuple[Profile, ...]:
+    def _profiles(self, path: Path) -> tuple[Profile, ...]:
         """The ranges of a profiles engine: its sidecar's, or a foreign engine's own."""
-        now = signature(path)
+        files = signature(path)
         known = self._ranges.get(path)
-        if known is not None and known[0] == now:
+        if known is not None and known[0] == files:
             return known[1]
         try:
             ranges = store.read_sidecar(path).key.profiles
         except ForeignEngineError:
             if not self._allow_foreign:
                 raise
-            engine = Engine.open(path, allow_foreign=True, backend=self.backend)
-            scale = 8 if part == "decoder" else 1
-            ranges = tuple(
-                Profile(*(Resolution(s[3] * scale, s[4] * scale) for s in (r.min, r.opt, r.max)))
-                for r in engine.ranges
-            )
-            engine.close()
-        self._ranges[path] = (now, ranges)
+            ranges = self._ranges_of_foreign(path, files)
+        self._ranges[path] = (files, ranges)
         return ranges
 
+    def _ranges_of_foreign(self, path: Path, files: Signature) -> tuple[Profile, ...]:
+        place = torch.device(self.device_type)
+        self._failures.check(path, place)
+        try:
+            engine = Engine.open(path, allow_foreign=True, backend=self.backend)
+        except (EngineError, BackendError) as error:
+            self._failures.note(path, place, error, files)
+            raise
+        engine.close()
+        return engine.profiles
 
-def _each(engine: Engine, x: torch.Tensor, profile: int) -> torch.Tensor:
+
+def _each(engine: Engine, x: torch.Tensor, resolution: Resolution) -> torch.Tensor:
+    profile = engine.profile_for(resolution)
     parts = [engine.run(x[i : i + 1], profile=profile) for i in range(x.shape[0])]
     with memory_named(x.device, f"memory free for the result of {engine.path.name}"):
         y = parts[0] if len(parts) == 1 else torch.cat(parts)

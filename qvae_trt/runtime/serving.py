@@ -17,9 +17,10 @@ from qvae_trt.errors import (
 )
 from qvae_trt.model import DEFAULT_MODEL
 from qvae_trt.profiles import Choice, Part, Resolution, rebuild_command
+from qvae_trt.runtime.failures import bare
 from qvae_trt.runtime.fallback import Notices, PyTorchVae
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.scratch import memory_named
+from qvae_trt.runtime.memory import memory_named, out_of_memory
 from qvae_trt.runtime.tiling import SCALE, Tile, tiled
 
 if TYPE_CHECKING:
@@ -58,13 +59,37 @@ class Server:
             x: see `TrtVae.encode` and `decode`.
             dtype: what PyTorch computes in.
             tile: cut what is larger into such tiles.
+
+        Raises:
+            DeviceMemoryError: no memory, also after room was made.
+            ExecutionError: inside a caller's capture, what only PyTorch or tiles can serve.
+            QvaeError: with `fallback="raise"`, why no engine serves.
         """
         self._check(part, x)
+        try:
+            return self._run(part, x, dtype, tile)
+        except RuntimeError as error:
+            # Engines, and PyTorch in their place, make room by themselves; video, and what puts
+            # tiles and pictures together, do not.
+            if capturing(x) or not out_of_memory(error):
+                raise
+        self.engines.make_room(x.device)
+        with memory_named(x.device, f"memory free for the {part} of {tuple(x.shape)}"):
+            return self._run(part, x, dtype, tile)
+
+    def _run(
+        self, part: Part, x: torch.Tensor, dtype: torch.dtype, tile: Tile | None
+    ) -> torch.Tensor:
         if x.shape[2] != 1:
             return self._video(part, x, dtype)
         side = 1 if part == "encoder" else SCALE
         if tile is None or (x.shape[3] * side <= tile.height and x.shape[4] * side <= tile.width):
             return self._serve(part, x, dtype)
+        if capturing(x):
+            raise ExecutionError(
+                f"{part}: tiles cannot be put together while a CUDA graph is captured",
+                fix="vae.disable_tiling()",
+            )
         whole = [
             tiled(lambda piece: self._serve(part, piece, dtype), one, part=part, tile=tile)
             for one in _ones(x)
@@ -89,8 +114,9 @@ class Server:
         found = self._by_engine(part, size, x)
         if isinstance(found, torch.Tensor):
             return found
-        self._notices.give(f"{part} {size}", found, instead="PyTorch")
-        del found  # its traceback holds tensors
+        where = f"{part} {size}"
+        _refuse_captured(where, x, found)
+        self._notices.give(where, found, instead="PyTorch")
         parts = [self._pytorch.run(part, one, dtype) for one in _ones(x)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
 
@@ -111,7 +137,7 @@ class Server:
             except (EngineError, BackendError) as error:
                 if capturing(x):
                     raise
-                problem = problem or error
+                problem = problem or bare(error)
                 if isinstance(error, DeviceMemoryError):
                     return problem
                 unfit[choice.engine] = error.what
@@ -159,6 +185,7 @@ class Server:
             fix="fallback='warn' runs video in PyTorch",
         )
         where = f"{part} of video"
+        _refuse_captured(where, x, error)
         self._notices.give(where, error, instead="PyTorch, as diffusers ships it,")
         return self._pytorch.run_video(part, x, dtype).to(x.dtype)
 
@@ -177,6 +204,15 @@ class Server:
                 f"{part}: got {x.dtype} {shape} on {x.device}, expected floating point"
                 f" (B, {channels}, T, H, W) with no side under {least}"
             )
+
+
+def _refuse_captured(where: str, x: torch.Tensor, why: QvaeError) -> None:
+    """ExecutionError inside a capture of the caller, which copying weights would void."""
+    if capturing(x):
+        raise ExecutionError(
+            f"{where}: PyTorch cannot serve while a CUDA graph is captured: {why.what}",
+            fix=why.fix,
+        )
 
 
 def _ones(x: torch.Tensor) -> list[torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from qvae_trt.errors import UsageError
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS
-from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning, Notices
+from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning, check_mode
 from qvae_trt.runtime.selection import Engines, named_folder, roots
 from qvae_trt.runtime.serving import Server
 from qvae_trt.runtime.tiling import SCALE, Tile, usual_overlap
@@ -37,6 +39,11 @@ class TrtVae(ModelMixin, ConfigMixin):
     `decode`, `config`, `dtype`, `device`, `.to(...)`, tiling and slicing. It has no weights:
     engines hold them on the device, and the copies for PyTorch are made when they are first needed.
     Several threads may call it at once.
+
+    A call can be captured into a CUDA graph of yours, after one ordinary run of a static engine.
+    The graph shares that engine's execution context, and what TensorRT keeps in it: let no replay
+    overlap with another replay or call of the same engine (part and size), and keep this VAE as
+    long as the graph.
 
     `dtype` is what PyTorch computes in where no engine serves, and what pipelines cast latents to.
     Results have the dtype of the input, whatever the engine's.
@@ -91,21 +98,12 @@ class TrtVae(ModelMixin, ConfigMixin):
         subfolder = kwargs.get("subfolder")
         if subfolder and Path(source).is_dir():  # of a hub id, `load_model` finds it
             source = str(Path(source) / subfolder)
-        taken = (
-            "fallback",
-            "backend",
-            "device",
-            "memory_budget_bytes",
-            "check_nan",
-            "cuda_graphs",
-            "allow_foreign",
-        )
-        options = {name: kwargs[name] for name in taken if name in kwargs}
+        taken = inspect.signature(load_vae).parameters.keys() - {"engine_dir", "model", "dtype"}
         return load_vae(
             kwargs.get("engine_dir", "engines"),
             model=source,
             dtype=kwargs.get("torch_dtype") or kwargs.get("dtype"),
-            **options,
+            **{name: kwargs[name] for name in taken & kwargs.keys()},
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -113,6 +111,13 @@ class TrtVae(ModelMixin, ConfigMixin):
         engines stay put.
         """
         self._model[0].vae.save_pretrained(save_directory, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrtVae:
+        """A VAE with a place and attributes of its own, on the same engines and weights."""
+        twin = type(self).__new__(type(self))
+        memo.update({id(self): twin, id(self._server): self._server, id(self._model): self._model})
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     @property
     def dtype(self) -> torch.dtype:
@@ -224,8 +229,8 @@ class TrtVae(ModelMixin, ConfigMixin):
         self.use_slicing = False
 
     def warm_up(self, *sizes: tuple[int, int], parts: Sequence[Part] = PARTS) -> None:
-        """Load what serves these sizes and run it once, so that the first picture takes no longer
-        than the next.
+        """Load what serves these sizes and run it, so that the first picture takes no longer than
+        the next.
 
         Args:
             sizes: (height, width) in pixels.
@@ -234,13 +239,19 @@ class TrtVae(ModelMixin, ConfigMixin):
         Raises:
             As `encode`.
         """
-        for height, width in sizes:
-            for part in parts:
-                shape = (
-                    (1, self.input_channels, 1, height, width)
-                    if part == "encoder"
-                    else (1, self.z_dim, 1, height // SCALE, width // SCALE)
-                )
+        shapes: list[tuple[Part, tuple[int, ...]]] = [
+            (
+                part,
+                (1, self.input_channels, 1, height, width)
+                if part == "encoder"
+                else (1, self.z_dim, 1, height // SCALE, width // SCALE),
+            )
+            for height, width in sizes
+            for part in parts
+        ]
+        # A graph is captured at the second run on the scratch memory of the largest size.
+        for _ in range(3 if self._server.engines.cuda_graphs else 1):
+            for part, shape in shapes:
                 with torch.no_grad():
                     self._run(part, torch.zeros(shape, device=self.device, dtype=self.dtype))
 
@@ -315,7 +326,9 @@ def load_vae(
         memory_budget_bytes: past this the least recently used engines are closed; None keeps all.
         check_nan: look at every result, and treat NaN or infinity as a failed run. Waits for the
             device.
-        cuda_graphs: capture one CUDA graph for each static engine.
+        cuda_graphs: capture one CUDA graph for each static engine. A graph that you capture of a
+            call yourself is another thing: see `TrtVae`, whose replays must not overlap with calls
+            of the same engine.
         allow_foreign: load engines without a sidecar. Deserialising runs code: only those one has
             built.
 
@@ -324,7 +337,7 @@ def load_vae(
         BackendError: with `fallback="raise"`, the backend is absent or cannot run here.
         UsageError: an unknown fallback or backend.
     """
-    Notices(fallback)  # a wrong word is said before the weights are read
+    check_mode(fallback)  # before the weights are read
     loaded = load_model(model) if isinstance(model, str) else model
     engines = Engines(
         roots(named_folder(engine_dir)),

@@ -231,7 +231,7 @@ def test_another_threads_trouble_is_not_mine(
     ("given", "words"),
     [
         ({"scratch_bytes": 1}, "scratch of 1 bytes at 0x100000"),
-        ({"scratch_ptr": ALIGNED + 128}, "aligned to 256"),
+        ({"scratch_ptr": ALIGNED + 256}, "aligned to 512"),
     ],
 )
 def test_scratch_that_will_not_do(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from fake_cuda import FakeCuda
+
 
 class FakeEvent:
     """A point in a fake stream's work."""
@@ -50,7 +52,8 @@ class FakeStream:
 class FakeSession:
     """An engine whose output is the mean over channels of its input, times `factor`.
 
-    It fails the test when two threads are in it at once.
+    It fails the test when two threads are in it at once. On a stream that `cuda` captures, the run
+    is recorded.
     """
 
     ranges: tuple[ShapeRange, ...]
@@ -58,7 +61,9 @@ class FakeSession:
     factor: float = 1.0
     device_type: Literal["cuda", "cpu"] = "cpu"
     channels_out: int = 2
+    capturable: bool = True
     on_execute: Callable[[FakeSession], None] | None = None
+    cuda: FakeCuda | None = None
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     closed: bool = False
 
@@ -91,7 +96,15 @@ class FakeSession:
                 self.on_execute(self)
             x = _view(input_ptr, self._shape)
             y = _view(output_ptr, self.output_shape())
-            y[:] = x.mean(axis=1, keepdims=True) * self.factor
+
+            def work() -> None:
+                y[:] = x.mean(axis=1, keepdims=True) * self.factor
+
+            captured = None if self.cuda is None else self.cuda.capturing.get(stream)
+            if captured is None:
+                work()
+            else:
+                captured.append(work)
         finally:
             self._busy.release()
 
@@ -147,6 +160,7 @@ class _FaultySession:
         self._backend, self._session, self._path = backend, session, path
         self.input, self.output = session.input, session.output
         self.ranges, self.device_type = session.ranges, session.device_type
+        self.capturable = session.capturable
         backend.live += 1
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:

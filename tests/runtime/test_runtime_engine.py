@@ -16,8 +16,10 @@ from qvae_trt.backends.tensorrt import TensorRT
 from qvae_trt.errors import EngineError, ExecutionError, ForeignEngineError, UsageError
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.scratch import Scratch
+from qvae_trt.runtime.selection import Engines
 
 CPU = torch.device("cpu")
+RANGE = fixed(1, 3, 1, 8, 8)
 RANGES = (((1, 16, 1, 4, 4), (1, 16, 1, 8, 8), (1, 16, 1, 16, 16)), ((1, 16, 1, 12, 12),) * 3)
 
 
@@ -133,6 +135,87 @@ def test_close_waits_for_the_last_run_and_ends_it(file):
     assert event.waits == 1
     with pytest.raises(EngineError, match="closed"):
         engine.run(torch.zeros(1, 3, 1, 8, 8))
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_gpu_gets_input_that_is_aligned(file, captured):
+    """A slice begins anywhere; TensorRT asks for 256 bytes, and PyTorch allocates by 512."""
+    given: list[int] = []
+
+    class Noted(FakeSession):
+        def execute(self, *, input_ptr: int, **others: int) -> None:
+            given.append(input_ptr)
+            super().execute(input_ptr=input_ptr, **others)
+
+    engine = make(file, Noted(fixed(1, 3, 1, 8, 8)))
+    buffer = torch.ones(192 + 256)
+    first = -(buffer.data_ptr() // 4) % 128
+    fits, off = (buffer[i : i + 192].view(1, 3, 1, 8, 8) for i in (first, first + 1))
+    engine.run(fits)
+    run = engine._run_captured if captured else engine._run
+    for x in (fits, off):
+        assert float(run(x, 0, FakeStream(1)).mean()) == 1.0
+    assert given[:2] == [fits.data_ptr()] * 2, "no copy where none is needed"
+    assert given[2] not in (fits.data_ptr(), off.data_ptr())
+
+
+def test_an_engine_that_is_dropped_is_waited_for_and_closed_by_the_next_run(file):
+    session, stream, scratch = FakeSession(fixed(1, 3, 1, 8, 8)), FakeStream(3), Scratch(CPU)
+    dropped, kept = Engine(session, path=file, scratch=scratch), make(file, FakeSession(RANGE))
+    dropped._run(torch.zeros(1, 3, 1, 8, 8), 0, stream)
+    event = stream.log[-1][1]
+    cycle = [dropped]
+    cycle.append(cycle)
+    del cycle, dropped
+    with scratch.turn(None):  # garbage is collected anywhere, as in the turn of another engine
+        gc.collect()
+        assert not session.closed, "nothing is waited for inside a finalizer"
+    assert event.waits == 0
+    kept.run(torch.zeros(1, 3, 1, 8, 8))
+    assert event.waits == 1
+    assert session.closed
+
+
+@pytest.mark.parametrize("by", ["open", "close", "make_room"])
+def test_what_a_dropped_engine_held_goes_with_the_next_call(file, tmp_path, by):
+    session, other = FakeSession(RANGE), make(file, FakeSession(RANGE))
+    dropped = make(file, session)
+    del dropped
+    gc.collect()
+    assert not session.closed
+    if by == "close":
+        other.close()
+    elif by == "open":
+        with pytest.raises(EngineError):
+            Engine.open(tmp_path / "nothing.trt")
+    else:
+        engines = Engines({}, backend="onnxruntime", weights_sha256="")
+        engines.make_room(CPU)
+    assert session.closed
+
+
+def test_a_closed_engine_leaves_nothing_behind(file):
+    session = FakeSession(RANGE)
+    engine = make(file, session)
+    engine.close()
+    session.closed = False
+    del engine
+    gc.collect()
+    make(file, FakeSession(RANGE)).close()
+    assert not session.closed, "closed twice"
+
+
+def test_a_dropped_engine_that_does_not_close_is_not_the_next_ones_fault(file, caplog):
+    class Broken(FakeSession):
+        def close(self) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    dropped = make(file, Broken(RANGE))
+    del dropped
+    gc.collect()
+    kept = make(file, FakeSession(RANGE))
+    assert float(kept.run(torch.ones(1, 3, 1, 8, 8)).mean()) == 1.0
+    assert "illegal memory access" in caplog.text
 
 
 def test_a_foreign_engine_loads_only_when_asked_for_and_says_so(file):
@@ -266,3 +349,23 @@ def test_a_captured_run_has_scratch_of_its_own_and_pins_the_engine(file):
     shared, private = (call[1] for call in session.calls if call[0] == "execute")
     assert shared != private
     assert stream.log == [], "a captured stream neither waits nor records"
+
+
+def test_a_capture_that_fails_does_not_pin_the_engine(file):
+    def refuse(_session: FakeSession) -> None:
+        raise ExecutionError("the engine failed")
+
+    session = FakeSession(RANGE)
+    engine = make(file, session)
+    engine.run(torch.ones(1, 3, 1, 8, 8))
+    session.on_execute = refuse
+    with pytest.raises(ExecutionError):
+        engine._run_captured(torch.ones(1, 3, 1, 8, 8), 0, FakeStream(5))
+    assert not engine.captured
+
+
+def test_a_backend_that_waits_for_the_stream_is_not_captured(file):
+    engine = make(file, FakeSession(RANGE, capturable=False))
+    engine.run(torch.ones(1, 3, 1, 8, 8))
+    with pytest.raises(ExecutionError, match="waits for the stream"):
+        engine._run_captured(torch.ones(1, 3, 1, 8, 8), 0, FakeStream(5))
