@@ -21,22 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class _Command(TyperCommand):
+class _Tidy:
     """A command whose libraries cannot print into its results, and that knows `~`."""
 
     def invoke(self, ctx: Any) -> Any:
         _resolve_homes(ctx.params)
         with output.results_only():
-            return super().invoke(ctx)
+            return super().invoke(ctx)  # type: ignore[misc]  # of the class it is mixed into
 
 
-class _Group(TyperGroup):
+class _Command(_Tidy, TyperCommand):
+    """A command."""
+
+
+class _Group(_Tidy, TyperGroup):
     """A command with commands of its own."""
-
-    def invoke(self, ctx: Any) -> Any:
-        _resolve_homes(ctx.params)
-        with output.results_only():
-            return super().invoke(ctx)
 
 
 def _resolve_homes(params: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt import backends, store
@@ -243,10 +243,8 @@ class _Run:
     file: TuneFile
     done: int = 0
     total: int = 0
-
-    def __post_init__(self) -> None:
-        self.subjects: list[Subject] = []
-        self.reference: FoldedReference | None = None
+    subjects: list[Subject] = field(default_factory=list)
+    reference: FoldedReference | None = None
 
     def take_over(self, held: TuneFile | None) -> None:
         """Keep what an earlier run measured here, and see now whether the file can be written."""
