@@ -149,9 +149,11 @@ def export_onnx(
         opset=OPSET_BF16 if precision == "bf16" else _OLDEST_TRACED,
         dynamic=resolution is None,
     )
-    if graph == "image" and precision != "bf16":
-        _drop_casts_around_max(proto.graph)
-        _to_opset_17(proto)
+    if graph == "image":
+        _slice_shapes(proto.graph)
+        if precision != "bf16":
+            _drop_casts_around_max(proto.graph)
+            _to_opset_17(proto)
     _make_reproducible(proto)
     step(f"check {part}")
     try:
@@ -241,11 +243,9 @@ def _quiet_exporter() -> Iterator[None]:
 def _to_opset_17(proto: onnx.ModelProto) -> None:
     """Write what opset 18 changed the way opset 17 has it; the checker proves the rest unchanged.
 
-    TensorRT 8.6 does not read the axes of a later ReduceMax and would reduce over all of them. Nor
-    does it read which sides a Shape is asked for, which opset 15 brought.
+    TensorRT 8.6 does not read the axes of a later ReduceMax and would reduce over all of them.
     """
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    _slice_shapes(proto.graph)
     for node in proto.graph.node:
         # ReduceSum has read its axes from an input since opset 13.
         reduces = node.op_type.startswith("Reduce") and node.op_type != "ReduceSum"
@@ -265,7 +265,11 @@ def _to_opset_17(proto: onnx.ModelProto) -> None:
 
 
 def _slice_shapes(graph: onnx.GraphProto) -> None:
-    """Shape of some sides -> Shape of all of them, then Slice."""
+    """Shape of some sides -> Shape of all of them, then Slice.
+
+    TensorRT 8.6 does not read which sides a Shape is asked for, which opset 15 brought; which of
+    the first 10 releases does is not known.
+    """
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes.append(node)

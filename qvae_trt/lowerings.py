@@ -108,7 +108,8 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
             attention="exp",
             attention_chunks=7,
         )
-    # From 10 on Myelin fuses norm and SiLU, casts included, into one NHWC kernel.
-    # ConvTranspose in bf16 finds no kernel on RTX 1.7.
+    # RTX 1.7 makes one region of the whole network, norms with their casts included; that 10 and 11
+    # do so on other GPUs is a guess until `qvae tune` has been run there.
+    # ConvTranspose in bf16 finds no kernel on RTX 1.7, nor, by reports, on 11.0.
     upsample: Upsample = "depth_to_space" if precision == "bf16" else "conv_transpose"
     return Lowering(upsample=upsample, norm="fp32", attention="softmax", attention_chunks=8)

@@ -57,6 +57,7 @@ _ENUMS = (
     "MemoryPoolType",
     "NetworkDefinitionCreationFlag",
     "OnnxParserFlag",
+    "PreviewFeature",
     "ProfilingVerbosity",
     "TacticSource",
     "TensorIOMode",
@@ -509,6 +510,7 @@ def _make_classes(trt: Any, state: State) -> list[type]:
             self._profiles: list[Any] = []
             self._cache: Any = None
             self._tactics = -1
+            self._previews: dict[str, bool] = {}
 
         num_optimization_profiles = property(lambda self: len(self._profiles))
 
@@ -520,6 +522,9 @@ def _make_classes(trt: Any, state: State) -> list[type]:
 
         def get_flag(self, flag: Any) -> bool:
             return flag.name in self._flags
+
+        def set_preview_feature(self, feature: Any, enable: bool) -> None:
+            self._previews[feature.name] = enable
 
         def set_tactic_sources(self, tactic_sources: int) -> bool:
             self._tactics = tactic_sources

@@ -124,6 +124,14 @@ class TensorRT:
                 f"TensorRT {self._version} has no bf16 (TensorRT 10 has)",
                 "--precision fp16",
             )
+        device = None if self._is_rtx else self.device()
+        if precision == "bf16" and device is not None and _older(device, 8):
+            return Verdict(
+                False,
+                f"{device.name} has no bf16 (compute capability {device.compute_capability}, "
+                "expected 8.0 or more)",
+                "--precision fp16",
+            )
         return Verdict(True, f"{self.name} {self._version} has {precision}")
 
     def build(
@@ -201,6 +209,10 @@ class TensorRT:
         }
         del inspector, plan, runtime
         return report
+
+
+def _older(device: Device, major: int) -> bool:
+    return int((device.compute_capability or "0").partition(".")[0]) < major
 
 
 def _scratch_of_profiles(plan: Any, count: int) -> list[int] | None:

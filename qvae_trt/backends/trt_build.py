@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvae_trt.backends import BuildOutcome, BuildSpec, Progress, TensorSpec
 from qvae_trt.backends.trt_session import DTYPE_NAMES
-from qvae_trt.errors import BackendError, BuildError, StoreError, UsageError
+from qvae_trt.errors import BackendError, BuildError, QvaeError, StoreError, UsageError
 from qvae_trt.store import replace_file
 from qvae_trt.store.refusals import refusals_named
 
@@ -33,6 +33,13 @@ _TACTIC_LIBRARIES = {
     "CUBLAS": ("libcublas.so.12", "libcublas.so.11", "cublasCreate_v2"),
     "CUBLAS_LT": ("libcublasLt.so.12", "libcublasLt.so.11", "cublasLtCreate"),
     "CUDNN": ("libcudnn.so.8", "libcudnn.so.8", "cudnnCreate"),
+}
+_PREVIEW_FEATURES = {
+    # From 10.10: an engine then tells the scratch of the very shape; else that may be its largest.
+    "RUNTIME_ACTIVATION_RESIZE_10_10": True,
+    # 8.6 has it on, which gives dynamic graphs to its compiler: builds take longer, and of the
+    # static graph's attention that compiler made 16.9 ms of 5. Unmeasured with ranges.
+    "FASTER_DYNAMIC_SHAPES_0805": False,
 }
 
 
@@ -76,19 +83,19 @@ class PlanBuilder:
         )
 
     def _plan(self, onnx: Path, cache: bytes | None) -> tuple[tuple[TensorSpec, TensorSpec], bytes]:
-        try:
-            return self._attempt(onnx, cache)
-        except BuildError as error:
-            if not cache:
-                raise
+        tensors, plan = self._attempt(onnx, cache)
+        if isinstance(plan, BuildError) and cache:
             # Seen on 8.6: a cache that its own build wrote makes the next one fail inside Myelin.
-            self._warn(f"timing cache refused, built again without it: {error.what}")
-        # Out of the handler: the error's traceback holds the first builder and all its weights.
-        return self._attempt(onnx, b"")
+            self._warn(f"timing cache refused, built again without it: {plan.what}")
+            tensors, plan = self._attempt(onnx, b"")
+        if isinstance(plan, QvaeError):
+            raise plan
+        return tensors, plan
 
     def _attempt(
         self, onnx: Path, cache: bytes | None
-    ) -> tuple[tuple[TensorSpec, TensorSpec], bytes]:
+    ) -> tuple[tuple[TensorSpec, TensorSpec], bytes | QvaeError]:
+        """The plan, or why TensorRT made none of a graph and settings that it had taken."""
         self._flags = {"level": "default" if self._spec.level is None else str(self._spec.level)}
         with self._log.listen(all_threads=True) as heard:
             builder = self._start(heard)
@@ -101,7 +108,8 @@ class PlanBuilder:
             plan = builder.build_serialized_network(network, config)
             monitor.reraise()
             if plan is None:
-                raise heard.explain(BuildError, f"TensorRT built no engine of {onnx.name}")
+                what = f"TensorRT built no engine of {onnx.name}"
+                return tensors, heard.explain(BuildError, what)
             if timings is not None:
                 self._keep_cache(config)
         self._go_on("build", _STEPS)
@@ -172,6 +180,7 @@ class PlanBuilder:
             if config.builder_optimization_level != spec.level:
                 raise heard.explain(BuildError, f"TensorRT refused the level {spec.level}")
         self._limit_tactics(config)
+        self._set_preview_features(config)
         self._add_profiles(builder, config, source, heard)
         return config
 
@@ -180,6 +189,17 @@ class PlanBuilder:
             config.set_flag(getattr(self._trt.BuilderFlag, name))
         held = self._flags.get("builder_flags", "").split()
         self._flags["builder_flags"] = " ".join([*held, *names])
+
+    def _set_preview_features(self, config: Any) -> None:
+        """For engines with ranges, what is not right for them by default; others have no need."""
+        known = getattr(self._trt, "PreviewFeature", None)
+        if all(sizes.is_fixed for sizes in self._spec.ranges):
+            return
+        for name, on in _PREVIEW_FEATURES.items():
+            feature = getattr(known, name, None)
+            if feature is not None:
+                config.set_preview_feature(feature, on)
+                self._flags[name.lower()] = "on" if on else "off"
 
     def _limit_tactics(self, config: Any) -> None:
         """Takes only tactics whose libraries are here. 8.6 asks cuBLAS and cuDNN; later ones do

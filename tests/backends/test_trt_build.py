@@ -14,7 +14,7 @@ import small_graphs
 from fake_gpus import put_gpu
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange, trt_build
+from qvae_trt.backends import BuildSpec, Device, ShapeRange, trt_build
 from qvae_trt.errors import (
     BackendError,
     BuildError,
@@ -117,6 +117,46 @@ def test_bf16_is_refused_by_86_with_a_way_out(trt86: Any, graph: Path, tmp_path:
 
 def test_bf16_elsewhere(trt1016: Any) -> None:
     assert backends.get("tensorrt").supports("bf16").ok
+
+
+def test_bf16_is_refused_on_a_card_without_it(
+    trt1016: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_gpu(monkeypatch, Device("Tesla T4", "7.5", 16 << 30, "580.95.05"))
+    verdict = backends.get("tensorrt").supports("bf16")
+    assert not verdict.ok
+    assert "Tesla T4 has no bf16 (compute capability 7.5" in verdict.reason
+    assert backends.get("tensorrt").supports("fp16").ok
+
+
+# --- preview features ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranges", [(WIDE,), (FIXED, SMALL)], ids=["range", "one of two"])
+def test_preview_features_of_ranges(
+    trt: Any,
+    backend: backends.Backend,
+    graph: Path,
+    tmp_path: Path,
+    ranges: tuple[ShapeRange, ...],
+) -> None:
+    outcome = backend.build(graph, tmp_path / "e.trt", spec(*ranges))
+    found = {call.args for call in trt.fake.of("IBuilderConfig.set_preview_feature")}
+    if trt.fake.variant == "8.6":
+        assert found == {("FASTER_DYNAMIC_SHAPES_0805", False)}
+        assert outcome.flags["faster_dynamic_shapes_0805"] == "off"
+    elif trt.fake.variant == "10.0":
+        assert found == set()
+    else:
+        assert found == {("RUNTIME_ACTIVATION_RESIZE_10_10", True)}
+        assert outcome.flags["runtime_activation_resize_10_10"] == "on"
+
+
+def test_no_preview_features_of_one_shape(
+    trt: Any, backend: backends.Backend, fixed_graph: Path, tmp_path: Path
+) -> None:
+    backend.build(fixed_graph, tmp_path / "e.trt", spec(FIXED))
+    assert trt.fake.of("IBuilderConfig.set_preview_feature") == []
 
 
 # --- tactic sources -----------------------------------------------------------------------------
@@ -454,6 +494,17 @@ def test_a_failure_without_a_cache_is_not_tried_again(
         backends.get("tensorrt").build(
             graph, tmp_path / "e.trt", spec(timing_cache=tmp_path / "a.timing")
         )
+
+
+def test_a_graph_that_is_refused_is_no_fault_of_the_cache(trt86: Any, tmp_path: Path) -> None:
+    (tmp_path / "a-NVIDIA_H200-8.6.1-fp16.timing").write_bytes(b"timings")
+    graph = small_graphs.decoder(tmp_path / "d.onnx")
+    wanted = BuildSpec(
+        input_name="images", ranges=(WIDE,), precision="fp16", timing_cache=tmp_path / "a.timing"
+    )
+    with pytest.raises(BuildError, match="expected images"):
+        backends.get("tensorrt").build(graph, tmp_path / "e.trt", wanted)
+    assert len(trt86.fake.of("Builder.create_network")) == 1
 
 
 def test_rtx_says_that_it_has_no_use_for_a_cache(graph: Path, tmp_path: Path) -> None:
