@@ -94,6 +94,16 @@ def test_a_warm_up_loads_and_runs_what_serves_the_sizes(engine_dir):
         vae.warm_up((16, 192))
 
 
+def test_a_warm_up_captures_too(engine_dir):
+    """At the second run of each on scratch memory of the final size, hence after all first runs."""
+    backend = Faulty(backends.get("onnxruntime"))
+    ran: list[str] = []
+    backend.fault = lambda what, path: ran.append(path.parent.name) if what == "execute" else None
+    vae = load_vae(engine_dir, model=tiny(), fallback="raise", backend=backend, cuda_graphs=True)
+    vae.warm_up((64, 96), (128, 160), parts=("decoder",))
+    assert ran == ["96x64", "profiles"] * 3
+
+
 def test_all_moments_are_there_and_sampling_is_reproducible(vae, original):
     x = picture(64, 96)
     dist = vae.encode(x).latent_dist
@@ -292,6 +302,23 @@ def test_from_pretrained_takes_such_a_folder_and_an_engine_folder(vae, engine_di
     torch.testing.assert_close(
         again.decode(latents(64, 96)).sample, vae.decode(latents(64, 96)).sample, rtol=0, atol=0
     )
+
+
+def test_from_pretrained_hands_everything_on(vae, tmp_path, monkeypatch):
+    import inspect
+
+    from qvae_trt.runtime import vae as module
+
+    options = inspect.signature(load_vae).parameters.keys() - {"model", "dtype"}
+    given: dict[str, object] = {}
+
+    def loaded(engine_dir="engines", **options):
+        given.update(engine_dir=engine_dir, **options)
+
+    loaded.__signature__ = inspect.signature(load_vae)
+    monkeypatch.setattr(module, "load_vae", loaded)
+    TrtVae.from_pretrained("folder", low_cpu_mem_usage=True, **{name: name for name in options})
+    assert given == {**{name: name for name in options}, "model": "folder", "dtype": None}
 
 
 def test_the_public_name_is_this_one(engine_dir):

@@ -1,0 +1,361 @@
+"""What failed is tried again when that may help, costs nothing meanwhile, and leaves nothing."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import gc
+import json
+import shutil
+import weakref
+from contextlib import contextmanager
+
+import ort_engines
+import pytest
+import torch
+from doubles import FakeSession, Faulty
+from ort_engines import STATIC, tiny
+
+from qvae_trt import backends, store
+from qvae_trt.backends import ShapeRange, Verdict
+from qvae_trt.errors import (
+    BackendError,
+    DeviceMemoryError,
+    EngineError,
+    ExecutionError,
+    ForeignEngineError,
+    StaleEngineError,
+)
+from qvae_trt.model import Model
+from qvae_trt.profiles import Resolution
+from qvae_trt.runtime import failures as failures_module
+from qvae_trt.runtime import selection
+from qvae_trt.runtime.engine import Engine
+from qvae_trt.runtime.failures import PAUSE_S, STRIKES, Failures, signature
+from qvae_trt.runtime.selection import Engines
+from qvae_trt.runtime.vae import load_vae
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+Z = torch.randn((1, 16, 1, *STATIC.latent), generator=torch.Generator().manual_seed(0))
+ENGINE = "static/96x64/vae_decoder.onnx"
+PROFILES = "profiles/vae_decoder_multi_profile.onnx"
+
+
+@pytest.fixture
+def folder(engine_dir, tmp_path):
+    shutil.copytree(engine_dir, tmp_path / "engines")
+    return tmp_path / "engines"
+
+
+@pytest.fixture
+def backend():
+    return Faulty(backends.get("onnxruntime"))
+
+
+def load(folder, backend, **options):
+    options = {"fallback": "silent", **options}
+    return load_vae(folder, model=tiny(), backend=backend, **options)
+
+
+# --- what is remembered
+# -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "e.trt"
+    path.write_bytes(b"x")
+    return path
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(failures_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def note(failures, file, error, times=1, device=CPU):
+    for _ in range(times):
+        failures.note(file, device, error, signature(file))
+
+
+@pytest.mark.parametrize("kind", [StaleEngineError, ForeignEngineError])
+def test_what_the_files_show_holds_until_they_change(file, clock, kind):
+    failures = Failures()
+    note(failures, file, kind("built for something else", fix="qvae build"))
+    clock[0] += 10 * PAUSE_S
+    with pytest.raises(kind, match="something else\nqvae build"):
+        failures.check(file, CPU)
+    failures.check(file, GPU)
+    file.chmod(0o600 if file.stat().st_mode & 0o040 else 0o640)
+    failures.check(file, CPU)
+
+
+@pytest.mark.parametrize("kind", [EngineError, BackendError, ExecutionError])
+def test_what_may_pass_is_tried_again_and_after_a_few_times_in_a_row_later(file, clock, kind):
+    failures = Failures()
+    note(failures, file, kind("too many open files"), STRIKES - 1)
+    failures.check(file, CPU)
+    failures.clear_strikes(file, CPU)
+    note(failures, file, kind("too many open files"), STRIKES - 1)
+    failures.check(file, CPU)
+    note(failures, file, kind("too many open files"))
+    failures.check(file, GPU)
+    clock[0] += PAUSE_S - 1
+    with pytest.raises(kind, match="too many open files"):
+        failures.check(file, CPU)
+    clock[0] += 1
+    failures.check(file, CPU)
+    note(failures, file, kind("still"))
+    with pytest.raises(kind, match="still"):
+        failures.check(file, CPU)
+    failures.forget()
+    failures.check(file, CPU)
+
+
+def test_success_on_one_device_is_none_on_another(file):
+    failures = Failures()
+    note(failures, file, ExecutionError("no"), STRIKES - 1)
+    failures.clear_strikes(file, GPU)
+    note(failures, file, ExecutionError("no"))
+    with pytest.raises(ExecutionError):
+        failures.check(file, CPU)
+
+
+def test_a_lack_of_memory_is_not_remembered(file):
+    failures = Failures()
+    note(failures, file, DeviceMemoryError("none left"), 10)
+    failures.check(file, CPU)
+
+
+def test_an_engine_replaced_while_it_was_tried_is_tried(file):
+    failures, before = Failures(), signature(file)
+    file.write_bytes(b"mended")
+    failures.note(file, CPU, StaleEngineError("no"), before)
+    failures.check(file, CPU)
+
+
+# --- what that does for pictures
+# --------------------------------------------------------------------
+
+
+def test_a_load_that_failed_for_a_passing_reason_is_tried_again(folder, backend):
+    shutil.rmtree(folder / "profiles")
+    refusals = [1]
+
+    def fault(what, path):
+        if what == "open" and refusals:
+            refusals.clear()
+            cause = OSError(errno.EMFILE, "Too many open files")
+            raise EngineError(f"{path}: cannot be read: {cause.strerror}") from cause
+
+    backend.fault = fault
+    vae = load(folder, backend)
+    for _ in range(2):
+        vae.decode(Z)
+    assert backend.live == 1
+
+
+def test_an_engine_known_to_be_bad_evicts_nothing(folder, backend):
+    side = store.sidecar_path(folder / ENGINE)
+    data = json.loads(side.read_text())
+    data["key"]["flavour_version"] = "0.1"
+    side.write_text(json.dumps(data))
+    vae = load(folder, backend, memory_budget_bytes=(folder / PROFILES).stat().st_size)
+    for _ in range(5):
+        vae.decode(Z)
+    assert backend.opened == [folder / PROFILES]
+
+
+def test_an_engine_that_always_fails_is_left_alone_while_others_hold_it(folder, backend):
+    shutil.rmtree(folder / "profiles")
+    runs = []
+
+    def fault(what, path):
+        if what == "execute":
+            runs.append(path)
+            raise ExecutionError("always")
+
+    backend.fault = fault
+    vae = load(folder, backend)
+    cache, _ = vae._server.engines._place(CPU)
+    with cache.lease(folder / ENGINE, lambda: Engine.open(folder / ENGINE, backend=backend)):
+        for _ in range(10):
+            vae.decode(Z)
+    assert len(runs) == STRIKES
+    assert backend.opened == [folder / ENGINE]
+
+
+@pytest.mark.parametrize("error", [BackendError("does not start"), EngineError("does not load")])
+def test_a_foreign_engine_that_does_not_load_is_left_alone_too(folder, backend, error):
+    shutil.rmtree(folder / "static")
+    for side in folder.rglob("*.json"):
+        side.unlink()
+    tries = []
+
+    def fault(what, path):
+        if what == "open":
+            tries.append(path)
+            raise error
+
+    backend.fault = fault
+    vae = load(folder, backend, allow_foreign=True)
+    for _ in range(STRIKES + 3):
+        vae.decode(Z)
+    assert len(tries) == STRIKES
+    assert error.what in vae.choice("decoder", STATIC).explain()
+
+
+def test_a_failed_engine_is_free_before_pytorch_runs(folder, backend):
+    shutil.rmtree(folder / "profiles")
+    opened: list[weakref.ref] = []
+    alive: list[bool] = []
+    open_engine = backend.open
+
+    def watched(path):
+        session = open_engine(path)
+        opened.append(weakref.ref(session))
+        return session
+
+    def fault(what, _path):
+        if what == "execute":
+            raise ExecutionError("no")
+
+    backend.open, backend.fault = watched, fault
+    vae = load(folder, backend)
+    serve = vae._server._pytorch.run
+
+    def run(*given):
+        alive.append(opened[0]() is not None)
+        return serve(*given)
+
+    vae._server._pytorch.run = run
+    gc.collect()
+    gc.disable()
+    try:
+        vae.decode(Z)
+        assert alive == [False], "closed, and yet alive: TensorRT's context is not freed"
+        assert opened[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_an_engine_is_checked_against_the_gpu_that_it_is_loaded_on(folder, backend, monkeypatch):
+    """Not against the current one: the GPUs of one machine may differ."""
+    entered, seen = [None], []
+    identity = backend.identity
+
+    @contextmanager
+    def on(device):
+        entered.append(device)
+        yield
+        entered.pop()
+
+    def asked():
+        seen.append(entered[-1])
+        return identity()
+
+    monkeypatch.setattr(selection, "on", on)
+    monkeypatch.setattr(backend, "identity", asked)
+    load(folder, backend, fallback="raise").decode(Z)
+    assert seen == [None, CPU], "once to know where engines run, once for the engine"
+
+
+# --- engines that are replaced
+# ----------------------------------------------------------------------
+
+
+def test_an_engine_replaced_between_check_and_load_does_not_serve(folder, tmp_path, backend):
+    other = copy.deepcopy(tiny().vae)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    theirs = ort_engines.build(tmp_path / "theirs", Model(other, "", "f" * 64), modes=("static",))
+    shutil.rmtree(folder / "profiles")
+
+    def fault(what, path):
+        if what == "open":  # `qvae build --model OTHER`, finishing just now
+            for file in (path, store.sidecar_path(path)):
+                shutil.copy(theirs / file.relative_to(folder), tmp_path / "new")
+                (tmp_path / "new").replace(file)
+
+    backend.fault = fault
+    y = load(folder, backend).decode(Z).sample
+    torch.testing.assert_close(y, tiny().vae.decode(Z).sample, atol=1e-3, rtol=0)
+    assert backend.live == 0
+
+
+def test_an_engine_that_is_replaced_again_and_again_is_given_up_in_words(folder, backend):
+    def fault(what, path):
+        if what == "open":
+            shutil.copy(path, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
+
+    backend.fault = fault
+    with pytest.raises(EngineError, match="replaced 5 times while it was loaded"):
+        Engine.open(folder / ENGINE, backend=backend)
+    assert len(backend.opened) == 5
+    assert backend.live == 0
+
+
+class Shelf:
+    """A backend whose engines have the ranges that it has when they are opened."""
+
+    name, suffix = "onnxruntime", ".onnx"
+
+    def __init__(self, *ranges: ShapeRange) -> None:
+        self.ranges = ranges
+        self.sessions: list[FakeSession] = []
+
+    def identity(self) -> dict[str, str]:
+        return {"gpu": "cpu"}
+
+    def can_run(self) -> Verdict:
+        return Verdict(True, "here")
+
+    def open(self, _path) -> FakeSession:
+        self.sessions.append(FakeSession(self.ranges))
+        return self.sessions[-1]
+
+    @property
+    def profiles_run(self) -> list[int]:
+        """Of the engine opened last."""
+        return [call[2] for call in self.sessions[-1].calls if call[0] == "select"]
+
+
+def sizes(*sides: int) -> ShapeRange:
+    return ShapeRange(*((1, 3, 1, side, side) for side in sides))
+
+
+@pytest.mark.filterwarnings("ignore:.*no sidecar")
+def test_the_profile_is_one_of_the_engine_that_runs(tmp_path):
+    """Its file may be another by now, with other profiles, or the choice older than the file."""
+    near, far = sizes(4, 8, 8), sizes(4, 16, 16)
+    backend, x, size = Shelf(near, far), torch.ones(1, 3, 1, 8, 8), Resolution(64, 64)
+    file = tmp_path / "vae_decoder_multi_profile.onnx"
+    file.write_bytes(b"first")
+    engines = Engines(
+        {"profiles": tmp_path}, backend=backend, weights_sha256="", allow_foreign=True
+    )
+    old = engines.choice("decoder", size)
+    engines.run("decoder", old, x)
+    assert (old.profile_index, backend.profiles_run) == (0, [0])
+    loaded = backend.sessions[-1]
+
+    file.write_bytes(b"built anew")
+    backend.ranges = (far, near)
+    new = engines.choice("decoder", size)
+    assert new.profile_index == 1
+    engines.run("decoder", new, x)
+    ran = [call[2] for call in loaded.calls if call[0] == "select"]
+    assert ran == [0, 0], "the engine that is loaded is the old one"
+
+    engines.make_room(CPU)
+    engines.run("decoder", old, x)
+    assert backend.profiles_run == [1], "the engine is the new one, the choice is not"
+
+    engines.make_room(CPU)
+    backend.ranges = (sizes(12, 16, 16),)
+    with pytest.raises(EngineError, match=r"as it is loaded:(.|\n)*width 64 is not in 96..128"):
+        engines.run("decoder", old, x)
