@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import shutil
 import threading
 import warnings
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from qvae_trt import store
+from qvae_trt.backends import devices
 from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime.fallback import FallbackWarning
@@ -193,7 +197,7 @@ def test_the_graph_option_changes_nothing_but_speed(engine_dir, model, vae):
             z = latents(size, seed)
             equal(fast.decode(z).sample, vae.decode(z).sample)
     cache, _ = fast._server.engines._place(torch.device("cuda", 0))
-    captured = [e.engine for e in cache._entries.values() if e.engine._graph is not None]
+    captured = [e.engine for e in cache._entries.values() if e.engine._held.graph is not None]
     assert len(captured) == 2, "one for each static engine"
     fast.release_memory(engines=False)  # scratch moves: the graphs must not be replayed on it
     for seed in range(4):
@@ -205,6 +209,119 @@ def test_the_graph_option_changes_nothing_but_speed(engine_dir, model, vae):
         y = fast.decode(latents(STATIC)).sample
     held.synchronize()
     equal(y, vae.decode(latents(STATIC)).sample)
+
+
+def test_a_failed_capture_leaves_pytorch_whole(engine_dir, model, vae, monkeypatch):
+    """Its generators draw, its allocator frees, and the engine serves without a graph."""
+    expected = [vae.decode(latents(STATIC, seed)).sample.clone() for seed in range(4)]
+    capture = devices.capture
+
+    def failing(stream: int, enqueue: Callable[[], object]) -> int:
+        def half() -> None:
+            enqueue()
+            raise RuntimeError("refused in the middle")
+
+        return capture(stream, half)
+
+    monkeypatch.setattr(devices, "capture", failing)
+    fast = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True)
+    for seed in range(4):
+        equal(fast.decode(latents(STATIC, seed)).sample, expected[seed])
+    cache, _ = fast._server.engines._place(torch.device("cuda", 0))
+    (entry,) = cache._entries.values()
+    assert entry.engine._held.graph is None
+    assert not entry.engine._wants_graph
+    torch.randn(8, device="cuda")
+    before = torch.cuda.memory_reserved()
+    del cache, entry
+    held = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    del held
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before, "what is freed goes back"
+    monkeypatch.undo()
+    fast.release_memory()
+    for seed in range(4):
+        equal(fast.decode(latents(STATIC, seed)).sample, expected[seed])
+    cache, _ = fast._server.engines._place(torch.device("cuda", 0))
+    assert all(e.engine._held.graph is not None for e in cache._entries.values()), (
+        "the stream is not left capturing"
+    )
+
+
+def test_random_numbers_are_drawn_while_engines_are_captured(engine_dir, model):
+    stop, wrong, drawn = threading.Event(), [], []
+
+    def draw() -> None:
+        try:
+            while not stop.is_set():
+                drawn.append(torch.randn(1 << 12, device="cuda"))
+                del drawn[:-2]
+        except BaseException as error:  # noqa: BLE001  reported below, in the test's thread
+            wrong.append(error)
+
+    threads = [threading.Thread(target=draw) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            fast = load_vae(
+                engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True
+            )
+            fast.warm_up(STATIC, OTHER_STATIC)
+            cache, _ = fast._server.engines._place(torch.device("cuda", 0))
+            graphs = [e.engine._held.graph for e in cache._entries.values()]
+            assert len(graphs) == 4
+            assert None not in graphs, "after a warm-up nothing is left to capture"
+            del cache, graphs
+            fast.release_memory()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert drawn != []
+
+
+def test_a_fresh_thread_captures_and_frees(engine_dir, model, vae):
+    """It has no CUDA context of its own until it uses CUDA."""
+    fast = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True)
+    z = latents(STATIC)
+    expected, found = vae.decode(z).sample, []
+    torch.cuda.synchronize()
+
+    def serve() -> None:
+        found.extend(fast.decode(z).sample for _ in range(3))
+        torch.cuda.synchronize()
+
+    for work in (serve, fast.release_memory):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert len(found) == 3
+    for y in found:
+        equal(y, expected)
+    assert fast.memory()["engines"] == 0
+
+
+def test_a_dropped_engine_is_freed_by_the_next_call(engine_dir, model, vae):
+    z = latents(OTHER_STATIC)
+    expected = vae.decode(z).sample
+    other = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise")
+    y = other.decode(z).sample
+    sessions = [
+        weakref.ref(entry.engine._session)
+        for cache, _ in other._server.engines._places.values()
+        for entry in cache._entries.values()
+    ]
+    torch.cuda._sleep(LONG)
+    late = other.decode(z).sample
+    del other
+    gc.collect()
+    vae.decode(z)
+    gc.collect()
+    assert [session() for session in sessions] == [None]
+    equal(y, expected)
+    equal(late, expected)
 
 
 def test_a_callers_capture(vae):
@@ -235,6 +352,28 @@ def _capture(vae: TrtVae, z: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.
     with torch.cuda.graph(graph):
         y = vae.decode(z, return_dict=False)[0]
     return graph, y
+
+
+def test_pytorchs_weights_outlive_the_run_that_reads_them(engine_dir, model):
+    """Dropped on one stream while another reads them: their memory is not given again meanwhile."""
+    slow = load_vae(engine_dir, model=model, backend="tensorrt", fallback="silent")
+    z = latents(TOO_LARGE)
+    expected = slow.decode(z).sample.clone()
+    for _ in range(4):
+        slow.decode(z)
+        torch.cuda.synchronize()
+        reader = torch.cuda.Stream()
+        with torch.cuda.stream(reader):
+            torch.cuda._sleep(LONG)
+            y = slow.decode(z).sample
+        slow.release_memory(engines=False)
+        # The weights were made on this stream: without a record of the reader, theirs is the first
+        # memory that fits.
+        sides = [1 << shift for shift in range(8, 22)] * 4
+        taken = [torch.full((side,), 1e4, device="cuda") for side in sides]
+        reader.synchronize()
+        assert psnr_db(y, expected) > 60
+        del taken, y
 
 
 # --- memory
