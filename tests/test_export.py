@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
+from qvae_trt import export
 from qvae_trt.errors import StoreError, UsageError
 from qvae_trt.export import OPSET, TENSOR_NAMES, export_onnx, recipe_sha256
 from qvae_trt.lowerings import Lowering, choose_lowering
@@ -143,20 +144,40 @@ def test_refuses_fused_attention(model: Model, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def quick_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that takes no time."""
+    source, target = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, (1, 16, 1, 6, 10))
+        for name in TENSOR_NAMES["decoder"]
+    )
+    node = onnx.helper.make_node("Identity", [source.name], [target.name])
+    proto = onnx.helper.make_model(onnx.helper.make_graph([node], "quick", [source], [target]))
+    monkeypatch.setattr(export, "_trace", lambda *_, **__: proto)
+
+
+@pytest.mark.usefixtures("quick_trace")
 def test_nothing_is_left_where_it_cannot_be_written(model: Model, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     with pytest.raises(StoreError):
         export_onnx(model, "decoder", blocked / "d.onnx", resolution=SIZE)
+    assert list(tmp_path.iterdir()) == [blocked]
+    assert blocked.read_text() == "not a folder"
 
 
-def test_interrupted_export_leaves_nothing(model: Model, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_trace")
+@pytest.mark.parametrize("stage", ["fold", "trace", "check"])
+def test_interrupted_export_leaves_the_old_file(stage: str, model: Model, tmp_path: Path) -> None:
+    old = tmp_path / "d.onnx"
+    old.write_text("the old file")
     with pytest.raises(KeyboardInterrupt):
         export_onnx(
             model,
             "decoder",
-            tmp_path / "d.onnx",
+            old,
             resolution=SIZE,
-            progress=lambda stage, _done, _total: not stage.startswith("check"),
+            progress=lambda now, _done, _total: not now.startswith(stage),
         )
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [old]
+    assert old.read_text() == "the old file"

@@ -113,14 +113,9 @@ def test_the_wheel_runs_from_another_folder(installed: Path, tmp_path: Path) -> 
 
 
 def test_the_wheel_has_a_model(installed: Path, tmp_path: Path) -> None:
-    """The bundled model loads, offline, and is exported."""
-    done = elsewhere(
-        installed / "qvae", "export", "--model", "bundled:tiny", "--part", "decoder",
-        "--resolution", "64x64", "--out", tmp_path / "onnx", "--json", cwd=tmp_path,
-    )  # fmt: skip
-    (file,) = json.loads(done)["files"]
-    assert file["output"]["shape"] == [1, 3, 1, 64, 64]
-    assert Path(file["path"]).stat().st_size == file["bytes"]
+    """The bundled model loads, offline."""
+    code = "from qvae_trt.model import load_model; print(load_model('bundled:tiny').z_dim)"
+    assert elsewhere(installed / "python", "-c", code, cwd=tmp_path) == "16\n"
 
 
 # --- the set-up ----------------------------------------------------------------------------------
@@ -167,27 +162,6 @@ def test_an_old_python_is_refused_with_the_command_that_helps(root: Path, tmp_pa
     assert "found: Python 3.9.2" in ran.stderr
     assert "make PYTHON=" in ran.stderr
     assert not (tmp_path / ".venv").exists()
-
-
-def test_what_takes_long_is_said_before_it_begins(root: Path, tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    # In place of a real one, which would fetch: it says what it was asked to do.
-    python.write_text(
-        '#!/bin/sh\n[ "$2" = venv ] && mkdir -p .venv/bin && cp "$0" .venv/bin/python\n'
-        '[ "$2" = pip ] && echo "pip: $*"\nexit 0\n'
-    )
-    python.chmod(0o755)
-    ran = make_install(root, tmp_path, python)
-    assert ran.returncode == 0, ran.stderr
-    lines = [line for line in ran.stdout.splitlines() if not line.startswith((".venv", "test "))]
-    told, runs = lines[::2], lines[1::2]
-    assert len(runs) == 2
-    assert all(run.startswith("pip: -m pip install") for run in runs)
-    assert [re.findall(r"of 2, minutes: (\w+)", line) for line in told] == [
-        ["PyTorch"],
-        ["diffusers"],
-    ]
-    assert all(re.search(r"\d GB", line) for line in told)
 
 
 def test_the_secret_scan_finds_a_key(root: Path, tmp_path: Path) -> None:
