@@ -37,8 +37,8 @@ def picture(tmp_path: Path) -> Path:
         ("1000x1001", ["1000x1001", "height is 1001", "multiple of 8", "992x1008"]),
         ("0x0", ["0x0", "width is 0", "expected 8 to 16384"]),
         ("99999x99999", ["99999x99999", "99999", "expected 8 to 16384"]),
-        ("-8x8", ["no size", "expected WIDTHxHEIGHT"]),
-        ("big", ["no size", "expected WIDTHxHEIGHT"]),
+        ("-8x8", ["is not a size", "expected WIDTHxHEIGHT"]),
+        ("big", ["is not a size", "expected WIDTHxHEIGHT"]),
     ],
 )
 @pytest.mark.parametrize(
