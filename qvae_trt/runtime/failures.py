@@ -34,7 +34,7 @@ class Failures:
     def __init__(self) -> None:
         # The files' signature, the error, and until when it holds.
         self._failed: dict[tuple[Path, torch.device], tuple[Signature, QvaeError, float]] = {}
-        self._strikes: dict[tuple[Path, torch.device], int] = {}
+        self._strikes: dict[tuple[Path, torch.device], tuple[Signature, int]] = {}
         self._lock = threading.Lock()
 
     def check(self, path: Path, device: torch.device) -> None:
@@ -59,8 +59,10 @@ class Failures:
             if isinstance(error, StaleEngineError | ForeignEngineError):
                 self._failed[place] = files, bare(error), math.inf
                 return
-            self._strikes[place] = self._strikes.get(place, 0) + 1
-            if self._strikes[place] >= STRIKES:
+            known, strikes = self._strikes.get(place, (files, 0))
+            strikes = strikes + 1 if known == files else 1
+            self._strikes[place] = files, strikes
+            if strikes >= STRIKES:
                 self._failed[place] = files, bare(error), time.monotonic() + PAUSE_S
 
     def clear_strikes(self, path: Path, device: torch.device) -> None:

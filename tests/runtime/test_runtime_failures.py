@@ -114,6 +114,14 @@ def test_what_may_pass_is_tried_again_and_after_a_few_times_in_a_row_later(file,
     failures.check(file, CPU)
 
 
+def test_a_file_that_changed_begins_anew(file):
+    failures = Failures()
+    note(failures, file, EngineError("no"), STRIKES)
+    file.write_bytes(b"built anew")
+    note(failures, file, EngineError("too many open files"))
+    failures.check(file, CPU)
+
+
 def test_success_on_one_device_is_none_on_another(file):
     failures = Failures()
     note(failures, file, ExecutionError("no"), STRIKES - 1)
