@@ -285,6 +285,7 @@ def build_command(
     part: Part | None = None,
     model: str | None = None,
     backend: str | None = None,
+    precision: str | None = None,
     engine_dir: str | Path | None = None,
 ) -> str:
     """The command that builds engines, as a hint to copy; what is None is left out."""
@@ -296,6 +297,7 @@ def build_command(
         "--part": part,
         "--model": model,
         "--backend": backend,
+        "--precision": precision,
         "--engine-dir": engine_dir,
     }
     for option, value in given.items():
@@ -304,13 +306,19 @@ def build_command(
     return shlex.join(words)
 
 
-def rebuild_command(engine: Path, *, model: str | None = None, backend: str | None = None) -> str:
+def rebuild_command(
+    engine: Path,
+    *,
+    model: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
+) -> str:
     """The command that builds the engine at a path that `engine_path` made; for others, the general
     one.
     """
     name, folder = engine.name, engine.parent
     part = next((part for part in PARTS if name.startswith(f"vae_{part}")), None)
-    command = partial(build_command, part=part, model=model, backend=backend)
+    command = partial(build_command, part=part, model=model, backend=backend, precision=precision)
     if part is not None and folder.name == "profiles":
         return command("profiles", engine_dir=folder.parent)
     if part is not None and folder.parent.name == "static":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError
@@ -80,16 +82,22 @@ def _state(engine: Path) -> tuple[object, ...]:
 def _rebuild(
     engine: Path, expected: Mapping[str, object], sidecar: Sidecar, found: list[Mismatch]
 ) -> str:
-    command = rebuild_command(engine)
-    for option, name in (("--precision", "precision"), ("--backend", "flavour")):
-        if expected.get(name) is not None:
-            command += f" {option} {expected[name]}"
-    if any(mismatch.field == "weights_sha256" for mismatch in found):
-        return f"{command} --model MODEL (the one in use)"
-    words = sidecar.command.split()
-    if "--model" in words[:-1]:
-        command += f" --model {words[words.index('--model') + 1]}"
-    return command
+    other = any(mismatch.field == "weights_sha256" for mismatch in found)
+    asked = {
+        option: str(expected[name])
+        for option, name in (("precision", "precision"), ("backend", "flavour"))
+        if expected.get(name) is not None
+    }
+    command = rebuild_command(engine, model=None if other else _model_in(sidecar.command), **asked)
+    return f"{command} --model MODEL (the one in use)" if other else command
+
+
+def _model_in(command: str) -> str | None:
+    try:
+        words = shlex.split(command)
+    except ValueError:  # nothing that a shell would have taken
+        return None
+    return next((word for option, word in pairwise(words) if option == "--model"), None)
 
 
 def differences(found: EngineKey, expected: Mapping[str, object]) -> list[Mismatch]:

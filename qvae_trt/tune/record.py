@@ -210,7 +210,7 @@ def load(path: Path) -> TuneFile:
     """Read a tune file.
 
     Raises:
-        BenchError: it is missing, cannot be read, is malformed or of a newer format.
+        BenchError: it is missing, cannot be read, is malformed or of another qvae.
     """
     unread = partial(BenchError, fix="qvae tune --resolution WxH writes it")
     return parse(read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=unread), path=path)
@@ -236,7 +236,16 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
     key = top.table("key")
     choices = top.table("choice")
     choices.only(*PARTS)
-    measurements = tuple(_read_measurement(table) for table in top.tables("measurements"))
+    try:
+        measurements = tuple(_read_measurement(table) for table in top.tables("measurements"))
+        chosen = {
+            part: _read_choice(choices.table(part), part) for part in PARTS if part in choices.data
+        }
+    except UsageError as error:  # a lowering that this qvae does not have
+        raise BenchError(
+            f"{path}: a tune file of another qvae: {error.what}",
+            fix="remove it: qvae tune makes it anew",
+        ) from error
     file = TuneFile(
         qvae_version=top.text("qvae_version"),
         command=top.text("command"),
@@ -248,9 +257,7 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
             precision=key.choice("precision", PRECISIONS),
         ),
         measurements=measurements,
-        choices={
-            part: _read_choice(choices.table(part), part) for part in PARTS if part in choices.data
-        },
+        choices=chosen,
     )
     key.end()
     top.end()
@@ -322,12 +329,9 @@ def _read_subject(table: Table, part: Part) -> Subject:
 
 def _read_variant(table: Table) -> Variant:
     text, level = table.text("lowering"), table.integer_or_none("level")
-    try:
-        lowering = Lowering.parse(text)
-    except UsageError as error:
-        table.refuse("lowering", error.what)
+    lowering = Lowering.parse(text)
     if lowering.canonical() != text:
-        table.refuse("lowering", f"{text!r}, expected every field, as {lowering.canonical()}")
+        raise UsageError(f"lowering {text!r}, expected every field, as {lowering.canonical()}")
     if level is not None and level > 5:
         table.refuse("level", f"{level}, expected 0 to 5 or null")
     return Variant(lowering, level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,6 +223,25 @@ def test_the_backend_that_takes_an_engine_is_named(tmp_path, other, taken):
     fix = caught.value.fix or ""
     assert fix.startswith("backend='tensorrt' (--backend tensorrt) takes it; or ") is taken
     assert "rebuild it: qvae build" in fix
+
+
+@pytest.mark.parametrize(
+    ("command", "model"),
+    [
+        ("qvae build --model 'my model' --level 2", "my model"),
+        ("qvae build --model 'never closed", None),
+        ("qvae build --model", None),
+    ],
+)
+def test_the_model_of_a_rebuild_is_the_sidecars(tmp_path, command, model):
+    engine = tmp_path / "profiles" / "vae_encoder_multi_profile.trt"
+    write_engine(engine, replace(WHOLE, command=command), source=b"engine")
+    with pytest.raises(StaleEngineError) as caught:
+        check_engine(engine, expected={"flavour_version": "1.1"})
+    words = shlex.split((caught.value.fix or "").partition("rebuild it: ")[2])
+    assert words[:4] == ["qvae", "build", "--mode", "profiles"]
+    named = words[words.index("--model") + 1] if "--model" in words else None
+    assert named == model
 
 
 def test_every_field_of_the_key_can_mismatch():
