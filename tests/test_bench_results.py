@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import qvae_trt
 from qvae_trt import bench
-from qvae_trt.bench.results import Cell, Timing, from_dict
+from qvae_trt.bench.results import Cell, Timing
 from qvae_trt.errors import BenchError, StoreError
 
 if TYPE_CHECKING:
@@ -118,11 +118,18 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["latency.json"]
 
 
-def test_derived_values_are_not_believed_but_worked_out() -> None:
+def read(value: object, folder: Path) -> bench.BenchResult:
+    """What `load` makes of this as JSON."""
+    path = folder / "latency.json"
+    path.write_text(json.dumps(value))
+    return bench.load(path)
+
+
+def test_derived_values_are_not_believed_but_worked_out(tmp_path: Path) -> None:
     value = result().to_dict()
     for cell in value["cells"]:
         cell["speedup"] = 99.0
-    loaded = from_dict(value)
+    loaded = read(value, tmp_path)
     cell = loaded.cell("decoder", SQUARE, "static")
     assert cell is not None
     assert loaded.speedup(cell) == pytest.approx(5.0)
@@ -173,7 +180,7 @@ def _drop(value: dict[str, Any], *path: str | int) -> None:
         (lambda v: v["cells"][0]["timing"].update(median_ms=0), "more than 0"),
         (
             lambda v: v["cells"][0]["timing"].update(p10_ms=float("nan")),
-            "p10_ms: expected 0 to 4.61169e\\+18, found NaN",
+            "NaN is not a JSON number",
         ),
         (lambda v: v["cells"].append(v["cells"][0]), "more than once"),
         (lambda v: v["service"][0].update(steps={"decode_ms": "x"}), "decode_ms"),
@@ -198,11 +205,13 @@ def _drop(value: dict[str, Any], *path: str | int) -> None:
         ),
     ],
 )
-def test_a_wrong_file_is_refused_and_the_place_named(change: Any, named: str) -> None:
+def test_a_wrong_file_is_refused_and_the_place_named(
+    change: Any, named: str, tmp_path: Path
+) -> None:
     value = json.loads(json.dumps(result(service=True).to_dict()))
     change(value)
     with pytest.raises(BenchError, match=named):
-        from_dict(value)
+        read(value, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -244,11 +253,11 @@ def test_the_old_file_survives_a_failed_write(tmp_path: Path) -> None:
         bench.save(result(), tmp_path / "file" / "latency.json")
 
 
-def test_an_unknown_path_of_a_later_version_is_kept() -> None:
+def test_an_unknown_path_of_a_later_version_is_kept(tmp_path: Path) -> None:
     later = bench.BenchResult(
         runs=(run(),), cells=(Cell(part="decoder", resolution=WIDE, path="quantum"),)
     )
-    assert from_dict(later.to_dict()).paths == ("quantum",)
+    assert read(later.to_dict(), tmp_path).paths == ("quantum",)
 
 
 def test_importing_the_bench_imports_no_torch(python: str) -> None:

@@ -268,11 +268,6 @@ def plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def from_dict(value: object, *, where: str = "latency.json") -> BenchResult:
-    """Read what `to_dict` wrote. Raises BenchError naming the place that is wrong."""
-    return _read(Table(value, "", partial(_malformed, where)), where)
-
-
 def load(path: Path) -> BenchResult:
     """Read a `latency.json`. Raises BenchError if it is missing, no JSON, or no bench result."""
     if path.is_dir():
