@@ -202,6 +202,22 @@ def _memory(measured: Measured, words: Words) -> str:
     return f"{text}\n\n{words['cases left'].format(words['and'].join(left))}" if left else text
 
 
+def _planned(measured: Measured, words: Words) -> str:
+    """The scratch that TensorRT-RTX plans: static sizes, then profile after profile."""
+    found: dict[str, dict[str, int]] = {}
+    for engine in measured.planned:
+        for index, profile in enumerate(engine["profiles"]):
+            static = engine["mode"] == "static"
+            name = f"profile {index}, {words['up to']} {profile['max']}"
+            row = found.setdefault(profile["opt"] if static else name, {})
+            row[engine["part"]] = profile["scratch_bytes"]
+    rows = [
+        [name, *_dashed(map(row.get, PARTS), lambda size: f"{size / 2**30:.2f}")]
+        for name, row in found.items()
+    ]
+    return _markdown((words["engine"], *(f"{part}, GiB" for part in PARTS)), rows)
+
+
 def _parity(measured: Measured, words: Words) -> str:
     if not measured.parity:
         raise MissingError
@@ -252,4 +268,5 @@ _BLOCKS: dict[str, Callable[..., str]] = {
     "modes": _modes,
     "memory": _memory,
     "parity": _parity,
+    "planned": _planned,
 }

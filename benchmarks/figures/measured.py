@@ -92,6 +92,15 @@ class Measured:
         return [row for row in rows if "case" in row and "device_bytes" in row]
 
     @cached_property
+    def planned(self) -> list[dict[str, Any]]:
+        """The engines of rtx/scratch.py; MissingError where it has not been run."""
+        source = self.folder / "rtx" / "scratch.json"
+        if not source.is_file():
+            raise MissingError
+        engines: list[dict[str, Any]] = json.loads(source.read_bytes())["engines"]
+        return engines
+
+    @cached_property
     def builds(self) -> list[dict[str, Any]]:
         """What building each engine took, by the sidecars; of several of one kind the latest."""
         latest: dict[tuple[str, ...], dict[str, Any]] = {}
