@@ -225,6 +225,21 @@ def test_an_engine_folder_without_write_permission(tmp_path: Path) -> None:
     assert files(engines) == []
 
 
+def test_an_engine_that_cannot_be_read_is_one_failed_row(tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    locked = engines / "static" / "32x32"
+    locked.mkdir(parents=True)
+    locked.chmod(0)
+    sizes = ["--resolution", "40x40", "--engine-dir", str(engines), "--json"]
+    ran = run_without_privileges([*_BUILD, *sizes])
+    locked.chmod(0o755)
+    assert ran.returncode == 1, ran.stderr
+    failed, built = json.loads(ran.stdout)["engines"]
+    assert (failed["status"], built["status"]) == ("failed", "built")
+    assert "Permission denied" in failed["reason"]
+    assert failed["fix"] == f"let this user into {locked}, or name another folder: --engine-dir DIR"
+
+
 def test_an_engine_folder_that_is_a_file(tmp_path: Path) -> None:
     engines = tmp_path / "engines"
     engines.write_text("mine")

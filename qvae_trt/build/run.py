@@ -7,6 +7,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
@@ -14,12 +15,11 @@ from qvae_trt.backends import BuildSpec, Progress
 from qvae_trt.build.ahead import Ahead, Wanted
 from qvae_trt.build.builder import BuildChild
 from qvae_trt.build.jobs import Event, Job, JobResult
-from qvae_trt.errors import BuildError, ForeignEngineError, QvaeError, StaleEngineError
+from qvae_trt.errors import BuildError, ForeignEngineError, QvaeError, StaleEngineError, StoreError
 from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from qvae_trt.backends import Backend, BuildOutcome
     from qvae_trt.export import OnnxFile
@@ -134,6 +134,9 @@ class _Run:
                 f"{job.title}: out of memory on the host", fix="close other programs"
             )
             result = JobResult(job, "failed", failure.what, error=failure)
+        except OSError as error:  # a folder that this user may not enter, a disk that fails
+            refused = _refused(error)
+            result = JobResult(job, "failed", refused.what, error=refused)
         for text in result.warnings:
             self.on_event(event(kind="warning", text=text))
         self.on_event(event(kind="end", text=result.reason, result=result))
@@ -225,7 +228,11 @@ class _Run:
         if self.ahead is None:
             return
         for later in self.jobs[self.jobs.index(job) + 1 :]:
-            if self.force or self._why_build(later, self._expected(later))[0] is not None:
+            try:
+                wanted = self.force or self._why_build(later, self._expected(later))[0] is not None
+            except OSError:  # that engine's own failure, told when its turn comes
+                continue
+            if wanted:
                 self.ahead.start(self._wanted(later))
                 return
 
@@ -293,6 +300,15 @@ def _one_line(error: QvaeError) -> str:
     ):  # one line a difference, below a line that names the file
         return "; ".join(line.strip() for line in error.what.splitlines()[1:]) or error.what
     return error.what
+
+
+def _refused(error: OSError) -> StoreError:
+    where = "" if error.filename is None else f"{error.filename}: "
+    fix = None
+    if isinstance(error, PermissionError) and error.filename is not None:
+        folder = Path(error.filename).parent
+        fix = f"let this user into {folder}, or name another folder: --engine-dir DIR"
+    return StoreError(f"{where}{error.strerror or error}", fix=fix)
 
 
 def _sidecar_or_none(path: Path) -> store.Sidecar | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import fake_tensorrt
 import numpy as np
@@ -18,6 +20,7 @@ from qvae_trt import backends, store
 from qvae_trt.backends import devices
 from qvae_trt.backends.onnxruntime import OnnxRuntime
 from qvae_trt.build import Event, Job, JobResult, build, plan_profiles, plan_static
+from qvae_trt.build.builder import BuildChild
 from qvae_trt.errors import BackendError, BuildError, StoreError
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.profiles import Profile, Resolution
@@ -257,6 +260,53 @@ def test_a_failed_job_does_not_stop_the_rest(
     ]
     assert [e.result.status for e in events if e.result] == ["failed", "built"]
     assert list(own_temporary_folder.iterdir()) == []
+
+
+class NoGraphs:
+    """Stands for `Ahead`: remembers what it was asked for."""
+
+    started: ClassVar[list[Any]] = []
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __enter__(self) -> NoGraphs:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def graph(self, *_: Any) -> Any:
+        return nullcontext()
+
+    def start(self, wanted: Any) -> None:
+        self.started.append(wanted)
+
+
+class InProcess(BuildChild):
+    def build(self, backend: str, *given: Any, **more: Any) -> Any:
+        return backends.get(backend).build(*given, **more)
+
+
+def test_an_engine_that_cannot_be_looked_at_does_not_stop_the_others(
+    exporter: Exporter, tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the one before it, while the next graph is sought."""
+    look = store.check_engine
+
+    def refuse(path: Path, **settings: Any) -> store.Sidecar:
+        if "decoder" in path.name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **settings)
+
+    monkeypatch.setattr(store, "check_engine", refuse)
+    monkeypatch.setattr("qvae_trt.build.run.Ahead", NoGraphs)
+    with fake_tensorrt.installed("8.6"), InProcess() as child:
+        jobs = plan(tmp_path, suffix=".trt")
+        built, failed = run(jobs, backend="tensorrt", child=child)
+    assert (built.status, failed.status) == ("built", "failed")
+    assert failed.reason == f"{jobs[1].path}: Permission denied"
+    assert failed.error is not None
+    assert str(failed.error.fix).startswith(f"let this user into {jobs[1].path.parent}, or ")
+    assert NoGraphs.started == []
 
 
 def test_a_failure_leaves_the_old_engine(exporter: Exporter, tmp_path: Path) -> None:
