@@ -170,6 +170,19 @@ def test_a_reader_that_leaves_is_no_failure(arguments: list[str]) -> None:
     assert ran.returncode == 0
 
 
+@pytest.mark.parametrize("arguments", [["profiles"], ["profiles", "--json"], ["--help"]])
+def test_a_full_disk_under_the_results_is_a_failure_in_words(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "qvae_trt", *arguments],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        "error: No space left on device\nfree some space, or name another folder\n"
+    )
+
+
 def test_closed_streams_do_no_harm() -> None:
     ran = subprocess.run(
         f"{sys.executable} -m qvae_trt profiles >&- 2>&-",

@@ -15,7 +15,7 @@ from rich.console import Console
 from qvae_trt.backends import devices
 from qvae_trt.build import JobResult, plan_profiles, plan_static
 from qvae_trt.cli import app as cli
-from qvae_trt.cli import estimate
+from qvae_trt.cli import estimate, output
 from qvae_trt.cli.commands import build
 from qvae_trt.cli.drawing import table
 from qvae_trt.cli.estimate import Measured, measured_like
@@ -71,6 +71,19 @@ def test_parity_at_80_columns_is_one_line_a_row() -> None:
     lines = drawn(_table(VerifyReport(rows=(row,) * 3, facts={})), 80)
     assert sum(line.startswith("static encoder") for line in lines) == 3
     assert "No room for max abs, rel L2, cosine" in lines[-2]
+
+
+@pytest.mark.parametrize("columns", ["0", "-5", "", "wide"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_columns_that_are_no_width_count_as_unset(
+    columns: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(file, "isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert output.console(file).width >= 80
+    monkeypatch.setenv("COLUMNS", "42")
+    assert output.console(file).width == 42
 
 
 # --- how large, how long -------------------------------------------------------------------------

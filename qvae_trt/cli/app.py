@@ -86,7 +86,7 @@ def qvae(
         typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """TensorRT engines of the Qwen-Image VAE: export, build, prove, measure, use."""
+    """TensorRT engines of the Qwen-Image VAE: export, build, compare with PyTorch, measure, use."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,5 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     output.settings.as_json = output.settings.verbose = False
     output.settings.command = shlex.join(["qvae", *arguments])
+
+    def command() -> object:
+        code = app(arguments, prog_name="qvae", standalone_mode=False)
+        sys.stdout.flush()  # a disk that is full is the command's failure
+        return code
+
     with output.streams():
-        return boundary.run(lambda: app(arguments, prog_name="qvae", standalone_mode=False))
+        return boundary.run(command)

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import warnings
 from typing import IO, TYPE_CHECKING
@@ -76,7 +77,10 @@ def streams() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except OSError:  # told by the command; Python's own last flush would fail again
+            mute(sys.stdout)
         os.dup2(kept, 1)
         sys.stdout = before
 
@@ -153,9 +157,19 @@ def mute(stream: IO[str]) -> None:
 def console(stream: IO[str] | None = None) -> Console:
     """A console on `stream`; without one on stderr."""
     file = sys.stderr if stream is None else stream
-    terminal = file.isatty()
-    wide = None if terminal or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(file=file, width=wide, highlight=False, soft_wrap=False, emoji=False)
+    width = _width(terminal=file.isatty())
+    return Console(file=file, width=width, highlight=False, soft_wrap=False, emoji=False)
+
+
+def _width(*, terminal: bool) -> int | None:
+    """None lets Rich ask the terminal. A COLUMNS that is no number above 0 counts as unset."""
+    asked = os.environ.get("COLUMNS")
+    if asked is not None and asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    if not terminal:
+        return _PIPE_WIDTH
+    # Rich would take a 0 at its word, and draw nothing.
+    return None if asked is None else shutil.get_terminal_size().columns
 
 
 def tell(text: str, *, style: str | None = None, on: Console | None = None) -> None:
