@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ort_engines
@@ -13,13 +14,11 @@ from qvae_trt import bench
 from qvae_trt.bench import paths as bench_paths
 from qvae_trt.bench.floor import count_flops, matmul_rate, on_meta
 from qvae_trt.bench.paths import Workbench
-from qvae_trt.errors import BackendError, ModelError, UsageError
+from qvae_trt.errors import BackendError, EngineError, ModelError, UsageError
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import Resolution
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from qvae_trt.bench import BenchResult, Step
     from qvae_trt.profiles import Part
 
@@ -68,7 +67,7 @@ def whole(
 
 
 def test_every_path_that_can_run_is_measured(
-    whole: tuple[BenchResult, list[Step], Path],
+    engines: Path, whole: tuple[BenchResult, list[Step], Path]
 ) -> None:
     result, _, out = whole
     assert result.paths == bench.PATHS
@@ -89,7 +88,26 @@ def test_every_path_that_can_run_is_measured(
     reasons = {cell.path: cell.notes[0] for cell in result.cells if cell.notes}
     assert "no-such-compiler" in reasons["compiled"]
     assert "qvae build --mode static --resolution 64x64" in reasons["static"]
+    assert f"--engine-dir {engines}" in reasons["static"]
     assert bench.load(out) == result
+
+
+def test_the_default_engine_folder_needs_no_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    work = Workbench(
+        ort_engines.tiny(),
+        device="cpu",
+        precision="fp32",
+        engine_dir=Path("engines"),
+        backend="onnxruntime",
+    )
+    with pytest.raises(EngineError, match="no engine static/64x64") as found:
+        work.prepare("static", "decoder", OTHER)
+    assert found.value.fix == (
+        "qvae build --mode static --resolution 64x64 --model bundled:tiny --backend onnxruntime"
+    )
 
 
 def test_compiling_on_a_cpu_is_not_done_unasked() -> None:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from qvae_trt.backends import DTYPES
@@ -28,7 +29,6 @@ from qvae_trt.profiles import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import torch
 
@@ -44,6 +44,8 @@ EXPECTED: Final[tuple[type[BaseException], ...]] = (
     ImportError,
     OSError,
 )
+#: Where `qvae build` puts engines unless told otherwise.
+_DEFAULT_ENGINE_DIR: Final = Path("engines")
 
 
 def explain(error: BaseException) -> str:
@@ -287,7 +289,11 @@ class Workbench:
         if not path.exists():
             sizes = (resolution,) if mode == "static" else ()
             command = build_command(
-                mode, *sizes, model=self.model.source, backend=self._backend.name
+                mode,
+                *sizes,
+                model=self.model.source,
+                backend=self._backend.name,
+                engine_dir=None if engine_dir == _DEFAULT_ENGINE_DIR else engine_dir,
             )
             raise EngineError(f"no engine {path.relative_to(engine_dir)}", fix=command)
         return path
