@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from bench_samples import NO_TRITON, SQUARE, WIDE, result
 
-from qvae_trt.bench import Cell, compare, group, merge
+from qvae_trt.bench import Cell, check_comparable, compare, group, merge
 from qvae_trt.errors import BenchError, UsageError
+from qvae_trt.profiles import PARTS
 
 ENGINES = ("pytorch", "folded", "static", "profiles")
 
@@ -133,6 +134,33 @@ def test_nothing_in_common() -> None:
 def test_a_margin_that_means_nothing(margin: float) -> None:
     with pytest.raises(UsageError):
         compare(result(), result(), margin)
+    with pytest.raises(UsageError):
+        check_comparable(result(), [WIDE], PARTS, margin=margin)
+
+
+def test_what_will_have_nothing_in_common_is_known_before() -> None:
+    old = result(sizes=(WIDE,), service=True)
+    check_comparable(old, [SQUARE, WIDE], PARTS, margin=0.05)
+    for sizes in ([SQUARE], []):
+        with pytest.raises(BenchError, match=r"encoder and decoder at 1664x928, expected") as found:
+            check_comparable(old, sizes, PARTS, margin=0.05)
+        assert "--resolution" in str(found.value.fix)
+    decoder = replace(old, cells=tuple(c for c in old.cells if c.part == "decoder"))
+    with pytest.raises(BenchError, match="has decoder at 1664x928, expected encoder at 1664x928"):
+        check_comparable(decoder, [WIDE], ["encoder"], margin=0.05)
+    check_comparable(decoder, [WIDE], ["encoder"], margin=0.05, service=True)
+
+
+def test_a_comparison_says_in_words_what_got_worse() -> None:
+    slower = compare(result(), result(scale=1.06))
+    assert slower.summary.startswith("20 of 20 medians are worse by more than 5 %, the first: ")
+    assert slower.summary.endswith(": +6.0 %")
+    lost = compare(result(), result(paths=ENGINES, absent=("compiled",)), 0.125)
+    assert "worse by more than 12.5 % or no longer measured, the first: " in lost.summary
+    assert compare(result(), result()).summary == ("none of 20 medians is worse by more than 5 %")
+    for scale, verdict in ((1.06, "worse"), (1.04, ""), (0.9, "better")):
+        found = compare(result(), result(scale=scale))
+        assert {found.verdict(change) for change in found.changes} == {verdict}
 
 
 def test_differences_of_the_machines_are_said() -> None:

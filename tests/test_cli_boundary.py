@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
@@ -172,7 +173,7 @@ def test_a_reader_that_leaves_is_no_failure(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [["profiles"], ["profiles", "--json"], ["--help"]])
 def test_a_full_disk_under_the_results_is_a_failure_in_words(arguments: list[str]) -> None:
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         ran = subprocess.run(
             [sys.executable, "-m", "qvae_trt", *arguments],
             stdout=full, stderr=subprocess.PIPE, text=True, check=False,

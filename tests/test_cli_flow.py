@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import bench_samples
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from qvae_trt import bench
 from qvae_trt.cli import app as cli
 
 SIZE = "64x48"
@@ -167,8 +169,35 @@ def test_bench_report_and_compare(
     for factor, code in ((1000, 0), (0.001, 1)):
         old = tmp_path / f"old{factor}.json"
         old.write_text(json.dumps(scaled(data, factor)))
-        found = run(capsys, *arguments, "--compare", old, code=code)
-        assert found["comparison"]["ok"] is (code == 0)
+        capsys.readouterr()
+        assert cli.main([*map(str, arguments), "--compare", str(old), "--json"]) == code
+        shown = capsys.readouterr()
+        assert json.loads(shown.out)["comparison"]["ok"] is (code == 0)
+        said = "none of 6 medians is worse" if code == 0 else "6 of 6 medians are worse"
+        assert f"{said} by more than 5 %" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "words"),
+    [
+        (["--resolution", "1664x928", "--margin", "-3"], 2, "the margin is -3.0, expected 0 to 10"),
+        (["--resolution", "64x64"], 1, "the old result has encoder and decoder at 1664x928"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_the_bench(
+    given: list[str],
+    code: int,
+    words: str,
+    built: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench.save(bench_samples.result(sizes=(bench_samples.WIDE,)), tmp_path / "old.json")
+    monkeypatch.setattr(bench, "bench", lambda *_, **__: pytest.fail("it was measured"))
+    command = ["bench", *given, *TINY, "--engine-dir", str(built)]
+    assert cli.main([*command, "--compare", str(tmp_path / "old.json")]) == code
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

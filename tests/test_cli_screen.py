@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from bench_samples import result
 from rich.console import Console
 
 from qvae_trt.backends import devices
+from qvae_trt.bench import compare
 from qvae_trt.build import JobResult, plan_profiles, plan_static
 from qvae_trt.cli import app as cli
 from qvae_trt.cli import estimate, output
+from qvae_trt.cli.bench_tables import comparison_table
 from qvae_trt.cli.commands import build
 from qvae_trt.cli.drawing import table
 from qvae_trt.cli.estimate import Measured, measured_like
@@ -71,6 +74,15 @@ def test_parity_at_80_columns_is_one_line_a_row() -> None:
     lines = drawn(_table(VerifyReport(rows=(row,) * 3, facts={})), 80)
     assert sum(line.startswith("static encoder") for line in lines) == 3
     assert "No room for max abs, rel L2, cosine" in lines[-2]
+
+
+def test_what_got_worse_is_told_without_colour() -> None:
+    lines = drawn(comparison_table(compare(result(), result(scale=1.5))), 100)
+    rows = [line for line in lines if "%" in line and "margin" not in line]
+    assert len(rows) == 20
+    assert {tuple(line.split()[-3:]) for line in rows} == {("+50.0", "%", "worse")}
+    lines = drawn(comparison_table(compare(result(), result(scale=0.5))), 100)
+    assert sum(line.endswith(" better") for line in lines) == 20
 
 
 @pytest.mark.parametrize("columns", ["0", "-5", "", "wide"])

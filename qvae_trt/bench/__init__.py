@@ -7,7 +7,7 @@ compared.
 
 from __future__ import annotations
 
-from qvae_trt.bench.compare import Change, Comparison, compare, group, merge
+from qvae_trt.bench.compare import Change, Comparison, check_comparable, compare, group, merge
 from qvae_trt.bench.results import (
     BASELINES,
     BASELINES_ON_CPU,
@@ -45,6 +45,7 @@ __all__ = [
     "Tie",
     "Timing",
     "bench",
+    "check_comparable",
     "compare",
     "group",
     "load",

@@ -5,7 +5,7 @@ against an old one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, ServiceRow, Tie, Timing, plain
 from qvae_trt.errors import BenchError, UsageError
@@ -182,8 +182,63 @@ class Comparison:
     def ok(self) -> bool:
         return not self.regressions
 
+    @property
+    def summary(self) -> str:
+        """One line: how many medians got worse, and the first of them."""
+        worse = self.regressions
+        bound = f"worse by more than {self.margin * 100:g} %"
+        if not worse:
+            return f"none of {len(self.changes)} medians is {bound}"
+        first = worse[0]
+        lost = " or no longer measured" if any(c.ratio is None for c in worse) else ""
+        return (
+            f"{len(worse)} of {len(self.changes)} medians are {bound}{lost}, the first: "
+            f"{first.what} {first.resolution} {first.path}: {first.reason}"
+        )
+
+    def verdict(self, change: Change) -> Literal["worse", "better", ""]:
+        """Which way a change leaves the margin."""
+        if change.regressed:
+            return "worse"
+        faster = change.ratio is not None and change.ratio < 1 - self.margin
+        return "better" if faster else ""
+
     def to_dict(self) -> dict[str, Any]:
         return {"ok": self.ok, **plain(self)}
+
+
+def check_comparable(
+    old: BenchResult,
+    resolutions: Sequence[Resolution],
+    parts: Sequence[Part],
+    *,
+    margin: float,
+    service: bool = False,
+) -> None:
+    """What `compare` would refuse, said before anything is measured.
+
+    Raises:
+        UsageError: a margin outside 0 to 10.
+        BenchError: nothing of the old result is to be measured now.
+    """
+    _check_margin(margin)
+    held = [c.resolution for c in old.cells if c.timing is not None and c.part in parts]
+    held += [row.resolution for row in old.service if service and row.timing is not None]
+    if not set(held) & set(resolutions):
+        timed = [cell for cell in old.cells if cell.timing is not None]
+        found = ", ".join(dict.fromkeys(str(cell.resolution) for cell in timed)) or "no size"
+        of = " and ".join(dict.fromkeys(cell.part for cell in timed)) or "no part"
+        asked = ", ".join(map(str, resolutions))
+        raise BenchError(
+            f"nothing to compare: the old result has {of} at {found}, "
+            f"expected {' or '.join(parts)} at {asked}",
+            fix="run qvae bench with the --resolution and --part of the old one",
+        )
+
+
+def _check_margin(margin: float) -> None:
+    if not 0 <= margin <= 10:
+        raise UsageError(f"the margin is {margin}, expected 0 to 10 (0.05 is 5 %)")
 
 
 def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Comparison:
@@ -196,8 +251,7 @@ def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Compari
         UsageError: a margin outside 0 to 10.
         BenchError: the two have no measurement in common.
     """
-    if not 0 <= margin <= 10:
-        raise UsageError(f"the margin is {margin}, expected 0 to 10 (0.05 is 5 %)")
+    _check_margin(margin)
     changes = []
     seen = {(cell.part, cell.resolution, cell.path): cell for cell in new.cells}
     for cell in old.cells:

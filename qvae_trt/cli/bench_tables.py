@@ -41,7 +41,7 @@ def screen(result: BenchResult) -> Group:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Every latency of a comparison; what got worse past the margin is red."""
+    """Every latency of a comparison; what left the margin is named, and coloured."""
     made = _new(
         f"New against old, margin {comparison.margin:.0%}",
         caption=Text("\n".join(comparison.notes)) if comparison.notes else None,
@@ -51,9 +51,10 @@ def comparison_table(comparison: Comparison) -> Table:
         made.add_column(name, no_wrap=True)
     for name in ("old ms", "new ms", "change"):
         made.add_column(name, justify="right")
+    made.add_column("", no_wrap=True)
     for change in comparison.changes:
-        faster = change.ratio is not None and change.ratio < 1 - comparison.margin
-        style = "bold red" if change.regressed else "green" if faster else ""
+        verdict = comparison.verdict(change)
+        style = {"worse": "bold red", "better": "green"}.get(verdict, "")
         made.add_row(
             change.what,
             str(change.resolution),
@@ -61,6 +62,7 @@ def comparison_table(comparison: Comparison) -> Table:
             view.ms(change.old_ms),
             view.ms(change.new_ms),
             Text(change.reason, style=style),
+            Text(verdict, style=style),
         )
     return made
 

@@ -85,6 +85,9 @@ def bench(
     from qvae_trt.cli.bench_tables import comparison_table, screen
 
     old = None if compare is None else measuring.load(compare)
+    parts = parse_parts(part)
+    if old is not None:
+        measuring.check_comparable(old, sizes, parts, margin=margin, service=service)
     with steps("bench") as step:
         result = measuring.bench(
             sizes,
@@ -92,7 +95,7 @@ def bench(
             engine_dir=engine_dir,
             baselines=baseline or None,
             backend=backend,
-            parts=parse_parts(part),
+            parts=parts,
             service=service,
             device=device,
             limits=measuring.Limits(budget_s=budget),
@@ -102,12 +105,14 @@ def bench(
         )
     written = report.write_tables(result, out)
     data: dict[str, object] = result.to_dict()
-    if old is None:
+    found = None if old is None else measuring.compare(old, result, margin)
+    if found is None:
         output.emit(data, lambda: screen(result))
     else:
-        found = measuring.compare(old, result, margin)
         data["comparison"] = found.to_dict()
         output.emit(data, lambda: stacked(screen(result), comparison_table(found)))
     for path in written:
         output.tell(f"wrote {path}")
-    return 0 if old is None or found.ok else 1
+    if found is not None:
+        output.tell(found.summary, style=None if found.ok else "bold red")
+    return 0 if found is None or found.ok else 1
