@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -340,8 +342,22 @@ def test_a_pipeline_is_saved_and_loaded_with_it(vae, engine_dir, tmp_path):
         again.set_progress_bar_config(disable=True)
         assert again.vae is one
         np.testing.assert_allclose(draw(again, case), expected, atol=2e-3, rtol=0)
-    again = load(tmp_path / "pipe", **nothing)
-    assert isinstance(again.vae, TrtVae), "and by itself it comes back as what it was"
+    script = (
+        "import sys, diffusers; pipe = diffusers.QwenImagePipeline.from_pretrained(sys.argv[1],"
+        " text_encoder=None, tokenizer=None);"
+        " print(type(pipe.vae).__name__, 'qvae_trt' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "pipe"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert loaded.stdout.split() == ["AutoencoderKLQwenImage", "False"], loaded.stderr
+
+
+def test_it_passes_for_the_vae_it_stands_for(vae):
+    assert isinstance(vae, TrtVae)
+    assert isinstance(vae, diffusers.AutoencoderKLQwenImage)
+    assert type(vae) is TrtVae
+    assert repr(vae).startswith("TrtVae(")
+    assert not vae.training
 
 
 def test_offload_hooks_are_called_by_encode_and_decode(vae):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import AutoencoderKLQwenImage
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -62,6 +63,9 @@ class TrtVae(ModelMixin, ConfigMixin):
         check_nan: bool = False,
     ) -> None:
         super().__init__()
+        self.eval()
+        # Pipelines write down the class of what they hold, by this name and `__class__`.
+        self.__module__ = AutoencoderKLQwenImage.__module__
         # Says where and in what dtype this VAE is, and is what `.to(...)` moves and casts. A
         # parameter, since offload hooks ask a module's first parameter for its device; an empty
         # one, since engines hold the weights.
@@ -85,14 +89,22 @@ class TrtVae(ModelMixin, ConfigMixin):
         self.tile_sample_min_height = self.tile_sample_min_width = 1024
         self.tile_sample_stride_height = self.tile_sample_stride_width = 896
 
+    @property  # type: ignore[misc]  # of which typeshed knows a setter too
+    def __class__(self) -> type[Any]:
+        """What `isinstance` finds too, and what a saved pipeline names: its folder holds that VAE,
+        and loads where there is no qvae.
+        """
+        return AutoencoderKLQwenImage
+
+    def _get_name(self) -> str:
+        return type(self).__name__
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any
     ) -> TrtVae:
         """`load_vae` for a diffusers folder: `engine_dir` ("engines") and its other arguments are
         taken too.
-
-        A pipeline saved with this VAE comes back through here.
         """
         source = str(pretrained_model_name_or_path or DEFAULT_MODEL)
         subfolder = kwargs.get("subfolder")
