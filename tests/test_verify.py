@@ -14,8 +14,9 @@ from verify_engines import SIZES, fp16_engines, only, rewrite
 from qvae_trt import backends, store
 from qvae_trt.errors import BackendError, EngineError, ParityError
 from qvae_trt.model import BUNDLED_TINY, Model
-from qvae_trt.profiles import PARTS, Resolution, engine_path
+from qvae_trt.profiles import PARTS, Resolution, build_command, engine_path
 from qvae_trt.verify import VerifyEvent, reference, verify
+from qvae_trt.verify.mending import rebuild
 from qvae_trt.verify.reference import PROOF_SIZE, Reference, exact_fp32, fast_bf16
 
 
@@ -114,9 +115,13 @@ def test_facts_name_every_version(report):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
+    sizes = [Resolution(64, 96)]
     with pytest.raises(EngineError, match="no engines") as caught:
-        verify(tmp_path, model=BUNDLED_TINY)
-    assert "qvae build" in caught.value.fix
+        verify(tmp_path, model=BUNDLED_TINY, backend="onnxruntime", resolutions=sizes)
+    assert caught.value.fix == (
+        "qvae build --mode static --resolution 96x64 "
+        f"--model {BUNDLED_TINY} --backend onnxruntime --engine-dir {tmp_path}"
+    )
 
 
 def test_a_size_that_no_engine_holds_is_an_error(engines):
@@ -132,6 +137,10 @@ def test_a_size_that_no_engine_holds_is_an_error(engines):
         "qvae build --mode static --resolution 512x512 "
         f"--model {BUNDLED_TINY} --engine-dir {engines}"
     )
+    asked = dataclasses.replace(report, backend="onnxruntime")
+    with pytest.raises(ParityError) as caught:
+        asked.require()
+    assert f"--backend onnxruntime --engine-dir {engines}" in caught.value.fix
 
 
 def test_engines_of_another_backend_are_not_run(engines):
@@ -140,7 +149,10 @@ def test_engines_of_another_backend_are_not_run(engines):
     assert {row.reason for row in report.rows} == {"built by onnxruntime, asked for tensorrt_rtx"}
     with pytest.raises(ParityError, match="no engine could be run here") as caught:
         report.require()
-    assert "qvae build --mode static --backend onnxruntime" in caught.value.fix
+    assert caught.value.fix == (
+        f"for engines that run on CPUs: qvae build --mode static --model {BUNDLED_TINY} "
+        f"--backend onnxruntime --engine-dir {engines}"
+    )
 
 
 def test_a_refusal_is_one_line_with_single_colons(engines, tmp_path):
@@ -152,7 +164,21 @@ def test_a_refusal_is_one_line_with_single_colons(engines, tmp_path):
     report = verify(folder, model=BUNDLED_TINY, resolutions=[SIZES[0]])
     (row,) = (row for row in report.rows if row.status == "error")
     assert "not the engine asked for: built from other weights" in row.reason
-    assert "; rebuild it: qvae build " in row.reason
+    assert "qvae build" not in row.reason
+    assert row.fix == general(folder, precision="fp16")
+
+
+def general(folder, **more):
+    """The command that builds the decoder of `SIZES[0]` in a folder, from what is in use."""
+    return build_command(
+        "static",
+        SIZES[0],
+        part="decoder",
+        model=BUNDLED_TINY,
+        backend="onnxruntime",
+        engine_dir=folder,
+        **more,
+    )
 
 
 def test_a_backend_that_cannot_run_here_is_not_run_and_never_passed(engines, tmp_path, monkeypatch):
@@ -235,8 +261,57 @@ def test_a_bad_engine_is_an_error_and_the_others_still_run(engines, tmp_path, fa
     (row,) = (row for row in report.rows if row.status == "error")
     assert said in row.reason
     assert not report.ok
-    with pytest.raises(ParityError):
+    # What did not run differs from nothing.
+    with pytest.raises(ParityError, match=r"^of 5 rows, 1 could not be checked, the first: ") as e:
         report.require()
+    known = {} if fault == "malformed" else {"precision": "fp16"}
+    assert e.value.fix == general(folder, **known)
+
+
+@pytest.mark.parametrize(
+    ("command", "weights", "expected"),
+    [
+        ("qvae build --mode static --level 5 --engine-dir {}", None, "{} --force"),
+        ("qvae build --mode static --level 5 --engine-dir={} --force", None, "{}"),
+        ("qvae build --mode static --engine-dir elsewhere", None, None),
+        ("qvae build --mode static --engine-dir {}", "0" * 64, None),
+        ("rm -rf --engine-dir {}", None, None),
+        ("qvae build 'unfinished", None, None),
+        ("", None, None),
+    ],
+)
+def test_the_command_that_mends_is_the_one_that_built(
+    engines, tmp_path, command, weights, expected
+):
+    folder = only(engines, tmp_path, "static")
+    path = engine_path(folder, "decoder", "static", ".onnx", SIZES[0])
+    sidecar = store.read_sidecar(path)
+    key = dataclasses.replace(
+        sidecar.key, weights_sha256=weights or ort_engines.tiny().weights_sha256
+    )
+    sidecar = dataclasses.replace(sidecar, key=key, command=command.format(folder))
+    found = rebuild(path, sidecar, engine_dir=folder, model=ort_engines.tiny(), force=True)
+    assert found == (
+        f"{general(folder, precision='fp16')} --force"
+        if expected is None
+        else expected.format(sidecar.command)
+    )
+
+
+def test_broken_and_unchecked_are_counted_apart(report):
+    broken, unchecked, *rest = report.rows
+    rows = (
+        dataclasses.replace(broken, status="broken", reason="psnr_db is 3", fix="qvae build a"),
+        dataclasses.replace(unchecked, status="error", reason="no file", fix="qvae build b"),
+        *rest,
+    )
+    with pytest.raises(ParityError) as caught:
+        dataclasses.replace(report, rows=rows).require()
+    assert caught.value.what == (
+        f"of {len(rows)} rows, 1 broken, 1 could not be checked, the first: "
+        f"{broken.engine}: psnr_db is 3"
+    )
+    assert caught.value.fix == "qvae build a\nqvae build b"
 
 
 def test_an_engine_that_fails_while_running_is_an_error(engines, monkeypatch):

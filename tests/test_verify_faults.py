@@ -178,3 +178,5 @@ def test_a_wrong_engine_fails_the_run(engines, tmp_path, part, fault):
     if fault == "a NaN in a kernel":
         assert all("finite" in row.reason for row in report.rows)
     assert all(row.reason for row in report.rows if row.status == "broken")
+    # Its file is what was built: without --force it would be kept.
+    assert all(row.fix.endswith(" --force") for row in report.rows if row.status == "broken")

@@ -246,10 +246,12 @@ def _power(reference: Array, scale: _Scale, limit: Bounds, bf16: Metrics) -> flo
     The smaller of the two errors over the largest error that the bounds let pass. At 1 or below,
     the output is so flat that the bounds prove nothing, and the row fails.
     """
-    shifted = np.roll(reference, 1, axis=-1)
     swapped = reference.copy()
     swapped[:, [0, 1]] = swapped[:, [1, 0]]
-    error = min(float(np.linalg.norm(other - reference)) for other in (shifted, swapped))
+    others = [swapped]
+    if reference.shape[-1] > 1:  # what is one wide looks the same, shifted
+        others.append(np.roll(reference, 1, axis=-1))
+    error = min(float(np.linalg.norm(other - reference)) for other in others)
     passing = min(
         limit.relative_l2 * scale.norm,
         scale.range * 10.0 ** (-limit.psnr_db / 20.0) * math.sqrt(scale.size),

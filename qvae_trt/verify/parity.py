@@ -13,7 +13,13 @@ import torch
 
 import qvae_trt
 from qvae_trt import backends, store
-from qvae_trt.errors import BackendError, EngineError, ForeignEngineError, QvaeError
+from qvae_trt.errors import (
+    BackendError,
+    EngineError,
+    ForeignEngineError,
+    QvaeError,
+    StaleEngineError,
+)
 from qvae_trt.model import load_model
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.verify.bounds import BOUNDS
@@ -25,6 +31,7 @@ from qvae_trt.verify.comparison import (
     run,
 )
 from qvae_trt.verify.inputs import LATENTS, PICTURES, Array
+from qvae_trt.verify.mending import rebuild
 from qvae_trt.verify.reference import (
     DIFFUSERS_CPU_PIXELS,
     Dtype,
@@ -33,7 +40,7 @@ from qvae_trt.verify.reference import (
     Source,
     split_outputs,
 )
-from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain
+from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain, hint
 from qvae_trt.verify.targets import Target, find_targets, sizes_of
 
 if TYPE_CHECKING:
@@ -93,7 +100,7 @@ def verify(
     if not targets:
         raise EngineError(
             f"{engine_dir}: no engines found",
-            fix="qvae build --mode static, or --mode profiles, makes them",
+            fix=hint(resolutions, model=model, backend=backend, engine_dir=engine_dir),
         )
     loaded = load_model(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,6 +113,7 @@ def verify(
         facts=_facts(engine_dir, loaded, device, parity.versions),
         proof=parity.reference.proof,
         seconds=time.monotonic() - started,
+        backend=backend,
     )
 
 
@@ -155,7 +163,7 @@ class _Run:
                 self._note(target, None, "not run", error.what)
                 continue
             except QvaeError as error:
-                self._note(target, None, "error", error.what)
+                self._note(target, None, "error", error.what, fix=self._rebuild(target, None))
                 continue
             flavour = sidecar.key.flavour
             if wanted is not None and flavour != wanted:
@@ -208,7 +216,15 @@ class _Run:
                 )
             except QvaeError as error:
                 self._done += len(self._steps(job))
-                self._note(job.target, job.sidecar, "error", _one_line(error))
+                stale = isinstance(error, StaleEngineError)
+                fix = None if stale else error.fix
+                self._note(
+                    job.target,
+                    job.sidecar,
+                    "error",
+                    _one_line(error),
+                    fix=fix or self._rebuild(job.target, job.sidecar),
+                )
                 continue
             try:
                 for size, profile, name in self._steps(job):
@@ -237,7 +253,14 @@ class _Run:
             outputs = run(runner, x, input_name=engine.input.name)
         except QvaeError as error:
             self._note(
-                target, job.sidecar, "error", error.what, size=size, profile=index, name=name
+                target,
+                job.sidecar,
+                "error",
+                error.what,
+                size=size,
+                profile=index,
+                name=name,
+                fix=error.fix or self._rebuild(target, job.sidecar, force=True),
             )
             return
         fp32, source = self._torch(target.part, size, name, x, "fp32")
@@ -259,6 +282,7 @@ class _Run:
                     source=source,
                     yardstick_source=yardstick_source,
                     comparison=found,
+                    fix=None if found.passed else self._rebuild(target, job.sidecar, force=True),
                 )
             )
 
@@ -286,6 +310,11 @@ class _Run:
     def _name(self, target: Target) -> str:
         return target.path.relative_to(self.engine_dir).as_posix()
 
+    def _rebuild(self, target: Target, sidecar: Sidecar | None, *, force: bool = False) -> str:
+        return rebuild(
+            target.path, sidecar, engine_dir=self.engine_dir, model=self.model, force=force
+        )
+
     def _note(
         self,
         target: Target,
@@ -296,6 +325,7 @@ class _Run:
         size: Resolution | None = None,
         profile: int | None = None,
         name: str | None = None,
+        fix: str | None = None,
     ) -> None:
         self.rows.append(
             ParityRow(
@@ -309,6 +339,7 @@ class _Run:
                 resolution=size or target.resolution,
                 profile_index=profile,
                 input=name,
+                fix=fix,
             )
         )
 
@@ -325,8 +356,8 @@ def _run_engine(engine: Engine, part: Part, x: Array, profile: int) -> Outputs:
 
 
 def _one_line(error: QvaeError) -> str:
-    """An error's lines as one: a colon already joins, a semicolon joins the others."""
-    joined = "; ".join(line.strip() for line in str(error).splitlines())
+    """What an error says, as one line: a colon already joins, a semicolon joins the others."""
+    joined = "; ".join(line.strip() for line in error.what.splitlines())
     return joined.replace(":; ", ": ")
 
 

@@ -35,6 +35,7 @@ class ParityRow:
         status: `passed`; `broken`: a bound does not hold; `error`: it should run here and did not;
             `not run`: this machine cannot run it, which proves nothing.
         reason: what is wrong, for every status but `passed`.
+        fix: the command that mends a `broken` or an `error`, if one does.
         source: whose fp32 result it was compared with; yardstick_source: whose bf16 result.
     """
 
@@ -52,6 +53,7 @@ class ParityRow:
     source: Source | None = None
     yardstick_source: Source | None = None
     comparison: Comparison | None = None
+    fix: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready: numbers that JSON has no form for are null (nan) or the text `inf`."""
@@ -67,6 +69,7 @@ class ParityRow:
             "output": self.output,
             "status": self.status,
             "reason": self.reason,
+            "fix": self.fix,
             "reference": self.source,
             "yardstick": self.yardstick_source,
         }
@@ -89,12 +92,13 @@ class ParityRow:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """All rows of one run, and what they were made with."""
+    """All rows of one run, and what they were made with; `backend` as it was asked for."""
 
     rows: tuple[ParityRow, ...]
     facts: dict[str, str]
     proof: Proof | None = None
     seconds: float = 0.0
+    backend: str = "auto"
 
     @property
     def counts(self) -> dict[Status, int]:
@@ -125,24 +129,26 @@ class VerifyReport:
             reasons = sorted({row.reason for row in self.rows if row.status == "not run"})
             raise ParityError(
                 "no engine could be run here: " + ("; ".join(reasons) or "there is none"),
-                fix="qvae build --mode static --backend onnxruntime makes engines that run on CPUs",
+                fix=f"for engines that run on CPUs: {self._hint((), backend='onnxruntime')}",
             )
         if all(row.part is None and row.resolution is not None for row in wrong):
             sizes = [row.resolution for row in wrong if row.resolution is not None]
             raise ParityError(
                 f"no engine holds {', '.join(map(str, sizes))}",
-                fix=build_command(
-                    "static",
-                    *sizes,
-                    model=self.facts.get("model"),
-                    engine_dir=self.facts.get("engine folder"),
-                ),
+                fix=self._hint(sizes, backend=self.backend),
             )
+        broken, unchecked = self.counts["broken"], self.counts["error"]
+        counted = [f"{broken} broken"] if broken else []
+        counted += [f"{unchecked} could not be checked"] if unchecked else []
         raise ParityError(
-            f"{len(wrong)} of {len(self.rows)} rows differ from PyTorch, the first: "
+            f"of {len(self.rows)} rows, {', '.join(counted)}, the first: "
             f"{wrong[0].engine}: {wrong[0].reason}",
-            fix="the command that built the engine, with --force, builds it again",
+            fix="\n".join(dict.fromkeys(row.fix for row in wrong if row.fix is not None)) or None,
         )
+
+    def _hint(self, sizes: Sequence[Resolution], *, backend: str) -> str:
+        model, folder = self.facts.get("model"), self.facts.get("engine folder")
+        return hint(sizes, model=model, backend=backend, engine_dir=folder)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
@@ -220,11 +226,28 @@ class VerifyReport:
         return "\n\n".join(paragraphs) + "\n"
 
 
+def hint(
+    sizes: Sequence[Resolution],
+    *,
+    model: str | None,
+    backend: str,
+    engine_dir: str | Path | None,
+) -> str:
+    """The command that builds engines, with the options in use."""
+    return build_command(
+        "static",
+        *sizes,
+        model=model,
+        backend=None if backend == "auto" else backend,
+        engine_dir=engine_dir,
+    )
+
+
 _LEGEND = (
     "`vs bf16` is the engine's L2 error over that of PyTorch in bf16 on the same input. `power` "
     "says how surely a broken engine would be seen on that very output: the error of a shift by "
-    "one pixel or of two swapped channels, the smaller one, over the largest error that the bounds "
-    "let pass."
+    "one pixel (where it is wider than one) or of two swapped channels, the smaller one, over the "
+    "largest error that the bounds let pass."
 )
 HEADINGS = (
     "engine",

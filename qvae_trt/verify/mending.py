@@ -1,0 +1,54 @@
+"""The command that builds an engine again."""
+
+from __future__ import annotations
+
+import shlex
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvae_trt.profiles import rebuild_command
+
+if TYPE_CHECKING:
+    from qvae_trt.model import Model
+    from qvae_trt.store import Sidecar
+
+
+def rebuild(
+    engine: Path, sidecar: Sidecar | None, *, engine_dir: Path, model: Model, force: bool
+) -> str:
+    """The command that built the engine, which knows its level and profiles; else a general one.
+
+    A command that built from other weights, or into another folder, would mend nothing.
+
+    Args:
+        force: for an engine that `qvae build` would take to be up to date.
+    """
+    if sidecar is None:
+        backend = "onnxruntime" if engine.suffix == ".onnx" else None
+        return rebuild_command(engine, model=model.source, backend=backend)
+    key = sidecar.key
+    words = _words(sidecar.command)
+    if key.weights_sha256 != model.weights_sha256 or not _builds_into(words, engine_dir):
+        general = rebuild_command(
+            engine, model=model.source, backend=key.flavour, precision=key.precision
+        )
+        words = shlex.split(general)
+    if force and "--force" not in words:
+        words.append("--force")
+    return shlex.join(words)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # nothing that a shell would have taken
+        return []
+
+
+def _builds_into(words: list[str], engine_dir: Path) -> bool:
+    if words[:2] != ["qvae", "build"]:
+        return False
+    split = [part for word in words for part in word.split("=", 1)]
+    folder = next((value for option, value in pairwise(split) if option == "--engine-dir"), None)
+    return Path(folder or "engines").absolute() == engine_dir.absolute()
