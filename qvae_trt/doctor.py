@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -159,7 +160,7 @@ def _runs(name: str) -> bool:
 def _engines(engine_dir: Path) -> Check:
     """What is there by its sidecars, and what of it is not this machine's; no file is hashed."""
     here, elsewhere = Counter[str](), Counter[str]()
-    for path in (*engine_dir.glob("static/*/*.json"), *engine_dir.glob("profiles/*.json")):
+    for path in _sidecars(engine_dir):
         try:
             key = store.read_sidecar(path.with_suffix("")).key
             wanted = backends.get(key.flavour).identity()
@@ -169,6 +170,14 @@ def _engines(engine_dir: Path) -> Check:
         same = all(getattr(key, name) == value for name, value in wanted.items())
         words = f"{key.flavour} {key.flavour_version} on {key.gpu}"
         (here if same else elsewhere)[words] += 1
+    locked = _unreadable(engine_dir)
+    if locked is not None:
+        return Check(
+            "engines",
+            "warn",
+            f"{locked}: no permission to read",
+            f"let this user into it: chmod u+rX {shlex.quote(str(locked))}",
+        )
     if not here and not elsewhere:
         return Check("engines", "ok", f"none in {engine_dir} yet")
     told = [f"{count} of {words}" for words, count in here.items()]
@@ -176,6 +185,28 @@ def _engines(engine_dir: Path) -> Check:
     fix = "run qvae build with the options they were built with; qvae inspect ENGINE shows them"
     detail = f"in {engine_dir}: {'; '.join(told)}"
     return Check("engines", "warn" if elsewhere else "ok", detail, fix if elsewhere else None)
+
+
+def _sidecars(engine_dir: Path) -> Iterator[Path]:
+    yield from engine_dir.glob("static/*/*.json")
+    yield from engine_dir.glob("profiles/*.json")
+
+
+def _unreadable(engine_dir: Path) -> Path | None:
+    """The first folder on the way to the engines that is there and cannot be looked into."""
+    for parent in engine_dir.absolute().parents:
+        if _locked(parent, os.X_OK):
+            return parent
+    for folder in (engine_dir, engine_dir / "profiles", engine_dir / "static"):
+        if _locked(folder, os.R_OK | os.X_OK):
+            return folder
+    sizes = engine_dir.glob("static/*/")
+    return next((folder for folder in sizes if _locked(folder, os.R_OK | os.X_OK)), None)
+
+
+def _locked(folder: Path, right: int) -> bool:
+    there = os.path.isdir(folder)  # noqa: PTH112  Path.is_dir raises in a locked folder
+    return there and not os.access(folder, right)
 
 
 def _torch() -> Check:
@@ -212,16 +243,18 @@ def _package(name: str) -> Check:
 
 def _disk(engine_dir: Path) -> Check:
     folder = engine_dir.absolute()
-    while not folder.exists():
+    while not os.path.exists(folder):  # noqa: PTH110  Path.exists raises in a locked folder
         folder = folder.parent
     if not folder.is_dir():
         return Check(
             "disk", "fail", f"{folder} is a file, expected a folder", "name another --engine-dir"
         )
     if not os.access(folder, os.W_OK):
-        return Check(
-            "disk", "fail", f"{folder}: no permission to write", "name another --engine-dir"
-        )
+        detail, fix = f"{folder}: no permission to write", "name another --engine-dir"
+        if _unreadable(engine_dir) is None and any(_sidecars(engine_dir)):
+            detail = f"{detail}: the engines there serve, and none can be built"
+            return Check("disk", "warn", detail, f"to build: {fix}")
+        return Check("disk", "fail", detail, fix)
     free = shutil.disk_usage(folder).free
     detail = f"{free / 2**30:.1f} GiB free in {folder}"
     if free < _SMALLEST_BYTES:

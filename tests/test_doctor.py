@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,6 +177,54 @@ def test_an_engine_folder_that_is_a_file(tmp_path: Path) -> None:
     found = check("disk", tmp_path / "engines")
     assert found.status == "fail"
     assert "expected a folder" in found.detail
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
+    """Refuses one right to one folder; root, who may run the tests, is refused none."""
+
+    def refuse(folder: Path, right: int) -> None:
+        real = os.access
+        monkeypatch.setattr(
+            os,
+            "access",
+            lambda path, mode: not (path == folder and mode & right) and real(path, mode),
+        )
+
+    return refuse
+
+
+def test_a_read_only_folder_serves_the_engines_in_it(
+    tmp_path: Path, refused: Callable[[Path, int], None]
+) -> None:
+    refused(tmp_path, os.W_OK)
+    found = check("disk", tmp_path)
+    assert (found.status, found.detail) == ("fail", f"{tmp_path}: no permission to write")
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "vae_decoder_multi_profile.onnx.json").write_text("{}")
+    found = check("disk", tmp_path)
+    assert found.status == "warn"
+    assert "the engines there serve" in found.detail
+
+
+@pytest.mark.parametrize("name", [".", "static", "profiles", "static/16_9"])
+def test_a_folder_that_cannot_be_read_is_not_called_empty(
+    name: str, tmp_path: Path, refused: Callable[[Path, int], None]
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir(parents=True, exist_ok=True)
+    refused(folder, os.R_OK)
+    found = check("engines", tmp_path)
+    assert (found.status, found.detail) == ("warn", f"{folder}: no permission to read")
+    assert found.fix == f"let this user into it: chmod u+rX {folder}"
+
+
+def test_a_folder_above_that_cannot_be_entered(
+    tmp_path: Path, refused: Callable[[Path, int], None]
+) -> None:
+    refused(tmp_path, os.X_OK)
+    found = check("engines", tmp_path / "engines")
+    assert (found.status, found.detail) == ("warn", f"{tmp_path}: no permission to read")
 
 
 def test_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
