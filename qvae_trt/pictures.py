@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from qvae_trt.errors import PictureError, ResolutionError
+from qvae_trt.errors import PictureError, ResolutionError, UsageError
 from qvae_trt.images import (
     MULTIPLE,
     WRITE_FORMATS,
@@ -113,10 +114,11 @@ def encode(
     """Encode a picture file to latents: the mean, un-normalised, with the picture's size.
 
     Raises:
+        UsageError: `out` has another suffix than `.safetensors`, or is the picture itself.
         PictureError: the picture cannot be read, or the latents cannot be written.
         ModelError: the weights cannot be had.
     """
-    _check_out(out, (".safetensors",), "latents file")
+    _check_out(out, (".safetensors",), "latents file", source=picture)
     loaded, vae = _load(engine_dir, model, backend)
     pixels = read_picture(picture, channels=_channels(vae))
     size, padded = _sizes(vae, pixels, ("encoder",))
@@ -132,11 +134,12 @@ def decode(
     """Decode a latents file to a picture of the size that was encoded.
 
     Raises:
+        UsageError: `out` is no picture by its suffix, or is the latents file itself.
         PictureError: the latents cannot be read or are another VAE's, or the picture cannot be
             written.
         ModelError: the weights cannot be had.
     """
-    _check_out(out, tuple(WRITE_FORMATS), "picture")
+    _check_out(out, tuple(WRITE_FORMATS), "picture", source=latents)
     given = read_latents(latents)
     _check_size(_decoded_size(given.values), latents)
     loaded, vae = _load(engine_dir, model, backend)
@@ -171,10 +174,11 @@ def roundtrip(
         side_by_side: write the picture, and its round trip to the right of it.
 
     Raises:
+        UsageError: `out` is no picture by its suffix, or is the picture that is read.
         PictureError: the picture cannot be read or written.
         ModelError: the weights cannot be had.
     """
-    _check_out(out, tuple(WRITE_FORMATS), "picture")
+    _check_out(out, tuple(WRITE_FORMATS), "picture", source=picture)
     _, vae = _load(engine_dir, model, backend)
     pixels = read_picture(picture, channels=_channels(vae))
     size, padded = _sizes(vae, pixels, PARTS)
@@ -185,13 +189,21 @@ def roundtrip(
     return Outcome(out, size, (encoding, decoding), _psnr_db(pixels, again))
 
 
-def _check_out(out: Path, suffixes: Sequence[str], kind: str) -> None:
-    """Before minutes of work: a name of a kind that can be written, in a folder that is there."""
+def _check_out(out: Path, suffixes: Sequence[str], kind: str, *, source: Path) -> None:
+    """Before minutes of work: a name of a kind that can be written, in a folder that is there, and
+    not that of the file that is read.
+    """
     if out.suffix.lower() not in suffixes:
-        raise PictureError(
+        raise UsageError(
             f"{out}: unknown kind of {kind} {out.suffix!r}", fix=f"Name it {', '.join(suffixes)}."
         )
     check_folder(out)
+    with suppress(OSError, ValueError):  # one of them is not there
+        if out.samefile(source):
+            raise UsageError(
+                f"{out}: is the file to read, expected another one to write",
+                fix="Name another --out.",
+            )
 
 
 def _check_size(size: Resolution, path: Path | str) -> None:

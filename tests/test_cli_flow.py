@@ -310,6 +310,6 @@ def test_an_extension_is_refused_before_the_work(
     command: str, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.xyz"
-    assert cli.main([command, str(photograph), *TINY, "--out", str(out)]) == 1
+    assert cli.main([command, str(photograph), *TINY, "--out", str(out)]) == 2
     assert "'.xyz'" in capsys.readouterr().err
     assert not out.exists()

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qvae_trt import pictures
-from qvae_trt.errors import ModelError, PictureError
+from qvae_trt.errors import ModelError, PictureError, UsageError
 from qvae_trt.images import Latents, pad, read_latents, read_picture, write_latents
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import Resolution
@@ -235,20 +235,45 @@ def test_results_are_json(engines, photograph, tmp_path):
     ],
 )
 def test_where_latents_cannot_go_is_said_before_any_work(photograph, tmp_path, out, said):
-    with pytest.raises(PictureError, match=said) as caught:
+    with pytest.raises((PictureError, UsageError), match=said) as caught:
         pictures.encode(photograph((9, 9)), tmp_path / out, engine_dir=tmp_path, model="no/model")
     assert caught.value.fix
     assert sorted(p.name for p in tmp_path.iterdir()) == ["picture.png"]
 
 
-@pytest.mark.parametrize("out", ["out.safetensors", "out", "out.txt", "nowhere/out.png"])
+@pytest.mark.parametrize(
+    ("out", "error"),
+    [
+        ("out.safetensors", UsageError),
+        ("out", UsageError),
+        ("out.txt", UsageError),
+        ("nowhere/out.png", PictureError),
+    ],
+)
 @pytest.mark.parametrize("command", ["decode", "roundtrip"])
-def test_where_a_picture_cannot_go_is_said_before_any_work(tmp_path, command, out):
-    with pytest.raises(PictureError):
+def test_where_a_picture_cannot_go_is_said_before_any_work(tmp_path, command, out, error):
+    with pytest.raises(error):
         getattr(pictures, command)(
             tmp_path / "absent", tmp_path / out, engine_dir=tmp_path, model="no/model"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("roundtrip", "in.png"), ("decode", "in.png"), ("encode", "in.safetensors")],
+)
+@pytest.mark.parametrize("link", [False, True])
+def test_the_file_that_is_read_is_not_written_over(tmp_path, command, name, link):
+    source = out = tmp_path / name
+    source.write_bytes(b"mine")
+    if link:
+        out = tmp_path / f"link{source.suffix}"
+        out.symlink_to(source)
+    with pytest.raises(UsageError, match="is the file to read, expected another one") as caught:
+        getattr(pictures, command)(source, out, engine_dir=tmp_path, model="no/model")
+    assert caught.value.fix
+    assert source.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"a text", b"\x89PNG\r\n\x1a\n" + b"0" * 40])
