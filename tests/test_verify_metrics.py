@@ -288,7 +288,7 @@ def test_engines_are_found_by_the_contracts_names(tmp_path):
 # --- report ---------------------------------------------------------------------------------------
 
 
-def row(status, comparison=None, reason=""):
+def row(status, comparison=None, reason="", fix=None):
     return ParityRow(
         engine="static/16_9/vae_decoder.onnx",
         part="decoder",
@@ -301,6 +301,7 @@ def row(status, comparison=None, reason=""):
         input="encoded",
         output="images",
         comparison=comparison,
+        fix=fix,
     )
 
 
