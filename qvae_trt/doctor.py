@@ -159,6 +159,14 @@ def _runs(name: str) -> bool:
 
 def _engines(engine_dir: Path) -> Check:
     """What is there by its sidecars, and what of it is not this machine's; no file is hashed."""
+    locked = _unreadable(engine_dir)
+    if locked is not None:
+        return Check(
+            "engines",
+            "warn",
+            f"{locked}: no permission to read",
+            f"let this user into it: chmod u+rX {shlex.quote(str(locked))}",
+        )
     here, elsewhere = Counter[str](), Counter[str]()
     for path in _sidecars(engine_dir):
         try:
@@ -170,14 +178,6 @@ def _engines(engine_dir: Path) -> Check:
         same = all(getattr(key, name) == value for name, value in wanted.items())
         words = f"{key.flavour} {key.flavour_version} on {key.gpu}"
         (here if same else elsewhere)[words] += 1
-    locked = _unreadable(engine_dir)
-    if locked is not None:
-        return Check(
-            "engines",
-            "warn",
-            f"{locked}: no permission to read",
-            f"let this user into it: chmod u+rX {shlex.quote(str(locked))}",
-        )
     if not here and not elsewhere:
         return Check("engines", "ok", f"none in {engine_dir} yet")
     told = [f"{count} of {words}" for words, count in here.items()]

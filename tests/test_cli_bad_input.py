@@ -240,6 +240,16 @@ def test_an_engine_that_cannot_be_read_is_one_failed_row(tmp_path: Path) -> None
     assert failed["fix"] == f"let this user into {locked}, or name another folder: --engine-dir DIR"
 
 
+def test_doctor_of_a_folder_that_cannot_be_entered(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+    ran = run_without_privileges(["doctor", "--json", "--engine-dir", str(locked / "engines")])
+    assert ran.returncode == 1, ran.stderr
+    found = {check["name"]: check for check in json.loads(ran.stdout)["checks"]}
+    assert found["engines"]["detail"] == f"{locked}: no permission to read"
+    assert found["disk"]["detail"] == f"{locked}: no permission to write"
+
+
 def test_an_engine_folder_that_is_a_file(tmp_path: Path) -> None:
     engines = tmp_path / "engines"
     engines.write_text("mine")
