@@ -461,7 +461,7 @@ def test_curated_variants_can_be_built(flavour: str, precision: Any, part: Any) 
     assert all(v.lowering.attention != "fused" for v in tried)  # has no ONNX
     if flavour != "tensorrt":
         assert all(v.level is None for v in tried)
-    if (flavour, precision) == ("tensorrt_rtx", "bf16"):
+    if precision == "bf16":
         assert all(v.lowering.upsample != "conv_transpose" for v in tried)
     small = curated(flavour, precision, part, Resolution(16, 16))  # four tokens
     assert all(int(n) <= 4 for name, values in small if name == "attention_chunks" for n in values)

@@ -91,8 +91,8 @@ def curated(
     stand behind an upsampling, and attention decides on memory.
     """
     upsamples: tuple[str, ...] = ("conv_transpose", "depth_to_space", "resize")
-    if flavour == "tensorrt_rtx" and precision == "bf16":
-        upsamples = upsamples[1:]  # no kernel for the first: the build would fail
+    if precision == "bf16":
+        upsamples = upsamples[1:]  # TensorRT 11.0 and RTX have no kernel for the first
     tokens = resolution.latent[0] * resolution.latent[1]
     numbers = (1, 8) if flavour == "onnxruntime" else (4, 7, 8, 16)
     chunks = tuple(str(number) for number in numbers if number <= tokens)
