@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,22 @@ def test_a_wrong_step_is_refused(tmp_path, steps):
     done = run(tmp_path, *steps)
     assert done.returncode == 2
     assert "its first lines name" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        ({"Format/Datatype": "Channel major FP16 format"}, "Channel major FP16 format"),
+        ({"Format": "Channel major format", "Datatype": "Half"}, "Channel major format, Half"),
+        ({"Datatype": "Half"}, "Half"),
+        ({}, None),
+    ],
+)
+def test_the_kind_of_a_tensor_in_every_tensorrt(
+    tensor: dict[str, str], kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = types.ModuleType("tensorrt")
+    stub.IProfiler = object  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", stub)
+    layers = runpy.run_path(str(ROOT / "benchmarks" / "h200" / "layers.py"))
+    assert layers["kind_of"](tensor) == kind

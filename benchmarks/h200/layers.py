@@ -67,15 +67,22 @@ def measure(path: Path, profile: int) -> list[dict[str, Any]]:
             "ms": round(statistics.median(times), 4),
             "kind": known.get(name, {}).get("LayerType", ""),
             "tactic": known.get(name, {}).get("TacticName", ""),
-            "inputs": [
-                item.get("Format/Datatype") for item in known.get(name, {}).get("Inputs", [])
-            ],
+            "inputs": [kind_of(item) for item in known.get(name, {}).get("Inputs", [])],
             "output_dims": [
                 item.get("Dimensions") for item in known.get(name, {}).get("Outputs", [])
             ],
         }
         for name, times in profiler.times_ms.items()
     ]
+
+
+def kind_of(tensor: dict[str, Any]) -> str | None:
+    """Format and data type: one field up to TensorRT 10, two from 11 on."""
+    joined: str | None = tensor.get("Format/Datatype")
+    if joined is not None:
+        return joined
+    words = [tensor[name] for name in ("Format", "Datatype") if tensor.get(name)]
+    return ", ".join(words) or None
 
 
 def group_of(layer: dict[str, Any]) -> str:
