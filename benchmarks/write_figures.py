@@ -9,7 +9,7 @@ In a line: `<!-- f KEY -->what was written<!-- /f -->`. Over several lines: `<!-
 the block, `<!-- /block -->`. Where a measurement is missing, the words for that are written.
 
 Keys of a line:
-    range:PART:PATH      speed-up over PyTorch as shipped, least to largest over the sizes
+    range:PART:PATH      speed-up over stock diffusers, least to largest over the sizes
     build:PART:MODE      seconds that building one engine took, least to largest
     post:PROCESSOR       what the post-processing takes of a latents-to-PIL call, at most
     json:FILE:A.B[name=x].C[0]:FORMAT      any value; FORMAT is ms, gib, mib, int or text

@@ -380,6 +380,15 @@ def test_the_four_files_and_two_more(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "memory.svg").exists()
 
 
+def test_the_reference_has_one_name_wherever_people_read_it(tmp_path: Path) -> None:
+    report.write_tables(result(), tmp_path)
+    report.write_html([result()], tmp_path / "report.html")
+    for name in ("latency.md", "speedup.svg", "report.html"):
+        text = (tmp_path / name).read_text("utf-8")
+        assert "stock diffusers" in text, name
+        assert "as shipped" not in text, name
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError):

@@ -136,7 +136,7 @@ def _steady(
     calls: dict[str, Callable[[int], object]] = {}
     named: dict[str, tuple[str, str]] = {}
     for prepared in ready:
-        # PyTorch as shipped is what a server runs today: with the stock processor only.
+        # Stock diffusers is what a server runs today: with the stock processor only.
         for processor in (STOCK,) if prepared.name == REFERENCE else (STOCK, QVAE):
             name = f"{prepared.name} {processor}"
             named[name] = (prepared.name, processor)

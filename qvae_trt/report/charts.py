@@ -41,7 +41,7 @@ def speedup(result: BenchResult) -> list[Chart]:
         ratio = None if cell.path == REFERENCE else result.speedup(cell)
         return None if ratio is None else Bar(value=ratio)
 
-    words = ("speed-up, more is better", "PyTorch as shipped is 1 (dashed)")
+    words = ("speed-up, more is better", "stock diffusers is 1 (dashed)")
     return _each_part(result, words, view.times, bar, reference=1.0)
 
 

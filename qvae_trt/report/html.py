@@ -112,7 +112,7 @@ def _tiles(result: BenchResult) -> list[str]:
             found.append(
                 f'<div class="tile"><b>{view.times(ratio)}</b>'
                 f"{_HEADINGS[part].lower()}, {escape(path)}"
-                f'<div class="small">mean over {sizes}, against PyTorch as shipped</div></div>'
+                f'<div class="small">mean over {sizes}, against stock diffusers</div></div>'
             )
     return ['<div class="tiles">', *found, "</div>"] if found else []
 

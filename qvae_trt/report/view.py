@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qvae_trt.profiles import Part, Resolution
 
 DESCRIPTIONS = {
-    "pytorch": "diffusers as shipped (Conv3d)",
+    "pytorch": "stock diffusers (Conv3d)",
     "folded": "the exact 2D graph of a single frame, channels_last",
     "compiled": "the folded graph through torch.compile",
     "static": "a static engine of exactly this size",
