@@ -223,6 +223,13 @@ def test_inspect_of_a_folder_names_an_engine(
     assert f"qvae inspect {folder / 'vae_decoder.onnx'}" in capsys.readouterr().err
 
 
+def test_inspect_of_an_empty_folder_names_a_build_that_can_be_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["inspect", str(tmp_path)]) == 1
+    assert f"\nqvae build --mode static --engine-dir {tmp_path}\n" in capsys.readouterr().err
+
+
 def test_inspect_fits_a_screen_and_verbose_has_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

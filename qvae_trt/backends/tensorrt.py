@@ -17,6 +17,7 @@ from qvae_trt.backends.trt_session import (
     scratch_of_engine,
 )
 from qvae_trt.errors import BackendError, EngineError, StaleEngineError
+from qvae_trt.profiles import rebuild_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,14 +159,15 @@ class TensorRT:
 
     def _deserialize(self, engine: Path) -> tuple[Any, Any]:
         self.can_run().require()
+        rebuild = rebuild_command(engine, backend=self.name)
         try:
             data = engine.read_bytes()
         except OSError as error:
             raise EngineError(
-                f"{engine}: cannot be read: {error.strerror}", fix="build it: qvae build"
+                f"{engine}: cannot be read: {error.strerror}", fix=f"build it: {rebuild}"
             ) from error
         if not data:
-            raise EngineError(f"{engine}: empty file", fix="build it: qvae build")
+            raise EngineError(f"{engine}: empty file", fix=f"build it: {rebuild}")
         with self._log.listen() as heard:
             try:
                 runtime = self._trt.Runtime(self._log.sink)
@@ -179,7 +181,7 @@ class TensorRT:
                 raise heard.explain(
                     StaleEngineError if stale else EngineError,
                     f"{engine}: {self.name} {self._version} does not load it",
-                    fix="build it again: qvae build --force",
+                    fix=f"build it again: {rebuild} --force",
                 )
         return runtime, plan
 

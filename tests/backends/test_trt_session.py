@@ -22,6 +22,7 @@ from qvae_trt.errors import (
     ExecutionError,
     StaleEngineError,
 )
+from qvae_trt.profiles import Resolution, engine_path
 
 WIDE = ((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
 SMALL = ((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))
@@ -292,10 +293,15 @@ def test_a_missing_file(backend: backends.Backend, tmp_path: Path) -> None:
 
 
 def test_an_engine_of_another_version(trt: Any, backend: backends.Backend, tmp_path: Path) -> None:
-    path = write_plan(trt, tmp_path / "e.trt", version="9.9.9")
+    path = engine_path(tmp_path, "decoder", "static", ".trt", Resolution(64, 96))
+    path.parent.mkdir(parents=True)
+    write_plan(trt, path, version="9.9.9")
     with pytest.raises(StaleEngineError, match=r"got 9\.9\.9") as caught:
         backend.open(path)
-    assert caught.value.fix == "build it again: qvae build --force"
+    assert caught.value.fix == (
+        "build it again: qvae build --mode static --resolution 96x64 --part decoder "
+        f"--backend {backend.name} --engine-dir {tmp_path} --force"
+    )
 
 
 @pytest.mark.parametrize(

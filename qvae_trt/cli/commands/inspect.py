@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from qvae_trt.cli import output
 from qvae_trt.cli.drawing import tree
 from qvae_trt.cli.options import JsonOption, VerboseOption
 from qvae_trt.errors import EngineError, ForeignEngineError
+from qvae_trt.profiles import build_command
 
 
 def inspect(
@@ -74,6 +76,8 @@ def _engine(path: Path) -> Path:
         )
         raise EngineError(
             f"{path}: is a directory, expected an engine file",
-            fix=f"for example: qvae inspect {found[0]}" if found else "qvae build makes engines",
+            fix=f"for example: {shlex.join(['qvae', 'inspect', str(found[0])])}"
+            if found
+            else build_command("static", engine_dir=path),
         )
     return path
