@@ -30,10 +30,12 @@ from qvae_trt.errors import (
     ExecutionError,
     ForeignEngineError,
 )
+from qvae_trt.profiles import rebuild_command
 from qvae_trt.store.refusals import refusals_named
 from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from qvae_trt.backends import DTypeName
@@ -143,12 +145,13 @@ class OnnxRuntime:
             seconds=time.perf_counter() - started,
             input=source,
             output=result,
+            warnings=tuple(_unused(spec)),
         )
 
     def open(self, engine: Path) -> Session:
         """Raises: EngineError, ForeignEngineError (no ranges in the file), DeviceMemoryError."""
         if not engine.is_file():
-            raise EngineError(f"{engine}: no such engine", fix="build it: qvae build")
+            raise EngineError(f"{engine}: no such engine", fix=f"build it: {_rebuild(engine)}")
         options = self._options()
         # The file holds the optimized graph; what is left is this processor's own layout.
         session = self._session(engine, options, EngineError)
@@ -204,7 +207,7 @@ class OnnxRuntime:
             text = f"{path}: onnxruntime {self.version()} does not load it: {_first_line(error)}"
             if _is_memory(error):
                 raise DeviceMemoryError(text) from error
-            raise kind(text, fix="build it again: qvae build --force") from error
+            raise kind(text, fix=f"build it again: {_rebuild(path)} --force") from error
 
 
 class OnnxRuntimeSession:
@@ -359,6 +362,17 @@ def _infer_output(
     return sides
 
 
+def _unused(spec: BuildSpec) -> Iterator[str]:
+    if spec.level is not None:
+        yield "level not used: onnxruntime has no builder levels"
+    if spec.timing_cache is not None:
+        yield "timing cache not used: onnxruntime takes no timings while building"
+
+
+def _rebuild(engine: Path) -> str:
+    return rebuild_command(engine, backend=OnnxRuntime.name)
+
+
 def _read_ranges(
     engine: Path, session: Any, rank: int
 ) -> tuple[tuple[ShapeRange, ...], tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -366,7 +380,7 @@ def _read_ranges(
     if text is None:
         raise ForeignEngineError(
             f"{engine}: an ONNX file without the ranges that `qvae build` writes into it",
-            fix="build an engine of it: qvae build --backend onnxruntime",
+            fix=f"build an engine here: {_rebuild(engine)}",
         )
     try:
         held = json.loads(text)
@@ -378,7 +392,7 @@ def _read_ranges(
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EngineError(
             f"{engine}: its ranges cannot be read: {error}",
-            fix="build it again: qvae build --force",
+            fix=f"build it again: {_rebuild(engine)} --force",
         ) from error
     return ranges, (before, after)
 

@@ -29,6 +29,7 @@ from qvae_trt.errors import (
     StoreError,
     UsageError,
 )
+from qvae_trt.profiles import Resolution, engine_path
 
 WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
 SMALL = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))
@@ -392,3 +393,30 @@ def test_nothing_is_written_elsewhere_and_nobody_is_told(tmp_path: Path, engine:
     )
     assert done.stdout.strip() == "(1, 3, 1, 64, 64)"
     assert [list(place.rglob("*")) for place in places.values()] == [[], [], []]
+
+
+@pytest.mark.parametrize("content", ["no engine", None])
+def test_the_command_that_rebuilds_can_be_run(
+    backend: backends.Backend, tmp_path: Path, content: str | None
+) -> None:
+    path = engine_path(tmp_path, "decoder", "static", ".onnx", Resolution(64, 96))
+    path.parent.mkdir(parents=True)
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(EngineError) as caught:
+        backend.open(path)
+    assert (
+        "qvae build --mode static --resolution 96x64 --part decoder "
+        f"--backend onnxruntime --engine-dir {tmp_path}"
+    ) in str(caught.value.fix)
+
+
+def test_options_that_mean_nothing_are_told(backend: backends.Backend, tmp_path: Path) -> None:
+    graph = small_graphs.decoder(tmp_path / "d.onnx")
+    assert backend.build(graph, tmp_path / "e.onnx", spec()).warnings == ()
+    given = spec(level=2, timing_cache=tmp_path / "cache")
+    assert backend.build(graph, tmp_path / "e.onnx", given).warnings == (
+        "level not used: onnxruntime has no builder levels",
+        "timing cache not used: onnxruntime takes no timings while building",
+    )
+    assert not (tmp_path / "cache").exists()
