@@ -5,6 +5,7 @@ that says so.
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 import warnings
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from qvae_trt.errors import DeviceMemoryError, QvaeError, UsageError
 from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.runtime.memory import out_of_memory
-from qvae_trt.runtime.tiling import SCALE, Tile, tiled, usual_overlap
+from qvae_trt.runtime.tiling import SCALE, Tile, square_tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FallbackMode = Literal["warn", "raise", "silent"]
 
+_OUR_FRAMES = ("qvae_trt.", "diffusers.utils.")
 #: Sides tried, largest first, when a picture does not fit.
 _TILE_SIDES = (1024, 512, 256)
 
@@ -66,12 +68,23 @@ class Notices:
             known = (where, type(error), error.what) in self._given
             self._given.add((where, type(error), error.what))
         if self.mode != "silent" and not known:
-            warnings.warn(f"{where}: {instead} instead: {error}", FallbackWarning, stacklevel=8)
+            text = f"{where}: {instead} instead: {error}"
+            warnings.warn(text, FallbackWarning, stacklevel=_users_level())
 
     def forget(self) -> None:
         """Warn again of what was warned of before."""
         with self._lock:
             self._given.clear()
+
+
+def _users_level() -> int:
+    """The `stacklevel` of the first caller that is neither of this package nor a wrapper of
+    diffusers around `encode` and `decode`.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OUR_FRAMES):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class PyTorchVae:
@@ -115,7 +128,7 @@ class PyTorchVae:
         for side in _TILE_SIDES:
             if side >= max(x.shape[3:]) * scale:
                 continue  # one tile: the whole picture again
-            tile = Tile(height=side, width=side, overlap=usual_overlap(side))
+            tile = square_tile(side, usual_overlap(side))
             y = self._attempt(partial(self.tiled, part, x, tile), x.device)
             if y is not None:
                 return y

@@ -58,7 +58,7 @@ class Engines:
     Args:
         folders: of each mode there is (see `roots`).
         backend: a name, or a backend.
-        weights_sha256: of the VAE; an engine of other weights is stale.
+        weights_sha256: of the VAE; an engine of other weights is stale. None takes any.
         budget_bytes: for the engines loaded on one device; None keeps all.
         allow_foreign: take engines without a sidecar.
         cuda_graphs: capture one CUDA graph for each static engine.
@@ -75,7 +75,7 @@ class Engines:
         folders: Mapping[Mode, Path],
         *,
         backend: str | backends.Backend,
-        weights_sha256: str,
+        weights_sha256: str | None,
         budget_bytes: int | None = None,
         allow_foreign: bool = False,
         cuda_graphs: bool = False,
@@ -162,6 +162,23 @@ class Engines:
             profiles_path=wide,
             profiles_reason=reason,
         )
+
+    def checked_choice(self, part: Part, resolution: Resolution) -> Choice:
+        """`choice`, less the engines that would be refused when they are loaded.
+
+        Reads them whole.
+        """
+        unfit: dict[str, str] = {}
+        while (choice := self.choice(part, resolution, unfit=unfit)).path is not None:
+            device = torch.device(self.device_type)
+            try:
+                store.check_engine(choice.path, expected=self._expected(part, choice, device))
+            except EngineError as error:
+                if not (self._allow_foreign and isinstance(error, ForeignEngineError)):
+                    unfit[choice.engine] = error.what
+                    continue
+            break
+        return choice
 
     def run(self, part: Part, choice: Choice, x: torch.Tensor) -> torch.Tensor:
         """Run the chosen engine, one picture at a time: (B, C, 1, H, W) → (B, C', 1, H', W'), in
@@ -323,8 +340,11 @@ def _each(engine: Engine, x: torch.Tensor, resolution: Resolution) -> torch.Tens
 def _present(path: Path | None, resolution: Resolution) -> Path | str:
     if path is None:
         return "no folder of such engines was given"
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        return f"{path} cannot be looked at: {error.strerror}"
     flavour = _other_flavour(path, resolution)
     return f"no file {path}" + (f"; there is an engine of {flavour}" if flavour else "")
 
@@ -334,11 +354,11 @@ def _other_flavour(path: Path, resolution: Resolution) -> str | None:
     size.
     """
     other = path.with_suffix(".trt" if path.suffix == ".onnx" else ".onnx")
-    if not other.is_file():
-        return None
     try:
+        if not other.is_file():
+            return None
         key = store.read_sidecar(other).key
-    except EngineError:
+    except (OSError, EngineError):
         return None
     holds = any(profile.holds(resolution) for profile in key.profiles)
     return key.flavour if holds and key.flavour in backends.NAMES else None

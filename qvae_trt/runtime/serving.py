@@ -128,10 +128,11 @@ class Server:
             return error
         problem: QvaeError | None = None
         unfit = self._unfit(x)
+        servable = not unfit
         while True:
             choice = self.engines.choice(part, size, unfit=unfit)
             if choice.engine == "pytorch":
-                return problem or self._missing(part, choice)
+                return problem or self._missing(part, choice, mendable=servable)
             try:
                 y = self._checked(self.engines.run(part, choice, x), choice)
             except (EngineError, BackendError) as error:
@@ -167,7 +168,8 @@ class Server:
             raise ExecutionError(f"{choice.path}: NaN or infinity in its output")
         return y
 
-    def _missing(self, part: Part, choice: Choice) -> QvaeError:
+    def _missing(self, part: Part, choice: Choice, *, mendable: bool) -> QvaeError:
+        """Why no engine serves; with the command for one, if that would (`mendable`)."""
         if self.engines.refusal is not None:
             return self.engines.refusal
         path = self.engines.path(part, "static", choice.resolution)
@@ -175,7 +177,7 @@ class Server:
         flavour = self.engines.other_backend(part, choice.resolution)
         if flavour is not None:
             fix = f"backend={flavour!r} (--backend {flavour}) takes the engines of {flavour}"
-        elif path is not None and backend is not None:
+        elif mendable and path is not None and backend is not None:
             fix = rebuild_command(path, model=self._model, backend=backend.name)
         return EngineError(f"no engine serves it\n{choice.explain()}", fix=fix)
 

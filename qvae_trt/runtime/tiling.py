@@ -24,7 +24,13 @@ class Tile:
 
     height: int
     width: int
-    overlap: int
+    overlap_height: int
+    overlap_width: int
+
+
+def square_tile(side: int, overlap: int) -> Tile:
+    """The same on both axes."""
+    return Tile(height=side, width=side, overlap_height=overlap, overlap_width=overlap)
 
 
 def usual_overlap(side: int) -> int:
@@ -71,12 +77,12 @@ def tiled(
     to_x, to_y = (SCALE, 1) if part == "encoder" else (1, SCALE)
     high, wide = x.shape[3] // to_x, x.shape[4] // to_x
     tile_high, tile_wide = min(tile.height // SCALE, high), min(tile.width // SCALE, wide)
-    overlap = tile.overlap // SCALE
+    overlap_high, overlap_wide = tile.overlap_height // SCALE, tile.overlap_width // SCALE
     total: torch.Tensor | None = None
     weight = torch.zeros((), device=x.device)
     dtype = x.dtype
-    for top in starts(high, tile_high, overlap):
-        for left in starts(wide, tile_wide, overlap):
+    for top in starts(high, tile_high, overlap_high):
+        for left in starts(wide, tile_wide, overlap_wide):
             piece = x[
                 ..., top * to_x : (top + tile_high) * to_x, left * to_x : (left + tile_wide) * to_x
             ]
@@ -90,8 +96,8 @@ def tiled(
             rows = slice(top * to_y, (top + tile_high) * to_y)
             columns = slice(left * to_y, (left + tile_wide) * to_y)
             window = torch.outer(
-                _window(tile_high * to_y, overlap * to_y, top > 0, top + tile_high < high),
-                _window(tile_wide * to_y, overlap * to_y, left > 0, left + tile_wide < wide),
+                _window(tile_high * to_y, overlap_high * to_y, top > 0, top + tile_high < high),
+                _window(tile_wide * to_y, overlap_wide * to_y, left > 0, left + tile_wide < wide),
             ).to(y.device)
             total[..., rows, columns] += y.float() * window
             weight[rows, columns] += window

@@ -271,7 +271,7 @@ class TrtVae(ModelMixin, ConfigMixin):
         """Which engine serves a size, with the reason for each candidate;
         `print(choice.explain())`.
         """
-        return self._server.engines.choice(part, resolution)
+        return self._server.engines.checked_choice(part, resolution)
 
     def release_memory(self, *, engines: bool = True) -> None:
         """Give memory back: scratch to PyTorch's allocator, PyTorch's copies of the weights, and
@@ -306,8 +306,12 @@ class TrtVae(ModelMixin, ConfigMixin):
                     " and a stride from 1 to that side",
                     fix="give enable_tiling the sides alone, and it chooses the strides",
                 )
-        overlap = max(side - stride for side, stride in zip(sides, strides, strict=True))
-        return Tile(height=sides[0], width=sides[1], overlap=overlap)
+        return Tile(
+            height=sides[0],
+            width=sides[1],
+            overlap_height=sides[0] - strides[0],
+            overlap_width=sides[1] - strides[1],
+        )
 
 
 def load_vae(
@@ -338,18 +342,25 @@ def load_vae(
         memory_budget_bytes: past this the least recently used engines are closed; None keeps all.
         check_nan: look at every result, and treat NaN or infinity as a failed run. Waits for the
             device.
-        cuda_graphs: capture one CUDA graph for each static engine. A graph that you capture of a
-            call yourself is another thing: see `TrtVae`, whose replays must not overlap with calls
-            of the same engine.
+        cuda_graphs: capture one CUDA graph for each static engine. What holds for graphs that you
+            capture yourself is said at `TrtVae`.
         allow_foreign: load engines without a sidecar. Deserialising runs code: only those one has
             built.
 
     Raises:
         ModelError: the weights cannot be had.
         BackendError: with `fallback="raise"`, the backend is absent or cannot run here.
-        UsageError: an unknown fallback or backend.
+        UsageError: an unknown fallback or backend, no such model, or no number of bytes.
     """
     check_mode(fallback)  # before the weights are read
+    if not isinstance(model, str | Model):
+        raise UsageError(
+            f"the model is a {type(model).__name__}, expected a hub id, a path or a qvae_trt Model",
+            fix="save it with save_pretrained, and give the folder",
+        )
+    budget = memory_budget_bytes
+    if budget is not None and (type(budget) is not int or budget < 0):
+        raise UsageError(f"memory_budget_bytes is {budget!r}, expected a number of bytes")
     loaded = load_model(model) if isinstance(model, str) else model
     engines = Engines(
         roots(named_folder(engine_dir)),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ort_engines import tiny
 
 from qvae_trt.folding import fold
-from qvae_trt.runtime.tiling import Tile, starts, tiled
+from qvae_trt.runtime.tiling import Tile, square_tile, starts, tiled
 
 
 @settings(deadline=None)
@@ -41,10 +41,22 @@ def scale(part: str, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_what_sees_one_place_only_is_exact(part):
     x = torch.randn(1, 3, 1, 35, 50) if part == "decoder" else torch.randn(1, 3, 1, 280, 400)
-    tile = Tile(height=128, width=96, overlap=32)
+    tile = Tile(height=128, width=96, overlap_height=32, overlap_width=16)
     y = tiled(lambda x: scale(part, x), x, part=part, tile=tile)
     torch.testing.assert_close(y, scale(part, x), rtol=0, atol=1e-5)
     assert y.dtype == x.dtype
+
+
+def test_each_axis_has_its_own_overlap():
+    pieces = []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        pieces.append(x.shape)
+        return x.repeat_interleave(8, 3).repeat_interleave(8, 4)
+
+    tile = Tile(height=1024, width=128, overlap_height=128, overlap_width=32)
+    tiled(run, torch.zeros(1, 4, 1, 32, 64), part="decoder", tile=tile)
+    assert pieces == [(1, 4, 1, 32, 16)] * 5
 
 
 def test_every_tile_has_the_same_size_so_that_one_engine_serves_all():
@@ -58,7 +70,7 @@ def test_every_tile_has_the_same_size_so_that_one_engine_serves_all():
         run,
         torch.zeros(1, 4, 1, 37, 51),
         part="decoder",
-        tile=Tile(height=128, width=128, overlap=32),
+        tile=square_tile(128, 32),
     )
     assert seen == {(1, 4, 1, 16, 16)}
 
@@ -75,9 +87,7 @@ def test_the_result_has_the_dtype_of_the_tiles(part, dtype):
             else x.repeat_interleave(8, 3).repeat_interleave(8, 4)
         ).to(dtype)
 
-    y = tiled(
-        run, torch.randn(1, 2, 1, *size), part=part, tile=Tile(height=128, width=128, overlap=32)
-    )
+    y = tiled(run, torch.randn(1, 2, 1, *size), part=part, tile=square_tile(128, 32))
     assert y.dtype == dtype
 
 
@@ -101,8 +111,8 @@ def whole(scene) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 #: The smallest overlap that `PyTorchVae` uses. Tiles are small here, so that attention sees less.
-SMALLEST = Tile(height=128, width=128, overlap=64)
-ABUTTING = Tile(height=128, width=128, overlap=0)
+SMALLEST = square_tile(128, 64)
+ABUTTING = square_tile(128, 0)
 
 
 def seam_errors(y: torch.Tensor, whole: torch.Tensor) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -440,3 +441,55 @@ def test_raise_names_every_candidate(engine_dir):
 def test_the_folder_of_an_unknown_user_is_refused():
     with pytest.raises(UsageError, match="no such user"):
         load_vae("~no-such-user/engines", model=tiny(), backend="onnxruntime")
+
+
+def test_a_warning_names_the_line_of_the_caller(tmp_path):
+    vae = load_vae(tmp_path, model=tiny(), backend="onnxruntime")
+    with pytest.warns(FallbackWarning) as caught:
+        vae.decode(latents(64, 96))
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("budget", ["2GB", -5, 1.5])
+def test_a_budget_that_is_no_number_of_bytes_is_refused(tmp_path, budget):
+    with pytest.raises(UsageError, match="expected a number of bytes"):
+        load_vae(tmp_path, model=tiny(), memory_budget_bytes=budget)
+
+
+def test_a_vae_of_diffusers_is_not_a_model(tmp_path):
+    with pytest.raises(UsageError, match="the model is a AutoencoderKLQwenImage") as caught:
+        load_vae(tmp_path, model=tiny().vae)
+    assert "save_pretrained" in caught.value.fix
+
+
+def test_no_engine_is_advised_where_none_could_serve(engine_dir):
+    vae = load_vae(engine_dir, model=tiny(), backend="onnxruntime", fallback="raise")
+    with pytest.raises(EngineError, match="requires a gradient") as caught:
+        vae.decode(latents(64, 96).requires_grad_())
+    assert caught.value.fix is None
+
+
+def test_choice_leaves_out_what_would_be_refused(engine_dir, tmp_path):
+    shutil.copytree(engine_dir, tmp_path / "engines")
+    size = Resolution(64, 96)
+    vae = load_vae(tmp_path / "engines", model=tiny(), backend="onnxruntime")
+    assert vae.choice("decoder", size).engine == "static"
+    (tmp_path / "engines/static/96x64/vae_decoder.onnx.json").write_text("{}")
+    found = vae.choice("decoder", size)
+    assert found.engine == "profiles"
+    assert "malformed sidecar" in found.explain()
+
+
+def test_an_engine_that_cannot_be_looked_at_is_not_chosen(engine_dir, monkeypatch):
+    vae = load_vae(engine_dir, model=tiny(), backend="onnxruntime", fallback="silent")
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if "static" in path.parts:
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    found = vae.choice("decoder", Resolution(64, 96))
+    assert found.engine == "profiles"
+    assert "cannot be looked at: Permission denied" in found.explain()

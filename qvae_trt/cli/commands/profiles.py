@@ -150,8 +150,8 @@ def _from_folder(size: Resolution, folder: Path, backend: BackendChoice) -> dict
 
     from qvae_trt.runtime.selection import Engines, roots
 
-    engines = Engines(roots(folder), backend=backend, weights_sha256="")
-    return {part: engines.choice(part, size) for part in PARTS}
+    engines = Engines(roots(folder), backend=backend, weights_sha256=None)
+    return {part: engines.checked_choice(part, size) for part in PARTS}
 
 
 def _plain(choice: Choice) -> dict[str, object]:
