@@ -688,6 +688,7 @@ def _make_classes(trt: Any, state: State) -> list[type]:
     class IExecutionContext(_Base):
         device_memory: Any = None
         error_recorder: Any = None
+        nvtx_verbosity: Any = None
 
         def __init__(self, engine: Any, logger: Any, *, owns: bool) -> None:
             self._engine, self._logger, self._owns = engine, logger, owns

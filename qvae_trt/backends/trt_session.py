@@ -72,6 +72,9 @@ class TensorRTSession:
                 context = engine.create_execution_context(strategy.USER_MANAGED)
         if context is None:
             raise heard.explain(EngineError, "TensorRT made no execution context")
+        # Engines keep the details of their layers for `qvae inspect`; a marker for each of them at
+        # every run would cost time.
+        context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
         self._context = context
         self._selected: tuple[int, tuple[int, ...]] | None = None
         self._needed_bytes = 0
@@ -101,8 +104,10 @@ class TensorRTSession:
             if not context.set_input_shape(self.input.name, shape):
                 raise heard.explain(ExecutionError, f"TensorRT refused the shape {list(shape)}")
             update = getattr(context, "update_device_memory_size_for_shapes", None)
-            needed = scratch_of_engine(self._engine) if update is None else int(update())
-        if needed < 0 or heard.errors:
+            most = scratch_of_engine(self._engine)
+            needed = most if update is None else int(update())
+        # 0 is what TensorRT answers where it fails.
+        if needed < 0 or heard.errors or (needed == 0 and most > 0):
             raise heard.explain(
                 ExecutionError, f"TensorRT does not say how much scratch {list(shape)} takes"
             )
@@ -146,6 +151,8 @@ class TensorRTSession:
                     hand_over(scratch_ptr, scratch_bytes)
                 else:  # 8.6, and 10 before 10.1
                     context.device_memory = scratch_ptr
+                if heard.errors:  # neither returns anything; the run would use what it had before
+                    raise heard.explain(ExecutionError, "TensorRT refused its scratch memory")
                 self._scratch = (scratch_ptr, scratch_bytes)
             for tensor, pointer in ((self.input, input_ptr), (self.output, output_ptr)):
                 if not context.set_tensor_address(tensor.name, pointer):

@@ -132,7 +132,7 @@ def test_order_of_calls(trt: Any, session: backends.Session) -> None:
     """TensorRT sizes its memory from profile and shape, and takes memory after that only."""
     run(session, (1, 4, 1, 8, 8), 1)
     calls = [n.split(".")[1] for n in trt.fake.names() if n.startswith("IExecutionContext.")]
-    wanted = ["set_optimization_profile_async", "set_input_shape"]
+    wanted = ["nvtx_verbosity", "set_optimization_profile_async", "set_input_shape"]
     if trt.fake.variant != "8.6":
         wanted.append("update_device_memory_size_for_shapes")
     kept = [c for c in calls if c != "get_tensor_shape"]
@@ -191,6 +191,33 @@ def test_every_returned_false_is_an_error(
     with pytest.raises(ExecutionError, match=f"{words}.*Error Code 3: API usage"):
         run(session, (1, 4, 1, 8, 8), 1)
     assert (run(session, (1, 4, 1, 8, 8), 1) == 2).all()  # and the next call is whole again
+
+
+def test_refused_scratch_is_seen_before_anything_runs(trt: Any, session: backends.Session) -> None:
+    if trt.fake.variant in ("8.6", "10.0"):
+        pytest.skip("there scratch is a property, which the fake refuses by exception")
+    trt.fake.fail["IExecutionContext.set_device_memory"] = 1
+    trt.fake.messages["IExecutionContext.set_device_memory"] = "must be aligned on 512 bytes"
+    with pytest.raises(ExecutionError, match=r"refused its scratch memory.*aligned on 512"):
+        run(session, (1, 4, 1, 8, 8))
+    assert trt.fake.of("IExecutionContext.execute_async_v3") == []
+    assert (run(session, (1, 4, 1, 8, 8)) == 2).all()
+
+
+def test_no_scratch_for_an_engine_that_takes_some_is_a_failure(
+    trt: Any, session: backends.Session
+) -> None:
+    trt.fake.scratch_bytes = lambda shape: 0 if shape == (1, 4, 1, 8, 8) else 4096
+    if trt.fake.variant == "8.6":
+        assert session.select((1, 4, 1, 8, 8), 0) == 4096
+        return
+    with pytest.raises(ExecutionError, match="does not say how much scratch"):
+        session.select((1, 4, 1, 8, 8), 0)
+
+
+def test_layers_are_not_marked_at_every_run(trt: Any, session: backends.Session) -> None:
+    assert session.input.name == "latents"
+    assert [c.args for c in trt.fake.of("IExecutionContext.nvtx_verbosity")] == [("NONE",)]
 
 
 def test_an_error_that_is_only_logged_is_an_error(
