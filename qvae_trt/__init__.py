@@ -1,4 +1,4 @@
-"""TensorRT engines for the Qwen-Image VAE: export, build, prove, measure, run.
+"""TensorRT engines for the Qwen-Image VAE: export, build, compare, measure, run.
 
 Public names are resolved at first use: `import qvae_trt` imports neither torch nor TensorRT.
 """

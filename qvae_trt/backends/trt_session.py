@@ -31,7 +31,7 @@ def describe(trt: Any, engine: Any) -> tuple[TensorSpec, TensorSpec]:
         raise EngineError(
             f"the engine has {len(found['INPUT'])} inputs and {len(found['OUTPUT'])} outputs: "
             "expected one of each",
-            fix="build it again: qvae build",
+            fix="engines that qvae build makes have one of each",
         )
     return found["INPUT"][0], found["OUTPUT"][0]
 

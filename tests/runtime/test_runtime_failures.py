@@ -195,6 +195,7 @@ def test_an_engine_that_always_fails_is_left_alone_while_others_hold_it(folder, 
     assert backend.opened == [folder / ENGINE]
 
 
+@pytest.mark.filterwarnings("ignore:.*no sidecar:UserWarning")
 @pytest.mark.parametrize("error", [BackendError("does not start"), EngineError("does not load")])
 def test_a_foreign_engine_that_does_not_load_is_left_alone_too(folder, backend, error):
     shutil.rmtree(folder / "static")
