@@ -35,8 +35,8 @@ class Lowering:
             convolution before it changed, `subtract`: a convolution fused with a sum may be slower
             than the two.
         attention: `fused` is PyTorch's scaled_dot_product_attention; `softmax` cuts the queries
-            into `attention_chunks` runs, so that no N x N score matrix is ever held; `exp` does
-            the same with the softmax's division behind the second product, one run after another.
+            into `attention_chunks` runs, one after the other, so that no N x N score matrix is ever
+            held; `exp` does the same with the softmax's division behind the second product.
         attention_chunks: into how many runs the queries are cut; unused by `fused`.
     """
 

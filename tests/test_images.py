@@ -291,6 +291,12 @@ def test_lossless_kinds_come_back_exactly(kind: str, channels: int, tmp_path: Pa
     assert names(tmp_path) == [f"x{kind}"]
 
 
+@pytest.mark.parametrize("name", ["x" * 251, "图" * 83])
+def test_the_longest_names_can_be_written(name: str, tmp_path: Path) -> None:
+    write_picture(tmp_path / f"{name}.png", torch.zeros(1, 3, 4, 4))
+    assert names(tmp_path) == [f"{name}.png"]
+
+
 @pytest.mark.parametrize("kind", [".jpg", ".jpeg", ".bmp"])
 def test_kinds_without_alpha_lay_it_over_white(kind: str, tmp_path: Path) -> None:
     x = torch.full((1, 4, 16, 16), -1.0)

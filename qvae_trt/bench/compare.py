@@ -189,10 +189,11 @@ class Comparison:
         bound = f"worse by more than {self.margin * 100:g} %"
         if not worse:
             return f"none of {len(self.changes)} medians is {bound}"
+        are = "is" if len(worse) == 1 else "are"
         first = worse[0]
         lost = " or no longer measured" if any(c.ratio is None for c in worse) else ""
         return (
-            f"{len(worse)} of {len(self.changes)} medians are {bound}{lost}, the first: "
+            f"{len(worse)} of {len(self.changes)} medians {are} {bound}{lost}, the first: "
             f"{first.what} {first.resolution} {first.path}: {first.reason}"
         )
 

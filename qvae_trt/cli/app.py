@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> object:
         code = app(arguments, prog_name="qvae", standalone_mode=False)
-        sys.stdout.flush()  # a disk that is full is the command's failure
+        if sys.stdout is not None:  # closed by who called
+            sys.stdout.flush()  # a disk that is full is the command's failure
         return code
 
     with output.streams():

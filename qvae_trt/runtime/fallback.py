@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FallbackMode = Literal["warn", "raise", "silent"]
 
-_OUR_FRAMES = ("qvae_trt.", "diffusers.utils.")
+_OUR_FRAMES = ("qvae_trt.", "diffusers.utils.", "torch.nn.modules.")
 #: Sides tried, largest first, when a picture does not fit.
 _TILE_SIDES = (1024, 512, 256)
 

@@ -175,7 +175,7 @@ class Engines:
                 store.check_engine(choice.path, expected=self._expected(part, choice, device))
             except EngineError as error:
                 if not (self._allow_foreign and isinstance(error, ForeignEngineError)):
-                    unfit[choice.engine] = error.what
+                    unfit[choice.engine] = str(error)
                     continue
             break
         return choice
@@ -201,12 +201,13 @@ class Engines:
 
     def _leased(self, path: Path, part: Part, choice: Choice, x: torch.Tensor) -> torch.Tensor:
         cache, scratch = self._place(x.device)
+        files = signature(path)
         load = partial(self._open, path, part, choice, scratch, x.device)
         try:
             with cache.lease(path, load) as engine:
                 y = _each(engine, x, choice.resolution)
         except ExecutionError as error:
-            self._failures.note(path, x.device, error, signature(path))
+            self._failures.note(path, x.device, error, files)
             cache.discard(path)
             raise
         self._failures.clear_strikes(path, x.device)

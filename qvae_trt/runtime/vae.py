@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from qvae_trt.runtime.serving import Server
 from qvae_trt.runtime.tiling import SCALE, Tile, usual_overlap
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from qvae_trt.backends import Backend
@@ -218,16 +218,23 @@ class TrtVae(ModelMixin, ConfigMixin):
             UsageError: a side under 8 pixels, or a stride that is not from 1 to the side: tiles
                 would leave gaps.
         """
+        wanted: dict[str, int] = {}
         for name, side, stride in (
             ("height", tile_sample_min_height, tile_sample_stride_height),
             ("width", tile_sample_min_width, tile_sample_stride_width),
         ):
             if side is not None:
-                setattr(self, f"tile_sample_min_{name}", side)
-                setattr(self, f"tile_sample_stride_{name}", side - usual_overlap(side))
+                wanted[f"tile_sample_min_{name}"] = side
+                wanted[f"tile_sample_stride_{name}"] = side - usual_overlap(side)
             if stride is not None:
-                setattr(self, f"tile_sample_stride_{name}", stride)
-        self._tile()
+                wanted[f"tile_sample_stride_{name}"] = stride
+        before = {name: getattr(self, name) for name in wanted}
+        self._set(wanted)
+        try:
+            self._tile()
+        except UsageError:
+            self._set(before)
+            raise
         self.use_tiling = True
 
     def disable_tiling(self) -> None:
@@ -295,6 +302,10 @@ class TrtVae(ModelMixin, ConfigMixin):
         tile = self._tile() if self.use_tiling else None
         return self._server.run(part, x, dtype=self.dtype, tile=tile)
 
+    def _set(self, attributes: dict[str, int]) -> None:
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
     def _tile(self) -> Tile:
         # Read anew at each use: as diffusers' own, these attributes may be set one by one.
         sides = self.tile_sample_min_height, self.tile_sample_min_width
@@ -317,7 +328,7 @@ class TrtVae(ModelMixin, ConfigMixin):
 def load_vae(
     engine_dir: str | os.PathLike[str],
     *,
-    model: str | Model = DEFAULT_MODEL,
+    model: str | os.PathLike[str] | Model = DEFAULT_MODEL,
     fallback: FallbackMode = "warn",
     backend: str | Backend = "auto",
     device: torch.device | str | None = None,
@@ -350,9 +361,11 @@ def load_vae(
     Raises:
         ModelError: the weights cannot be had.
         BackendError: with `fallback="raise"`, the backend is absent or cannot run here.
-        UsageError: an unknown fallback or backend, no such model, or no number of bytes.
+        UsageError: an unknown fallback or backend, a model of another type, or a budget that is not
+            a number of bytes.
     """
     check_mode(fallback)  # before the weights are read
+    model = os.fspath(model) if isinstance(model, os.PathLike) else model
     if not isinstance(model, str | Model):
         raise UsageError(
             f"the model is a {type(model).__name__}, expected a hub id, a path or a qvae_trt Model",

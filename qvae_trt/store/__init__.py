@@ -26,7 +26,7 @@ No step looks at the clock.
 
 from __future__ import annotations
 
-from qvae_trt.store.checking import check_engine, differences, read_sidecar
+from qvae_trt.store.checking import check_engine, differences, read_sidecar, recorded_option
 from qvae_trt.store.hashing import sha256_file, stamp_of
 from qvae_trt.store.locking import lock_engine
 from qvae_trt.store.sidecar import (
@@ -54,6 +54,7 @@ __all__ = [
     "differences",
     "lock_engine",
     "read_sidecar",
+    "recorded_option",
     "replace_file",
     "sha256_file",
     "sidecar_path",

@@ -88,16 +88,23 @@ def _rebuild(
         for option, name in (("precision", "precision"), ("backend", "flavour"))
         if expected.get(name) is not None
     }
-    command = rebuild_command(engine, model=None if other else _model_in(sidecar.command), **asked)
+    model = None if other else recorded_option(sidecar.command, "--model")
+    command = rebuild_command(engine, model=model, **asked)
     return f"{command} --model MODEL (the one in use)" if other else command
 
 
-def _model_in(command: str) -> str | None:
+def recorded_option(command: str, option: str) -> str | None:
+    """The value of an option in a sidecar's command line; None without one, or where no shell would
+    have taken the line.
+    """
     try:
         words = shlex.split(command)
-    except ValueError:  # nothing that a shell would have taken
+    except ValueError:
         return None
-    return next((word for option, word in pairwise(words) if option == "--model"), None)
+    split = [
+        part for word in words for part in (word.split("=", 1) if word[:2] == "--" else [word])
+    ]
+    return next((value for name, value in pairwise(split) if name == option), None)
 
 
 def differences(found: EngineKey, expected: Mapping[str, object]) -> list[Mismatch]:

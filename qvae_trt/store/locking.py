@@ -126,8 +126,13 @@ def finish_replacement(engine: Path) -> None:
         following.unlink(missing_ok=True)
 
 
+def staged_prefix(path: Path) -> str:
+    """How the private files beside a file begin. Cut, since a name holds 255 bytes."""
+    return f".{path.name[:60]}."
+
+
 def _sweep(engine: Path) -> None:
-    prefix = f".{engine.name}."
+    prefix = staged_prefix(engine)
     for entry in engine.parent.iterdir():
         if entry.name.startswith(prefix) and entry.name.endswith(".tmp") and not entry.is_dir():
             entry.unlink(missing_ok=True)

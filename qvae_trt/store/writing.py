@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt.errors import StoreError
 from qvae_trt.store.hashing import sha256_file
-from qvae_trt.store.locking import finish_replacement, lock_engine
+from qvae_trt.store.locking import finish_replacement, lock_engine, staged_prefix
 from qvae_trt.store.refusals import ENGINES, RESULTS, refusals_named
 from qvae_trt.store.sidecar import next_sidecar_path, sidecar_path
 
@@ -33,7 +33,7 @@ def staged(engine: Path, *, option: str = ENGINES) -> Iterator[Path]:
     with refusals_named("write beside", engine, option=option):
         engine.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(
-            prefix=f".{engine.name}.", suffix=".tmp", dir=engine.parent
+            prefix=staged_prefix(engine), suffix=".tmp", dir=engine.parent
         )
         os.close(descriptor)
     try:
@@ -126,7 +126,7 @@ def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sid
 def _is_staged(source: Path, engine: Path) -> bool:
     return (
         source.parent == engine.parent
-        and source.name.startswith(f".{engine.name}.")
+        and source.name.startswith(staged_prefix(engine))
         and source.name.endswith(".tmp")
     )
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvae_trt import store
 from qvae_trt.profiles import rebuild_command
 
 if TYPE_CHECKING:
@@ -49,6 +49,5 @@ def _words(command: str) -> list[str]:
 def _builds_into(words: list[str], engine_dir: Path) -> bool:
     if words[:2] != ["qvae", "build"]:
         return False
-    split = [part for word in words for part in word.split("=", 1)]
-    folder = next((value for option, value in pairwise(split) if option == "--engine-dir"), None)
+    folder = store.recorded_option(shlex.join(words), "--engine-dir")
     return Path(folder or "engines").absolute() == engine_dir.absolute()

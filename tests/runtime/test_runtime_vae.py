@@ -493,3 +493,25 @@ def test_an_engine_that_cannot_be_looked_at_is_not_chosen(engine_dir, monkeypatc
     found = vae.choice("decoder", Resolution(64, 96))
     assert found.engine == "profiles"
     assert "cannot be looked at: Permission denied" in found.explain()
+
+
+def test_a_warning_names_the_line_of_a_call_of_the_module(tmp_path):
+    vae = load_vae(tmp_path, model=tiny(), backend="onnxruntime")
+    with pytest.warns(FallbackWarning) as caught:
+        vae(picture(64, 96))
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_tiles_that_are_refused_change_nothing(vae):
+    with pytest.raises(UsageError, match="every 300"):
+        vae.enable_tiling(tile_sample_min_height=256, tile_sample_stride_height=300)
+    assert not vae.use_tiling
+    vae.enable_tiling()
+    assert vae.tile_sample_min_height == 1024
+    vae.disable_tiling()
+
+
+def test_the_model_may_be_a_path(vae, tmp_path):
+    vae.save_pretrained(tmp_path / "vae")
+    again = load_vae(tmp_path, model=tmp_path / "vae", fallback="silent", backend="onnxruntime")
+    assert again.z_dim == vae.z_dim

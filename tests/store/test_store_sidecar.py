@@ -229,6 +229,7 @@ def test_the_backend_that_takes_an_engine_is_named(tmp_path, other, taken):
     ("command", "model"),
     [
         ("qvae build --model 'my model' --level 2", "my model"),
+        ("qvae build --model=bundled:tiny --level 2", "bundled:tiny"),
         ("qvae build --model 'never closed", None),
         ("qvae build --model", None),
     ],

@@ -127,7 +127,9 @@ def match(
             title=f"{resolution}, {where}",
         ),
     )
-    if folder is not None and any(choice.engine == "pytorch" for choice in choices.values()):
+    # Of an engine that is there and refused, the reason says what helps.
+    missing = all("no file" in choice.candidates[0].reason for choice in choices.values())
+    if folder is not None and missing and choices["decoder"].engine == "pytorch":
         command = build_command(
             "static",
             resolution,
