@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -498,3 +499,13 @@ def test_no_result_makes_no_page(tmp_path: Path) -> None:
 def test_nothing_in_common_is_said(tmp_path: Path) -> None:
     page = html(tmp_path, result(sizes=(WIDE,)), result(sizes=(SQUARE,), machine={"gpu": "B"}))
     assert "no measurement in common" in page.text
+
+
+def test_a_long_word_is_cut_where_it_fits_and_at_once():
+    word = "wide mi" * 50_000
+    begun = time.perf_counter()
+    cut = svg.fit(word, 200.0, 12.0)
+    assert time.perf_counter() - begun < 2.0
+    assert cut.endswith("…")
+    assert svg.text_width(cut, 12.0) <= 200.0 < svg.text_width(word[: len(cut)] + "…", 12.0)
+    assert svg.fit("short", 200.0, 12.0) == "short"

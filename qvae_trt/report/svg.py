@@ -9,7 +9,9 @@ meets.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
@@ -299,9 +301,9 @@ def fit(text: str, width: float, size: float) -> str:
     """The text, or as much of it as fits with an ellipsis."""
     if text_width(text, size) <= width:
         return text
-    while text and text_width(text + "…", size) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    ends = list(accumulate(text_width(sign, size) for sign in text))
+    kept = bisect_right(ends, width - text_width("…", size))
+    return text[:kept].rstrip() + "…"
 
 
 def _wrap(text: str, width: float, size: float, *, bold: bool = False) -> list[str]:
