@@ -288,7 +288,7 @@ def build_command(
     precision: str | None = None,
     engine_dir: str | Path | None = None,
 ) -> str:
-    """The command that builds engines, as a hint to copy; what is None is left out."""
+    """The command that builds engines, as a hint to copy; what is None is left out, and `auto`."""
     words = ["qvae", "build", "--mode", mode]
     for size in sizes:
         words += ["--resolution", str(size)]
@@ -296,7 +296,7 @@ def build_command(
         "--aspect": aspect,
         "--part": part,
         "--model": model,
-        "--backend": backend,
+        "--backend": None if backend == "auto" else backend,
         "--precision": precision,
         "--engine-dir": engine_dir,
     }

@@ -111,7 +111,7 @@ def no_folder(
         "static",
         size,
         model=None if model == MODEL else model,
-        backend=None if backend == "auto" else backend,
+        backend=backend,
         engine_dir=engine_dir,
     )
     return EngineError(f"{engine_dir}: no such folder", fix=command)

@@ -26,7 +26,7 @@ No step looks at the clock.
 
 from __future__ import annotations
 
-from qvae_trt.store.checking import check_engine, differences, read_sidecar, recorded_option
+from qvae_trt.store.checking import check_engine, differences, option_in, read_sidecar, words_of
 from qvae_trt.store.hashing import sha256_file, stamp_of
 from qvae_trt.store.locking import lock_engine
 from qvae_trt.store.sidecar import (
@@ -53,13 +53,14 @@ __all__ = [
     "check_writable",
     "differences",
     "lock_engine",
+    "option_in",
     "read_sidecar",
-    "recorded_option",
     "replace_file",
     "sha256_file",
     "sidecar_path",
     "staged",
     "stamp_of",
+    "words_of",
     "write_engine",
     "write_text",
 ]

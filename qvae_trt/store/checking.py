@@ -23,7 +23,7 @@ from qvae_trt.store.sidecar import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _NOTHING: Mapping[str, object] = {}
@@ -88,19 +88,21 @@ def _rebuild(
         for option, name in (("precision", "precision"), ("backend", "flavour"))
         if expected.get(name) is not None
     }
-    model = None if other else recorded_option(sidecar.command, "--model")
+    model = None if other else option_in(words_of(sidecar.command), "--model")
     command = rebuild_command(engine, model=model, **asked)
     return f"{command} --model MODEL (the one in use)" if other else command
 
 
-def recorded_option(command: str, option: str) -> str | None:
-    """The value of an option in a sidecar's command line; None without one, or where no shell would
-    have taken the line.
-    """
+def words_of(command: str) -> list[str]:
+    """A sidecar's command line in words; none where no shell would have taken it."""
     try:
-        words = shlex.split(command)
+        return shlex.split(command)
     except ValueError:
-        return None
+        return []
+
+
+def option_in(words: Sequence[str], option: str) -> str | None:
+    """The value of an option in a command line; None without one."""
     split = [
         part for word in words for part in (word.split("=", 1) if word[:2] == "--" else [word])
     ]

@@ -28,7 +28,7 @@ def rebuild(
         backend = "onnxruntime" if engine.suffix == ".onnx" else None
         return rebuild_command(engine, model=model.source, backend=backend)
     key = sidecar.key
-    words = _words(sidecar.command)
+    words = store.words_of(sidecar.command)
     if key.weights_sha256 != model.weights_sha256 or not _builds_into(words, engine_dir):
         general = rebuild_command(
             engine, model=model.source, backend=key.flavour, precision=key.precision
@@ -39,15 +39,8 @@ def rebuild(
     return shlex.join(words)
 
 
-def _words(command: str) -> list[str]:
-    try:
-        return shlex.split(command)
-    except ValueError:  # nothing that a shell would have taken
-        return []
-
-
 def _builds_into(words: list[str], engine_dir: Path) -> bool:
     if words[:2] != ["qvae", "build"]:
         return False
-    folder = store.recorded_option(shlex.join(words), "--engine-dir")
+    folder = store.option_in(words, "--engine-dir")
     return Path(folder or "engines").absolute() == engine_dir.absolute()

@@ -21,6 +21,7 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.model import load_model
+from qvae_trt.profiles import build_command
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.verify.bounds import BOUNDS
 from qvae_trt.verify.comparison import (
@@ -40,7 +41,7 @@ from qvae_trt.verify.reference import (
     Source,
     split_outputs,
 )
-from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain, hint
+from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain
 from qvae_trt.verify.targets import Target, find_targets, sizes_of
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def verify(
     if not targets:
         raise EngineError(
             f"{engine_dir}: no engines found",
-            fix=hint(resolutions, model=model, backend=backend, engine_dir=engine_dir),
+            fix=build_command(
+                "static", *resolutions, model=model, backend=backend, engine_dir=engine_dir
+            ),
         )
     loaded = load_model(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

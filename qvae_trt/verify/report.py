@@ -148,7 +148,7 @@ class VerifyReport:
 
     def _hint(self, sizes: Sequence[Resolution], *, backend: str) -> str:
         model, folder = self.facts.get("model"), self.facts.get("engine folder")
-        return hint(sizes, model=model, backend=backend, engine_dir=folder)
+        return build_command("static", *sizes, model=model, backend=backend, engine_dir=folder)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
@@ -224,23 +224,6 @@ class VerifyReport:
             "\n".join(f"- **{name}**: {reason}" for name, reason in REASONS.items()),
         ]
         return "\n\n".join(paragraphs) + "\n"
-
-
-def hint(
-    sizes: Sequence[Resolution],
-    *,
-    model: str | None,
-    backend: str,
-    engine_dir: str | Path | None,
-) -> str:
-    """The command that builds engines, with the options in use."""
-    return build_command(
-        "static",
-        *sizes,
-        model=model,
-        backend=None if backend == "auto" else backend,
-        engine_dir=engine_dir,
-    )
 
 
 _LEGEND = (

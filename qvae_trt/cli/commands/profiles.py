@@ -133,7 +133,7 @@ def match(
         command = build_command(
             "static",
             resolution,
-            backend=None if backend == "auto" else backend,
+            backend=backend,
             engine_dir=None if folder == ENGINE_DIR else folder,
         )
         output.tell(f"to build one: {command}")
