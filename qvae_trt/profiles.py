@@ -152,7 +152,7 @@ class Choice:
     """The way taken for a size, and all ways considered, in order. One candidate is accepted."""
 
     resolution: Resolution
-    engine: Literal["static", "profiles", "pytorch"]
+    engine: Literal["static", "profiles", "fused", "pytorch"]
     profile_index: int | None
     candidates: tuple[Candidate, ...]
 

@@ -20,7 +20,7 @@ PACKAGE = Path(qvae_trt.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "profiles", "toml_file", "json_file", "workplace"),
     ("store", "backends", "workers"),
-    ("model", "folding", "lowerings", "images", "runtime"),
+    ("model", "folding", "lowerings", "images", "fused", "runtime"),
     ("export", "build", "verify", "bench", "report", "doctor", "pictures", "tune"),
     ("cli",),
 )
@@ -30,6 +30,7 @@ HOMES = {
     "tensorrt": ("backends",),
     "tensorrt_rtx": ("backends",),
     "onnxruntime": ("backends",),
+    "triton": ("fused",),
     "polygraphy": ("verify",),
     "typer": ("cli",),
     "rich": ("cli",),

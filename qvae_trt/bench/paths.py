@@ -100,6 +100,7 @@ class Workbench:
         self.backend = backend
         self._vae: Any = None
         self._folded: Any = None
+        self._fused: Any = None
         self._scratch: Any = None
         self._backend: Any = None
 
@@ -111,6 +112,8 @@ class Workbench:
             return self._engine(cast("Mode", name), part, resolution)
         if name == "pytorch":
             return self._shipped(part)
+        if name == "fused":
+            return self._fuse(part)
         folded = self._fold()
         call = folded.encode if part == "encoder" else folded.decode
         if name == "compiled":
@@ -174,7 +177,7 @@ class Workbench:
         return {} if self._backend is None else {self._backend.name: self._backend.version()}
 
     def close(self) -> None:
-        self._vae = self._folded = None
+        self._vae = self._folded = self._fused = None
         if self._scratch is not None:
             self._scratch.release()
             self._scratch = None
@@ -202,6 +205,24 @@ class Workbench:
 
         weights = _parameter_bytes(inner) + _parameter_bytes(outer)
         return Prepared(name="pytorch", dtype=self.dtype, call=call, weights_bytes=weights)
+
+    def _fuse(self, part: Part) -> Prepared:
+        if self._fused is None:
+            import torch
+
+            from qvae_trt import fused
+
+            place = torch.device(self.device)
+            if place.type == "cuda":
+                place = torch.device("cuda", torch.cuda.current_device())
+            self._fused = fused.load(self.model.vae, place)
+        half = self._fused.encoder if part == "encoder" else self._fused.decoder
+        return Prepared(
+            name="fused",
+            dtype=self._fused.dtype,
+            call=self._fused.encode if part == "encoder" else self._fused.decode,
+            weights_bytes=_parameter_bytes(half),
+        )
 
     def _fold(self) -> Any:
         if self._folded is None:

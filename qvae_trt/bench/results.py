@@ -28,8 +28,8 @@ SCHEMA: Final = "qvae/latency"
 VERSION: Final = 1
 MAX_FILE_BYTES: Final = 64 << 20
 _MAKE_ONE: Final = "qvae bench --resolution 1024x1024 --out DIR writes DIR/latency.json"
-PATHS: Final = ("pytorch", "folded", "compiled", "static", "profiles")
-BASELINES: Final = ("pytorch", "folded", "compiled")
+PATHS: Final = ("pytorch", "folded", "compiled", "fused", "static", "profiles")
+BASELINES: Final = ("pytorch", "folded", "compiled", "fused")
 #: What is measured on a CPU unasked: compiling takes minutes there.
 BASELINES_ON_CPU: Final = ("pytorch", "folded")
 ENGINES: Final = ("static", "profiles")

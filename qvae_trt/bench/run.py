@@ -74,8 +74,8 @@ def bench(
         resolutions: sizes of the pictures, in the order of the table.
         model: what `--model` takes.
         engine_dir: where the engines are; None leaves the engine columns out.
-        baselines: which PyTorch paths, "pytorch", "folded" or "compiled"; None takes all, but
-            "compiled" on a CPU, where compiling takes minutes, only if it is named. Without
+        baselines: which PyTorch paths, "pytorch", "folded", "compiled" or "fused"; None takes all,
+            but "compiled" on a CPU, where compiling takes minutes, only if it is named. Without
             "pytorch" there is no speed-up.
         backend: what `--backend` takes.
         service: measure latents → PIL, first use and switching of sizes too.

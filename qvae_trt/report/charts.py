@@ -90,7 +90,7 @@ def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> list[Chart
     rows = view.contrasts(results)
     charts = []
     for part in _ORDER:
-        for path in ("static", "profiles", "compiled", "folded", REFERENCE):
+        for path in ("static", "profiles", "fused", "compiled", "folded", REFERENCE):
             found = [row for row in rows if row.part == part and row.path == path]
             if not found:
                 continue

@@ -18,6 +18,7 @@ DESCRIPTIONS = {
     "pytorch": "stock diffusers (Conv3d)",
     "folded": "the exact 2D graph of a single frame, channels_last",
     "compiled": "the folded graph through torch.compile",
+    "fused": "the folded graph on cuDNN and Triton kernels, nothing to build",
     "static": "a static engine of exactly this size",
     "profiles": "the engine with optimization profiles",
 }

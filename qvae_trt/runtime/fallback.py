@@ -1,5 +1,5 @@
-"""What serves where no engine does: the folded VAE in PyTorch, whole or in tiles, and the warning
-that says so.
+"""What serves where no engine does: the VAE in PyTorch, fused or folded, whole or in tiles, and the
+warning that says so.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from qvae_trt.errors import DeviceMemoryError, QvaeError, UsageError
+from qvae_trt import fused
+from qvae_trt.errors import BackendError, DeviceMemoryError, QvaeError, UsageError
 from qvae_trt.folding import FoldedVae, fold
+from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import out_of_memory
 from qvae_trt.runtime.tiling import SCALE, Tile, square_tile, tiled, usual_overlap
 
@@ -88,7 +90,8 @@ def _users_level() -> int:
 
 
 class PyTorchVae:
-    """The VAE in PyTorch: folded to 2D, channels last, one picture at a time; as shipped for video.
+    """The VAE in PyTorch, one picture at a time: fused where that runs, else folded to 2D; as
+    shipped for video.
 
     Weights are put on a device when it is first needed there, and stay until `release`.
 
@@ -102,6 +105,13 @@ class PyTorchVae:
     ) -> None:
         self._source = vae
         self._make_room = make_room
+        self._fused: dict[torch.device, fused.FusedVae] = {}
+        # Of a device whose check was passed, the weights in host memory: they come back in
+        # milliseconds. Of another one, why it was not.
+        self._checked: dict[torch.device, fused.FusedVae | QvaeError] = {}
+        # What has run fused since its weights were put there: captures can hold that.
+        self._ran: set[tuple[Part, torch.Size, torch.device]] = set()
+        self._captured = False
         self._folded: FoldedVae | None = None
         self._video: AutoencoderKLQwenImage | None = None
         self._place: tuple[torch.device, torch.dtype] | None = None
@@ -110,17 +120,37 @@ class PyTorchVae:
         self._too_big: dict[tuple[str, int, int], int] = {}
         self._lock = threading.RLock()
 
+    def refusal(self, device: torch.device) -> QvaeError | None:
+        """Why the fused path does not serve on a device; None if it does.
+
+        The first call on a device puts the weights there and checks the kernels.
+        """
+        with self._lock:
+            if device not in self._checked:
+                self._checked[device] = self._check(device)
+            checked = self._checked[device]
+        return checked if isinstance(checked, QvaeError) else None
+
+    def capturable(self, part: Part, x: torch.Tensor) -> bool:
+        """Whether a caller's capture can hold a run of this picture."""
+        return (part, x.shape, x.device) in self._ran
+
     def run(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(1, C, 1, H, W) → (1, C', 1, H', W') on x's device, computed in `dtype`; in tiles if need
-        be.
+        """(1, C, 1, H, W) → (1, C', 1, H', W') on x's device; in tiles if need be.
+
+        Args:
+            part: what to run.
+            x: the picture, or latents.
+            dtype: what the folded network computes in.
 
         Raises:
             DeviceMemoryError: not even the smallest tiles fit.
         """
-        x = x.to(dtype)
+        if capturing(x):
+            return self._whole(part, x, dtype)
         size = (part, x.shape[3], x.shape[4])
         if not self._known_too_big(size, x.device):
-            y = self._attempt(lambda: self._whole(part, x), x.device)
+            y = self._attempt(lambda: self._whole(part, x, dtype), x.device)
             if y is not None:
                 return y
             self._too_big[size] = _free_bytes(x.device)
@@ -129,7 +159,7 @@ class PyTorchVae:
             if side >= max(x.shape[3:]) * scale:
                 continue  # one tile: the whole picture again
             tile = square_tile(side, usual_overlap(side))
-            y = self._attempt(partial(self.tiled, part, x, tile), x.device)
+            y = self._attempt(partial(self.tiled, part, x, tile, dtype), x.device)
             if y is not None:
                 return y
         raise DeviceMemoryError(
@@ -137,9 +167,9 @@ class PyTorchVae:
             fix="free device memory, or move the VAE to the CPU",
         )
 
-    def tiled(self, part: Part, x: torch.Tensor, tile: Tile) -> torch.Tensor:
+    def tiled(self, part: Part, x: torch.Tensor, tile: Tile, dtype: torch.dtype) -> torch.Tensor:
         """The same in tiles of this size."""
-        return tiled(lambda piece: self._whole(part, piece), x, part=part, tile=tile)
+        return tiled(lambda piece: self._whole(part, piece, dtype), x, part=part, tile=tile)
 
     def _attempt(
         self, run: Callable[[], torch.Tensor], device: torch.device
@@ -173,19 +203,50 @@ class PyTorchVae:
     def release(self) -> None:
         """Drop the copies of the weights, and what was learned about memory."""
         with self._lock:
+            if not self._captured:  # else a caller's graph reads them
+                self._fused.clear()
+                self._ran.clear()
             self._folded = self._video = self._place = None
             self._too_big.clear()
 
-    def _whole(self, part: Part, x: torch.Tensor) -> torch.Tensor:
+    def _whole(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        network: fused.FusedVae | FoldedVae
+        fuses = not needs_gradient(x) and self.refusal(x.device) is None
         with self._lock:
-            self._move(x.device, x.dtype)
-            if self._folded is None:
-                with _made_for_all(x.device):
-                    folded: Any = fold(self._source)
-                    self._folded = folded.to(x.device, x.dtype, memory_format=torch.channels_last)
-            keep_while_read(self._folded, x.device)
-            run = self._folded.encode if part == "encoder" else self._folded.decode
-        return run(x)
+            network = self._fused_on(x.device) if fuses else self._folded_on(x.device, dtype)
+            if capturing(x):
+                self._captured = True
+            else:
+                keep_while_read(network, x.device)
+        given = x if fuses else x.to(dtype)
+        y = network.encode(given) if part == "encoder" else network.decode(given)
+        if fuses and x.device.type == "cuda":
+            self._ran.add((part, x.shape, x.device))
+        return y
+
+    def _check(self, device: torch.device) -> fused.FusedVae | QvaeError:
+        try:
+            with _made_for_all(device):
+                loaded = fused.load(self._source, device)
+                self._fused[device] = loaded
+                return copy.deepcopy(loaded).cpu()
+        except BackendError as error:
+            return error
+
+    def _fused_on(self, device: torch.device) -> fused.FusedVae:
+        if device not in self._fused:
+            with _made_for_all(device):
+                host: Any = self._checked[device]
+                self._fused[device] = copy.deepcopy(host).to(device)
+        return self._fused[device]
+
+    def _folded_on(self, device: torch.device, dtype: torch.dtype) -> FoldedVae:
+        self._move(device, dtype)
+        if self._folded is None:
+            with _made_for_all(device):
+                folded: Any = fold(self._source)
+                self._folded = folded.to(device, dtype, memory_format=torch.channels_last)
+        return self._folded
 
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
         if self._place != (device, dtype):
@@ -195,6 +256,11 @@ class PyTorchVae:
     def _known_too_big(self, size: tuple[str, int, int], device: torch.device) -> bool:
         free_then = self._too_big.get(size)
         return free_then is not None and _free_bytes(device) < 1.25 * free_then
+
+
+def needs_gradient(x: torch.Tensor) -> bool:
+    """Whether the caller wants to differentiate with respect to x."""
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class Engines:
         cuda_graphs: capture one CUDA graph for each static engine.
 
     Attributes:
+        given: there is a folder.
         backend: what runs them; None where it is absent.
         refusal: why no engine can run here; None if they can.
         device_type: where they run here, `cuda` or `cpu`.
@@ -81,6 +82,7 @@ class Engines:
         cuda_graphs: bool = False,
     ) -> None:
         self._folders = dict(folders)
+        self.given = bool(folders)
         self._weights_sha256 = weights_sha256
         self._budget_bytes = budget_bytes
         self._allow_foreign = allow_foreign

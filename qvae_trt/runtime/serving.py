@@ -1,7 +1,8 @@
-"""Serving a tensor: static engine → profiles engine → PyTorch, and saying why."""
+"""Serving a tensor: static engine → profiles engine → fused → folded → tiles, and saying why."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +17,9 @@ from qvae_trt.errors import (
     UsageError,
 )
 from qvae_trt.model import DEFAULT_MODEL
-from qvae_trt.profiles import Choice, Part, Resolution, rebuild_command
+from qvae_trt.profiles import Candidate, Choice, Part, Resolution, rebuild_command
 from qvae_trt.runtime.failures import bare
-from qvae_trt.runtime.fallback import Notices, PyTorchVae
+from qvae_trt.runtime.fallback import Notices, PyTorchVae, needs_gradient
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import memory_named, out_of_memory
 from qvae_trt.runtime.tiling import SCALE, Tile, tiled
@@ -107,6 +108,20 @@ class Server:
         self._pytorch.release()
         self.engines.release_scratch()
 
+    def choice(self, part: Part, resolution: Resolution, device: torch.device) -> Choice:
+        """What serves a size on a device, with the reason for each candidate."""
+        choice = self.engines.checked_choice(part, resolution)
+        if choice.engine != "pytorch":
+            return choice
+        why = self._pytorch.refusal(device)
+        engines = choice.candidates[:-1]
+        if why is None:
+            fused = Candidate("fused", True, "no engine serves this size")
+            folded = Candidate("pytorch", False, "fused serves this size")
+            return replace(choice, engine="fused", candidates=(*engines, fused, folded))
+        fused = Candidate("fused", False, why.what)
+        return replace(choice, candidates=(*engines, fused, *choice.candidates[-1:]))
+
     def _serve(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(B, C, 1, H, W) by the best engine that works, else by PyTorch."""
         side = 1 if part == "encoder" else SCALE
@@ -114,25 +129,43 @@ class Server:
         found = self._by_engine(part, size, x)
         if isinstance(found, torch.Tensor):
             return found
-        where = f"{part} {size}"
-        _refuse_captured(where, x, found)
-        self._notices.give(where, found, instead="PyTorch")
-        parts = [self._pytorch.run(part, one, dtype) for one in _ones(x)]
+        ones = _ones(x)
+        if capturing(x) and not self._pytorch.capturable(part, ones[0]):
+            _refuse_captured(f"{part} {size}", x, found.error)
+        self._tell(f"{part} {size}", x, found)
+        parts = [self._pytorch.run(part, one, dtype) for one in ones]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
 
-    def _by_engine(self, part: Part, size: Resolution, x: torch.Tensor) -> torch.Tensor | QvaeError:
+    def _tell(self, where: str, x: torch.Tensor, unserved: _Unserved) -> None:
+        """What people should know of PyTorch serving; with `fallback="raise"`, the error."""
+        wanted = self.engines.given
+        if needs_gradient(x):
+            self._notices.give(where, unserved.error, instead="the folded network in PyTorch")
+            return
+        why = self._pytorch.refusal(x.device)
+        if why is not None:
+            error = unserved.error if wanted else why
+            # Without engines it is one thing to know, and not one for each size.
+            self._notices.give(where if wanted else "", error, instead="PyTorch")
+        elif self._notices.mode == "raise" and wanted:
+            raise unserved.error
+        elif unserved.failed:
+            self._notices.note(where, unserved.error, instead="the fused path")
+
+    def _by_engine(self, part: Part, size: Resolution, x: torch.Tensor) -> torch.Tensor | _Unserved:
         """The result, or why no engine gave one."""
         try:
             size.check()
         except ResolutionError as error:
-            return error
+            return _Unserved(error, failed=False)
         problem: QvaeError | None = None
         unfit = self._unfit(x)
         servable = not unfit
         while True:
             choice = self.engines.choice(part, size, unfit=unfit)
             if choice.engine == "pytorch":
-                return problem or self._missing(part, choice, mendable=servable)
+                missing = self._missing(part, choice, mendable=servable)
+                return _Unserved(problem or missing, failed=problem is not None)
             try:
                 y = self._checked(self.engines.run(part, choice, x), choice)
             except (EngineError, BackendError) as error:
@@ -140,7 +173,7 @@ class Server:
                     raise
                 problem = problem or bare(error)
                 if isinstance(error, DeviceMemoryError):
-                    return problem
+                    return _Unserved(problem, failed=True)
                 unfit[choice.engine] = error.what
             else:
                 if problem is not None:
@@ -151,7 +184,7 @@ class Server:
     def _unfit(self, x: torch.Tensor) -> dict[str, str]:
         """Why no engine at all can take this tensor; empty if they can."""
         where = self.engines.device_type
-        if x.requires_grad and torch.is_grad_enabled():
+        if needs_gradient(x):
             why = "the input requires a gradient, and engines have none"
         elif x.device.type != where:
             why = f"engines run on {where} here, the input is on {x.device.type}"
@@ -208,12 +241,20 @@ class Server:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Unserved:
+    """Why no engine gave a result; `failed` where one that is there could not."""
+
+    error: QvaeError
+    failed: bool
+
+
 def _refuse_captured(where: str, x: torch.Tensor, why: QvaeError) -> None:
     """ExecutionError inside a capture of the caller, which copying weights would void."""
     if capturing(x):
         raise ExecutionError(
             f"{where}: PyTorch cannot serve while a CUDA graph is captured: {why.what}",
-            fix=why.fix,
+            fix=why.fix or "run it once at this size before capturing it",
         )
 
 

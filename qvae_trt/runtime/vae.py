@@ -1,4 +1,4 @@
-"""The VAE that a pipeline sees: static engine → profiles engine → PyTorch."""
+"""The VAE that a pipeline sees: static engine → profiles engine → fused → folded → tiles."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ class TrtVae(ModelMixin, ConfigMixin):
         """Which engine serves a size, with the reason for each candidate;
         `print(choice.explain())`.
         """
-        return self._server.engines.checked_choice(part, resolution)
+        return self._server.choice(part, resolution, self.device)
 
     def release_memory(self, *, engines: bool = True) -> None:
         """Give memory back: scratch to PyTorch's allocator, PyTorch's copies of the weights, and
@@ -326,7 +326,7 @@ class TrtVae(ModelMixin, ConfigMixin):
 
 
 def load_vae(
-    engine_dir: str | os.PathLike[str],
+    engine_dir: str | os.PathLike[str] | None,
     *,
     model: str | os.PathLike[str] | Model = DEFAULT_MODEL,
     fallback: FallbackMode = "warn",
@@ -341,11 +341,13 @@ def load_vae(
     """The VAE of a Qwen-Image pipeline, run by engines: `pipe.vae = qvae_trt.load_vae("engines")`.
 
     Args:
-        engine_dir: where `qvae build` put the engines. They are opened when first needed.
+        engine_dir: where `qvae build` put the engines. They are opened when first needed. None:
+            no engines, the fused path serves every size.
         model: whose weights: a hub id, a folder, a `.safetensors`, `bundled:tiny`, `random:full`,
             or a loaded `Model`.
-        fallback: where no engine serves: `warn` once for each size and reason and use PyTorch,
-            `raise` the reason, or `silent`ly use PyTorch.
+        fallback: where neither an engine nor the fused path serves: `warn` once for each size and
+            reason and use the folded network, or `silent`ly use it. `raise` the reason where no
+            engine serves, or, without an engine folder, where the fused path does not.
         backend: `auto`, `tensorrt`, `tensorrt_rtx`, `onnxruntime`.
         device: where it is at first; without one, CUDA if there is any (and the backend named runs
             there), else the CPU.
@@ -376,7 +378,7 @@ def load_vae(
         raise UsageError(f"memory_budget_bytes is {budget!r}, expected a number of bytes")
     loaded = load_model(model) if isinstance(model, str) else model
     engines = Engines(
-        roots(named_folder(engine_dir)),
+        {} if engine_dir is None else roots(named_folder(engine_dir)),
         backend=backend,
         weights_sha256=loaded.weights_sha256,
         budget_bytes=memory_budget_bytes,
@@ -400,7 +402,7 @@ def make_vae(
     check_nan: bool = False,
 ) -> TrtVae:
     """A `TrtVae` with the defaults of `load_vae` for what is None."""
-    if fallback == "raise" and engines.refusal is not None:
+    if fallback == "raise" and engines.given and engines.refusal is not None:
         raise engines.refusal
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

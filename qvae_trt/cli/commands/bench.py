@@ -37,8 +37,8 @@ def bench(
         typer.Option(
             "--baseline",
             metavar="NAME",
-            autocompletion=lambda: ["pytorch", "folded", "compiled"],
-            help="pytorch, folded or compiled; can be repeated. "
+            autocompletion=lambda: ["pytorch", "folded", "compiled", "fused"],
+            help="pytorch, folded, compiled or fused; can be repeated. "
             "[default: all; on a CPU, all but compiled]",
         ),
     ] = None,

@@ -1,0 +1,105 @@
+"""The VAE on cuDNN convolutions and Triton kernels: any size, nothing to build.
+
+It needs a CUDA GPU and Triton. `load` says what is missing; importing this package asks for
+neither.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from qvae_trt.errors import BackendError
+from qvae_trt.folding import fold
+from qvae_trt.fused.network import LOWERING, FusedVae
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage
+    from torch import Tensor
+
+    from qvae_trt.folding import FoldedVae
+
+__all__ = ["FusedVae", "load", "refusal"]
+
+#: Tensor cores of bfloat16.
+_LEAST_CAPABILITY = (8, 0)
+#: The largest relative L2 error of the check, by dtype: ten times what is usual at that size.
+_BOUNDS = {torch.float16: 2e-2, torch.bfloat16: 2e-1}
+#: Of the check, in pixels: more than one block of pixels and keys, and no multiple of one.
+_CHECKED_SIZE = (72, 88)
+
+
+def refusal(device: torch.device) -> str | None:
+    """Why the fused path cannot run on a device; None if it can."""
+    if device.type != "cuda":
+        return f"the fused path needs a CUDA GPU, the tensors are on {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "the fused path needs Triton, which is not installed: pip install triton"
+    found = torch.cuda.get_device_capability(device)
+    if found < _LEAST_CAPABILITY:
+        return f"the fused path needs compute capability 8.0 or later, found {found[0]}.{found[1]}"
+    return None
+
+
+def load(vae: AutoencoderKLQwenImage, device: torch.device) -> FusedVae:
+    """The fused network of `vae` on a device, after a small picture has shown that it is right.
+
+    In float16, whatever the pipeline's dtype: as fast as bfloat16, and ten times as exact. Weights
+    whose check fails in float16 get bfloat16.
+
+    Args:
+        vae: diffusers' AutoencoderKLQwenImage, of any width; stays where it is.
+        device: a CUDA device.
+
+    Raises:
+        BackendError: the device or this Python cannot run it, or the check failed in both dtypes.
+    """
+    reason = refusal(device)
+    if reason is not None:
+        raise BackendError(reason)
+    from qvae_trt.fused import kernels
+
+    folded = fold(vae, lowering=LOWERING)
+    expected = _samples(folded)
+    errors = []
+    for dtype, bound in _BOUNDS.items():
+        fused = FusedVae(folded, vae, kernels).to(device, dtype)
+        errors.append(_worst_error(fused, expected, device))
+        if errors[-1] <= bound:
+            return fused
+    found = " and ".join(f"{error:.1e}" for error in errors)
+    raise BackendError(
+        f"the fused path differs from the folded network by {found} (relative L2, float16 and"
+        f" bfloat16) on {torch.cuda.get_device_name(device)}",
+        fix="please report this, with the versions that `qvae doctor` prints",
+    )
+
+
+def _samples(folded: FoldedVae) -> dict[str, tuple[Tensor, Tensor]]:
+    """Inputs of both halves and the folded network's outputs, in float32 on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = _CHECKED_SIZE
+    colours, channels = (
+        cast("int", half.layers[0].in_channels) for half in (folded.encoder, folded.decoder)
+    )
+    picture = torch.rand((1, colours, 1, height, width), generator=generator) * 2 - 1
+    latents = torch.randn((1, channels, 1, height // 8, width // 8), generator=generator)
+    with torch.no_grad():
+        return {
+            "encode": (picture, folded.float().encode(picture)),
+            "decode": (latents, folded.decode(latents)),
+        }
+
+
+def _worst_error(
+    fused: FusedVae, samples: dict[str, tuple[Tensor, Tensor]], device: torch.device
+) -> float:
+    worst = 0.0
+    for half, (x, expected) in samples.items():
+        with torch.no_grad():
+            found = getattr(fused, half)(x.to(device)).float().cpu()
+        error = float((found - expected).norm() / expected.norm())
+        worst = max(worst, error if error == error else float("inf"))  # NaN is no error below one
+    return worst

@@ -1,0 +1,299 @@
+"""The folded network as convolutions without bias and a few kernels between them.
+
+The bias of a convolution and the residual are added by the next norm, which reads the tensor
+anyway (:class:`Stream`). So there is one pass over memory between two convolutions. A result is
+written over its input where nothing else needs that: no more than three tensors of a level are
+there at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qvae_trt.folding.attention import Attention
+from qvae_trt.folding.network import ResidualBlock
+from qvae_trt.folding.resample import DownsampleConv, UpsampleConv
+from qvae_trt.folding.scaling import keep_squares_in_fp16
+from qvae_trt.folding.weights import frozen
+from qvae_trt.fused.layout import head_weight, like, rows_apart, stem_weight
+from qvae_trt.lowerings import Lowering
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffusers import AutoencoderKLQwenImage
+
+    from qvae_trt.folding import FoldedVae
+    from qvae_trt.folding.norm import RmsNorm
+
+#: How the folded network is written before it is taken apart.
+LOWERING = Lowering(upsample="conv_transpose")
+
+
+class Kernels(Protocol):
+    """What stands between the convolutions: `fused.kernels`, or `fused.plain` in PyTorch."""
+
+    def sum_norm(
+        self,
+        x: Tensor,
+        bias: Tensor,
+        gain: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        total: Tensor | None = None,
+        out: Tensor | None = None,
+        silu: bool = True,
+    ) -> None: ...
+    def stem(
+        self, picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+    def head(
+        self,
+        x: Tensor,
+        bias: Tensor,
+        gain: Tensor,
+        weight: Tensor,
+        last_bias: Tensor,
+        *,
+        residual: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor: ...
+    def attend(self, qkv: Tensor) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class Stream:
+    """A sum that is still to be made: x, a bias that the next layer knows, and `residual`.
+
+    Attributes:
+        x: (1, C, H, W), channels last.
+        residual: like x; None if nothing is to be added.
+        normal: the first norm of the next block, if it is there already.
+    """
+
+    x: Tensor
+    residual: Tensor | None = None
+    normal: Tensor | None = None
+
+    def take(self) -> tuple[Tensor, Tensor | None]:
+        """Its tensors, which it then no longer holds."""
+        x, residual = self.x, self.residual
+        del self.x
+        self.residual = None
+        return x, residual
+
+
+class Block(nn.Module):
+    """A residual block.
+
+    Args:
+        block: the folded one.
+        bias: (C,), still to be added to x when it comes.
+        alone: no residual comes with x, and its rows are together: x itself is then the block's
+            residual, and its bias goes on to the next layer.
+    """
+
+    def __init__(self, block: ResidualBlock, bias: Tensor, *, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+        self.bias = frozen(bias)
+        self.gain1, self.weight1, self.bias1 = _gain(block.norm1), *_parameters(block.conv1)
+        self.gain2, self.weight2, self.bias2 = _gain(block.norm2), *_parameters(block.conv2)
+        self.shortcut: nn.Parameter | None = None
+        left = self.bias if alone else torch.zeros_like(self.bias)
+        if not isinstance(block.shortcut, nn.Identity):
+            self.shortcut, shortcut_bias = _parameters(block.shortcut)
+            left = self.shortcut.flatten(1) @ left + shortcut_bias
+        self.left = frozen(self.bias2 + left)
+
+    def forward(self, kernels: Kernels, stream: Stream) -> None:
+        normal, stream.normal = stream.normal, None
+        total, residual = stream.take()
+        if normal is None:
+            x = total
+            normal = like(x)
+            if rows_apart(x):
+                total = like(x)
+            kernels.sum_norm(
+                x, self.bias, self.gain1,
+                residual=residual, total=None if self.alone else total, out=normal,
+            )  # fmt: skip
+            del x, residual
+        y = F.conv2d(normal, self.weight1, padding=1)
+        del normal
+        kernels.sum_norm(y, self.bias1, self.gain2, out=y)
+        stream.x = F.conv2d(y, self.weight2, padding=1)
+        del y
+        stream.residual = total if self.shortcut is None else F.conv2d(total, self.shortcut)
+
+
+class AttentionBlock(nn.Module):
+    """Attention over all pixels, with its norm and the sum with its input."""
+
+    def __init__(self, block: Attention, bias: Tensor) -> None:
+        super().__init__()
+        self.bias, self.gain = frozen(bias), _gain(block.norm)
+        layers = (block.query, block.key, block.value)
+        self.weight = frozen(torch.cat([layer.weight for layer in layers]))
+        self.projected_bias = frozen(torch.cat([cast("Tensor", layer.bias) for layer in layers]))
+        self.proj, self.left = _parameters(block.proj)
+
+    def forward(self, kernels: Kernels, stream: Stream) -> None:
+        total, residual = stream.take()
+        normal = like(total)
+        kernels.sum_norm(
+            total, self.bias, self.gain, residual=residual, total=total, out=normal, silu=False
+        )
+        _, channels, height, width = normal.shape
+        tokens = normal.permute(0, 2, 3, 1).reshape(-1, channels)
+        mixed = kernels.attend(F.linear(tokens, self.weight, self.projected_bias))
+        y = F.linear(mixed, self.proj).reshape(1, height, width, channels)
+        stream.x, stream.residual = y.permute(0, 3, 1, 2), total
+
+
+class Resample(nn.Module):
+    """Half or twice the sides, by one convolution."""
+
+    def __init__(self, layer: UpsampleConv | DownsampleConv, bias: Tensor) -> None:
+        super().__init__()
+        self.up = isinstance(layer, UpsampleConv)
+        self.bias = frozen(bias)
+        self.weight, self.left = _parameters(layer.conv)
+
+    def forward(self, kernels: Kernels, stream: Stream) -> None:
+        total, residual = stream.take()
+        kernels.sum_norm(total, self.bias, residual=residual, total=total)
+        del residual
+        if self.up:
+            stream.x = F.conv_transpose2d(total, self.weight, stride=2, padding=1)
+        else:
+            # Padding belongs below and to the right only. Two rows and columns on all sides make
+            # one output row and column too many, above and to the left; nothing is copied.
+            stream.x = F.conv2d(total, self.weight, stride=2, padding=2)[:, :, 1:, 1:]
+
+
+class Encoder(nn.Module):
+    """Pictures to moments."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        first, *middle, norm, last = layers
+        weight, self.stem_bias = _parameters(first)
+        self.stem = frozen(stem_weight(weight))
+        # The stem adds its bias itself.
+        self.layers, self.bias = _middle(middle, torch.zeros_like(self.stem_bias))
+        self.gain = _gain(cast("RmsNorm", norm))
+        self.last, self.last_bias = _parameters(last)
+
+    def forward(self, kernels: Kernels, picture: Tensor) -> Tensor:
+        """(1, C, H, W) in [-1, 1] → moments (1, 2z, H/8, W/8)."""
+        gain = cast("Block", self.layers[0]).gain1
+        normal, x = kernels.stem(picture, self.stem, self.stem_bias, gain)
+        stream = Stream(x, normal=normal)
+        del normal, x
+        for layer in self.layers:
+            layer(kernels, stream)
+        x, residual = stream.take()
+        kernels.sum_norm(x, self.bias, self.gain, residual=residual, out=x)
+        return F.conv2d(x, self.last, self.last_bias, padding=1)
+
+
+class Decoder(nn.Module):
+    """Latents to pictures."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        quant, first, *middle, norm, last = layers
+        self.quant, self.quant_bias = _parameters(quant)
+        self.first, bias = _parameters(first)
+        self.layers, self.bias = _middle(middle, bias)
+        self.gain = _gain(cast("RmsNorm", norm))
+        weight, self.last_bias = _parameters(last)
+        self.head = frozen(head_weight(weight))
+
+    def forward(self, kernels: Kernels, latents: Tensor, dtype: torch.dtype) -> Tensor:
+        """Un-normalised (1, z, h, w) → (1, C, 8h, 8w) in [-1, 1]."""
+        z = latents.to(self.first.dtype, memory_format=torch.channels_last)
+        z = F.conv2d(z, self.quant, self.quant_bias)
+        stream = Stream(F.conv2d(z, self.first, padding=1))
+        for layer in self.layers:
+            layer(kernels, stream)
+        x, residual = stream.take()
+        return kernels.head(
+            x, self.bias, self.gain, self.head, self.last_bias, residual=residual, dtype=dtype
+        )
+
+
+class FusedVae(nn.Module):
+    """Encoder and decoder of one picture, with the 5-D tensors of diffusers and of the engines.
+
+    Args:
+        folded: with `LOWERING`; stays as it is.
+        vae: what it was folded from.
+        kernels: `fused.kernels`, or `fused.plain`.
+    """
+
+    def __init__(self, folded: FoldedVae, vae: AutoencoderKLQwenImage, kernels: Kernels) -> None:
+        super().__init__()
+        folded = copy.deepcopy(folded)
+        with torch.no_grad():
+            keep_squares_in_fp16(folded, vae)
+            self.encoder = Encoder(list(folded.encoder.layers))
+            self.decoder = Decoder(list(folded.decoder.layers))
+        self.kernels = kernels
+        self.requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.decoder.first.dtype
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(1, C, 1, H, W) in [-1, 1], any floating dtype → moments (1, 2z, 1, H/8, W/8)."""
+        return self.encoder(self.kernels, pixels.squeeze(2)).unsqueeze(2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Un-normalised (1, z, 1, h, w) → (1, C, 1, 8h, 8w) in [-1, 1], in the latents' dtype."""
+        return self.decoder(self.kernels, latents.squeeze(2), latents.dtype).unsqueeze(2)
+
+
+def _middle(layers: Sequence[nn.Module], bias: Tensor) -> tuple[nn.ModuleList, nn.Parameter]:
+    """The layers between the two ends, and what is to be added after the last of them.
+
+    Args:
+        layers: of the folded network.
+        bias: of what comes first.
+    """
+    made: list[nn.Module] = []
+    alone = True
+    for layer in layers:
+        fused: Block | AttentionBlock | Resample
+        if isinstance(layer, ResidualBlock):
+            fused = Block(layer, bias, alone=alone)
+        elif isinstance(layer, Attention):
+            fused = AttentionBlock(layer, bias)
+        else:
+            fused = Resample(cast("UpsampleConv | DownsampleConv", layer), bias)
+        made.append(fused)
+        bias = fused.left
+        alone = isinstance(layer, UpsampleConv)
+    return nn.ModuleList(made), frozen(bias)
+
+
+def _gain(norm: RmsNorm) -> nn.Parameter:
+    return frozen(norm.gamma)
+
+
+def _parameters(layer: object) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weight and bias of a convolution or linear layer; the former channels last."""
+    module = cast("nn.Conv2d", layer)
+    weight = module.weight
+    if weight.ndim == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(weight, requires_grad=False), frozen(cast("Tensor", module.bias))

@@ -1,0 +1,75 @@
+"""The fused network's order of operations against the folded one, exact in float32."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from qvae_trt import fused
+from qvae_trt.errors import BackendError
+from qvae_trt.folding import fold
+from qvae_trt.fused import network, plain
+from qvae_trt.model import load_model
+from qvae_trt.model.seeded import random_vae
+
+SIZES = [(8, 8), (24, 40), (8, 64), (64, 8), (72, 48)]
+
+
+def fuse(vae) -> network.FusedVae:
+    return network.FusedVae(fold(vae, lowering=network.LOWERING), vae, plain)
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module", params=["bundled", "RGBA"])
+def pair(request):
+    if request.param == "bundled":
+        vae = load_model("bundled:tiny").vae
+    else:
+        vae = random_vae({**dict(load_model("bundled:tiny").vae.config), "input_channels": 4})
+    return fold(vae), fuse(vae)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_it_computes_what_the_folded_network_does(pair, size):
+    folded, found = pair
+    colours = folded.encoder.layers[0].in_channels
+    generator = torch.Generator().manual_seed(size[0])
+    x = torch.rand((1, colours, 1, *size), generator=generator) * 2 - 1
+    moments = folded.encode(x)
+    assert error(found.encode(x), moments) < 1e-5
+    latents = moments.chunk(2, dim=1)[0]
+    assert error(found.decode(latents), folded.decode(latents)) < 1e-5
+
+
+def test_inputs_stay_as_they_are(pair):
+    _, found = pair
+    z = torch.randn(1, found.decoder.quant.shape[1], 1, 3, 4)
+    before = z.clone()
+    first = found.decode(z)
+    assert torch.equal(z, before)
+    assert torch.equal(found.decode(z), first)
+
+
+@pytest.mark.parametrize("scale", [0.01, 30.0, 1000.0])
+def test_float16_holds_activations_of_any_scale(scale):
+    """Norms take the scale out again, so the picture stays and the stream between grows."""
+    vae = copy.deepcopy(load_model("bundled:tiny").vae)
+    with torch.no_grad():
+        for name, parameter in vae.decoder.named_parameters():
+            if "conv_in" in name or ".conv2" in name or "resample" in name or "proj" in name:
+                parameter.mul_(scale)
+    z = torch.randn((1, 16, 1, 6, 5), generator=torch.Generator().manual_seed(3))
+    expected = fold(vae).decode(z)
+    bf16 = error(fold(vae).to(torch.bfloat16).decode(z.bfloat16()).float(), expected)
+    assert error(fuse(vae).half().decode(z.half()).float(), expected) < bf16 / 3
+
+
+def test_a_device_that_cannot_is_told_why():
+    assert "CUDA" in fused.refusal(torch.device("cpu"))
+    with pytest.raises(BackendError, match="CUDA"):
+        fused.load(load_model("bundled:tiny").vae, torch.device("cpu"))
