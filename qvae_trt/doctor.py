@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qvae_trt import __version__, backends, store
 from qvae_trt.backends import devices
-from qvae_trt.errors import QvaeError
+from qvae_trt.errors import ForeignEngineError, QvaeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,29 +167,34 @@ def _engines(engine_dir: Path) -> Check:
             f"{locked}: no permission to read",
             f"let this user into it: chmod u+rX {shlex.quote(str(locked))}",
         )
-    here, elsewhere = Counter[str](), Counter[str]()
-    for path in _sidecars(engine_dir):
-        try:
-            key = store.read_sidecar(path.with_suffix("")).key
-            wanted = backends.get(key.flavour).identity()
-        except QvaeError:
-            elsewhere["an unreadable sidecar"] += 1
-            continue
-        same = all(getattr(key, name) == value for name, value in wanted.items())
-        words = f"{key.flavour} {key.flavour_version} on {key.gpu}"
-        (here if same else elsewhere)[words] += 1
-    if not here and not elsewhere:
+    found = Counter(_engine_in_words(engine.path) for engine in store.find_engines(engine_dir))
+    if not found:
         return Check("engines", "ok", f"none in {engine_dir} yet")
-    told = [f"{count} of {words}" for words, count in here.items()]
-    told += [f"{count} of {words}, not for this machine" for words, count in elsewhere.items()]
-    fix = "run qvae build with the options they were built with; qvae inspect ENGINE shows them"
+    told = [f"{count} of {words}" for (_, words), count in found.items()]
     detail = f"in {engine_dir}: {'; '.join(told)}"
-    return Check("engines", "warn" if elsewhere else "ok", detail, fix if elsewhere else None)
+    if all(serves for serves, _ in found):
+        return Check("engines", "ok", detail)
+    fix = "run qvae build with the options they were built with; qvae inspect ENGINE shows them"
+    return Check("engines", "warn", detail, fix)
 
 
-def _sidecars(engine_dir: Path) -> Iterator[Path]:
-    yield from engine_dir.glob("static/*/*.json")
-    yield from engine_dir.glob("profiles/*.json")
+def _engine_in_words(engine: Path) -> tuple[bool, str]:
+    """Whether this machine can run an engine, and what it is."""
+    try:
+        key = store.read_sidecar(engine).key
+    except ForeignEngineError:
+        return False, "unknown origin, without a sidecar"
+    except QvaeError:
+        return False, "unknown origin, with an unreadable sidecar"
+    words = f"{key.flavour} {key.flavour_version} on {key.gpu}"
+    try:
+        backend = backends.get(key.flavour)
+        backend.can_run().require()
+    except QvaeError as error:  # nothing is wrong with the engine
+        return False, f"{words}, not for this machine ({error.what})"
+    if store.differences(key, backend.identity()):
+        return False, f"{words}, not for this machine"
+    return True, words
 
 
 def _unreadable(engine_dir: Path) -> Path | None:
@@ -251,7 +256,7 @@ def _disk(engine_dir: Path) -> Check:
         )
     if not os.access(folder, os.W_OK):
         detail, fix = f"{folder}: no permission to write", "name another --engine-dir"
-        if _unreadable(engine_dir) is None and any(_sidecars(engine_dir)):
+        if _unreadable(engine_dir) is None and store.find_engines(engine_dir):
             detail = f"{detail}: the engines there serve, and none can be built"
             return Check("disk", "warn", detail, f"to build: {fix}")
         return Check("disk", "fail", detail, fix)

@@ -388,15 +388,16 @@ def _make_classes(trt: Any, state: State) -> list[type]:
         is_network_output = property(lambda self: False)
 
     class ILayer(_Base):
-        def __init__(self, name: str, kind: Any, outputs: list[Any]) -> None:
-            self._name, self._kind, self._outputs = name, kind, outputs
+        def __init__(self, name: str, kind: Any, inputs: list[Any], outputs: list[Any]) -> None:
+            self._name, self._kind = name, kind
+            self._inputs, self._outputs = inputs, outputs
             self._precision: Any = None
             self._types: dict[int, Any] = {}
 
         name = property(lambda self: self._name)
         type = property(lambda self: self._kind)
         num_outputs = property(lambda self: len(self._outputs))
-        num_inputs = property(lambda self: 1)
+        num_inputs = property(lambda self: len(self._inputs))
 
         @property
         def precision(self) -> Any:
@@ -405,6 +406,9 @@ def _make_classes(trt: Any, state: State) -> list[type]:
         @precision.setter
         def precision(self, value: Any) -> None:
             self._precision = value
+
+        def get_input(self, index: int) -> Any:
+            return self._inputs[index]
 
         def get_output(self, index: int) -> Any:
             return self._outputs[index]
@@ -598,6 +602,12 @@ def _make_classes(trt: Any, state: State) -> list[type]:
                 "output": [result.name, result.dtype.name, list(result.shape)],
                 "ranges": [[list(s) for s in r] for r in ranges],
                 "layers": [layer._name for layer in network._layers],
+                "types": {
+                    tensor._name: layer._types[index].name
+                    for layer in network._layers
+                    for index, tensor in enumerate(layer._outputs)
+                    if index in layer._types and layer._precision == layer._types[index]
+                },
             }
             return _as_buffer(json.dumps(data).encode())
 
@@ -839,6 +849,8 @@ _LAYERS = {
     "Sigmoid": "ACTIVATION",
     "Mul": "ELEMENTWISE",
     "Add": "ELEMENTWISE",
+    "Sub": "ELEMENTWISE",
+    "Div": "ELEMENTWISE",
     "Gather": "GATHER",
     "Concat": "CONCATENATION",
     "Slice": "SLICE",
@@ -847,7 +859,11 @@ _LAYERS = {
 
 
 def _fill(trt: Any, network: Any, model: Any, tensor: type, layer: type) -> None:
-    """Inputs, outputs and one layer a node, with the types that ONNX infers."""
+    """Inputs, outputs and one layer a node, with the types that ONNX infers.
+
+    As the parser of 8.6 does, weights that are added or multiplied become layers of their own,
+    those of fewer dimensions with an unnamed reshape behind; and its tensors inside are all float.
+    """
     dims: dict[str, tuple[int, ...]] = {}
     kinds: dict[str, str] = {}
     graph = model.graph
@@ -855,22 +871,46 @@ def _fill(trt: Any, network: Any, model: Any, tensor: type, layer: type) -> None
         kind = value.type.tensor_type
         kinds[value.name] = _ELEMS.get(kind.elem_type, "FLOAT")
         dims[value.name] = tuple(d.dim_value or -1 for d in kind.shape.dim)
+    weights = {init.name: init for init in graph.initializer}
+    for name, init in weights.items():
+        kinds[name], dims[name] = _ELEMS.get(init.data_type, "FLOAT"), tuple(init.dims)
+    ends = {value.name for value in (*graph.input, *graph.output)}
+    is_weak = not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    made: dict[str, Any] = {}
 
-    def make_tensor(name: str) -> Any:
-        kind = kinds.get(name, "FLOAT")
+    def make_tensor(name: str, like: str | None = None) -> Any:
+        kind, shape = (kinds.get(like or name, "FLOAT"), dims.get(like or name, ()))
         if kind == "INT64" and not hasattr(trt.DataType, "INT64"):
             kind = "INT32"
-        shape = dims.get(name, ())
+        if kind == "HALF" and is_weak and name not in ends:
+            kind = "FLOAT"
         is_shape = kind.startswith("INT") and len(shape) <= 1
-        return tensor(name, getattr(trt.DataType, kind), shape, is_shape)
+        made[name] = tensor(name, getattr(trt.DataType, kind), shape, is_shape)
+        return made[name]
 
-    held = {init.name for init in graph.initializer}
-    network._inputs = [make_tensor(v.name) for v in graph.input if v.name not in held]
-    network._outputs = [make_tensor(v.name) for v in graph.output]
+    def add(name: str, kind: str, inputs: list[Any], outputs: list[Any]) -> None:
+        network._layers.append(layer(name, getattr(trt.LayerType, kind), inputs, outputs))
+
+    def weight(name: str, rank: int) -> Any:
+        constant = make_tensor(f"{name}_output", like=name)
+        add(name, "CONSTANT", [], [constant])
+        if len(dims[name]) >= rank:
+            return constant
+        unnamed = f"(Unnamed Layer* {len(network._layers)}) [Shuffle]"
+        reshaped = make_tensor(f"{unnamed}_output", like=name)
+        add(unnamed, "SHUFFLE", [constant], [reshaped])
+        return reshaped
+
+    network._inputs = [make_tensor(v.name) for v in graph.input if v.name not in weights]
     for number, node in enumerate(graph.node):
-        kind = getattr(trt.LayerType, _LAYERS.get(node.op_type, "SHUFFLE"))
+        kind = _LAYERS.get(node.op_type, "SHUFFLE")
+        inputs = [made[name] for name in node.input if name in made]
+        if kind == "ELEMENTWISE":
+            rank = max(len(dims.get(name, ())) for name in node.input)
+            inputs = [made.get(name) or weight(name, rank) for name in node.input]
         outputs = [make_tensor(name) for name in node.output if name]
-        network._layers.append(layer(node.name or f"{node.op_type}_{number}", kind, outputs))
+        add(node.name or f"{node.op_type}_{number}", kind, inputs, outputs)
+    network._outputs = [made[v.name] for v in graph.output]
 
 
 def _as_buffer(data: bytes) -> Any:

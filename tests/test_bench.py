@@ -9,14 +9,16 @@ import ort_engines
 import pytest
 import torch
 from torch import nn
+from verify_engines import only, rewrite
 
 from qvae_trt import bench
+from qvae_trt.backends.onnxruntime import OnnxRuntime, OnnxRuntimeSession
 from qvae_trt.bench import paths as bench_paths
 from qvae_trt.bench.floor import count_flops, matmul_rate, on_meta
 from qvae_trt.bench.paths import Workbench
 from qvae_trt.errors import BackendError, EngineError, ModelError, UsageError
 from qvae_trt.model import BUNDLED_TINY
-from qvae_trt.profiles import Resolution
+from qvae_trt.profiles import Resolution, engine_path
 
 if TYPE_CHECKING:
     from qvae_trt.bench import BenchResult, Step
@@ -242,6 +244,50 @@ def test_an_engine_that_was_tampered_with_is_an_empty_cell(engines: Path, tmp_pa
     assert cell is not None
     assert cell.timing is None
     assert "vae_decoder_multi_profile.onnx" in cell.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ({"weights_sha256": "0" * 64}, "built from other weights"),
+        ({"gpu": "NVIDIA H100"}, "built for another GPU"),
+        ({"flavour_version": "0.1"}, "built by another version"),
+        ({"part": "encoder"}, "the other half of the VAE"),
+    ],
+    ids=["weights", "gpu", "version", "part"],
+)
+def test_what_the_run_time_refuses_is_not_timed(
+    engines: Path, tmp_path: Path, key: dict[str, object], said: str
+) -> None:
+    folder = only(engines, tmp_path, "static")
+    rewrite(engine_path(folder, "decoder", "static", ".onnx", STATIC), key=key)
+    found = measured(folder, STATIC, baselines=(), parts=("decoder",))
+    cell = found.cell("decoder", STATIC, "static")
+    assert cell is not None
+    assert cell.timing is None
+    assert said in cell.notes[0]
+
+
+def test_an_engine_of_another_device_is_not_timed(
+    engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Workbench(
+        ort_engines.tiny(),
+        device="cpu",
+        precision="fp32",
+        engine_dir=engines,
+        backend="onnxruntime",
+    )
+    real = OnnxRuntime.open
+
+    def on_a_gpu(self: OnnxRuntime, engine: Path) -> OnnxRuntimeSession:
+        session = real(self, engine)
+        session.device_type = "cuda"
+        return session
+
+    monkeypatch.setattr(OnnxRuntime, "open", on_a_gpu)
+    with pytest.raises(EngineError, match="runs on cuda, the tensors are on cpu"):
+        work.prepare("static", "decoder", STATIC)
 
 
 def test_a_size_that_no_profile_holds(engines: Path) -> None:

@@ -6,17 +6,20 @@ import importlib
 import json
 import os
 import re
+import sys
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from store_cases import make_sidecar
 
-from qvae_trt import backends, doctor
+from qvae_trt import backends, doctor, store
 from qvae_trt.backends import Device, Verdict, devices
 from qvae_trt.cli import app as cli
 from qvae_trt.errors import BackendError
+from qvae_trt.profiles import engine_path
 
 H100 = Device("NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000, "580.95.05")
 Usage = namedtuple("Usage", "total used free")
@@ -109,13 +112,50 @@ def test_engines_are_counted_and_strangers_named(tmp_path: Path) -> None:
     sidecar = tmp_path / "static" / "32x32" / "vae_decoder.onnx.json"
     text = sidecar.read_text()
     old = re.sub(r'"flavour_version": "[^"]*"', '"flavour_version": "0.1"', text)
-    (tmp_path / "static" / "32x32" / "vae_encoder.onnx.json").write_text(old)
+    engine = sidecar.with_suffix("")
+    for name, content in {"vae_encoder.onnx": old, "vae_encoder.trt": None}.items():
+        engine.with_name(name).write_bytes(engine.read_bytes())
+        if content is not None:
+            engine.with_name(f"{name}.json").write_text(content)
     sidecar.write_text("{}")
     found = check("engines", tmp_path)
     assert found.status == "warn"
     assert "1 of onnxruntime 0.1 on cpu, not for this machine" in found.detail
-    assert "1 of an unreadable sidecar" in found.detail
+    assert "1 of unknown origin, with an unreadable sidecar" in found.detail
+    assert "1 of unknown origin, without a sidecar" in found.detail
     assert "qvae build" in str(found.fix)
+
+
+@pytest.fixture
+def engine_of_tensorrt(tmp_path: Path) -> Path:
+    """An engine with a sound sidecar of TensorRT 8.6 on an H100, in an engine folder."""
+    path = engine_path(tmp_path, "decoder", "profiles", ".trt")
+    key = {"part": "decoder", "mode": "profiles", "flavour_version": "8.6.1", "gpu": H100.name}
+    sidecar = make_sidecar(**key)
+    store.write_engine(path, sidecar, source=b"an engine")
+    return path
+
+
+def test_an_engine_of_a_backend_that_is_not_here_is_no_unreadable_one(
+    engine_of_tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    found = check("engines", tmp_path)
+    assert found.status == "warn"
+    assert f"1 of tensorrt 8.6.1 on {H100.name}, not for this machine (" in found.detail
+    assert "tensorrt does not import" in found.detail
+    assert "unreadable" not in found.detail
+
+
+def test_its_sidecar_can_be_inspected_without_that_backend(
+    engine_of_tensorrt: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert cli.main(["inspect", "--json", str(engine_of_tensorrt)]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["sidecar"]["key"]["flavour_version"] == "8.6.1"
+    assert "not opened" in shown.err
+    assert "tensorrt does not import" in shown.err
 
 
 def test_a_backend_that_builds_and_cannot_run(
@@ -201,7 +241,7 @@ def test_a_read_only_folder_serves_the_engines_in_it(
     found = check("disk", tmp_path)
     assert (found.status, found.detail) == ("fail", f"{tmp_path}: no permission to write")
     (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "vae_decoder_multi_profile.onnx.json").write_text("{}")
+    (tmp_path / "profiles" / "vae_decoder_multi_profile.onnx").write_text("{}")
     found = check("disk", tmp_path)
     assert found.status == "warn"
     assert "the engines there serve" in found.detail

@@ -14,7 +14,7 @@ from verify_engines import SIZES, fp16_engines, only, rewrite
 from qvae_trt import backends, store
 from qvae_trt.errors import BackendError, EngineError, ParityError
 from qvae_trt.model import BUNDLED_TINY, Model
-from qvae_trt.profiles import PARTS, Resolution, build_command, engine_path
+from qvae_trt.profiles import PARTS, Profile, Resolution, build_command, engine_path
 from qvae_trt.verify import VerifyEvent, reference, verify
 from qvae_trt.verify.mending import rebuild
 from qvae_trt.verify.reference import PROOF_SIZE, Reference, exact_fp32, fast_bf16
@@ -237,6 +237,9 @@ def test_an_engine_without_a_sidecar_is_not_loaded(engines, tmp_path):
         ("flipped byte", "changed since it was built"),
         ("truncated", "cut short"),
         ("other weights", "built from other weights"),
+        ("other part", "the other half of the VAE: found encoder, expected decoder"),
+        ("other mode", "built in another mode: found profiles, expected static"),
+        ("other size", "built for other sizes: found 64x64, expected 96x64"),
         ("malformed", "sidecar"),
     ],
 )
@@ -251,6 +254,12 @@ def test_a_bad_engine_is_an_error_and_the_others_still_run(engines, tmp_path, fa
         path.write_bytes(data[:-100])
     elif fault == "other weights":
         rewrite(path, key={"weights_sha256": "0" * 64})
+    elif fault == "other part":
+        rewrite(path, key={"part": "encoder"})
+    elif fault == "other mode":
+        rewrite(path, key={"mode": "profiles"})
+    elif fault == "other size":
+        rewrite(path, key={"profiles": (Profile.fixed(Resolution(64, 64)),)})
     else:
         store.sidecar_path(path).write_text("{")
     report = verify(folder, model=BUNDLED_TINY)
@@ -290,7 +299,8 @@ def test_the_command_that_mends_is_the_one_that_built(
         sidecar.key, weights_sha256=weights or ort_engines.tiny().weights_sha256
     )
     sidecar = dataclasses.replace(sidecar, key=key, command=command.format(folder))
-    found = rebuild(path, sidecar, engine_dir=folder, model=ort_engines.tiny(), force=True)
+    place = store.EngineFile(path, "decoder", "static", SIZES[0])
+    found = rebuild(place, sidecar, engine_dir=folder, model=ort_engines.tiny(), force=True)
     assert found == (
         f"{general(folder, precision='fp16')} --force"
         if expected is None

@@ -16,7 +16,7 @@ from qvae_trt.verify.comparison import compare
 from qvae_trt.verify.inputs import PICTURES, picture, sampled_latents
 from qvae_trt.verify.reference import Proof, split_outputs
 from qvae_trt.verify.report import HEADINGS, explain
-from qvae_trt.verify.targets import find_targets, off_grid, sizes_of
+from qvae_trt.verify.targets import off_grid, sizes_of
 
 SIZE = Resolution(64, 96)
 FP16 = BOUNDS["fp16"]
@@ -261,28 +261,6 @@ def test_sizes_asked_for_are_those_that_the_engine_holds():
 
 def test_a_fixed_profile_has_no_size_between():
     assert off_grid([Profile.fixed(Resolution(512, 512))]) is None
-
-
-def test_engines_are_found_by_the_contracts_names(tmp_path):
-    for name in (
-        "static/16_9/vae_encoder.trt",
-        "static/16_9/vae_encoder.trt.json",
-        "static/1280x768/vae_decoder.onnx",
-        "static/notes/vae_decoder.onnx",
-        "profiles/vae_decoder_multi_profile.onnx",
-        "profiles/other.onnx",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    found = [
-        (t.path.relative_to(tmp_path).as_posix(), t.part, t.mode) for t in find_targets(tmp_path)
-    ]
-    assert found == [
-        ("static/1280x768/vae_decoder.onnx", "decoder", "static"),
-        ("static/16_9/vae_encoder.trt", "encoder", "static"),
-        ("profiles/vae_decoder_multi_profile.onnx", "decoder", "profiles"),
-    ]
-    assert find_targets(tmp_path / "nowhere") == []
 
 
 # --- report ---------------------------------------------------------------------------------------

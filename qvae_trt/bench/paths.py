@@ -26,12 +26,14 @@ from qvae_trt.profiles import (
     choose,
     engine_path,
 )
+from qvae_trt.store import EngineFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
 
+    from qvae_trt.backends import Backend
     from qvae_trt.model import Model
 
 #: What may empty a cell: an expected failure, a device out of memory, a compiler or a library that
@@ -266,10 +268,19 @@ class Workbench:
             raise BenchError("no engine folder was given")
         # TensorRT allocates past PyTorch's allocator, which would keep what other paths have freed.
         self.empty_caches()
-        path = self._engine_path(self.engine_dir, mode, part, resolution)
+        backend = self._usable_backend()
+        file = self._engine_file(self.engine_dir, backend, mode, part, resolution)
+        path = file.path
         before = _free_bytes(self.device)
         begin = time.perf_counter()
-        engine: Any = Engine.open(path, scratch=self._shared_scratch())
+        # What the run-time refuses is not timed.
+        engine: Any = Engine.open(
+            path,
+            scratch=self._shared_scratch(),
+            device=self._engine_device(),
+            expected=file.expected(backend.identity(), weights_sha256=self.model.weights_sha256),
+            backend=backend,
+        )
         load_ms = (time.perf_counter() - begin) * 1000.0
         taken = before - _free_bytes(self.device)
         try:
@@ -299,33 +310,42 @@ class Workbench:
             close=engine.close,
         )
 
-    def _engine_path(
-        self, engine_dir: Path, mode: Mode, part: Part, resolution: Resolution
-    ) -> Path:
+    def _usable_backend(self) -> Backend:
         from qvae_trt import backends
 
         if self._backend is None:
             self._backend = backends.get(self.backend)
-        path = engine_path(engine_dir, part, mode, self._backend.suffix, resolution)
+        self._backend.can_run().require()
+        return self._backend
+
+    def _engine_device(self) -> torch.device:
+        import torch
+
+        if self.device == "cuda":
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device(self.device)
+
+    def _engine_file(
+        self, engine_dir: Path, backend: Backend, mode: Mode, part: Part, resolution: Resolution
+    ) -> EngineFile:
+        path = engine_path(engine_dir, part, mode, backend.suffix, resolution)
         if not path.exists():
             sizes = (resolution,) if mode == "static" else ()
             command = build_command(
                 mode,
                 *sizes,
                 model=self.model.source,
-                backend=self._backend.name,
+                backend=backend.name,
                 engine_dir=None if engine_dir == _DEFAULT_ENGINE_DIR else engine_dir,
             )
             raise EngineError(f"no engine {path.relative_to(engine_dir)}", fix=command)
-        return path
+        return EngineFile(path, part, mode, resolution if mode == "static" else None)
 
     def _shared_scratch(self) -> Any:
         if self._scratch is None and self.device == "cuda":
-            import torch
-
             from qvae_trt.runtime.scratch import shared_scratch
 
-            self._scratch = shared_scratch(torch.device("cuda", torch.cuda.current_device()))
+            self._scratch = shared_scratch(self._engine_device())
         return self._scratch
 
 

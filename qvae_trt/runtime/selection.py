@@ -174,7 +174,9 @@ class Engines:
         while (choice := self.choice(part, resolution, unfit=unfit)).path is not None:
             device = torch.device(self.device_type)
             try:
-                store.check_engine(choice.path, expected=self._expected(part, choice, device))
+                store.check_engine(
+                    choice.path, expected=self._expected(choice.path, part, choice, device)
+                )
             except EngineError as error:
                 if not (self._allow_foreign and isinstance(error, ForeignEngineError)):
                     unfit[choice.engine] = str(error)
@@ -282,7 +284,7 @@ class Engines:
                 scratch=scratch if device.type == "cuda" else None,
                 device=device,
                 allow_foreign=self._allow_foreign,
-                expected=self._expected(part, choice, device),
+                expected=self._expected(path, part, choice, device),
                 backend=self.backend,
                 cuda_graph=self.cuda_graphs,
             )
@@ -290,18 +292,15 @@ class Engines:
             self._failures.note(path, device, error, files)
             raise
 
-    def _expected(self, part: Part, choice: Choice, device: torch.device) -> dict[str, object]:
+    def _expected(
+        self, path: Path, part: Part, choice: Choice, device: torch.device
+    ) -> dict[str, object]:
         with on(device):  # GPUs of one machine may differ
             identity = {} if self.backend is None else self.backend.identity()
-        expected: dict[str, object] = {
-            **identity,
-            "part": part,
-            "mode": choice.engine,
-            "weights_sha256": self._weights_sha256,
-        }
-        if choice.engine == "static":
-            expected["profiles"] = (Profile.fixed(choice.resolution),)
-        return expected
+        mode: Mode = "static" if choice.engine == "static" else "profiles"
+        size = choice.resolution if mode == "static" else None
+        engine = store.EngineFile(path, part, mode, size)
+        return engine.expected(identity, weights_sha256=self._weights_sha256)
 
     def _profiles(self, path: Path) -> tuple[Profile, ...]:
         """The ranges of a profiles engine: its sidecar's, or a foreign engine's own."""

@@ -27,6 +27,7 @@ No step looks at the clock.
 from __future__ import annotations
 
 from qvae_trt.store.checking import check_engine, differences, option_in, read_sidecar, words_of
+from qvae_trt.store.finding import EngineFile, find_engines
 from qvae_trt.store.hashing import sha256_file, stamp_of
 from qvae_trt.store.locking import lock_engine
 from qvae_trt.store.sidecar import (
@@ -46,12 +47,14 @@ from qvae_trt.store.writing import (
 
 __all__ = [
     "FORMAT_VERSION",
+    "EngineFile",
     "EngineKey",
     "Mismatch",
     "Sidecar",
     "check_engine",
     "check_writable",
     "differences",
+    "find_engines",
     "lock_engine",
     "option_in",
     "read_sidecar",

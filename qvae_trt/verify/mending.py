@@ -11,27 +11,28 @@ from qvae_trt.profiles import rebuild_command
 
 if TYPE_CHECKING:
     from qvae_trt.model import Model
-    from qvae_trt.store import Sidecar
+    from qvae_trt.store import EngineFile, Sidecar
 
 
 def rebuild(
-    engine: Path, sidecar: Sidecar | None, *, engine_dir: Path, model: Model, force: bool
+    engine: EngineFile, sidecar: Sidecar | None, *, engine_dir: Path, model: Model, force: bool
 ) -> str:
     """The command that built the engine, which knows its level and profiles; else a general one.
 
-    A command that built from other weights, or into another folder, would mend nothing.
+    A command that built from other weights, or for another place, would mend nothing.
 
     Args:
         force: for an engine that `qvae build` would take to be up to date.
     """
     if sidecar is None:
-        backend = "onnxruntime" if engine.suffix == ".onnx" else None
-        return rebuild_command(engine, model=model.source, backend=backend)
+        backend = "onnxruntime" if engine.path.suffix == ".onnx" else None
+        return rebuild_command(engine.path, model=model.source, backend=backend)
     key = sidecar.key
     words = store.words_of(sidecar.command)
-    if key.weights_sha256 != model.weights_sha256 or not _builds_into(words, engine_dir):
+    wanted = {**engine.place, "weights_sha256": model.weights_sha256}
+    if store.differences(key, wanted) or not _builds_into(words, engine_dir):
         general = rebuild_command(
-            engine, model=model.source, backend=key.flavour, precision=key.precision
+            engine.path, model=model.source, backend=key.flavour, precision=key.precision
         )
         words = shlex.split(general)
     if force and "--force" not in words:

@@ -42,7 +42,7 @@ from qvae_trt.verify.reference import (
     split_outputs,
 )
 from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain
-from qvae_trt.verify.targets import Target, find_targets, sizes_of
+from qvae_trt.verify.targets import sizes_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from qvae_trt.backends import Backend
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Resolution
-    from qvae_trt.store import Sidecar
+    from qvae_trt.store import EngineFile, Sidecar
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def verify(
     """
     started = time.monotonic()
     wanted = None if backend == "auto" else backends.resolve(backend)
-    targets = find_targets(engine_dir)
+    targets = store.find_engines(engine_dir)
     if not targets:
         raise EngineError(
             f"{engine_dir}: no engines found",
@@ -124,7 +124,7 @@ def verify(
 class _Job:
     """One engine with the sizes and inputs that it is to run."""
 
-    target: Target
+    target: EngineFile
     sidecar: Sidecar
     backend: Backend
     sizes: tuple[tuple[Resolution, int], ...]
@@ -156,7 +156,11 @@ class _Run:
         self._cache: dict[tuple[Part, Resolution, str, Dtype], tuple[Outputs, Source]] = {}
 
     def plan(
-        self, targets: Sequence[Target], *, resolutions: Sequence[Resolution], wanted: str | None
+        self,
+        targets: Sequence[EngineFile],
+        *,
+        resolutions: Sequence[Resolution],
+        wanted: str | None,
     ) -> None:
         """Sort the engines into those that can run here and those that cannot, with the reason."""
         for target in targets:
@@ -212,10 +216,9 @@ class _Run:
                 engine = Engine.open(
                     job.target.path,
                     backend=job.backend,
-                    expected={
-                        **job.backend.identity(),
-                        "weights_sha256": self.model.weights_sha256,
-                    },
+                    expected=job.target.expected(
+                        job.backend.identity(), weights_sha256=self.model.weights_sha256
+                    ),
                 )
             except QvaeError as error:
                 self._done += len(self._steps(job))
@@ -310,17 +313,15 @@ class _Run:
             self._cache[key] = (outputs, source)
         return self._cache[key]
 
-    def _name(self, target: Target) -> str:
+    def _name(self, target: EngineFile) -> str:
         return target.path.relative_to(self.engine_dir).as_posix()
 
-    def _rebuild(self, target: Target, sidecar: Sidecar | None, *, force: bool = False) -> str:
-        return rebuild(
-            target.path, sidecar, engine_dir=self.engine_dir, model=self.model, force=force
-        )
+    def _rebuild(self, target: EngineFile, sidecar: Sidecar | None, *, force: bool = False) -> str:
+        return rebuild(target, sidecar, engine_dir=self.engine_dir, model=self.model, force=force)
 
     def _note(
         self,
-        target: Target,
+        target: EngineFile,
         sidecar: Sidecar | None,
         status: Status,
         reason: str,

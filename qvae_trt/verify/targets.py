@@ -1,72 +1,13 @@
-"""Which engines there are under a folder, and at which sizes each is to be verified."""
+"""At which sizes each engine is to be verified."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qvae_trt.errors import ResolutionError
-from qvae_trt.profiles import (
-    PARTS,
-    Mode,
-    Part,
-    Profile,
-    Resolution,
-    choose,
-    engine_path,
-    load_static_sizes,
-)
+from qvae_trt.profiles import Profile, Resolution, choose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
-
-SUFFIXES = (".trt", ".onnx")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """An engine file that is there. `resolution` is that of a static engine."""
-
-    path: Path
-    part: Part
-    mode: Mode
-    resolution: Resolution | None = None
-
-
-def find_targets(engine_dir: Path) -> list[Target]:
-    """Every engine under the folder: static ones by size, small first, then those with profiles."""
-    found = [
-        Target(path, part, "static", size)
-        for size in sorted(_static_sizes(engine_dir), key=lambda r: (r.pixels, r))
-        for part in PARTS
-        for suffix in SUFFIXES
-        if _there(path := engine_path(engine_dir, part, "static", suffix, size))
-    ]
-    found += [
-        Target(path, part, "profiles")
-        for part in PARTS
-        for suffix in SUFFIXES
-        if _there(path := engine_path(engine_dir, part, "profiles", suffix))
-    ]
-    return found
-
-
-def _there(path: Path) -> bool:
-    """Also what is no file, a folder or a link to nowhere: it gets a row that says so."""
-    return os.path.lexists(path)
-
-
-def _static_sizes(engine_dir: Path) -> set[Resolution]:
-    sizes = set(load_static_sizes().values())
-    folder = engine_dir / "static"
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        try:
-            sizes.add(Resolution.parse(entry.name))
-        except ResolutionError:
-            continue  # a folder of an aspect ratio, or of something else
-    return sizes
 
 
 def sizes_of(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import weakref
 from pathlib import Path
 from typing import Any
 
 import fake_tensorrt
+import numpy as np
+import onnx
 import pytest
 import small_graphs
 from fake_gpus import put_gpu
@@ -22,6 +25,10 @@ from qvae_trt.errors import (
     StoreError,
     UsageError,
 )
+from qvae_trt.export import export_onnx
+from qvae_trt.lowerings import Lowering, choose_lowering
+from qvae_trt.model import load_model
+from qvae_trt.profiles import Resolution
 
 WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
 SMALL = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))
@@ -76,14 +83,65 @@ def test_precision_flags_only_where_typing_is_weak(
         assert "ILayer.set_output_type" not in trt.fake.names()
 
 
-def test_86_fixes_every_float_layer_at_fp16(trt86: Any, graph: Path, tmp_path: Path) -> None:
-    """Also the sigmoid between two casts, whose type 8.6 calls float; casts are not touched."""
+def types_set(engine: Path) -> dict[str, str]:
+    """Tensor -> the type that its layer was fixed at, in a fake TensorRT."""
+    types: dict[str, str] = json.loads(engine.read_bytes())["types"]
+    return types
+
+
+def test_86_fixes_every_float_layer_at_the_graphs_type(
+    trt86: Any, graph: Path, tmp_path: Path
+) -> None:
+    """Whatever type its parser reports; the two casts are not touched."""
     outcome = backends.get("tensorrt").build(graph, tmp_path / "e.trt", spec())
-    types = [call.args for call in trt86.fake.of("ILayer.set_output_type")]
-    # Squeeze, Conv, Mul, Resize, Unsqueeze and Sigmoid; two Casts not set.
-    assert [kind for _, kind in types] == ["HALF"] * 6
+    halves = dict.fromkeys(["x", "a", "m", "u", "images"], "HALF")
+    assert types_set(tmp_path / "e.trt") == {**halves, "s32": "FLOAT"}
     assert outcome.flags["constrained_layers"] == "6"
-    assert len(trt86.fake.of("ILayer.precision")) == 6
+    assert outcome.flags["fp32_layers"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("lowering", "is_all_half"),
+    [
+        (choose_lowering("tensorrt", "8.6.1", "fp16"), True),
+        (Lowering(norm="fp32", attention="softmax", attention_chunks=2), False),
+    ],
+    ids=["default", "norm and mean in fp32"],
+)
+def test_86_keeps_what_the_networks_graph_has_in_fp32(
+    trt86: Any, tmp_path: Path, lowering: Lowering, is_all_half: bool
+) -> None:
+    model, engine = load_model("bundled:tiny"), tmp_path / "e.trt"
+    file = export_onnx(
+        model, "decoder", tmp_path / "d.onnx", resolution=Resolution(32, 64), lowering=lowering
+    )
+    sizes = ShapeRange.fixed(file.input.shape)
+    outcome = backends.get("tensorrt").build(file.path, engine, spec(sizes))
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(file.path))).graph
+    kinds = {onnx.TensorProto.FLOAT16: "HALF", onnx.TensorProto.FLOAT: "FLOAT"}
+    values = (*graph.value_info, *graph.output)
+    types = {value.name: kinds.get(value.type.tensor_type.elem_type) for value in values}
+    makers = [node for node in graph.node if node.op_type not in ("Cast", "Constant")]
+    expected = {name: types[name] for node in makers for name in node.output if types[name]}
+    found = types_set(engine)
+    assert {name: kind for name, kind in found.items() if name in expected} == expected
+    assert ("FLOAT" not in found.values()) == is_all_half
+    assert outcome.flags["fp32_layers"] == str(list(found.values()).count("FLOAT"))
+
+
+def test_86_keeps_small_constants_in_fp32(trt86: Any, tmp_path: Path) -> None:
+    """1e-24 is added to a sum of squares: in fp16 it would be 0, and 0/0 would follow."""
+    path = small_graphs.decoder(tmp_path / "d.onnx", cast=True)
+    model = onnx.load(str(path))
+    tiny = onnx.numpy_helper.from_array(np.array(1e-24, dtype=np.float32), "tiny")
+    model.graph.initializer.append(tiny)
+    sigmoid = next(i for i, node in enumerate(model.graph.node) if node.op_type == "Sigmoid")
+    model.graph.node.insert(sigmoid, onnx.helper.make_node("Add", ["a32", "tiny"], ["b32"]))
+    model.graph.node[sigmoid + 1].input[0] = "b32"
+    onnx.save(model, str(path))
+    backends.get("tensorrt").build(path, tmp_path / "e.trt", spec())
+    unnamed = {n: kind for n, kind in types_set(tmp_path / "e.trt").items() if n.startswith("(")}
+    assert list(unnamed.values()) == ["FLOAT"]
 
 
 def test_86_leaves_integer_and_shape_layers_alone(trt86: Any, tmp_path: Path) -> None:

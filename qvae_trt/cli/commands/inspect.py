@@ -11,7 +11,7 @@ import typer
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import tree
 from qvae_trt.cli.options import JsonOption, VerboseOption
-from qvae_trt.errors import EngineError, ForeignEngineError
+from qvae_trt.errors import BackendError, EngineError, ForeignEngineError
 from qvae_trt.profiles import build_command
 
 
@@ -31,17 +31,16 @@ def inspect(
         sidecar = store.check_engine(engine)
     except ForeignEngineError as error:
         output.tell(f"warning: {error}", style="yellow")
-    backend = backends.for_engine(engine, sidecar)
-    runnable = backend.can_run()
     data: dict[str, Any] = {"path": str(engine), "bytes": engine.stat().st_size}
     if sidecar is not None:
         data["sidecar"] = sidecar.to_dict()
-    if runnable.ok:
-        data["engine"] = backend.inspect(engine)
+    try:
+        backend = backends.for_engine(engine, sidecar)
+        backend.can_run().require()
+    except BackendError as error:
+        output.tell(f"warning: not opened, only its sidecar is shown: {error.what}", style="yellow")
     else:
-        output.tell(
-            f"warning: not opened, only its sidecar is shown: {runnable.reason}", style="yellow"
-        )
+        data["engine"] = backend.inspect(engine)
     output.emit(data, lambda: tree(str(engine), data if verbose else _short(data)))
 
 

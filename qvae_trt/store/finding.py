@@ -1,0 +1,84 @@
+"""Which engines there are under a folder, and what each has to be to serve there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qvae_trt.errors import ResolutionError
+from qvae_trt.profiles import (
+    PARTS,
+    Mode,
+    Part,
+    Profile,
+    Resolution,
+    engine_path,
+    load_static_sizes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_SUFFIXES = (".trt", ".onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFile:
+    """An engine's place. `resolution` is that of a static engine."""
+
+    path: Path
+    part: Part
+    mode: Mode
+    resolution: Resolution | None = None
+
+    @property
+    def place(self) -> dict[str, object]:
+        """The fields of `EngineKey` that its place in the folder decides."""
+        fields: dict[str, object] = {"part": self.part, "mode": self.mode}
+        if self.resolution is not None:
+            fields["profiles"] = (Profile.fixed(self.resolution),)
+        return fields
+
+    def expected(
+        self, identity: Mapping[str, object], *, weights_sha256: str | None
+    ) -> dict[str, object]:
+        """What its key has to be to serve here: for `check_engine`, whoever opens it.
+
+        Args:
+            identity: of the backend that runs it, see `Backend.identity`.
+            weights_sha256: of the VAE; None takes any.
+        """
+        return {**identity, **self.place, "weights_sha256": weights_sha256}
+
+
+def find_engines(engine_dir: Path) -> list[EngineFile]:
+    """Every engine under the folder: static ones by size, small first, then those with profiles."""
+    places: list[tuple[Mode, Resolution | None]] = [
+        ("static", size) for size in sorted(_static_sizes(engine_dir), key=lambda r: (r.pixels, r))
+    ]
+    places.append(("profiles", None))
+    return [
+        EngineFile(path, part, mode, size)
+        for mode, size in places
+        for part in PARTS
+        for suffix in _SUFFIXES
+        if _there(path := engine_path(engine_dir, part, mode, suffix, size))
+    ]
+
+
+def _there(path: Path) -> bool:
+    """Also what is no file, a folder or a link to nowhere: whoever opens it says so."""
+    return os.path.lexists(path)
+
+
+def _static_sizes(engine_dir: Path) -> set[Resolution]:
+    sizes = set(load_static_sizes().values())
+    folder = engine_dir / "static"
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        try:
+            sizes.add(Resolution.parse(entry.name))
+        except ResolutionError:
+            continue  # a folder of something else
+    return sizes
