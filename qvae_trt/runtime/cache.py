@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qvae_trt.runtime.failures import signature
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -28,7 +30,8 @@ class _Entry:
 class EngineCache:
     """Engines by file. Past `budget_bytes` the least recently used idle ones are closed.
 
-    Engines in use are never closed: while they alone exceed the budget, it is exceeded.
+    An engine whose file was replaced is not used again: it is closed once nobody uses it. Engines
+    in use are never closed: while they alone exceed the budget, it is exceeded.
 
     Args:
         budget_bytes: for all engines together, as the size of their files; None keeps everything.
@@ -37,14 +40,15 @@ class EngineCache:
     def __init__(self, *, budget_bytes: int | None = None) -> None:
         self._budget_bytes = budget_bytes
         self._entries: OrderedDict[Path, _Entry] = OrderedDict()
+        self._replaced: list[_Entry] = []  # in use, with another file in their place
         self._loading: dict[Path, threading.Lock] = {}
         self._lock = threading.Lock()
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """What is loaded, least recently used first."""
+        """What is loaded, least recently used first, after what was replaced and is in use."""
         with self._lock:
-            return tuple(self._entries)
+            return (*(entry.engine.path for entry in self._replaced), *self._entries)
 
     @property
     def bytes(self) -> int:
@@ -53,7 +57,7 @@ class EngineCache:
 
     @contextmanager
     def lease(self, path: Path, load: Callable[[], Engine]) -> Iterator[Engine]:
-        """The engine of a file, pinned until the end of the block.
+        """The engine of a file, as the file is now, pinned until the end of the block.
 
         Args:
             path: the engine's file.
@@ -70,8 +74,8 @@ class EngineCache:
 
     @contextmanager
     def loaded(self, path: Path) -> Iterator[Engine | None]:
-        """The engine of a file if it is loaded, pinned until the end of the block. Loads and closes
-        nothing.
+        """The engine of a file, as the file is now, if it is loaded; pinned until the end of the
+        block. Loads and closes nothing.
         """
         entry = self._loaded(path)
         try:
@@ -100,6 +104,10 @@ class EngineCache:
         with loading:
             entry = self._loaded(path)
             if entry is None:
+                with self._lock:
+                    old = self._entries.pop(path, None)
+                    if old is not None:
+                        self._replaced.append(old)
                 # Room first, so that the peak stays inside the budget; a missing file is load's to
                 # report.
                 self._make_room(path.stat().st_size if path.is_file() else 0)
@@ -109,22 +117,27 @@ class EngineCache:
         return entry
 
     def _loaded(self, path: Path) -> _Entry | None:
+        files = signature(path)
         with self._lock:
             entry = self._entries.get(path)
-            if entry is not None:
-                entry.pins += 1
-                self._entries.move_to_end(path)
+            if entry is None or entry.engine.files != files:
+                return None
+            entry.pins += 1
+            self._entries.move_to_end(path)
             return entry
 
     def _make_room(self, size: int) -> None:
         budget = self._budget_bytes
-        if budget is not None:
-            self._close(lambda _: self._bytes() + size > budget)
+        self._close(lambda _: budget is not None and self._bytes() + size > budget)
 
     def _close(self, wanted: Callable[[Path], bool]) -> int:
-        """Close the idle engines that are wanted, oldest first, asking under the lock."""
+        """Close the idle engines that were replaced or are wanted, oldest first, asking under the
+        lock.
+        """
         freed: list[Engine] = []
         with self._lock:
+            freed += [entry.engine for entry in self._replaced if entry.idle]
+            self._replaced = [entry for entry in self._replaced if not entry.idle]
             for path, entry in list(self._entries.items()):
                 if entry.idle and wanted(path):
                     del self._entries[path]
@@ -134,4 +147,5 @@ class EngineCache:
         return sum(engine.bytes for engine in freed)
 
     def _bytes(self) -> int:
-        return sum(entry.engine.bytes for entry in self._entries.values())
+        entries = (*self._replaced, *self._entries.values())
+        return sum(entry.engine.bytes for entry in entries)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qvae_trt.profiles import Part
+    from qvae_trt.runtime.failures import Signature
 
 _LOG = logging.getLogger(__name__)
 # How often an engine that is replaced while it is loaded is looked at again.
@@ -40,6 +41,7 @@ class Engine:
 
     Attributes:
         path: its file.
+        files: the `signature` of what was loaded; another one by now says that it was replaced.
         sidecar: what it was built from and for; None for a foreign engine.
         device: where it runs.
         bytes: size of its file, which is about what its weights take on the device.
@@ -51,6 +53,7 @@ class Engine:
         session: backends.Session,
         *,
         path: Path,
+        files: Signature | None = None,
         sidecar: store.Sidecar | None = None,
         scratch: Scratch | None = None,
         device: torch.device | None = None,
@@ -58,6 +61,7 @@ class Engine:
     ) -> None:
         self._session = session
         self.path = path
+        self.files = signature(path) if files is None else files
         self.sidecar = sidecar
         self.device = _device(session.device_type) if device is None else device
         self.bytes = path.stat().st_size
@@ -109,7 +113,7 @@ class Engine:
             BackendError: what loads it is absent.
         """
         free_dropped()
-        session, sidecar = _open_checked(path, expected or {}, allow_foreign, backend, device)
+        session, sidecar, files = _open_checked(path, expected or {}, allow_foreign, backend, device)
         if device is not None and device.type != session.device_type:
             session.close()
             raise EngineError(
@@ -118,6 +122,7 @@ class Engine:
         return cls(
             session,
             path=path,
+            files=files,
             sidecar=sidecar,
             scratch=scratch,
             device=device,
@@ -151,7 +156,7 @@ class Engine:
     def profile_for(self, resolution: Resolution) -> int:
         """Index of the profile nearest to a picture's size, by the rule of `profiles.choose`.
 
-        The file may have been built anew since the engine was loaded: its sidecar no longer tells.
+        The choice may be older than the engine, whose file was built anew meanwhile.
 
         Raises:
             EngineError: no profile holds the size.
@@ -308,7 +313,7 @@ def _open_checked(
     allow_foreign: bool,
     backend: backends.Backend | None,
     device: torch.device | None,
-) -> tuple[backends.Session, store.Sidecar | None]:
+) -> tuple[backends.Session, store.Sidecar | None, Signature]:
     """The engine that the sidecar was read for: either may be replaced while the other is read."""
     for _ in range(_LOOKS):
         files = signature(path)
@@ -324,7 +329,7 @@ def _open_checked(
         with on(device), captures.none():
             session = (backend or backends.for_engine(path, sidecar)).open(path)
             if signature(path) == files:
-                return session, sidecar
+                return session, sidecar, files
             session.close()
     raise EngineError(
         f"{path}: replaced {_LOOKS} times while it was loaded", fix="wait until qvae build is done"

@@ -28,7 +28,8 @@ class Shelf:
 
     def lease(self, cache: EngineCache, name: str):
         path = self.folder / name
-        path.write_bytes(b"x" * 100)
+        if not path.exists():
+            path.write_bytes(b"x" * 100)
 
         def load() -> Engine:
             self.loads.append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import warnings
 
@@ -50,6 +51,20 @@ def test_nothing_is_loaded_inside(vae, backend, capture):
     with pytest.raises(ExecutionError, match="cannot be loaded while a CUDA graph is captured"):
         vae.decode(Z)
     assert backend.opened == []
+
+
+def test_an_engine_that_was_replaced_is_not_used_inside(engine_dir, backend, capture, tmp_path):
+    shutil.copytree(engine_dir / "static", tmp_path / "static")
+    vae = load_vae(tmp_path, model=tiny(), backend=backend, fallback="raise")
+    vae.decode(Z)
+    (tmp_path / "static/96x64/vae_decoder.onnx").touch()
+    capture.on = True
+    with pytest.raises(ExecutionError, match="cannot be loaded while a CUDA graph is captured"):
+        vae.decode(Z)
+    assert backend.live == 1, "closing would void the capture"
+    capture.on = False
+    vae.decode(Z)
+    assert (len(backend.opened), backend.live) == (2, 1)
 
 
 @pytest.mark.parametrize("error", [ExecutionError("no"), DeviceMemoryError("none left")])

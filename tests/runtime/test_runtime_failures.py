@@ -315,6 +315,7 @@ class Shelf:
 
     def __init__(self, *ranges: ShapeRange) -> None:
         self.ranges = ranges
+        self.factor = 1.0
         self.sessions: list[FakeSession] = []
 
     def identity(self) -> dict[str, str]:
@@ -324,7 +325,7 @@ class Shelf:
         return Verdict(True, "here")
 
     def open(self, _path) -> FakeSession:
-        self.sessions.append(FakeSession(self.ranges))
+        self.sessions.append(FakeSession(self.ranges, factor=self.factor))
         return self.sessions[-1]
 
     @property
@@ -337,34 +338,92 @@ def sizes(*sides: int) -> ShapeRange:
     return ShapeRange(*((1, 3, 1, side, side) for side in sides))
 
 
+def foreign(folder, backend, **options) -> Engines:
+    modes = {"static": folder / "static", "profiles": folder}
+    return Engines(modes, backend=backend, weights_sha256="", allow_foreign=True, **options)
+
+
 @pytest.mark.filterwarnings("ignore:.*no sidecar")
 def test_the_profile_is_one_of_the_engine_that_runs(tmp_path):
-    """Its file may be another by now, with other profiles, or the choice older than the file."""
+    """The choice may be older than its file."""
     near, far = sizes(4, 8, 8), sizes(4, 16, 16)
     backend, x, size = Shelf(near, far), torch.ones(1, 3, 1, 8, 8), Resolution(64, 64)
     file = tmp_path / "vae_decoder_multi_profile.onnx"
     file.write_bytes(b"first")
-    engines = Engines(
-        {"profiles": tmp_path}, backend=backend, weights_sha256="", allow_foreign=True
-    )
+    engines = foreign(tmp_path, backend)
     old = engines.choice("decoder", size)
     engines.run("decoder", old, x)
     assert (old.profile_index, backend.profiles_run) == (0, [0])
-    loaded = backend.sessions[-1]
 
     file.write_bytes(b"built anew")
     backend.ranges = (far, near)
-    new = engines.choice("decoder", size)
-    assert new.profile_index == 1
-    engines.run("decoder", new, x)
-    ran = [call[2] for call in loaded.calls if call[0] == "select"]
-    assert ran == [0, 0], "the engine that is loaded is the old one"
-
-    engines.make_room(CPU)
     engines.run("decoder", old, x)
-    assert backend.profiles_run == [1], "the engine is the new one, the choice is not"
+    assert backend.profiles_run == [1]
 
-    engines.make_room(CPU)
+    file.write_bytes(b"and again")
     backend.ranges = (sizes(12, 16, 16),)
     with pytest.raises(EngineError, match=r"as it is loaded:(.|\n)*width 64 is not in 96..128"):
         engines.run("decoder", old, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*no sidecar")
+@pytest.mark.parametrize("mode", ["static", "profiles"])
+def test_an_engine_that_is_replaced_while_it_is_loaded_serves_from_the_next_call(tmp_path, mode):
+    backend, x, size = Shelf(sizes(8, 8, 8)), torch.ones(1, 3, 1, 8, 8), Resolution(64, 64)
+    engines = foreign(tmp_path, backend)
+    file = engines.path("decoder", mode, size)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"first")
+
+    def run(factor):
+        backend.factor = factor
+        return float(engines.run("decoder", engines.choice("decoder", size), x).mean())
+
+    assert [run(0.25), run(0.5)] == [0.25, 0.25]
+    file.write_bytes(b"built anew")
+    assert [run(0.5), run(0.75)] == [0.5, 0.5]
+    opened = [session for session in backend.sessions if session.calls]
+    assert [session.closed for session in opened] == [True, False]
+    assert engines.memory()["engines"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*no sidecar")
+def test_what_is_chosen_serves_also_after_a_wider_engine_came(tmp_path):
+    backend, size = Shelf(sizes(4, 8, 8)), Resolution(128, 128)
+    file = tmp_path / "vae_decoder_multi_profile.onnx"
+    file.write_bytes(b"first")
+    engines = foreign(tmp_path, backend)
+    small = engines.choice("decoder", Resolution(64, 64))
+    engines.run("decoder", small, torch.ones(1, 3, 1, 8, 8))
+    assert engines.choice("decoder", size).engine == "pytorch"
+    file.write_bytes(b"built anew")
+    backend.ranges = (sizes(4, 8, 16),)
+    choice = engines.choice("decoder", size)
+    assert choice.engine == "profiles"
+    engines.run("decoder", choice, torch.ones(1, 3, 1, 16, 16))
+
+
+@pytest.mark.filterwarnings("ignore:.*no sidecar")
+def test_a_replaced_engine_is_closed_once_nobody_uses_it(tmp_path):
+    backend, x, size = Shelf(sizes(8, 8, 8)), torch.ones(1, 3, 1, 8, 8), Resolution(64, 64)
+    engines = foreign(tmp_path, backend)
+    file = tmp_path / "vae_decoder_multi_profile.onnx"
+
+    def replace_and_run(data):
+        file.write_bytes(data)
+        engines.run("decoder", engines.choice("decoder", size), x)
+        return backend.sessions[-1]
+
+    first = replace_and_run(b"first")
+    cache, _ = engines._place(CPU)
+    with cache.lease(file, lambda: pytest.fail("it is loaded")) as engine:
+        second = replace_and_run(b"the second")
+        assert not first.closed
+        assert engines.memory() == {"engines": 2, "engine_bytes": 15, "scratch_bytes": 0}
+        engine.run(x)
+    assert (first.closed, second.closed) == (True, False)
+    with cache.lease(file, lambda: pytest.fail("it is loaded")) as engine:
+        engine.captured = True
+    replace_and_run(b"a third one")
+    engines.make_room(CPU)
+    assert not second.closed, "a graph of the caller's holds its addresses"
