@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import StoreError
+from qvae_trt.regular_file import check_replaceable
 from qvae_trt.store.hashing import sha256_file
 from qvae_trt.store.locking import finish_replacement, lock_engine, staged_prefix
 from qvae_trt.store.refusals import ENGINES, RESULTS, refusals_named
@@ -57,6 +58,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         staged(path, option=RESULTS) as temporary,
         refusals_named("write", path, option=RESULTS),
     ):
+        check_replaceable(path)
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
@@ -76,8 +78,7 @@ def check_writable(path: Path) -> None:
     Leaves nothing. Raises StoreError.
     """
     with refusals_named("write", path, option=RESULTS):
-        if path.is_dir():
-            raise StoreError(f"{path}: is a directory, expected a file", fix=f"move {path}")
+        check_replaceable(path)
         absent = [folder for folder in path.parents if not folder.exists()]
     try:
         with staged(path, option=RESULTS):
@@ -108,8 +109,8 @@ def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sid
     """
     with lock_engine(engine):
         for path in (engine, sidecar_path(engine)):
-            if path.is_dir():
-                raise StoreError(f"{path}: is a directory, expected a file", fix=f"move {path}")
+            with refusals_named("write", path):
+                check_replaceable(path)
         with refusals_named("write", sidecar_path(engine)):
             finish_replacement(engine)
         if isinstance(source, Path) and _is_staged(source, engine):
