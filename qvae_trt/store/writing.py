@@ -31,6 +31,8 @@ def staged(engine: Path, *, option: str = ENGINES) -> Iterator[Path]:
     Hold the engine's lock: whoever takes it removes these files. Hand the path to `write_engine` as
     `source`. `option` is named where the file system refuses.
     """
+    with refusals_named("write", engine, option=option):
+        check_replaceable(engine)
     with refusals_named("write beside", engine, option=option):
         engine.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(
@@ -58,7 +60,6 @@ def replace_file(path: Path) -> Iterator[Path]:
         staged(path, option=RESULTS) as temporary,
         refusals_named("write", path, option=RESULTS),
     ):
-        check_replaceable(path)
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
@@ -78,7 +79,6 @@ def check_writable(path: Path) -> None:
     Leaves nothing. Raises StoreError.
     """
     with refusals_named("write", path, option=RESULTS):
-        check_replaceable(path)
         absent = [folder for folder in path.parents if not folder.exists()]
     try:
         with staged(path, option=RESULTS):
@@ -108,10 +108,8 @@ def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sid
             sidecar.
     """
     with lock_engine(engine):
-        for path in (engine, sidecar_path(engine)):
-            with refusals_named("write", path):
-                check_replaceable(path)
         with refusals_named("write", sidecar_path(engine)):
+            check_replaceable(sidecar_path(engine))
             finish_replacement(engine)
         if isinstance(source, Path) and _is_staged(source, engine):
             return _put(engine, sidecar, source)
