@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from qvae_trt.errors import PictureError, StoreError
+from qvae_trt.regular_file import open_regular
 from qvae_trt.store import replace_file
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ def _side(metadata: dict[str, str], name: str, limit: int, path: Path) -> int:
 
 def _check_readable(path: Path, what: str) -> None:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             empty = not file.read(1)
     except FileNotFoundError as error:
         raise PictureError(f"{path}: no such {what}") from error

@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from qvae_trt.errors import ResolutionError
 from qvae_trt.profiles import Resolution
+from qvae_trt.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +39,7 @@ def read_bytes(path: Path, *, most_bytes: int, fault: Fault) -> bytes:
     Raises: what `fault` makes of why the file cannot be read.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return stream.read(most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         why = error.strerror if isinstance(error, OSError) else str(error)
@@ -45,7 +47,8 @@ def read_bytes(path: Path, *, most_bytes: int, fault: Fault) -> bytes:
 
 
 def parse_object(raw: bytes, *, most_bytes: int, fault: Fault) -> Table:
-    """The JSON object in a file's bytes; at most `most_bytes`, UTF-8, no name twice in one object.
+    """The JSON object in a file's bytes; at most `most_bytes`, UTF-8 with or without a byte order
+    mark, no name twice in one object.
 
     Raises: what `fault` makes of the reason.
     """
@@ -53,7 +56,7 @@ def parse_object(raw: bytes, *, most_bytes: int, fault: Fault) -> Table:
         raise fault(f"more than {most_bytes} bytes")
     try:
         data: object = json.loads(
-            raw.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_once
+            raw.removeprefix(BOM_UTF8).decode(), parse_constant=_no_number, object_pairs_hook=_once
         )
     except RecursionError as error:
         raise fault("nested too deeply") from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, NoReturn
 
 from qvae_trt.errors import ProfileError
+from qvae_trt.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +25,7 @@ class TomlFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 raw = file.read(MAX_FILE_BYTES + 1)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -31,7 +33,7 @@ class TomlFile:
         if len(raw) > MAX_FILE_BYTES:
             raise ProfileError(f"{path}: more than {MAX_FILE_BYTES} bytes, expected a few lines")
         try:
-            self.text = raw.decode("utf-8")
+            self.text = raw.removeprefix(BOM_UTF8).decode()
         except UnicodeDecodeError as error:
             self.fail_at(raw[: error.start].count(b"\n") + 1, "not UTF-8")
         try:

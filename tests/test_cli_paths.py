@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import ort_engines
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import qvae_trt
 from qvae_trt.cli import app as cli
+from qvae_trt.images import Latents, write_latents
 from qvae_trt.store import check_engine
 
+TINY_FOLDER = Path(qvae_trt.__file__).parent / "data" / "tiny"
 TINY = ["--model", "bundled:tiny", "--backend", "onnxruntime"]
 ENGINE = f"static/{ort_engines.STATIC}/vae_decoder.onnx"
 NAMES = [
@@ -151,6 +157,48 @@ def test_a_path_that_cannot_be(here, capsys, monkeypatch, command, path):
     assert code in {1, 2}, shown.err
     assert "error: " in shown.err or "failed" in shown.err
     assert sorted(here.iterdir()) == before
+
+
+PIPES = {
+    "model": "export --model ?.safetensors --out onnx",
+    "weights": "export --model vae --out onnx",
+    "profiles": "profiles list --profiles ?.toml",
+    "tune": "build --mode static --resolution 64x64 --engine-dir engines --tune ?.json",
+    "engine": "inspect ?.onnx",
+    "sidecar": "inspect engine.onnx",
+    "picture": "encode ?.png --out out.safetensors --model bundled:tiny",
+    "latents": "decode ?.safetensors --out out.png --model bundled:tiny",
+    "results": "report ? --out report.html",
+    "new onnx": "export --model bundled:tiny --part decoder --out .",
+    "new report": "verify --engine-dir nothing --model bundled:tiny --out .",
+    "new picture": "decode in.safetensors --out ?.png --model bundled:tiny",
+    "new latents": "encode in.png --out ?.safetensors --model bundled:tiny",
+}
+PIPED = {
+    "weights": "vae/diffusion_pytorch_model.safetensors",
+    "sidecar": "engine.onnx.json",
+    "new onnx": "vae_decoder.onnx",
+    "new report": "parity.md",
+}
+
+
+@pytest.mark.parametrize("command", PIPES)
+def test_a_named_pipe_is_refused_at_once(here, capsys, command):
+    """Where a file is read, and where one would be put in its place."""
+    Image.new("RGB", (16, 16)).save("in.png")
+    write_latents("in.safetensors", Latents(torch.zeros(1, 16, 1, 2, 2), 16, 16))
+    Path("engine.onnx").write_text("an engine")
+    shutil.copytree(TINY_FOLDER, "vae", ignore=shutil.ignore_patterns("*.safetensors"))
+    words = [word.replace("?", "pipe") for word in PIPES[command].split()]
+    name = PIPED.get(command) or next(w for w in words if w.startswith("pipe"))
+    os.mkfifo(name)
+    before = sorted(here.rglob("*"))
+    assert cli.main(words) == 1
+    shown = capsys.readouterr().err
+    assert name in shown
+    assert "is a named pipe, expected a file" in shown
+    assert stat.S_ISFIFO(Path(name).stat().st_mode)
+    assert sorted(here.rglob("*")) == before
 
 
 @pytest.mark.parametrize("command", ["export", "verify"])

@@ -32,6 +32,10 @@ def test_what_is_no_object(text, says):
         table(text)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text():
+    assert table("\ufeff" + '{"a": 1}').integer("a") == 1
+
+
 def test_depth_and_digits():
     for text in ("[" * 100_000, '{"a": ' + "9" * 5000 + "}"):
         with pytest.raises(EngineError):

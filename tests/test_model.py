@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import math
+import os
 import re
 import shutil
 import socket
@@ -29,10 +30,11 @@ from qvae_trt.model import (
     random_vae,
 )
 from qvae_trt.model.config import CLASS_NAME, check_config, infer_config
-from qvae_trt.model.weights import hash_tensors, rename_original
+from qvae_trt.model.weights import diffusers_names, hash_tensors
 
 TINY = Path(__file__).resolve().parents[1] / "qvae_trt" / "data" / "tiny"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 SMALL = {"base_dim": 4}
 OFFLINE = ("bundled:tiny", "random:full", "local folder")
 
@@ -169,8 +171,105 @@ def test_shards_are_read_together(copy: Path) -> None:
     (copy / WEIGHTS).unlink()
     assert load_model(str(copy)).weights_sha256 == whole
     part_path.unlink()
-    with pytest.raises(ModelError, match="tensors missing"):
+    with pytest.raises(ModelError, match=r"found \S+1-of-00002\.\w+, expected 2 shards: half"):
         load_model(str(copy))
+
+
+def save_shards(folder: Path, seed: int, **options: object) -> str:
+    """A VAE in several files with their index, as diffusers saves them; the hash of its weights."""
+    vae = random_vae(SMALL, seed=seed)
+    vae.save_pretrained(folder, **options)
+    assert len(list(folder.glob("*-of-*.safetensors"))) > 2
+    return hash_tensors(vae.state_dict().items())
+
+
+def of_diffusers(folder: Path) -> str:
+    from diffusers import AutoencoderKLQwenImage
+
+    vae = AutoencoderKLQwenImage.from_pretrained(folder, torch_dtype=torch.float32)
+    return hash_tensors(vae.state_dict().items())
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_the_index_says_which_files_hold_the_weights(lost: int, tmp_path: Path) -> None:
+    wanted = save_shards(tmp_path / "a", 1, max_shard_size="100KB")
+    save_shards(tmp_path / "b", 2, max_shard_size="50KB")
+    others = sorted((tmp_path / "b").glob("*.safetensors"))
+    for path in others[lost:]:
+        assert not (tmp_path / "a" / path.name).exists()
+        shutil.copy(path, tmp_path / "a")
+    assert load_model(str(tmp_path / "a")).weights_sha256 == wanted == of_diffusers(tmp_path / "a")
+
+
+def test_a_file_that_the_index_names_is_missing(tmp_path: Path) -> None:
+    save_shards(tmp_path, 1, max_shard_size="100KB")
+    first, second, *_ = sorted(tmp_path.glob("*.safetensors"))
+    first.unlink()
+    with pytest.raises(ModelError, match=f"names files that are not there: {first.name}: half"):
+        load_model(str(tmp_path))
+    shutil.copy(second, first)
+    with pytest.raises(ModelError, match=f" is in {first.name} and {second.name}"):
+        load_model(str(tmp_path))
+
+
+def test_one_file_beside_an_index_is_ambiguous(tmp_path: Path) -> None:
+    sharded = save_shards(tmp_path, 1, max_shard_size="100KB")
+    random_vae(SMALL, seed=2).save_pretrained(tmp_path / "one")
+    shutil.copy(tmp_path / "one" / WEIGHTS, tmp_path)
+    with pytest.raises(ModelError, match=f"found {INDEX}, {WEIGHTS}, expected .*not clear"):
+        load_model(str(tmp_path))
+    assert load_model(str(tmp_path / WEIGHTS)).weights_sha256 != sharded
+    (tmp_path / WEIGHTS).unlink()
+    assert load_model(str(tmp_path)).weights_sha256 == sharded
+
+
+def test_an_index_may_name_the_one_file(copy: Path) -> None:
+    names = dict.fromkeys(load_file(copy / WEIGHTS), WEIGHTS)
+    (copy / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    assert load_model(str(copy)).weights_sha256 == of_diffusers(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "Expecting value"),
+        ("[]", "expected a JSON object"),
+        ("{}", "weight_map: missing"),
+        ('{"weight_map": {}}', "names no file"),
+        ('{"weight_map": {"a": 1}}', "expected text"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "names '../x.safetensors', expected"),
+        ('{"weight_map": {"a": "x.bin"}}', "names 'x.bin', expected"),
+        ('{"weight_map": {"a": "x.safetensors"}}', "not there: x.safetensors"),
+    ],
+)
+def test_a_malformed_index(text: str, words: str, copy: Path) -> None:
+    (copy / WEIGHTS).rename(copy / "a.safetensors")
+    (copy / INDEX).write_text(text)
+    with pytest.raises(ModelError, match=re.escape(words)) as caught:
+        load_model(str(copy))
+    assert INDEX in caught.value.what
+
+
+def test_a_variant_is_read_where_there_is_nothing_else(tmp_path: Path) -> None:
+    half = save_shards(tmp_path, 1, max_shard_size="100KB", variant="fp16")
+    assert load_model(str(tmp_path)).weights_sha256 == half
+    random_vae(SMALL, seed=2).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).weights_sha256 == of_diffusers(tmp_path) != half
+    (tmp_path / WEIGHTS).unlink()
+    save_shards(tmp_path, 3, max_shard_size="100KB", variant="bf16")
+    with pytest.raises(ModelError, match=r"found .*index\.bf16\.json, .*index\.fp16\.json, exp"):
+        load_model(str(tmp_path))
+
+
+def test_shards_of_two_sets_without_an_index(tmp_path: Path) -> None:
+    whole = save_shards(tmp_path, 1, max_shard_size="100KB")
+    (tmp_path / INDEX).unlink()
+    assert load_model(str(tmp_path)).weights_sha256 == whole
+    save_shards(tmp_path / "b", 2, max_shard_size="50KB")
+    other = min((tmp_path / "b").glob("*.safetensors"))
+    shutil.copy(other, tmp_path)
+    with pytest.raises(ModelError, match=f"found .*{other.name}.*not clear"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -246,9 +345,104 @@ def test_original_key_names_are_those_of_diffusers_converter() -> None:
     utils = pytest.importorskip("diffusers.loaders.single_file_utils")
     state = random_vae(SMALL).state_dict()
     tensors = {original_name(name): value for name, value in state.items()}
-    ours, theirs = rename_original(tensors), utils.convert_wan_vae_to_diffusers(dict(tensors))
+    new = diffusers_names(tensors, where="x")
+    ours = {new[name]: value for name, value in tensors.items()}
+    theirs = utils.convert_wan_vae_to_diffusers(dict(tensors))
     assert ours.keys() == theirs.keys() == state.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+@pytest.mark.parametrize(
+    "prefix",
+    ["vae.", "first_stage_model.", "_orig_mod.", "module.", "vae._orig_mod.", "_orig_mod.vae."],
+)
+def test_a_prefix_before_every_name(prefix: str, layout: str, copy: Path) -> None:
+    whole = load_model(str(copy)).weights_sha256
+    renamed = original_name if layout == "original" else str
+    tensors = {prefix + renamed(name): t for name, t in load_file(copy / WEIGHTS).items()}
+    save_file(tensors, copy / WEIGHTS)
+    for source in (copy, copy / WEIGHTS):
+        assert load_model(str(source)).weights_sha256 == whole
+
+
+def test_halves_that_were_compiled_one_by_one(copy: Path) -> None:
+    whole = load_model(str(copy)).weights_sha256
+    tensors = load_file(copy / WEIGHTS)
+    for part in ("encoder", "decoder"):
+        tensors = {n.replace(f"{part}.", f"{part}._orig_mod.", 1): t for n, t in tensors.items()}
+    save_file(tensors, copy / WEIGHTS)
+    assert load_model(str(copy)).weights_sha256 == whole
+
+
+def test_the_vae_in_a_whole_checkpoint(copy: Path) -> None:
+    whole = load_model(str(copy)).weights_sha256
+    tensors = {f"vae.{name}": value for name, value in load_file(copy / WEIGHTS).items()}
+    tensors["model.diffusion_model.x.weight"] = torch.full((2, 2), float("nan"))
+    save_file(tensors, copy / "checkpoint.safetensors")
+    assert load_model(str(copy / "checkpoint.safetensors")).weights_sha256 == whole
+    save_file({**tensors, "vae.x": torch.zeros(1)}, copy / "checkpoint.safetensors")
+    with pytest.raises(ModelError, match=r"1 tensors that the model does not have \(x\)"):
+        load_model(str(copy / "checkpoint.safetensors"))
+
+
+def test_two_vaes_in_one_file_and_a_tensor_twice(copy: Path) -> None:
+    tensors = load_file(copy / WEIGHTS)
+    save_file(
+        tensors | {f"ema.{n}": t.clone() for n, t in tensors.items()}, copy / "two.safetensors"
+    )
+    with pytest.raises(ModelError, match=r"several VAEs, ''; 'ema\.', expected one"):
+        load_model(str(copy / "two.safetensors"))
+    twice = {"encoder._orig_mod.conv_in.bias": torch.zeros(4)}
+    save_file(tensors | twice, copy / "twice.safetensors")
+    with pytest.raises(ModelError, match=r"several tensors are encoder\.conv_in\.bias"):
+        load_model(str(copy / "twice.safetensors"))
+
+
+@pytest.mark.parametrize("rename", ["encoder.conv_in", "decoder.mid_block", "post_quant_conv"])
+def test_an_unknown_layout_names_those_that_are_known(rename: str, copy: Path) -> None:
+    tensors = load_file(copy / WEIGHTS)
+    save_file({n.replace(rename, "other.layout"): t for n, t in tensors.items()}, copy / WEIGHTS)
+    for source in (copy, copy / WEIGHTS):
+        with pytest.raises(ModelError) as caught:
+            load_model(str(source))
+        for word in ("encoder.conv_in.weight", "encoder.conv1.weight", "ComfyUI", "vae."):
+            assert word in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quant_conv.weight",
+        "post_quant_conv.weight",
+        "encoder.conv_in.weight",
+        "decoder.conv_out.weight",
+        "decoder.norm_out.gamma",
+        "decoder.up_blocks.0.upsamplers.0.resample.1.weight",
+    ],
+)
+def test_a_layer_of_zeros_that_all_passes_through_is_said(name: str, copy: Path) -> None:
+    rewrite(copy, lambda tensors: tensors[name].zero_())
+    for source in (copy, copy / WEIGHTS):
+        with pytest.warns(UserWarning, match=f"{re.escape(name)}: only zeros"):
+            load_model(str(source))
+
+
+def test_zeros_in_a_residual_branch_are_no_news(
+    copy: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    branch = "decoder.mid_block.resnets.0.conv2.weight"
+    rewrite(copy, lambda tensors: (tensors[branch].zero_(), tensors["quant_conv.bias"].zero_()))
+    load_model(str(copy))
+    assert not [w for w in recwarn if "zeros" in str(w.message)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_json_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    whole = save_shards(tmp_path, 1, max_shard_size="100KB")
+    for name in ("config.json", INDEX):
+        (tmp_path / name).write_text((tmp_path / name).read_text(), encoding=encoding)
+    assert load_model(str(tmp_path)).weights_sha256 == whole
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -315,7 +509,6 @@ def test_other_classes_are_refused_by_name(copy: Path, name: str | None, words: 
         {"attn_scales": [0.5]},
         {"latents_mean": [0.0]},
         {"latents_std": [0.0] * 16},
-        {"latents_std": [float("inf")] * 16},
     ],
     ids=str,
 )
@@ -457,6 +650,21 @@ def test_a_file_with_a_wrong_header(copy: Path, data: bytes, words: str) -> None
             load_model(str(source))
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, INDEX, "config.json"])
+def test_a_named_pipe_does_not_block(name: str, copy: Path) -> None:
+    (copy / WEIGHTS).rename(copy / "a.safetensors")
+    (copy / name).unlink(missing_ok=True)
+    if name == WEIGHTS:
+        (copy / "a.safetensors").unlink()
+    os.mkfifo(copy / name)
+    words = "is not a VAE's folder" if name == "config.json" else "is a named pipe, expected a file"
+    with pytest.raises(ModelError, match=words):
+        load_model(str(copy))
+    if name == WEIGHTS:
+        with pytest.raises(ModelError, match=words):
+            load_model(str(copy / name))
+
+
 def test_flipped_bytes_load_or_say_so(copy: Path) -> None:
     data = bytearray((copy / WEIGHTS).read_bytes())
     header = int.from_bytes(data[:8], "little")
@@ -565,8 +773,6 @@ for source in sys.argv[1:]:
 
 def from_hub(endpoint: str, home: Path, *sources: str) -> list[tuple[str, float]]:
     """What loading gives in a process of its own, with this hub and this cache; and its seconds."""
-    import os
-
     env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*"}
     done = subprocess.run(
@@ -621,6 +827,28 @@ def test_half_a_download_is_said(hub, tmp_path: Path) -> None:
     assert seconds < 30
     snapshots = list(tmp_path.rglob(f"snapshots/*/vae/{WEIGHTS}"))
     assert not snapshots, "half a file passes for a whole one"
+
+
+def sharded(files: dict[str, bytes], folder: Path) -> str:
+    """Put a VAE of several files in place of that of one; the hash of its weights."""
+    wanted = save_shards(folder, 3, max_shard_size="100KB")
+    files.clear()
+    files.update({f"vae/{path.name}": path.read_bytes() for path in folder.iterdir()})
+    return wanted
+
+
+def test_a_sharded_repository_loads_and_then_needs_no_hub(hub, tmp_path: Path) -> None:
+    endpoint, handler = hub
+    wanted = sharded(handler.files, tmp_path / "vae")
+    home = tmp_path / "home"
+    (loaded, _), (again, _) = from_hub(endpoint, home, "someone/model", "someone/model")
+    assert loaded == again == f"loaded {wanted}"
+    assert sum(path.endswith(f"vae/{INDEX}") for path in handler.asked) <= 2, "asked for again"
+    snapshot = next(home.rglob(f"snapshots/*/vae/{INDEX}")).parent
+    min(snapshot.glob("*.safetensors")).unlink()
+    handler.files.clear()
+    [(text, _)] = from_hub(endpoint, home, "someone/model")
+    assert text.startswith("ModelError someone/model: ")
 
 
 def test_a_repository_of_another_class_is_refused_before_its_weights(hub, tmp_path: Path) -> None:

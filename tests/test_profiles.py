@@ -305,6 +305,15 @@ def test_any_file_is_read_or_a_profile_error(tmp_path_factory, text):
             assert error.what.startswith(f"{path}, line ")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[sizes]\n"1:1" = "512x512"\n', encoding="utf-8-sig")
+    assert load_static_sizes(path) == {"1:1": R(512, 512)}
+    path.write_text('[sizes]\n"1:1" = 5\n', encoding="utf-8-sig")
+    with pytest.raises(ProfileError, match="line 2: "):
+        load_static_sizes(path)
+
+
 # --- the choice ---
 
 

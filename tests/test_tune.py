@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -516,6 +517,14 @@ def test_levels_are_followed(tmp_path: Path) -> None:
     assert found.lines[1].endswith(
         f"{row.variant}: 8.50 ms, default 10.00 ms, at 64x48 (qvae tune was not finished)"
     )
+
+
+def test_build_leaves_a_named_pipe_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tune.json")
+    backend = backends.get("onnxruntime")
+    found = follow(None, engine_dir=tmp_path, backend=backend, precision="fp16", parts=PARTS)
+    assert not found.used
+    assert "is a named pipe, expected a file" in found.lines[0]
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff", b"[]", b"[" * 100_000])

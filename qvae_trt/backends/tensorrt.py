@@ -18,6 +18,7 @@ from qvae_trt.backends.trt_session import (
 )
 from qvae_trt.errors import BackendError, EngineError, StaleEngineError
 from qvae_trt.profiles import rebuild_command
+from qvae_trt.regular_file import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,7 +162,8 @@ class TensorRT:
         self.can_run().require()
         rebuild = rebuild_command(engine, backend=self.name)
         try:
-            data = engine.read_bytes()
+            with open_regular(engine) as file:
+                data = file.read()
         except OSError as error:
             raise EngineError(
                 f"{engine}: cannot be read: {error.strerror}", fix=f"build it: {rebuild}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qvae_trt.backends import BuildOutcome, BuildSpec, Progress, TensorSpec
 from qvae_trt.backends.trt_session import DTYPE_NAMES
 from qvae_trt.errors import BackendError, BuildError, QvaeError, StoreError, UsageError
+from qvae_trt.regular_file import open_regular
 from qvae_trt.store import replace_file
 from qvae_trt.store.refusals import refusals_named
 
@@ -270,7 +271,8 @@ class PlanBuilder:
             return None
         path = self._cache_path(self._spec.timing_cache)
         try:
-            return path.read_bytes()
+            with open_regular(path) as file:
+                return file.read()
         except FileNotFoundError:
             return b""
         except OSError as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError
-from qvae_trt.json_file import Table
+from qvae_trt.json_file import Table, parse_object, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +19,14 @@ if TYPE_CHECKING:
 
 CLASS_NAME = "AutoencoderKLQwenImage"
 CONFIG_NAME = "config.json"
+#: Of a configuration and of a shard index; real ones have a few thousand.
+MAX_JSON_BYTES = 1 << 24
+#: What helps where tensors have other names than the VAE's.
+KNOWN_LAYOUTS = (
+    "Give the VAE's weights, not a transformer's, a text encoder's or another VAE's. Known names "
+    "of tensors: diffusers' (encoder.conv_in.weight), and the original release's, which ComfyUI "
+    "has too (encoder.conv1.weight); one prefix, such as vae. or first_stage_model., may be first."
+)
 #: Of the classes that people hand over by mistake, why they cannot be taken.
 _OTHER_CLASSES = {
     "AutoencoderKLQwenImage21": "it has another architecture (64 latent channels, 16x)",
@@ -37,11 +44,11 @@ _STAGES = 4
 
 def read_config(path: Path) -> Config:
     """The checked configuration in this `config.json`; ModelError where it is not of CLASS_NAME."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
-    return check_config(raw, where=str(path))
+    raw = read_bytes(path, most_bytes=MAX_JSON_BYTES, fault=ModelError)
+    table = parse_object(
+        raw, most_bytes=MAX_JSON_BYTES, fault=lambda why: ModelError(f"{path}: {why}")
+    )
+    return check_config(table.data, where=str(path))
 
 
 def check_config(raw: object, *, where: str) -> Config:
@@ -124,7 +131,7 @@ def _shape(shapes: Mapping[str, Shape], name: str, ndim: int, where: str) -> Sha
     if shape is None:
         raise ModelError(
             f"{where}: has no tensor {name}, which every {CLASS_NAME} has",
-            fix="Give the VAE's weights, not a transformer's, a text encoder's or another VAE's.",
+            fix=KNOWN_LAYOUTS,
         )
     if len(shape) != ndim or 0 in shape:
         raise ModelError(f"{where}: {name}: found shape {shape}, expected {ndim} dimensions")

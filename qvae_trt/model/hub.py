@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError
 from qvae_trt.model.config import CONFIG_NAME, read_config
+from qvae_trt.model.files import INDEX_NAME, WEIGHTS_NAME, shard_names
 
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 #: Where a repository keeps its VAE: a pipeline's, or the VAE's own.
 _FOLDERS = ("vae", None)
 _ANSWER_SECONDS = 4.0
@@ -28,9 +33,10 @@ def _cached(repo: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     for folder in _FOLDERS:
+        held = partial(hf_hub_download, repo, subfolder=folder, local_files_only=True)
         try:
-            config = hf_hub_download(repo, CONFIG_NAME, subfolder=folder, local_files_only=True)
-            hf_hub_download(repo, WEIGHTS_NAME, subfolder=folder, local_files_only=True)
+            config = held(CONFIG_NAME)
+            _have_weights(held, cached=True)
         except LocalEntryNotFoundError:
             continue
         except HFValidationError as error:
@@ -49,15 +55,14 @@ def _download(repo: str, *, offline_choices: str) -> Path:
     )
 
     for folder in _FOLDERS:
+        fetched = partial(hf_hub_download, repo, subfolder=folder, etag_timeout=_ANSWER_SECONDS)
         try:
             url = hf_hub_url(repo, CONFIG_NAME, subfolder=folder)
             get_hf_file_metadata(url, timeout=_ANSWER_SECONDS)
-            config = Path(
-                hf_hub_download(repo, CONFIG_NAME, subfolder=folder, etag_timeout=_ANSWER_SECONDS)
-            )
-            if folder is not None or "_class_name" in config.read_text(encoding="utf-8"):
+            config = Path(fetched(CONFIG_NAME))
+            if folder is not None or b"_class_name" in config.read_bytes():
                 read_config(config)  # another class is refused before its weights are fetched
-            hf_hub_download(repo, WEIGHTS_NAME, subfolder=folder, etag_timeout=_ANSWER_SECONDS)
+            _have_weights(fetched, cached=False)
         except ModelError:
             raise
         except GatedRepoError as error:
@@ -82,6 +87,20 @@ def _download(repo: str, *, offline_choices: str) -> Path:
         f"{repo}: found no VAE, expected vae/{CONFIG_NAME} and vae/{WEIGHTS_NAME}",
         fix=offline_choices,
     )
+
+
+def _have_weights(have: Callable[[str], str], *, cached: bool) -> None:
+    """Have the files that the repository's shard index names; without an index the one file."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        names = shard_names(Path(have(INDEX_NAME)))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError) and not cached:
+            raise  # the hub did not answer
+        names = [WEIGHTS_NAME]
+    for name in names:
+        have(name)
 
 
 def _unreachable(repo: str, error: Exception, offline_choices: str) -> ModelError:

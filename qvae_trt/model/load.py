@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,21 +11,22 @@ from typing import TYPE_CHECKING
 from qvae_trt.errors import ModelError
 from qvae_trt.model import hub
 from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
+from qvae_trt.model.files import PICKLES, weight_files
 from qvae_trt.model.seeded import empty_vae, random_vae
 from qvae_trt.model.weights import (
     check_fit,
     hash_tensors,
-    read_shapes,
+    read_headers,
     read_tensors,
-    rename_original,
+    shown,
+    zero_layers,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from diffusers import AutoencoderKLQwenImage
 
     from qvae_trt.model.config import Config
+    from qvae_trt.model.weights import Headers
 
 DEFAULT_MODEL = "Qwen/Qwen-Image"
 BUNDLED_TINY = "bundled:tiny"
@@ -35,7 +37,6 @@ OFFLINE_CHOICES = (
     "to measure speed), or a local folder or .safetensors file of the VAE."
 )
 _BUILT_IN = {RANDOM_FULL: 3, RANDOM_FULL_RGBA: 4}
-_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -90,7 +91,7 @@ def _load_elsewhere(source: str) -> AutoencoderKLQwenImage:
         return _load_folder(path) if path.is_dir() else _load_file(path)
     if source.startswith(("bundled:", "random:")):
         raise ModelError(f"{source!r}: no such built-in model", fix=OFFLINE_CHOICES)
-    if Path(source).suffix in (".safetensors", *_PICKLES):
+    if Path(source).suffix in (".safetensors", *PICKLES):
         raise ModelError(f"{source}: no such file", fix=OFFLINE_CHOICES)
     if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
         raise ModelError(
@@ -111,7 +112,7 @@ def _existing(source: str) -> Path | None:
 def _load_folder(folder: Path) -> AutoencoderKLQwenImage:
     try:
         homes = [home for home in (folder / "vae", folder) if (home / CONFIG_NAME).is_file()]
-        weights = _weight_files(homes[0]) if homes else []
+        weights = weight_files(homes[0], offline_choices=OFFLINE_CHOICES) if homes else []
     except OSError as error:
         raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
     if not homes:
@@ -119,49 +120,33 @@ def _load_folder(folder: Path) -> AutoencoderKLQwenImage:
             f"{folder}: is not a VAE's folder: expected {CONFIG_NAME} in it, or in its vae/",
             fix="Name the folder of a diffusers pipeline or of its VAE. " + OFFLINE_CHOICES,
         )
-    return _assemble(read_config(homes[0] / CONFIG_NAME), weights, where=homes[0])
-
-
-def _assemble(config: Config, weights: Sequence[Path], *, where: Path) -> AutoencoderKLQwenImage:
-    vae = empty_vae(config)
-    check_fit(vae, rename_original(read_shapes(weights)), where=str(where))
-    vae.load_state_dict(rename_original(read_tensors(weights)), strict=True, assign=True)
-    return vae.eval().requires_grad_(False)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    usual = folder / hub.WEIGHTS_NAME
-    if usual.is_file():
-        return [usual]
-    parts = sorted(folder.glob("*-of-*.safetensors"))
-    others = parts or sorted(folder.glob("*.safetensors"))
-    if parts or len(others) == 1:
-        return others
-    if others:
-        names = ", ".join(path.name for path in others)
-        raise ModelError(
-            f"{folder}: found {names}, expected {hub.WEIGHTS_NAME}", fix="Name one file."
-        )
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-    if pickles:
-        raise ModelError(
-            f"{folder}: found {', '.join(pickles)}, expected {hub.WEIGHTS_NAME}: pickles run code",
-            fix="Convert them with diffusers: save_pretrained(..., safe_serialization=True).",
-        )
-    raise ModelError(
-        f"{folder}: has {CONFIG_NAME} and no {hub.WEIGHTS_NAME}: half a download?",
-        fix="Fetch it again. " + OFFLINE_CHOICES,
-    )
+    config = read_config(homes[0] / CONFIG_NAME)
+    return _assemble(config, read_headers(weights, where=str(homes[0])), where=homes[0])
 
 
 def _load_file(path: Path) -> AutoencoderKLQwenImage:
     if path.suffix != ".safetensors":
-        reason = ": pickles run code" if path.suffix in _PICKLES else ""
+        reason = ": pickles run code" if path.suffix in PICKLES else ""
         raise ModelError(
             f"{path}: expected a .safetensors file or a folder{reason}", fix=OFFLINE_CHOICES
         )
-    inferred = infer_config(rename_original(read_shapes([path])), where=str(path))
-    return _assemble(inferred | _latent_statistics(path, inferred), [path], where=path)
+    headers = read_headers([path], where=str(path))
+    inferred = infer_config(headers.shapes, where=str(path))
+    return _assemble(inferred | _latent_statistics(path, inferred), headers, where=path)
+
+
+def _assemble(config: Config, headers: Headers, *, where: Path) -> AutoencoderKLQwenImage:
+    vae = empty_vae(config)
+    check_fit(vae, headers.shapes, where=str(where))
+    tensors = read_tensors(headers)
+    vae.load_state_dict(tensors, strict=True, assign=True)
+    if zeros := zero_layers(tensors):
+        warnings.warn(
+            f"{where}: {shown(zeros)}: only zeros, and all that a picture is passes through: "
+            "what comes out does not depend on what goes in",
+            stacklevel=2,
+        )
+    return vae.eval().requires_grad_(False)
 
 
 def _latent_statistics(path: Path, inferred: Config) -> Config:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from qvae_trt.errors import ModelError
+from qvae_trt.model.config import CLASS_NAME, KNOWN_LAYOUTS
+from qvae_trt.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,28 +22,54 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-Value = TypeVar("Value")
+    from qvae_trt.model.config import Shape
+
 #: Names shown in a message; the rest is counted.
 _SHOWN = 3
 
 
-def read_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """Name → shape, from the headers alone: a mistaken 40 GB file is refused without reading it."""
-    shapes: dict[str, tuple[int, ...]] = {}
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """What files hold of a VAE, before any tensor is read.
+
+    Attributes:
+        files: each with diffusers' names of its tensors, by the file's own names.
+        shapes: by diffusers' names.
+    """
+
+    files: Mapping[Path, Mapping[str, str]]
+    shapes: Mapping[str, Shape]
+
+
+def read_headers(paths: Sequence[Path], *, where: str) -> Headers:
+    """From the headers alone: a mistaken 40 GB file is refused without reading it.
+
+    Raises:
+        ModelError: a file cannot be read, two hold the same tensor, or none of a VAE.
+    """
+    held: dict[str, tuple[Path, Shape]] = {}
     for path in paths:
         _refuse_impostors(path)
         with _opened(path) as file:
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return shapes
-
-
-def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """All tensors of these files, as fp32 on the CPU. ModelError where one cannot be read."""
-    tensors: dict[str, Tensor] = {}
-    for path in paths:
-        with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
-                tensors[name] = _as_fp32(file.get_tensor(name), name, path)
+                if name in held:
+                    raise ModelError(f"{where}: {name} is in {held[name][0].name} and {path.name}")
+                held[name] = path, tuple(file.get_slice(name).get_shape())
+    files: dict[Path, dict[str, str]] = {path: {} for path in paths}
+    shapes: dict[str, Shape] = {}
+    for own, name in diffusers_names(held, where=where).items():
+        path, shapes[name] = held[own]
+        files[path][own] = name
+    return Headers(files, shapes)
+
+
+def read_tensors(headers: Headers) -> dict[str, Tensor]:
+    """The VAE's tensors, as fp32 on the CPU. ModelError where one cannot be read."""
+    tensors: dict[str, Tensor] = {}
+    for path, names in headers.files.items():
+        with _opened(path) as file:
+            for own, name in names.items():
+                tensors[name] = _as_fp32(file.get_tensor(own), own, path)
     return tensors
 
 
@@ -57,7 +87,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _refuse_impostors(path: Path) -> None:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(64)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
@@ -79,23 +109,46 @@ def _as_fp32(tensor: Tensor, name: str, path: Path) -> Tensor:
     return tensor
 
 
-def rename_original(tensors: Mapping[str, Value]) -> dict[str, Value]:
-    """Diffusers' names for tensors named as in the original release (Wan, Qwen, ComfyUI).
+def diffusers_names(names: Iterable[str], *, where: str) -> dict[str, str]:
+    """Diffusers' names for the tensors of a VAE, by the names that they have in files.
 
-    Files that have diffusers' names already come back as they are. The original decoder counts its
-    residual blocks and upsamplers in one sequence, `num_res_blocks + 1` and then one, a stage.
+    Known are diffusers' own names and those of the original release (Wan, Qwen, ComfyUI), behind
+    one prefix (`vae.`, `first_stage_model.`) and with the `_orig_mod.` of `torch.compile` at any
+    place. Where there is a prefix, what lacks it is left out: a checkpoint of more than the VAE.
+
+    The original decoder counts its residual blocks and upsamplers in one sequence,
+    `num_res_blocks + 1` and then one, a stage.
+
+    Raises:
+        ModelError: no VAE, more than one, or two tensors of one name.
     """
-    if not any(name.startswith("decoder.upsamples.") for name in tensors):
-        return dict(tensors)
-    resamplers = [
-        int(match[1])
-        for match in (re.match(r"decoder\.upsamples\.(\d+)\.resample\.", n) for n in tensors)
-        if match
-    ]
-    stage_length = min(resamplers, default=3) + 1
-    return {_diffusers_name(name, stage_length): value for name, value in tensors.items()}
+    plain = {name: name.replace("_orig_mod.", "") for name in names}
+    prefixes = sorted({match[1] for match in map(_FIRST.fullmatch, plain.values()) if match})
+    if not prefixes:
+        raise ModelError(
+            f"{where}: has no tensor encoder.conv_in.weight, which every {CLASS_NAME} has",
+            fix=KNOWN_LAYOUTS,
+        )
+    if len(prefixes) > 1:
+        raise ModelError(f"{where}: found several VAEs, {shown(map(repr, prefixes))}, expected one")
+    inner = {
+        name: short.removeprefix(prefixes[0])
+        for name, short in plain.items()
+        if short.startswith(prefixes[0])
+    }
+    if any(name.startswith("decoder.upsamples.") for name in inner.values()):
+        resamplers = [int(match[1]) for match in map(_RESAMPLER.match, inner.values()) if match]
+        stage_length = min(resamplers, default=3) + 1
+        inner = {name: _diffusers_name(short, stage_length) for name, short in inner.items()}
+    twice = sorted(name for name, count in Counter(inner.values()).items() if count > 1)
+    if twice:
+        raise ModelError(f"{where}: several tensors are {shown(twice)}, expected one of each")
+    return inner
 
 
+#: A tensor that every VAE has, with what stands before the names of all.
+_FIRST = re.compile(r"(|.*\.)encoder\.(?:conv_in|conv1)\.weight")
+_RESAMPLER = re.compile(r"decoder\.upsamples\.(\d+)\.resample\.")
 _PARTS = (
     (r"^conv1\.", "quant_conv."),
     (r"^conv2\.", "post_quant_conv."),
@@ -133,10 +186,10 @@ def check_fit(vae: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, where: s
     if missing or extra:
         parts = []
         if missing:
-            parts.append(f"{len(missing)} tensors missing ({_some(missing)})")
+            parts.append(f"{len(missing)} tensors missing ({shown(missing)})")
         if extra:
-            parts.append(f"{len(extra)} tensors that the model does not have ({_some(extra)})")
-        raise ModelError(f"{where}: {' and '.join(parts)}")
+            parts.append(f"{len(extra)} tensors that the model does not have ({shown(extra)})")
+        raise ModelError(f"{where}: {' and '.join(parts)}", fix=KNOWN_LAYOUTS)
     wrong = [
         f"{name}: found {shape}, expected {expected[name]}"
         for name, shape in sorted(shapes.items())
@@ -144,14 +197,25 @@ def check_fit(vae: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, where: s
     ]
     if wrong:
         raise ModelError(
-            f"{where}: {len(wrong)} tensors have another shape ({_some(wrong)})",
+            f"{where}: {len(wrong)} tensors have another shape ({shown(wrong)})",
             fix="The configuration and the weights are of different models.",
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def shown(names: Iterable[str]) -> str:
+    """The first of these names, and how many more there are."""
+    names = list(names)
     rest = len(names) - _SHOWN
     return "; ".join(names[:_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def zero_layers(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The weights of nothing but zeros that no other path leads around."""
+    return [name for name, value in tensors.items() if _ONLY_PATH.search(name) and not value.any()]
+
+
+#: Of the layers that stand in no residual branch: those may start, and stay, at zero.
+_ONLY_PATH = re.compile(r"(quant_conv|conv_in|conv_out|resample\.1)\.weight$|norm_out\.gamma$")
 
 
 def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:

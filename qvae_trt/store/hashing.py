@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from qvae_trt import regular_file
 from qvae_trt.errors import EngineError
 from qvae_trt.profiles import rebuild_command
 
@@ -60,8 +60,7 @@ def sha256_file(path: Path) -> str:
 def open_regular(path: Path) -> Iterator[BufferedReader]:
     """The file, open for reading. EngineError unless it is a regular file that can be read."""
     try:
-        # Without O_NONBLOCK a named pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        file = regular_file.open_regular(path)
     except FileNotFoundError as error:
         raise EngineError(
             f"{path}: no such file", fix=f"build it: {rebuild_command(path)}"
@@ -70,11 +69,7 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         raise EngineError(f"{path}: cannot be opened: {error.strerror}") from error
     except ValueError as error:  # a NUL in the path
         raise EngineError(f"{path!r}: cannot be opened: {error}") from error
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise EngineError(f"{path}: is {_kind(mode)}, expected a file")
-    with os.fdopen(descriptor, "rb") as file:
+    with file:
         yield file
 
 
@@ -102,9 +97,3 @@ def read_all(file: BufferedReader, path: Path, limit: int) -> bytes:
         return file.read(limit)
     except OSError as error:
         raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "a directory"
-    return "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"

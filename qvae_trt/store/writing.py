@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import StoreError
+from qvae_trt.regular_file import check_replaceable
 from qvae_trt.store.hashing import sha256_file
 from qvae_trt.store.locking import finish_replacement, lock_engine, staged_prefix
 from qvae_trt.store.refusals import ENGINES, RESULTS, refusals_named
@@ -30,6 +31,8 @@ def staged(engine: Path, *, option: str = ENGINES) -> Iterator[Path]:
     Hold the engine's lock: whoever takes it removes these files. Hand the path to `write_engine` as
     `source`. `option` is named where the file system refuses.
     """
+    with refusals_named("write", engine, option=option):
+        check_replaceable(engine)
     with refusals_named("write beside", engine, option=option):
         engine.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(
@@ -76,8 +79,6 @@ def check_writable(path: Path) -> None:
     Leaves nothing. Raises StoreError.
     """
     with refusals_named("write", path, option=RESULTS):
-        if path.is_dir():
-            raise StoreError(f"{path}: is a directory, expected a file", fix=f"move {path}")
         absent = [folder for folder in path.parents if not folder.exists()]
     try:
         with staged(path, option=RESULTS):
@@ -107,10 +108,8 @@ def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sid
             sidecar.
     """
     with lock_engine(engine):
-        for path in (engine, sidecar_path(engine)):
-            if path.is_dir():
-                raise StoreError(f"{path}: is a directory, expected a file", fix=f"move {path}")
         with refusals_named("write", sidecar_path(engine)):
+            check_replaceable(sidecar_path(engine))
             finish_replacement(engine)
         if isinstance(source, Path) and _is_staged(source, engine):
             return _put(engine, sidecar, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -518,6 +519,15 @@ def test_a_cache_that_breaks_the_build_is_dropped(trt86: Any, graph: Path, tmp_p
     assert "built again without it" in warning
     assert "Myelin error" in warning
     assert cache.read_bytes() == b"timings"
+
+
+def test_a_named_pipe_as_timing_cache_is_a_warning(trt86: Any, graph: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a-NVIDIA_H200-8.6.1-fp16.timing")
+    outcome = backends.get("tensorrt").build(
+        graph, tmp_path / "e.trt", spec(timing_cache=tmp_path / "a.timing")
+    )
+    assert all("is a named pipe, expected a file" in warning for warning in outcome.warnings)
+    assert len(outcome.warnings) == 2  # not read, not kept
 
 
 def test_the_second_attempt_has_the_memory_of_the_first(

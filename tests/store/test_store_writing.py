@@ -32,6 +32,7 @@ from qvae_trt.store import (
     sidecar_path,
     staged,
     write_engine,
+    write_text,
     writing,
 )
 from qvae_trt.store.sidecar import next_sidecar_path
@@ -449,6 +450,21 @@ def test_a_directory_in_the_place_of_a_file(built, name):
     with pytest.raises(StoreError, match="is a directory, expected a file"):
         write_engine(built.path, make_sidecar(), source=NEW)
     assert _files(built.path.parent) == PAIR
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_a_named_pipe_is_not_replaced(built, name):
+    path = built.path.with_name(name)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StoreError, match="is a named pipe, expected a file"):
+        write_engine(built.path, make_sidecar(), source=NEW)
+    with pytest.raises(StoreError, match="is a named pipe, expected a file"):
+        write_text(path, "text")
+    with pytest.raises(StoreError, match="is a named pipe, expected a file"):
+        check_writable(path)
+    assert path.is_fifo()
+    assert _files(path.parent) == PAIR
 
 
 def test_a_name_without_room_for_the_sidecars(tmp_path):

@@ -1,0 +1,115 @@
+"""Which files of a folder hold a VAE's weights: those that its shard index names, else one file."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from qvae_trt.errors import ModelError
+from qvae_trt.json_file import parse_object, read_bytes
+from qvae_trt.model.config import CONFIG_NAME, MAX_JSON_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+#: Suffixes of files that run code when they are read.
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+_SHARD = re.compile(r"(.+)-\d+-of-(\d+)(\..+)?\.safetensors")
+
+
+def weight_files(folder: Path, *, offline_choices: str) -> list[Path]:
+    """The weights in a VAE's folder, as diffusers finds them.
+
+    The index decides, and without one the file of the usual name. A folder that has neither may
+    hold one index, one file or one whole set of shards, of any name.
+
+    Raises:
+        ModelError: nothing there, part of it, or files of which any could be meant.
+    """
+    index, single = folder / INDEX_NAME, folder / WEIGHTS_NAME
+    if single.is_file():
+        if not index.is_file():
+            return [single]
+        if single.name not in shard_names(index):  # one of them is of an earlier save
+            _refuse_several((index, single))
+    indexes = [index] if index.is_file() else sorted(folder.glob("*.safetensors.index*.json"))
+    if len(indexes) > 1:
+        _refuse_several(indexes)
+    if indexes:
+        return _shards(indexes[0])
+    files = sorted(folder.glob("*.safetensors"))
+    count = _shard_count(files)
+    if len(files) == (count or 1):
+        return files
+    if count is not None:
+        raise ModelError(
+            f"{folder}: found {_names(files)}, expected {count} shards: half a download?",
+            fix=f"Fetch them again. {offline_choices}",
+        )
+    if files:
+        _refuse_several(files)
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise ModelError(
+            f"{folder}: found {_names(pickles)}, expected {WEIGHTS_NAME}: pickles run code",
+            fix="Convert them with diffusers: save_pretrained(..., safe_serialization=True).",
+        )
+    raise ModelError(
+        f"{folder}: has {CONFIG_NAME} and no {WEIGHTS_NAME}: half a download?",
+        fix=f"Fetch it again. {offline_choices}",
+    )
+
+
+def shard_names(index: Path) -> list[str]:
+    """The names of the files that a shard index wants beside it.
+
+    Raises:
+        ModelError: it cannot be read, is malformed, or names anything but `.safetensors` files.
+    """
+    raw = read_bytes(index, most_bytes=MAX_JSON_BYTES, fault=ModelError)
+    table = parse_object(raw, most_bytes=MAX_JSON_BYTES, fault=partial(_malformed, index))
+    names = sorted(set(table.table("weight_map").texts().values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            table.refuse("weight_map", f"names {name!r}, expected .safetensors files beside it")
+    if not names:
+        table.refuse("weight_map", "names no file")
+    return names
+
+
+def _malformed(path: Path, why: str) -> ModelError:
+    return ModelError(f"{path}: {why}", fix="Fetch the file again.")
+
+
+def _shards(index: Path) -> list[Path]:
+    files = [index.with_name(name) for name in shard_names(index)]
+    absent = [path for path in files if not path.exists()]
+    if absent:
+        raise ModelError(
+            f"{index}: names files that are not there: {_names(absent)}: half a download?",
+            fix="Fetch them again.",
+        )
+    return files
+
+
+def _shard_count(files: Sequence[Path]) -> int | None:
+    """Of how many shards their names speak, where all are shards of one set."""
+    matches = [match for path in files if (match := _SHARD.fullmatch(path.name))]
+    sets = {match.group(1, 2, 3) for match in matches}
+    return int(matches[0][2]) if len(matches) == len(files) and len(sets) == 1 else None
+
+
+def _refuse_several(files: Sequence[Path]) -> NoReturn:
+    raise ModelError(
+        f"{files[0].parent}: found {_names(files)}, expected {WEIGHTS_NAME} or {INDEX_NAME}: "
+        "which of them is meant is not clear",
+        fix="Move the others away, or name one .safetensors file.",
+    )
+
+
+def _names(files: Iterable[Path]) -> str:
+    return ", ".join(path.name for path in files)
