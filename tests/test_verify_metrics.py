@@ -265,10 +265,11 @@ def test_a_fixed_profile_has_no_size_between():
 
 def test_engines_are_found_by_the_contracts_names(tmp_path):
     for name in (
-        "static/16_9/vae_encoder.trt",
-        "static/16_9/vae_encoder.trt.json",
+        "static/1664x928/vae_encoder.trt",
+        "static/1664x928/vae_encoder.trt.json",
         "static/1280x768/vae_decoder.onnx",
         "static/notes/vae_decoder.onnx",
+        "static/16_9/vae_decoder.onnx",  # as it was named once
         "profiles/vae_decoder_multi_profile.onnx",
         "profiles/other.onnx",
     ):
@@ -279,7 +280,7 @@ def test_engines_are_found_by_the_contracts_names(tmp_path):
     ]
     assert found == [
         ("static/1280x768/vae_decoder.onnx", "decoder", "static"),
-        ("static/16_9/vae_encoder.trt", "encoder", "static"),
+        ("static/1664x928/vae_encoder.trt", "encoder", "static"),
         ("profiles/vae_decoder_multi_profile.onnx", "decoder", "profiles"),
     ]
     assert find_targets(tmp_path / "nowhere") == []
@@ -290,7 +291,7 @@ def test_engines_are_found_by_the_contracts_names(tmp_path):
 
 def row(status, comparison=None, reason="", fix=None):
     return ParityRow(
-        engine="static/16_9/vae_decoder.onnx",
+        engine="static/1664x928/vae_decoder.onnx",
         part="decoder",
         mode="static",
         status=status,

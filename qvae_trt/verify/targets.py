@@ -65,7 +65,7 @@ def _static_sizes(engine_dir: Path) -> set[Resolution]:
         try:
             sizes.add(Resolution.parse(entry.name))
         except ResolutionError:
-            continue  # a folder of an aspect ratio, or of something else
+            continue  # a folder of something else
     return sizes
 
 
