@@ -30,7 +30,7 @@ step "a photograph, and its round trip beside it" roundtrip "$photograph" "${com
 printf '\n\033[1m== in %s\033[0m\n' "$out"
 cat <<END
   engines/                         every engine with its sidecar (.json)
-    static/16_9/ ... static/2_3/     one pair for each of the seven aspect ratios
+    static/1664x928/ ...             one pair for each of the seven sizes
     static/512x512/                  one pair of a size of one's own
     profiles/                        one pair with the nine profiles
   parity.md, parity.json           every engine against PyTorch fp32, and the bounds kept

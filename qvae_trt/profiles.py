@@ -242,24 +242,6 @@ def parse_aspect(name: str, *, sizes: Mapping[str, Resolution] | None = None) ->
     return known[name]
 
 
-def aspect_folder(aspect: str) -> str:
-    """`"16:9"` -> `"16_9"`, a folder's name. UsageError for anything but two numbers."""
-    match = _ASPECT.fullmatch(aspect)
-    if match is None:
-        raise UsageError(
-            f"{quoted(aspect)} is not an aspect ratio: expected two numbers, such as 16:9"
-        )
-    return f"{match[1]}_{match[2]}"
-
-
-def static_folder(resolution: Resolution) -> str:
-    """The folder of a static engine: `16_9` for one of the listed sizes, else `1280x768`."""
-    for aspect, size in load_static_sizes().items():
-        if size == resolution:
-            return aspect_folder(aspect)
-    return str(resolution)
-
-
 def engine_path(
     engine_dir: Path, part: Part, mode: Mode, suffix: str, resolution: Resolution | None = None
 ) -> Path:
@@ -275,13 +257,12 @@ def engine_path(
         return engine_dir / "profiles" / f"vae_{part}_multi_profile{suffix}"
     if resolution is None or mode != "static":
         raise ValueError(f"mode {mode!r}, resolution {resolution}: expected static with a size")
-    return engine_dir / "static" / static_folder(resolution) / f"vae_{part}{suffix}"
+    return engine_dir / "static" / str(resolution) / f"vae_{part}{suffix}"
 
 
 def build_command(
     mode: Mode,
     *sizes: Resolution,
-    aspect: str | None = None,
     part: Part | None = None,
     model: str | None = None,
     backend: str | None = None,
@@ -293,7 +274,6 @@ def build_command(
     for size in sizes:
         words += ["--resolution", str(size)]
     given = {
-        "--aspect": aspect,
         "--part": part,
         "--model": model,
         "--backend": None if backend == "auto" else backend,
@@ -322,10 +302,10 @@ def rebuild_command(
     if part is not None and folder.name == "profiles":
         return command("profiles", engine_dir=folder.parent)
     if part is not None and folder.parent.name == "static":
-        base, size = folder.parent.parent, _SIZE.fullmatch(folder.name)
-        if size is None:
-            return command("static", aspect=folder.name.replace("_", ":"), engine_dir=base)
-        return command("static", Resolution(int(size[2]), int(size[1])), engine_dir=base)
+        size = _SIZE.fullmatch(folder.name)
+        if size is not None:
+            found = Resolution(int(size[2]), int(size[1]))
+            return command("static", found, engine_dir=folder.parent.parent)
     return "qvae build --mode static (or profiles) --engine-dir DIR"
 
 
@@ -352,15 +332,15 @@ def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
 
 @lru_cache(maxsize=1)
 def _own_sizes() -> dict[str, Resolution]:
-    return _read_sizes(_own_file("static.toml"))
+    return _read_sizes(own_file("static.toml"))
 
 
 @lru_cache(maxsize=1)
 def _own_profiles() -> tuple[Profile, ...]:
-    return _read_profiles(_own_file("nine.toml"))
+    return _read_profiles(own_file("nine.toml"))
 
 
-def _own_file(name: str) -> Path:
+def own_file(name: str) -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "data" / "profiles" / name
     return installed if installed.is_file() else package.parent / "profiles" / name
@@ -375,12 +355,14 @@ def _read_sizes(path: Path) -> dict[str, Resolution]:
     sizes: dict[str, Resolution] = {}
     for aspect, text in table.items():
         where = ("sizes", aspect)
-        try:
-            aspect_folder(aspect)
-        except UsageError as error:
-            file.fail(error.what, *where)
+        sides = _ASPECT.fullmatch(aspect)
+        if sides is None:
+            file.fail(
+                f"{quoted(aspect)} is not an aspect ratio: expected two numbers, such as 16:9",
+                *where,
+            )
         size = _size(file, text, *where)
-        wide, high = (int(number) for number in aspect.split(":"))
+        wide, high = int(sides[1]), int(sides[2])
         if abs(math.log(size.width * high / (size.height * wide))) > _ASPECT_TOLERANCE:
             file.fail(
                 f"{size}: width / height is {size.width / size.height:.3f}, expected about"
@@ -388,7 +370,7 @@ def _read_sizes(path: Path) -> dict[str, Resolution]:
                 *where,
             )
         for other, known in sizes.items():
-            if known == size or aspect_folder(other) == aspect_folder(aspect):
+            if known == size:
                 file.fail(f"{aspect} repeats {other}, {size}", *where)
         sizes[aspect] = size
     return sizes

@@ -25,7 +25,8 @@ from qvae_trt.cli.estimate import Measured, measured_like
 from qvae_trt.profiles import Resolution, load_profiles
 
 HEADERS = ("", "engine", "file", "MiB", "why")
-ROWS = [("planned", "encoder 1664x928", "engines/static/16_9/vae_encoder.trt", "41.2", "because")]
+FILE = "engines/static/1664x928/vae_encoder.trt"
+ROWS = [("planned", "encoder 1664x928", FILE, "41.2", "because")]
 
 
 def drawn(shown: object, width: int) -> list[str]:
@@ -36,7 +37,7 @@ def drawn(shown: object, width: int) -> list[str]:
 
 def test_a_table_with_room_has_every_column() -> None:
     lines = drawn(table(HEADERS, ROWS, spare=("file",)), 100)
-    assert lines[-1].split("   ")[2] == "engines/static/16_9/vae_encoder.trt"
+    assert lines[-1].split("   ")[2] == FILE
 
 
 def test_a_narrow_table_leaves_out_what_may_go_and_says_so() -> None:
@@ -68,7 +69,7 @@ def test_parity_at_80_columns_is_one_line_a_row() -> None:
     from qvae_trt.verify.report import ParityRow
 
     row = ParityRow(
-        engine="static/1_1/vae_encoder.trt", part="encoder", mode="static", status="passed",
+        engine="static/1328x1328/vae_encoder.trt", part="encoder", mode="static", status="passed",
         resolution=Resolution.parse("1328x1328"), input="photograph", output="logvar",
     )  # fmt: skip
     lines = drawn(_table(VerifyReport(rows=(row,) * 3, facts={})), 80)

@@ -247,7 +247,7 @@ def test_a_read_only_folder_serves_the_engines_in_it(
     assert "the engines there serve" in found.detail
 
 
-@pytest.mark.parametrize("name", [".", "static", "profiles", "static/16_9"])
+@pytest.mark.parametrize("name", [".", "static", "profiles", "static/1664x928"])
 def test_a_folder_that_cannot_be_read_is_not_called_empty(
     name: str, tmp_path: Path, refused: Callable[[Path, int], None]
 ) -> None:

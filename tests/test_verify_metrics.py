@@ -268,7 +268,7 @@ def test_a_fixed_profile_has_no_size_between():
 
 def row(status, comparison=None, reason="", fix=None):
     return ParityRow(
-        engine="static/16_9/vae_decoder.onnx",
+        engine="static/1664x928/vae_decoder.onnx",
         part="decoder",
         mode="static",
         status=status,

@@ -66,7 +66,7 @@ step() {
     parity) run "${qvae[@]}" verify "${served[@]}" --out "$out/parity" ;;
     layers)
       for part in encoder decoder; do
-        run "${python[@]}" "$root/benchmarks/h200/layers.py" "$engines/static/1_1/vae_$part.trt" --out "$out/layers_$part"
+        run "${python[@]}" "$root/benchmarks/h200/layers.py" "$engines/static/1328x1328/vae_$part.trt" --out "$out/layers_$part"
       done ;;
     footprint | soak)
       run "${python[@]}" "$root/benchmarks/h200/$1.py" --engine-dir "$engines" --model "$model" --out "$out/$1.json" ;;

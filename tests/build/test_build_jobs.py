@@ -21,7 +21,7 @@ def test_all_seven_sizes() -> None:
     assert len(jobs) == 14
     assert len({job.path for job in jobs}) == 14
     first = jobs[0]
-    assert first.path == DIR / "static/16_9/vae_encoder.trt"
+    assert first.path == DIR / "static/1664x928/vae_encoder.trt"
     assert (first.resolution, first.profiles) == (WIDE, (Profile.fixed(WIDE),))
     assert first.title == "encoder 1664x928"
 

@@ -85,8 +85,8 @@ class Readers:
 
     def read_sizes(self, raw: bytes) -> None:
         self.file.write_bytes(raw)
-        for aspect in self.profiles.load_static_sizes(self.file):
-            self.profiles.aspect_folder(aspect)
+        for size in self.profiles.load_static_sizes(self.file).values():
+            assert self.profiles.Resolution.parse(str(size)) == size, "no folder's name"
 
     def read_profiles(self, raw: bytes) -> None:
         self.file.write_bytes(raw)

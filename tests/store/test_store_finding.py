@@ -8,9 +8,10 @@ from qvae_trt.store import EngineFile, find_engines
 
 def test_engines_are_found_by_the_contracts_names(tmp_path):
     for name in (
-        "static/16_9/vae_encoder.trt",
-        "static/16_9/vae_encoder.trt.json",
+        "static/1664x928/vae_encoder.trt",
+        "static/1664x928/vae_encoder.trt.json",
         "static/1280x768/vae_decoder.onnx",
+        "static/16_9/vae_decoder.onnx",  # as it was named once
         "static/notes/vae_decoder.onnx",
         "profiles/vae_decoder_multi_profile.onnx",
         "profiles/other.onnx",
@@ -22,7 +23,7 @@ def test_engines_are_found_by_the_contracts_names(tmp_path):
     ]
     assert found == [
         ("static/1280x768/vae_decoder.onnx", "decoder", "static"),
-        ("static/16_9/vae_encoder.trt", "encoder", "static"),
+        ("static/1664x928/vae_encoder.trt", "encoder", "static"),
         ("profiles/vae_decoder_multi_profile.onnx", "decoder", "profiles"),
     ]
     assert find_engines(tmp_path / "nowhere") == []

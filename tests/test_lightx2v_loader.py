@@ -1,0 +1,86 @@
+"""What LightX2V's own loader picks, and that our ranges hold it: arithmetic over every size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qvae_trt.lightx2v_loader import editing_sizes, picked_profiles, static_folders, unheld
+from qvae_trt.profiles import Profile, Resolution, choose, load_profiles, load_static_sizes
+
+R = Resolution
+
+
+@pytest.fixture(scope="module")
+def picked() -> list[tuple[Resolution, int]]:
+    return picked_profiles()
+
+
+def test_every_size_that_can_be_asked_for_is_there(picked):
+    sizes = {size for size, _ in picked}
+    grid = range(256, 1665, 16)
+    assert sizes >= {R(h, w) for h in grid for w in grid}
+    assert sizes >= {R(1088, 1920), R(1920, 1088), R(512, 2048), R(2048, 512)}
+    # Those of pictures, as editing makes them.
+    for ratio, size in ((16 / 9, R(768, 1376)), (3 / 2, R(832, 1248)), (0.25, R(2048, 512))):
+        width = (1024 * 1024 * ratio) ** 0.5
+        assert R(round(width / ratio / 32) * 32, round(width / 32) * 32) == size
+        assert size in editing_sizes()
+
+
+def test_the_nearest_opt_is_picked_whatever_its_range(picked):
+    by_size = {}
+    for size, index in picked:
+        by_size.setdefault(size, set()).add(index)
+    # By hand, of its list: 1328x1328 is 608 from 1024x1024 and 532 from 1620x1088.
+    for size, index in ((R(1328, 1328), 8), (R(768, 1376), 3), (R(512, 512), 0)):
+        assert by_size[size] == {index}
+    # 1184x896 is 272 from 1280x720 and 288 from 1024x1024; 1184x910 is a picture of 1184x896 too.
+    assert by_size[R(896, 1184)] == {1, 3}
+
+
+def test_the_profile_that_it_picks_holds_the_size():
+    assert unheld(load_profiles()) == []
+
+
+def test_so_does_the_profile_that_ours_picks(picked):
+    profiles = load_profiles()
+    for size in {size for size, _ in picked}:
+        choice = choose(size, static={}, profiles=profiles)
+        assert choice.engine == "profiles"
+        assert profiles[choice.profile_index].holds(size)
+
+
+def test_a_size_that_is_not_held_is_told():
+    profiles = load_profiles()
+    narrow = replace(profiles[8], max=R(1648, 1664))
+    missed = unheld([*profiles[:8], narrow])
+    assert {(size.height, index) for size, index in missed} == {(1664, 8)}
+    assert (R(1664, 1664), 8) in missed
+    assert {index for _, index in unheld(profiles[:8])} == {8}
+    assert unheld([Profile(R(256, 256), R(512, 512), R(2048, 2048))] * 9) == []
+
+
+def test_no_range_is_wider_than_its_rule_needs(picked):
+    for index, profile in enumerate(load_profiles()):
+        sizes = [size for size, i in picked if i == index] + [profile.opt]
+        heights, widths = [s.height for s in sizes], [s.width for s in sizes]
+        assert profile.min == R(min(heights), min(widths))
+        assert profile.max == R(max(heights), max(widths))
+
+
+def test_its_folders_are_the_seven_sizes_with_the_swap():
+    folders = static_folders()
+    assert sorted(folders.values()) == sorted(load_static_sizes().values())
+    for aspect, size in load_static_sizes().items():
+        name = aspect.replace(":", "_")
+        expected = {"3_2": "2_3", "2_3": "3_2"}.get(name, name)
+        assert folders[expected] == size
+
+
+def test_no_folder_of_ours_has_one_of_its_names():
+    """So that it opens no engine of ours under a wrong size."""
+    ours = {str(size) for size in load_static_sizes().values()}
+    assert not ours & set(static_folders())
+    assert all("x" not in name for name in static_folders())
