@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(qvae_trt.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "profiles", "lightx2v_loader", "toml_file", "json_file", "regular_file", "workplace"),
+    (
+        "errors",
+        "profiles",
+        "lightx2v_loader",
+        "toml_file",
+        "json_file",
+        "regular_file",
+        "workplace",
+    ),
     ("store", "backends", "workers"),
     ("model", "folding", "lowerings", "images", "fused", "runtime"),
     ("export", "build", "verify", "bench", "report", "doctor", "pictures", "tune"),

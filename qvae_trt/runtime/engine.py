@@ -113,7 +113,9 @@ class Engine:
             BackendError: what loads it is absent.
         """
         free_dropped()
-        session, sidecar, files = _open_checked(path, expected or {}, allow_foreign, backend, device)
+        session, sidecar, files = _open_checked(
+            path, expected or {}, allow_foreign, backend, device
+        )
         if device is not None and device.type != session.device_type:
             session.close()
             raise EngineError(

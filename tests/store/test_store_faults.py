@@ -56,7 +56,7 @@ def test_a_byte_flipped(built, offset):
     with pytest.raises(StaleEngineError, match="changed since it was built") as caught:
         check_engine(built.path)
     assert caught.value.fix.endswith(
-        f"qvae build --mode static --aspect 16:9 --part encoder --model bundled:tiny"
+        f"qvae build --mode static --resolution 1664x928 --part encoder --model bundled:tiny"
         f" --engine-dir {built.path.parents[2]}"
     )
 
