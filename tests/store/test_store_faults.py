@@ -78,7 +78,7 @@ def test_missing(built):
     built.path.unlink()
     with pytest.raises(EngineError, match="no such file") as caught:
         check_engine(built.path)
-    assert "qvae build --mode static --aspect 16:9" in caught.value.fix
+    assert "qvae build --mode static --resolution 1664x928" in caught.value.fix
 
 
 def test_a_directory(built):
@@ -228,7 +228,7 @@ def test_built_for_something_else(built, expected, says):
     with pytest.raises(StaleEngineError, match="not the engine asked for") as caught:
         check_engine(built.path, expected=expected)
     assert says in caught.value.what
-    assert "qvae build --mode static --aspect 16:9" in caught.value.fix
+    assert "qvae build --mode static --resolution 1664x928" in caught.value.fix
 
 
 def test_every_difference_is_named_at_once(built):
