@@ -1,6 +1,6 @@
 """Where an engine's time goes: milliseconds of every layer, and of groups of layers.
 
-usage: python benchmarks/h200/layers.py ENGINE [--profile N] [--out DIR]
+usage: python benchmarks/gpu/layers.py ENGINE [--profile N] [--out DIR]
 
 Writes DIR/layers.json (every layer) and DIR/layers.md (groups). Needs the TensorRT that built the
 engine, a GPU, and an engine with a detailed profile, as `qvae build` makes them. TensorRT times a

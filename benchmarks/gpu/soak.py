@@ -1,6 +1,6 @@
 """Many calls over many sizes from several threads, with evictions: results and memory must stay.
 
-    python benchmarks/h200/soak.py --engine-dir engines --calls 2000 --out soak.json
+    python benchmarks/gpu/soak.py --engine-dir engines --calls 2000 --out soak.json
 
 Serves the sizes that the engines there serve, and says which those are. Memory is the whole
 device's, so that nothing else may run on it. The JSON is written whatever happens.

@@ -1,4 +1,4 @@
-"""benchmarks/h200/run.sh: its steps call what is there. The measuring itself needs a GPU."""
+"""benchmarks/gpu/run.sh: its steps call what is there. The measuring itself needs a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qvae_trt.cli.app import app
 from qvae_trt.profiles import Resolution, choose, load_profiles, load_static_sizes
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "benchmarks" / "h200" / "run.sh"
+SCRIPT = ROOT / "benchmarks" / "gpu" / "run.sh"
 LABELS = re.findall(r"^    ([a-z-][a-z| -]*)\)", SCRIPT.read_text("utf-8"), re.MULTILINE)
 STEPS = [step for label in LABELS for step in label.split(" | ")]
 
@@ -37,9 +37,10 @@ def run(folder: Path, *steps: str, **variables: str) -> subprocess.CompletedProc
 
 def commands(folder: Path, step: str) -> list[list[str]]:
     """What a step would run."""
-    (folder / "out/h200/static").mkdir(parents=True, exist_ok=True)
-    (folder / "out/h200/static/latency.json").touch()  # what `tables` looks for
-    done = run(folder, step, **({"PYTHON": sys.executable} if step == "gpu-engines" else {}))
+    (folder / "out/gpu/bench/decoder-64x64").mkdir(parents=True, exist_ok=True)
+    (folder / "out/gpu/bench/decoder-64x64/latency.json").touch()  # what `tables` looks for
+    names = {"PYTHON": sys.executable} if step in ("gpu-static", "gpu-profiles") else {}
+    done = run(folder, step, **names)
     assert done.returncode == 0, done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
@@ -70,44 +71,49 @@ def test_a_step_calls_what_is_there(tmp_path, step):
 
 def test_the_sizes_are_the_static_ones_and_those_of_the_profiles(tmp_path):
     static, profiles = load_static_sizes().values(), load_profiles()
-    assert sizes(commands(tmp_path, "bench-static")[0]) == list(static)
-    others = sizes(commands(tmp_path, "bench-others")[0])
+    called = commands(tmp_path, "bench-decoder")
     opts = {profile.opt for profile in profiles}
-    between = [size for size in others if size not in {*opts, *static}]
-    assert opts <= set(others)
-    assert len(between) == 3
+    measured = [size for words in called for size in sizes(words)]
+    between = [size for size in measured if size not in {*opts, *static}]
+    assert len(measured) == len(set(measured)) == len(called)
+    assert {*opts, *static} <= set(measured)
+    assert len(between) == 4
     for size in between:
         assert choose(size, static={}, profiles=profiles).profile_index is not None
 
 
-def test_other_sizes_can_be_named(tmp_path):
-    done = run(tmp_path, "bench-static", "bench-others", SIZES="64x64", OTHERS="64x96 96x64")
-    static, others = (sizes(shlex.split(line)) for line in done.stdout.splitlines())
-    assert list(map(str, static)) == ["64x64"]
-    assert list(map(str, others)) == ["64x96", "96x64"]
+def test_other_sizes_can_be_named_and_are_measured_once(tmp_path):
+    named = {"SIZES": "64x64", "OTHERS": "64x96 96x64"}
+    called = [
+        shlex.split(line) for line in run(tmp_path, "bench-decoder", **named).stdout.splitlines()
+    ]
+    assert [str(sizes(words)[0]) for words in called] == ["64x64", "64x96", "96x64"]
+    assert run(tmp_path, "bench-decoder", **named).stdout == ""
+
+
+def test_a_step_that_failed_is_run_again(tmp_path):
+    assert (
+        run(tmp_path, "bench-decoder", SIZES="64x64", OTHERS="64x96", QVAE="false").returncode == 1
+    )
+    assert "64x64" in run(tmp_path, "bench-decoder", SIZES="64x64", OTHERS="64x96").stdout
+
+
+def test_all_steps_run_on_all_gpus_and_share_the_work(tmp_path):
+    done = run(tmp_path, "all", SIZES="64x64", OTHERS="64x96", GPUS="2")
+    assert done.returncode == 0, done.stderr
+    called = done.stdout.splitlines()
+    assert len(called) == len(set(called))
+    measured = [
+        line for line in called if line.startswith("qvae bench") and "--service" not in line
+    ]
+    assert len(measured) == 4  # two halves at two sizes
 
 
 def test_a_python_without_the_package_is_told(tmp_path):
-    done = run(tmp_path, "bench-static", PYTHON=f"{sys.executable} -I -S")
+    done = run(tmp_path, "bench-decoder", PYTHON=f"{sys.executable} -I -S")
     assert done.returncode == 1
     assert "qvae_trt" in done.stderr
     assert done.stdout == ""
-
-
-def test_both_tables_have_the_same_sizes(tmp_path):
-    for name in ("static", "others"):
-        pair = [sizes(commands(tmp_path, f"{path}-{name}")[0]) for path in ("bench", "compiled")]
-        assert pair[0] == pair[1]
-
-
-def test_the_limit_is_told(tmp_path):
-    slow = tmp_path / "slow"
-    slow.write_text("#!/bin/sh\nsleep 30\n")
-    slow.chmod(0o755)
-    done = run(tmp_path, "parity", "tables", QVAE=str(slow), LIMIT="1")
-    assert done.returncode == 124
-    assert "the same step goes on where it was" in done.stderr
-    assert "== parity" not in done.stderr
 
 
 @pytest.mark.parametrize("steps", [(), ("static",)])
@@ -132,5 +138,5 @@ def test_the_kind_of_a_tensor_in_every_tensorrt(
     stub = types.ModuleType("tensorrt")
     stub.IProfiler = object  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", stub)
-    layers = runpy.run_path(str(ROOT / "benchmarks" / "h200" / "layers.py"))
+    layers = runpy.run_path(str(ROOT / "benchmarks" / "gpu" / "layers.py"))
     assert layers["kind_of"](tensor) == kind

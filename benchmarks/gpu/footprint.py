@@ -1,6 +1,6 @@
 """What engines cost in memory, at their first use, and at a change of size.
 
-    python benchmarks/h200/footprint.py --engine-dir engines --out footprint.json
+    python benchmarks/gpu/footprint.py --engine-dir engines --out footprint.json
 
 Writes JSON and prints Markdown tables. Device memory is the whole device's, as the driver counts
 it, so that nothing else may run there.

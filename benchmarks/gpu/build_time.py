@@ -1,7 +1,7 @@
 """Where the seconds of building an engine go, by the times of TensorRT's own messages.
 
-usage: python benchmarks/h200/build_time.py decoder --resolution 1328x1328 --out DIR
-       python benchmarks/h200/build_time.py decoder --profiles profiles/nine.toml --out DIR
+usage: python benchmarks/gpu/build_time.py decoder --resolution 1328x1328 --out DIR
+       python benchmarks/gpu/build_time.py decoder --profiles profiles/nine.toml --out DIR
 
 Writes DIR/build_time.json (seconds and tactics of each kind of kernel, seconds of each layer) and
 DIR/messages.gz (every message with its second), also where the build fails or is stopped by
