@@ -278,7 +278,9 @@ class TrtVae(ModelMixin, ConfigMixin):
         """Which engine serves a size, with the reason for each candidate;
         `print(choice.explain())`.
         """
-        return self._server.engines.checked_choice(part, resolution)
+        engines = self._server.engines
+        device = self.device if self.device.type == engines.device_type else None
+        return engines.checked_choice(part, resolution, device)
 
     def release_memory(self, *, engines: bool = True) -> None:
         """Give memory back: scratch to PyTorch's allocator, PyTorch's copies of the weights, and
