@@ -56,6 +56,13 @@ class Lowering:
             found = self.attention_chunks
             raise UsageError(f"attention_chunks is {found}, expected 1 to {_MOST_CHUNKS}")
 
+    @property
+    def fewest_latents(self) -> int:
+        """Height times width of the smallest latents that a graph of any size takes: it fills the
+        runs of queries up with some of the queries, and there must be as many.
+        """
+        return 1 if self.attention == "fused" else (self.attention_chunks + 1) // 2
+
     def canonical(self) -> str:
         """The lowering as text, e.g. `upsample=resize,norm=fp32,attention=softmax,…`."""
         return ",".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))

@@ -5,16 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from qvae_trt import backends, store
 from qvae_trt.export import export_onnx, recipe_sha256
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import BUNDLED_TINY, Model, load_model
 from qvae_trt.profiles import PARTS, Mode, Part, Precision, Profile, Resolution, engine_path
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 #: The static pair's size, and the range of the one profile of the other pair.
 STATIC = Resolution(64, 96)
@@ -36,10 +33,15 @@ def shape(part: Part, size: Resolution, model: Model | None = None) -> tuple[int
 
 def shared(tmp_path_factory) -> Path:
     """The engines of `tiny()`, one folder for all test processes of this session. Do not write."""
-    base = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        base = base.parent
-    return build(base / "ort-engines")
+    return build(base(tmp_path_factory) / "ort-engines")
+
+
+def base(tmp_path_factory) -> Path:
+    """Where such folders are: of this session, or where many sessions after each other share it."""
+    if given := os.environ.get("QVAE_TEST_ENGINES"):
+        return Path(given)
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
 
 
 def write(

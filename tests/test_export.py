@@ -63,17 +63,16 @@ def test_static(model: Model, part: Part, precision: Precision, tmp_path: Path) 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_dynamic(model: Model, part: Part, lowering: str, tmp_path: Path) -> None:
     flavour = "onnxruntime" if lowering == "onnxruntime" else "tensorrt"
-    file = export_onnx(
-        model,
-        part,
-        tmp_path / "part.onnx",
-        precision="fp32",
-        lowering=choose_lowering(flavour, lowering, "fp16"),
-    )
+    chosen = choose_lowering(flavour, lowering, "fp16")
+    file = export_onnx(model, part, tmp_path / "part.onnx", precision="fp32", lowering=chosen)
     assert file.input.shape[3:] == file.output.shape[3:] == (-1, -1)
-    for size in (Resolution(32, 32), SIZE, Resolution(88, 40)):
+    least = chosen.fewest_latents * 8
+    for size in (Resolution(8, least), Resolution(32, 32), SIZE, Resolution(88, 40)):
         source, target = expected(model, part, size)
         torch.testing.assert_close(run(file.path, source.numpy()), target, rtol=0, atol=2e-5)
+    source, _ = expected(model, part, Resolution(8, least - 8))
+    with pytest.raises(Exception, match=r"[Rr]eshape"):
+        run(file.path, source.numpy())
 
 
 def test_rgba(tmp_path: Path) -> None:

@@ -12,9 +12,16 @@ import torch
 from verify_engines import SIZES, fp16_engines, only, rewrite
 
 from qvae_trt import backends, store
-from qvae_trt.errors import BackendError, EngineError, ParityError
+from qvae_trt.errors import (
+    BackendError,
+    DeviceMemoryError,
+    EngineError,
+    ExecutionError,
+    ParityError,
+)
 from qvae_trt.model import BUNDLED_TINY, Model
 from qvae_trt.profiles import PARTS, Profile, Resolution, build_command, engine_path
+from qvae_trt.runtime.engine import Engine
 from qvae_trt.verify import VerifyEvent, reference, verify
 from qvae_trt.verify.mending import rebuild
 from qvae_trt.verify.reference import PROOF_SIZE, Reference, exact_fp32, fast_bf16
@@ -60,12 +67,48 @@ def test_every_size_input_and_output_has_a_row(report):
         for size in sizes
         for name in names
         for output in outputs
+    } | {
+        (f"profiles/vae_{part}_multi_profile.onnx", size, name, None)
+        for part, name in (("encoder", "photograph"), ("decoder", "sampled"))
+        for size in ("32x32", "160x128")
     }
     assert named(report.rows) == expected
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        (ExecutionError("in a Reshape of attention"), "error", "Reshape of attention"),
+        (DeviceMemoryError("no memory for 160x128"), "not run", "no memory"),
+        (None, "broken", "NaN or infinity"),
+    ],
+)
+def test_a_profile_that_fails_at_an_end_of_its_range_does_not_pass(
+    engines, tmp_path, monkeypatch, fault, status, said
+):
+    real = Engine.run
+
+    def run(self, x, *, profile=0):
+        y = real(self, x, profile=profile)
+        if tuple(x.shape[3:]) != (16, 20):
+            return y
+        if fault is not None:
+            raise fault
+        return y * float("nan")
+
+    monkeypatch.setattr(Engine, "run", run)
+    report = verify(only(engines, tmp_path, "profiles"), model=BUNDLED_TINY)
+    (row,) = (row for row in report.rows if row.status != "passed")
+    assert (str(row.resolution), row.profile_index, row.status) == ("160x128", 0, status)
+    assert said in row.reason
+    assert report.ok == (status == "not run")
+    assert said in report.to_markdown()
+
+
 def test_the_yardstick_is_measured_in_the_same_run(report):
     for row in report.rows:
+        if row.output is None:
+            continue
         found = row.comparison
         assert 1e-3 < found.yardstick.relative_l2 < 0.05, row
         assert found.metrics.relative_l2 <= found.yardstick.relative_l2
@@ -325,9 +368,6 @@ def test_broken_and_unchecked_are_counted_apart(report):
 
 
 def test_an_engine_that_fails_while_running_is_an_error(engines, monkeypatch):
-    from qvae_trt.errors import ExecutionError
-    from qvae_trt.runtime.engine import Engine
-
     real = Engine.run
 
     def run(self, x, *, profile=0):

@@ -16,7 +16,7 @@ from qvae_trt.verify.comparison import compare
 from qvae_trt.verify.inputs import PICTURES, picture, sampled_latents
 from qvae_trt.verify.reference import Proof, split_outputs
 from qvae_trt.verify.report import HEADINGS, explain
-from qvae_trt.verify.targets import off_grid, sizes_of
+from qvae_trt.verify.targets import ends_of, off_grid, sizes_of
 
 SIZE = Resolution(64, 96)
 FP16 = BOUNDS["fp16"]
@@ -246,6 +246,19 @@ def test_one_graph_for_all_profiles_is_run_at_its_ends_and_once_between():
     sizes = [s for s, _ in sizes_of(nine, static=False, every_profile=False)]
     opts = sorted((p.opt for p in nine), key=lambda r: r.pixels)
     assert sizes == [off_grid(nine), opts[0], opts[-1]]
+
+
+def test_each_range_is_tried_at_the_ends_that_are_not_compared():
+    nine = load_profiles()
+    compared = sizes_of(nine, static=False, every_profile=True)
+    ends = ends_of(nine, every_profile=True, besides=compared)
+    every = {(end, index) for index, p in enumerate(nine) for end in (p.min, p.max)}
+    assert set(ends) == every - set(compared)
+    of_one_graph = ends_of(nine, every_profile=False, besides=())
+    assert [end for end, _ in of_one_graph] == [
+        min((p.min for p in nine), key=lambda size: size.pixels),
+        max((p.max for p in nine), key=lambda size: size.pixels),
+    ]
 
 
 def test_sizes_asked_for_are_those_that_the_engine_holds():

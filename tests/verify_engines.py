@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -23,10 +22,8 @@ SIZES = [ort_engines.STATIC]
 
 def fp16_engines(tmp_path_factory) -> Path:
     """A static pair and a pair with one profile, one folder for all test processes of a session."""
-    base = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        base = base.parent
-    return ort_engines.build(base / "ort-engines-fp16", precision="fp16")
+    folder = ort_engines.base(tmp_path_factory) / "ort-engines-fp16"
+    return ort_engines.build(folder, precision="fp16")
 
 
 def only(engines: Path, tmp_path: Path, mode: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from qvae_trt.build.ahead import Ahead, Wanted
 from qvae_trt.build.builder import BuildChild
 from qvae_trt.build.jobs import Event, Job, JobResult
 from qvae_trt.errors import BuildError, ForeignEngineError, QvaeError, StaleEngineError, StoreError
+from qvae_trt.profiles import SIDE_MULTIPLE
 from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
@@ -147,6 +149,7 @@ class _Run:
             self.on_event(event(kind="progress", text=stage, done=done, total=total))
             return True
 
+        self._check_ranges(job)
         expected = self._expected(job)
         reason, held = self._why_build(job, expected)
         if reason is None and not self.force:
@@ -170,6 +173,20 @@ class _Run:
                 return _kept(job, held, f"up to date: {builder} built it meanwhile")
             self.on_event(event(kind="start", text=reason))
             return self._build(job, expected, reason, progress)
+
+    def _check_ranges(self, job: Job) -> None:
+        """BuildError for a range whose smallest size the graph does not run at."""
+        fewest = 1 if job.mode == "static" else self._lowering(job.part).fewest_latents
+        for index, profile in enumerate(job.profiles):
+            height, width = profile.min.latent
+            latents = height * width
+            if latents < fewest:
+                side = SIDE_MULTIPLE * math.ceil(math.sqrt(fewest))
+                raise BuildError(
+                    f"{job.title}: profile {index} begins at {profile.min}, which is {latents}"
+                    f" latents, expected at least {fewest}: attention runs in parts",
+                    fix=f"let its min be {side}x{side} or larger",
+                )
 
     def _build(
         self, job: Job, expected: Mapping[str, object], reason: str, progress: Progress

@@ -153,7 +153,7 @@ def _in_turn(query: Tensor, chunks: int, mix: Callable[[Tensor], Tensor]) -> Ten
 
 def _runs(query: Tensor, chunks: int) -> list[Tensor]:
     """The queries in runs; where their number is known only at run time, with up to `chunks` more
-    than there are.
+    than there are: `Lowering.fewest_latents`.
     """
     tokens = query.shape[1]
     if type(tokens) is int:

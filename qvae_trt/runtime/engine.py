@@ -21,6 +21,7 @@ from qvae_trt.runtime.failures import signature
 from qvae_trt.runtime.graphs import CapturedRun, captures
 from qvae_trt.runtime.holdings import Holdings, drop, free_dropped, on
 from qvae_trt.runtime.memory import memory_named
+from qvae_trt.runtime.recent import Recent
 from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Engine:
         self._ran_on: int | None = None
         self._closed = False
         # Only of sizes that ran: choosing costs more than launching.
-        self._nearest: dict[Resolution, int] = {}
+        self._nearest: Recent[Resolution, int] = Recent()
 
     @classmethod
     def open(

@@ -1,4 +1,4 @@
-"""Which engines are not worth another try, and until when."""
+"""Which engines, and which sizes on them, are not worth another try, and until when."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 
 from qvae_trt import store
 from qvae_trt.errors import DeviceMemoryError, ForeignEngineError, QvaeError, StaleEngineError
+from qvae_trt.runtime.recent import Recent
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-#: After so many failures in a row an engine is left alone for so long: each try costs time, and may
+    from qvae_trt.profiles import Resolution
+
+    # None: loading the engine failed, and not the run of a size.
+    _Place = tuple[Path, torch.device, Resolution | None]
+
+#: After so many failures in a row it is left alone for so long: each try costs time, and may
 #: close good engines to make room.
 STRIKES, PAUSE_S = 3, 60.0
 
@@ -23,7 +29,7 @@ Signature = tuple[object, ...]
 
 
 class Failures:
-    """Remembers what failed and why, for each engine and device.
+    """Remembers what failed and why: loading an engine on a device, or running one size on it.
 
     What the files themselves show, another build or no sidecar, holds until they change. Anything
     else may pass (too many open files, a CUDA call that another thread's capture forbids): it is
@@ -33,17 +39,27 @@ class Failures:
 
     def __init__(self) -> None:
         # The files' signature, the error, and until when it holds.
-        self._failed: dict[tuple[Path, torch.device], tuple[Signature, QvaeError, float]] = {}
-        self._strikes: dict[tuple[Path, torch.device], tuple[Signature, int]] = {}
+        self._failed: Recent[_Place, tuple[Signature, QvaeError, float]] = Recent()
+        self._strikes: Recent[_Place, tuple[Signature, int]] = Recent()
         self._lock = threading.Lock()
 
-    def check(self, path: Path, device: torch.device) -> None:
-        """Raise what this engine failed with, unless its files have changed since."""
-        known = self._failed.get((path, device))
-        if known is not None and time.monotonic() < known[2] and known[0] == signature(path):
-            raise bare(known[1])
+    def check(self, path: Path, device: torch.device, size: Resolution | None = None) -> None:
+        """Raise what loading this engine failed with, or running this size, unless its files have
+        changed since.
+        """
+        for failing in dict.fromkeys((None, size)):
+            known = self._failed.get((path, device, failing))
+            if known is not None and time.monotonic() < known[2] and known[0] == signature(path):
+                raise bare(known[1])
 
-    def note(self, path: Path, device: torch.device, error: QvaeError, files: Signature) -> None:
+    def note(
+        self,
+        path: Path,
+        device: torch.device,
+        error: QvaeError,
+        files: Signature,
+        size: Resolution | None = None,
+    ) -> None:
         """The engine could not be loaded, or a run of it failed.
 
         Args:
@@ -51,10 +67,11 @@ class Failures:
             device: where.
             error: what was raised.
             files: their `signature` before the attempt.
+            size: of the picture, where a run failed: another size may run.
         """
         if isinstance(error, DeviceMemoryError):
             return
-        place = path, device
+        place = path, device, size
         with self._lock:
             if isinstance(error, StaleEngineError | ForeignEngineError):
                 self._failed[place] = files, bare(error), math.inf
@@ -65,9 +82,10 @@ class Failures:
             if strikes >= STRIKES:
                 self._failed[place] = files, bare(error), time.monotonic() + PAUSE_S
 
-    def clear_strikes(self, path: Path, device: torch.device) -> None:
-        """A run of the engine went well."""
-        self._strikes.pop((path, device), None)
+    def clear_strikes(self, path: Path, device: torch.device, size: Resolution) -> None:
+        """A run of this size went well, and so did loading the engine."""
+        self._strikes.pop((path, device, None), None)
+        self._strikes.pop((path, device, size), None)
 
     def forget(self) -> None:
         """Everything may be tried again."""

@@ -154,9 +154,9 @@ class PyTorchVae:
             if y is not None:
                 return y
             self._too_big[size] = _free_bytes(x.device)
-        scale = 1 if part == "encoder" else SCALE
+        longest = max(x.shape[3:]) // (SCALE if part == "encoder" else 1)  # in latents
         for side in _TILE_SIDES:
-            if side >= max(x.shape[3:]) * scale:
+            if side // SCALE >= longest:
                 continue  # one tile: the whole picture again
             tile = square_tile(side, usual_overlap(side))
             y = self._attempt(partial(self.tiled, part, x, tile, dtype), x.device)

@@ -29,14 +29,12 @@ from qvae_trt.runtime.failures import Failures, Signature, bare, signature
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.holdings import free_dropped, on
 from qvae_trt.runtime.memory import memory_named
+from qvae_trt.runtime.recent import Recent
 from qvae_trt.runtime.scratch import Scratch, shared_scratch
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
-
-
-_CHOICES_KEPT = 256
 
 
 def named_folder(path: str | os.PathLike[str]) -> Path:
@@ -91,7 +89,8 @@ class Engines:
         self._failures = Failures()
         self._ranges: dict[Path, tuple[Signature, tuple[Profile, ...]]] = {}
         # With the signatures of both engines: choosing costs more than launching.
-        self._choices: dict[tuple[Part, Resolution], tuple[tuple[Signature, ...], Choice]] = {}
+        self._choices: Recent[tuple[Part, Resolution], tuple[tuple[Signature, ...], Choice]]
+        self._choices = Recent()
         self._lock = threading.Lock()
         self.backend: backends.Backend | None = None
         self.refusal: QvaeError | None = None
@@ -137,8 +136,6 @@ class Engines:
             return known[1]
         choice = self._choose(part, resolution, {})
         if choice.engine != "pytorch":  # whose reasons speak of other files, too
-            if len(self._choices) >= _CHOICES_KEPT:
-                self._choices.clear()
             self._choices[part, resolution] = files, choice
         return choice
 
@@ -165,19 +162,23 @@ class Engines:
             profiles_reason=reason,
         )
 
-    def checked_choice(self, part: Part, resolution: Resolution) -> Choice:
-        """`choice`, less the engines that would be refused when they are loaded.
+    def checked_choice(
+        self, part: Part, resolution: Resolution, device: torch.device | None = None
+    ) -> Choice:
+        """`choice`, less the engines that would be refused when they are loaded, or are left alone
+        for now, on this device or the current one.
 
         Reads them whole.
         """
+        device = torch.device(self.device_type) if device is None else device
         unfit: dict[str, str] = {}
         while (choice := self.choice(part, resolution, unfit=unfit)).path is not None:
-            device = torch.device(self.device_type)
             try:
+                self._failures.check(choice.path, device, resolution)
                 store.check_engine(
                     choice.path, expected=self._expected(choice.path, part, choice, device)
                 )
-            except EngineError as error:
+            except (EngineError, BackendError) as error:
                 if not (self._allow_foreign and isinstance(error, ForeignEngineError)):
                     unfit[choice.engine] = str(error)
                     continue
@@ -197,7 +198,7 @@ class Engines:
             raise EngineError(f"no engine serves the {part} at {choice.resolution}")
         if capturing(x):
             return self._captured(path, part, choice, x)
-        self._failures.check(path, x.device)
+        self._failures.check(path, x.device, choice.resolution)
         with suppress(DeviceMemoryError):
             return self._leased(path, part, choice, x)
         self.make_room(x.device)
@@ -211,10 +212,10 @@ class Engines:
             with cache.lease(path, load) as engine:
                 y = _each(engine, x, choice.resolution)
         except ExecutionError as error:
-            self._failures.note(path, x.device, error, files)
+            self._failures.note(path, x.device, error, files, choice.resolution)
             cache.discard(path)
             raise
-        self._failures.clear_strikes(path, x.device)
+        self._failures.clear_strikes(path, x.device, choice.resolution)
         return y
 
     def _captured(self, path: Path, part: Part, choice: Choice, x: torch.Tensor) -> torch.Tensor:

@@ -110,7 +110,8 @@ class Server:
 
     def choice(self, part: Part, resolution: Resolution, device: torch.device) -> Choice:
         """What serves a size on a device, with the reason for each candidate."""
-        choice = self.engines.checked_choice(part, resolution)
+        engines_here = device.type == self.engines.device_type
+        choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
         if choice.engine != "pytorch":
             return choice
         why = self._pytorch.refusal(device)

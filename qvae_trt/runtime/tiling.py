@@ -66,7 +66,8 @@ def tiled(
     Args:
         run: (1, C, 1, h, w) → (1, C', 1, 8h, 8w) for a decoder, (1, C', 1, h/8, w/8) for an
             encoder.
-        x: (1, C, 1, H, W), sides multiples of 8 for an encoder.
+        x: (1, C, 1, H, W). Pixels past the last multiple of 8, which have no latent of their own,
+            are seen by the last tile: it is that much larger.
         part: which of the two.
         tile: in pixels, for either part.
 
@@ -83,21 +84,20 @@ def tiled(
     dtype = x.dtype
     for top in starts(high, tile_high, overlap_high):
         for left in starts(wide, tile_wide, overlap_wide):
-            piece = x[
-                ..., top * to_x : (top + tile_high) * to_x, left * to_x : (left + tile_wide) * to_x
-            ]
-            y = run(piece)
+            bottom, right = top + tile_high, left + tile_wide
+            until_y = x.shape[3] if bottom == high else bottom * to_x
+            until_x = x.shape[4] if right == wide else right * to_x
+            y = run(x[..., top * to_x : until_y, left * to_x : until_x])
             if total is None:
                 dtype = y.dtype
                 total = torch.zeros(
                     (*y.shape[:3], high * to_y, wide * to_y), dtype=torch.float32, device=y.device
                 )
                 weight = torch.zeros(total.shape[3:], dtype=torch.float32, device=y.device)
-            rows = slice(top * to_y, (top + tile_high) * to_y)
-            columns = slice(left * to_y, (left + tile_wide) * to_y)
+            rows, columns = slice(top * to_y, bottom * to_y), slice(left * to_y, right * to_y)
             window = torch.outer(
-                _window(tile_high * to_y, overlap_high * to_y, top > 0, top + tile_high < high),
-                _window(tile_wide * to_y, overlap_wide * to_y, left > 0, left + tile_wide < wide),
+                _window(tile_high * to_y, overlap_high * to_y, top > 0, bottom < high),
+                _window(tile_wide * to_y, overlap_wide * to_y, left > 0, right < wide),
             ).to(y.device)
             total[..., rows, columns] += y.float() * window
             weight[rows, columns] += window

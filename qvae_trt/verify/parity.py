@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 import qvae_trt
 from qvae_trt import backends, store
 from qvae_trt.errors import (
     BackendError,
+    DeviceMemoryError,
     EngineError,
     ForeignEngineError,
     QvaeError,
@@ -42,7 +44,7 @@ from qvae_trt.verify.reference import (
     split_outputs,
 )
 from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain
-from qvae_trt.verify.targets import sizes_of
+from qvae_trt.verify.targets import ends_of, sizes_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +82,8 @@ def verify(
     Sizes: a static engine runs at its own. An engine with profiles runs at every profile's opt
     where kernels are chosen for each profile (TensorRT), at the smallest and largest opt where
     there is one graph for all (onnxruntime), and at one size that is no opt. Inputs: two on a GPU
-    and up to 512x512 pixels, else one, the photograph or its latents.
+    and up to 512x512 pixels, else one, the photograph or its latents. At the other ends of its
+    ranges it must run and give numbers, which are not compared.
 
     Args:
         engine_dir: as in the contract, with `static/` and `profiles/`.
@@ -128,6 +131,7 @@ class _Job:
     sidecar: Sidecar
     backend: Backend
     sizes: tuple[tuple[Resolution, int], ...]
+    ends: tuple[tuple[Resolution, int], ...]
 
     def steps(self, *, every_input: bool) -> list[tuple[Resolution, int, str]]:
         names = PICTURES if self.target.part == "encoder" else LATENTS
@@ -176,11 +180,12 @@ class _Run:
             if wanted is not None and flavour != wanted:
                 self._note(target, sidecar, "not run", f"built by {flavour}, asked for {wanted}")
                 continue
+            profiles, every_profile = sidecar.key.profiles, flavour != "onnxruntime"
             sizes = sizes_of(
-                sidecar.key.profiles,
+                profiles,
                 static=target.mode == "static",
                 asked=resolutions,
-                every_profile=flavour != "onnxruntime",
+                every_profile=every_profile,
             )
             if not sizes:
                 continue
@@ -193,7 +198,10 @@ class _Run:
                 self._note(target, sidecar, "not run", error.what)
                 continue
             self.versions[backend.name] = backend.version()
-            self._jobs.append(_Job(target, sidecar, backend, tuple(sizes)))
+            ends = (
+                [] if resolutions else ends_of(profiles, every_profile=every_profile, besides=sizes)
+            )
+            self._jobs.append(_Job(target, sidecar, backend, tuple(sizes), tuple(ends)))
 
     def missing(self, resolutions: Sequence[Resolution]) -> None:
         """A row for each size asked for that no engine holds."""
@@ -221,7 +229,7 @@ class _Run:
                     ),
                 )
             except QvaeError as error:
-                self._done += len(self._steps(job))
+                self._done += self._count(job)
                 stale = isinstance(error, StaleEngineError)
                 fix = None if stale else error.fix
                 self._note(
@@ -235,18 +243,47 @@ class _Run:
             try:
                 for size, profile, name in self._steps(job):
                     self._step(job, engine, size, profile, name)
+                for size, profile in job.ends:
+                    self._try(job, engine, size, profile)
             finally:
                 engine.close()
 
     def _steps(self, job: _Job) -> list[tuple[Resolution, int, str]]:
         return job.steps(every_input=self.reference.device.type != "cpu")
 
-    def _step(self, job: _Job, engine: Engine, size: Resolution, profile: int, name: str) -> None:
-        target, precision = job.target, job.sidecar.key.precision
+    def _count(self, job: _Job) -> int:
+        return len(self._steps(job)) + len(job.ends)
+
+    def _begin(self, target: Target, size: Resolution, name: str) -> None:
         if self.on_event is not None:
-            total = sum(len(self._steps(other)) for other in self._jobs)
+            total = sum(self._count(job) for job in self._jobs)
             self.on_event(VerifyEvent(self._done, total, self._name(target), size, name))
         self._done += 1
+
+    def _try(self, job: _Job, engine: Engine, size: Resolution, profile: int) -> None:
+        """An end of a range: the engine must run there."""
+        part = job.target.part
+        name = PICTURES[0] if part == "encoder" else LATENTS[1]
+        self._begin(job.target, size, name)
+        status: Status = "passed"
+        reason, fix = "it runs at the end of a range, and was not compared there", None
+        try:
+            outputs = _run_engine(engine, part, self.reference.input(part, name, size), profile)
+            if not all(np.isfinite(value).all() for value in outputs.values()):
+                status, reason = "broken", "NaN or infinity at the end of a range"
+        except DeviceMemoryError as error:
+            status, reason = "not run", error.what
+        except QvaeError as error:
+            status, reason, fix = "error", error.what, error.fix
+        if status in ("broken", "error"):
+            fix = fix or self._rebuild(job.target, job.sidecar, force=True)
+        self._note(
+            job.target, job.sidecar, status, reason, size=size, profile=profile, name=name, fix=fix
+        )
+
+    def _step(self, job: _Job, engine: Engine, size: Resolution, profile: int, name: str) -> None:
+        target, precision = job.target, job.sidecar.key.precision
+        self._begin(target, size, name)
         index = profile if target.mode == "profiles" else None
         x = self.reference.input(target.part, name, size)
         runner = FunctionRunner(

@@ -34,7 +34,7 @@ class ParityRow:
         input: which of the drawn inputs; output: `images`, `mean` or `logvar`.
         status: `passed`; `broken`: a bound does not hold; `error`: it should run here and did not;
             `not run`: this machine cannot run it, which proves nothing.
-        reason: what is wrong, for every status but `passed`.
+        reason: what is wrong; of a row that `passed`, why nothing was compared, if nothing was.
         fix: the command that mends a `broken` or an `error`, if one does.
         source: whose fp32 result it was compared with; yardstick_source: whose bf16 result.
     """

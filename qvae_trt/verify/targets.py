@@ -43,6 +43,21 @@ def sizes_of(
     return found
 
 
+def ends_of(
+    profiles: Sequence[Profile], *, every_profile: bool, besides: Sequence[tuple[Resolution, int]]
+) -> list[tuple[Resolution, int]]:
+    """Where the ranges of an engine end, each with its profile: what no opt shows to run.
+
+    Of one graph for all profiles, the smallest and the largest size.
+
+    Args:
+        besides: sizes that are run anyway.
+    """
+    ends = [(end, index) for index, p in enumerate(profiles) for end in (p.min, p.max)]
+    ends.sort(key=lambda end: (end[0].pixels, end[0]))
+    return [end for end in (ends if every_profile else [ends[0], ends[-1]]) if end not in besides]
+
+
 def off_grid(profiles: Sequence[Profile]) -> Resolution | None:
     """A size that is no opt, in the profile of the smallest opt that has room for one."""
     opts = {p.opt for p in profiles}

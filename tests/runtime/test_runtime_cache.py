@@ -147,8 +147,10 @@ def test_threads_load_an_engine_once_and_different_ones_at_the_same_time(shelf):
         started.wait()  # both loads must be under way for either to end
         return _engine(shelf, name)
 
-    def use(name: str) -> None:
+    for name in "ab":
         (shelf.folder / name).write_bytes(b"x")
+
+    def use(name: str) -> None:
         with cache.lease(shelf.folder / name, lambda: load(name)):
             time.sleep(0.01)
 

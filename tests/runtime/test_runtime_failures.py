@@ -36,6 +36,7 @@ from qvae_trt.runtime.selection import Engines
 from qvae_trt.runtime.vae import load_vae
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+SMALL, LARGE = Resolution(32, 32), Resolution(64, 96)
 Z = torch.randn((1, 16, 1, *STATIC.latent), generator=torch.Generator().manual_seed(0))
 ENGINE = "static/96x64/vae_decoder.onnx"
 PROFILES = "profiles/vae_decoder_multi_profile.onnx"
@@ -75,9 +76,9 @@ def clock(monkeypatch):
     return now
 
 
-def note(failures, file, error, times=1, device=CPU):
+def note(failures, file, error, times=1, device=CPU, size=None):
     for _ in range(times):
-        failures.note(file, device, error, signature(file))
+        failures.note(file, device, error, signature(file), size)
 
 
 @pytest.mark.parametrize("kind", [StaleEngineError, ForeignEngineError])
@@ -97,7 +98,7 @@ def test_what_may_pass_is_tried_again_and_after_a_few_times_in_a_row_later(file,
     failures = Failures()
     note(failures, file, kind("too many open files"), STRIKES - 1)
     failures.check(file, CPU)
-    failures.clear_strikes(file, CPU)
+    failures.clear_strikes(file, CPU, SMALL)
     note(failures, file, kind("too many open files"), STRIKES - 1)
     failures.check(file, CPU)
     note(failures, file, kind("too many open files"))
@@ -125,10 +126,30 @@ def test_a_file_that_changed_begins_anew(file):
 def test_success_on_one_device_is_none_on_another(file):
     failures = Failures()
     note(failures, file, ExecutionError("no"), STRIKES - 1)
-    failures.clear_strikes(file, GPU)
+    failures.clear_strikes(file, GPU, SMALL)
     note(failures, file, ExecutionError("no"))
     with pytest.raises(ExecutionError):
         failures.check(file, CPU)
+
+
+def test_a_size_that_fails_is_left_alone_and_no_other(file, clock):
+    failures = Failures()
+    for _ in range(STRIKES):
+        note(failures, file, ExecutionError("in a Reshape"), size=SMALL)
+        failures.clear_strikes(file, CPU, LARGE)
+    failures.check(file, CPU, LARGE)
+    failures.check(file, CPU)
+    with pytest.raises(ExecutionError, match="Reshape"):
+        failures.check(file, CPU, SMALL)
+    clock[0] += PAUSE_S
+    failures.check(file, CPU, SMALL)
+
+
+def test_an_engine_that_does_not_load_runs_no_size(file):
+    failures = Failures()
+    note(failures, file, EngineError("does not load"), STRIKES)
+    with pytest.raises(EngineError, match="does not load"):
+        failures.check(file, CPU, LARGE)
 
 
 def test_a_lack_of_memory_is_not_remembered(file):
@@ -193,6 +214,32 @@ def test_an_engine_that_always_fails_is_left_alone_while_others_hold_it(folder, 
             vae.decode(Z)
     assert len(runs) == STRIKES
     assert backend.opened == [folder / ENGINE]
+
+
+def test_a_size_that_always_fails_takes_the_engine_from_no_other(folder, backend):
+    shutil.rmtree(folder / "static")
+    z = {SMALL: torch.zeros(1, 16, 1, *SMALL.latent), LARGE: Z}
+    running, runs = [SMALL], {SMALL: 0, LARGE: 0}
+
+    def fault(what, path):
+        if what == "execute":
+            runs[running[0]] += 1
+            if running[0] == SMALL:
+                raise ExecutionError("in a Reshape of attention")
+
+    backend.fault = fault
+    vae = load(folder, backend, fallback="raise")
+    for _ in range(STRIKES + 1):
+        running[0] = SMALL
+        with pytest.raises(ExecutionError, match="Reshape"):
+            vae.decode(z[SMALL])
+        running[0] = LARGE
+        vae.decode(z[LARGE])
+    assert runs == {SMALL: STRIKES, LARGE: STRIKES + 1}
+    assert vae.choice("decoder", LARGE).engine == "profiles"
+    left = vae.choice("decoder", SMALL)
+    assert left.engine == "pytorch", "what is not tried is not named"
+    assert "Reshape" in left.explain()
 
 
 @pytest.mark.filterwarnings("ignore:.*no sidecar:UserWarning")

@@ -485,6 +485,26 @@ def test_pytorch_tiles_when_memory_does_not_suffice(tmp_path, monkeypatch, error
     assert float(psnr) > 35
 
 
+def test_tiles_for_want_of_memory_see_every_pixel(tmp_path, monkeypatch):
+    from qvae_trt.folding import FoldedVae
+
+    x = torch.randn(1, 3, 1, 263, 300, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    whole = tiny().vae.encode(x).latent_dist.mean
+    encode, sizes = FoldedVae.encode, []
+
+    def cramped(vae, x):
+        sizes.append(tuple(x.shape[3:]))
+        if x.shape[3] * x.shape[4] > 264**2:
+            raise torch.OutOfMemoryError
+        return encode(vae, x)
+
+    monkeypatch.setattr(FoldedVae, "encode", cramped)
+    found = load(tmp_path, "silent").encode(x).latent_dist.mean
+    assert sizes == [(263, 300), (263, 256), (263, 260)]
+    for edge in (..., -1, slice(None)), (..., slice(None), -1):
+        assert float((found - whole)[edge].norm() / whole[edge].norm()) < 0.05
+
+
 def test_pytorch_gives_up_in_words(tmp_path, monkeypatch):
     Cramped(monkeypatch, 8)
     with pytest.raises(DeviceMemoryError, match="tiles of 256 pixels"):

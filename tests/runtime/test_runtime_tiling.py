@@ -150,3 +150,30 @@ def test_seams_of_encoded_moments_are_bounded(scene, whole):
         return float((found - latents).norm() / latents.norm())
 
     assert error(SMALLEST) < 0.01 < error(ABUTTING)
+
+
+@pytest.mark.parametrize("size", [(255, 383), (249, 256), (256, 377)])
+def test_pixels_past_the_last_latent_are_seen(scene, size):
+    """Sides that are no multiple of 8: without the last 1 to 7 pixels the last latents are off."""
+    encode = fold(tiny().vae).encode
+    picture = scene[..., : size[0], : size[1]]
+    whole = encode(picture)[:, :16]
+    found = tiled(encode, picture, part="encoder", tile=SMALLEST)[:, :16]
+    assert found.shape == whole.shape
+    assert float((found - whole).norm() / whole.norm()) < 0.01
+    for edge in (..., -1, slice(None)), (..., slice(None), -1):
+        off = (found - whole)[edge].norm() / whole[edge].norm()
+        assert float(off) < 0.02, "0.1 and more where they are not seen"
+
+
+def test_every_pixel_is_in_a_tile():
+    seen = torch.zeros(1, 3, 1, 135, 301)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[3] < 64 + 8
+        assert x.shape[4] < 64 + 8
+        x += 1
+        return x[..., 7::8, 7::8]
+
+    tiled(run, seen, part="encoder", tile=square_tile(64, 16))
+    assert float(seen.min()) >= 1
