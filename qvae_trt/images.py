@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -42,6 +42,18 @@ MAX_PIXELS = 1 << 26
 MULTIPLE = 16
 LATENTS_FORMAT = "qvae-latents-1"
 
+_GREY_MODES = ("1", "L", "LA")
+#: Of an ICC profile's kind of colours, the mode that it is applied in, and the pixels it may be of.
+_PROFILED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "RGB ": ("RGB", ("RGB", "RGBA", "P", "PA", "YCbCr", *_GREY_MODES)),
+    "GRAY": ("L", _GREY_MODES),
+    "CMYK": ("CMYK", ("CMYK",)),
+}
+
+# By default Pillow refuses a PNG, whose pixels are sound, for one text of more than 1 MiB. That all
+# texts together have a bound, against bombs, stays as it is.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
 # What Pillow's decoders raise on damaged files; there is no common class.
 _DAMAGED = (
     OSError,
@@ -68,6 +80,8 @@ _DAMAGED = (
 def read_picture(path: str | Path, *, channels: Channels = 3) -> Tensor:
     """Read a picture, turned as its EXIF orientation says; of an animation, the first frame.
 
+    An ICC profile is converted to sRGB; one that cannot be used is warned of.
+
     Args:
         path: PNG, JPEG, WebP, TIFF, BMP, GIF or PPM; 8 or 16 bits, grey, palette, RGB, CMYK, with
             or without alpha.
@@ -90,6 +104,7 @@ def read_picture(path: str | Path, *, channels: Channels = 3) -> Tensor:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise _too_large(path, f"{width}x{height}")
+                _scale_transparent_colour(picture)
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
     except PictureError:
@@ -106,7 +121,7 @@ def read_picture(path: str | Path, *, channels: Channels = 3) -> Tensor:
             f"{path}: the picture is damaged, or of a kind not read here: {error}"
         ) from error
     try:
-        pixels = _unit_pixels(upright, channels)
+        pixels = _unit_pixels(upright, channels, path)
     except ValueError as error:
         raise PictureError(f"{path}: {picture.mode} pixels are not read here: {error}") from error
     x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
@@ -120,22 +135,72 @@ def _too_large(path: Path, found: str) -> PictureError:
     )
 
 
-def _unit_pixels(picture: Image.Image, channels: Channels) -> np.ndarray:
+def _scale_transparent_colour(picture: ImageFile.ImageFile) -> None:
+    """Pillow scales a PNG's pixels to 8 bits, and leaves its transparent colour as in the file."""
+    colour = picture.info.get("transparency")
+    if picture.format != "PNG" or colour is None:
+        return
+    depth = picture.tile[0].args
+    if depth in ("L;2", "L;4"):
+        picture.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[depth]
+    elif depth == "RGB;16B":
+        picture.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _unit_pixels(picture: Image.Image, channels: Channels, path: Path) -> np.ndarray:
     """(H, W, channels) fp32 in [0, 1]."""
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    alpha = channels == 4 or picture.has_transparency_data
     if picture.mode.startswith("I"):
-        # 16-bit grey; Pillow's own conversion to RGB would cut it at 255.
-        grey = np.asarray(picture).astype(np.float32)
-        if grey.size and (grey.min() < 0 or grey.max() > 65535):
-            raise ValueError(f"found values {grey.min():.0f} to {grey.max():.0f}, expected 16 bits")
-        rgb = np.repeat(grey[..., None] / np.float32(65535), 3, axis=-1)
-        alpha = np.ones_like(rgb[..., :1])
-        return rgb if channels == 3 else np.concatenate((rgb, alpha), axis=-1)
-    if not picture.has_transparency_data and channels == 3:
-        return np.asarray(picture.convert("RGB"), dtype=np.float32) / np.float32(255)
-    rgba = np.asarray(picture.convert("RGBA"), dtype=np.float32) / np.float32(255)
-    return rgba if channels == 4 else over_white(rgba)
+        pixels = _grey_pixels(picture, alpha=alpha, path=path)
+    else:
+        converted = _in_srgb(picture, path).convert("RGBA" if alpha else "RGB")
+        pixels = np.asarray(converted, dtype=np.float32) / np.float32(255)
+    return over_white(pixels) if pixels.shape[-1] > channels else pixels
+
+
+def _grey_pixels(picture: Image.Image, *, alpha: bool, path: Path) -> np.ndarray:
+    """(H, W, 3 or 4) of 16-bit grey; Pillow's own conversion to RGB would cut it at 255."""
+    grey = np.asarray(picture)
+    if grey.size and (grey.min() < 0 or grey.max() > 65535):
+        raise ValueError(f"found values {grey.min()} to {grey.max()}, expected 16 bits")
+    levels = np.repeat(np.arange(65536, dtype=np.float32)[:, None] / np.float32(65535), 3, axis=1)
+    if "icc_profile" in picture.info:
+        # Profiles are applied to 8 bits: what they make of those 256 levels, and between them.
+        steps = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+        steps.info["icc_profile"] = picture.info["icc_profile"]
+        curves = np.asarray(_in_srgb(steps, path).convert("RGB"))[0].T / 255
+        known = np.linspace(0, 1, 256)
+        levels = np.stack([np.interp(levels[:, 0], known, curve) for curve in curves], axis=1)
+        levels = levels.astype(np.float32)
+    rgb = levels[grey]
+    if not alpha:
+        return rgb
+    opaque = np.not_equal(grey, picture.info.get("transparency", -1))
+    return np.concatenate((rgb, opaque[..., None].astype(np.float32)), axis=-1)
+
+
+def _in_srgb(picture: Image.Image, path: Path) -> Image.Image:
+    """RGB or RGBA of 8 bits in sRGB where the picture has an ICC profile, else the picture."""
+    if "icc_profile" not in picture.info:
+        return picture
+    try:
+        # None where Pillow could not unpack it.
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"] or b""))
+        space = profile.profile.xcolor_space
+        mode, modes = _PROFILED.get(space, ("", ()))
+        if picture.mode not in modes:
+            raise ValueError(f"it is for {space.strip()}, the pixels are {picture.mode}")
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(profile, srgb, mode, "RGB")
+        converted = transform.apply(picture.convert(mode))
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError, ImportError) as error:
+        warnings.warn(f"{path}: its ICC profile is not used: {error}", stacklevel=4)
+        return picture
+    if picture.has_transparency_data:
+        converted.putalpha(picture.convert("RGBA").getchannel("A"))
+    return converted
 
 
 def over_white(rgba: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import icc_profiles
 import numpy as np
 import pytest
 import torch
@@ -125,20 +126,165 @@ def test_sixteen_bit_grey_keeps_its_range_and_its_steps(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "g.png", channels=4)[0, 3].eq(1).all()
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        crc = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+def chunk(name: bytes, data: bytes) -> bytes:
+    crc = zlib.crc32(name + data)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
 
+
+def png(
+    width: int,
+    height: int,
+    depth: int,
+    colour: int,
+    rows: bytes,
+    *,
+    before: bytes = b"",
+    after: bytes = b"",
+) -> bytes:
+    """A PNG, with other chunks before and after its pixels."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    return start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before
+    return start + chunk(b"IDAT", zlib.compress(rows)) + after + chunk(b"IEND", b"")
 
 
 def test_sixteen_bit_rgb(tmp_path: Path) -> None:
     row = b"\0" + struct.pack(">6H", 65535, 0, 257 * 128, 0, 65535, 257)
     (tmp_path / "c.png").write_bytes(png(2, 1, 16, 2, row))
     assert as_uint8(read_picture(tmp_path / "c.png")).tolist() == [[[255, 0, 128], [0, 255, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "transparent", "row", "values"),
+    [
+        (16, 0, (300,), struct.pack(">4H", 300, 301, 0, 65535), [300, 301, 0, 65535]),
+        (8, 0, (5,), bytes([5, 6, 0, 255]), [5, 6, 0, 255]),
+        (4, 0, (5,), bytes([0x56, 0x0F]), [85, 102, 0, 255]),
+        (2, 0, (1,), bytes([0b01_10_00_11]), [85, 170, 0, 255]),
+        (1, 0, (1,), bytes([0b1000_0000]), [255, 0, 0, 0]),
+        (16, 2, (0x1234, 0, 0), struct.pack(">12H", 0x1234, *[0] * 11), [0x12, 0, 0, 0]),
+        (8, 2, (9, 0, 0), bytes([9, *[0] * 11]), [9, 0, 0, 0]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "",
+)
+def test_the_transparent_colour_of_a_png(
+    depth: int,
+    colour: int,
+    transparent: tuple[int, ...],
+    row: bytes,
+    values: list[int],
+    tmp_path: Path,
+) -> None:
+    """Its first pixel is transparent: white without alpha, and alpha 0 with it; the others stay."""
+    trns = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    (tmp_path / "t.png").write_bytes(png(4, 1, depth, colour, b"\0" + row, before=trns))
+    most = 65535 if (depth, colour) == (16, 0) else 255
+    expected = torch.tensor(values) / most * 2 - 1
+    rgba = read_picture(tmp_path / "t.png", channels=4)[0, :, 0]
+    assert rgba[3].tolist() == [-1, 1, 1, 1]
+    torch.testing.assert_close(rgba[0], expected)
+    flat = read_picture(tmp_path / "t.png")[0, :, 0]
+    assert flat[:, 0].tolist() == [1, 1, 1]
+    torch.testing.assert_close(flat[0, 1:], expected[1:])
+
+
+# --- ICC profiles --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def colours() -> np.ndarray:
+    """(6, 8, 3) of sRGB; not too dark, where a step of a file is a large one."""
+    return np.random.default_rng(4).integers(64, 256, (6, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "webp", "jpg"])
+def test_a_profile_is_converted_to_srgb(kind: str, colours: np.ndarray, tmp_path: Path) -> None:
+    stored = np.rint(icc_profiles.in_display_p3(colours / 255) * 255).astype(np.uint8)
+    assert np.abs(stored.astype(int) - colours).max() > 10
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(kind, {})
+    path = tmp_path / f"p3.{kind}"
+    Image.fromarray(stored).save(path, icc_profile=icc_profiles.display_p3(), **options)
+    read = as_uint8(read_picture(path)).astype(int)
+    assert np.abs(read - colours).max() <= (6 if kind == "jpg" else 1)
+    write_picture(tmp_path / "again.png", read_picture(path))
+    assert np.array_equal(as_uint8(read_picture(tmp_path / "again.png")), read)
+
+
+def test_a_profile_leaves_alpha_and_palettes_whole(colours: np.ndarray, tmp_path: Path) -> None:
+    stored = np.rint(icc_profiles.in_display_p3(colours / 255) * 255).astype(np.uint8)
+    alpha = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+    profile = icc_profiles.display_p3()
+    Image.fromarray(np.dstack((stored, alpha))).save(tmp_path / "a.png", icc_profile=profile)
+    read = as_uint8(read_picture(tmp_path / "a.png", channels=4)).astype(int)
+    assert np.array_equal(read[..., 3], alpha)
+    assert np.abs(read[..., :3] - colours).max() <= 1
+    palette = Image.fromarray(stored).quantize(64)
+    palette.save(tmp_path / "p.png", icc_profile=profile, transparency=palette.getpixel((0, 0)))
+    read = as_uint8(read_picture(tmp_path / "p.png", channels=4)).astype(int)
+    assert read[0, 0, 3] == 0
+    assert np.abs(read[..., :3] - colours).mean() < 8
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_profile_of_grey(bits: int, tmp_path: Path) -> None:
+    most = 2**bits - 1
+    values = np.linspace(most // 8, most, 200).astype(np.uint8 if bits == 8 else np.uint16)
+    path = tmp_path / "g.png"
+    Image.fromarray(values[None]).save(path, icc_profile=icc_profiles.grey(1.8))
+    read = (read_picture(path)[0] + 1) / 2
+    expected = icc_profiles.from_linear((values / most) ** 1.8)
+    assert np.abs(read.numpy() - expected).max() < 2 / 255
+    assert bits == 8 or len(read[0].unique()) == 200, "16 bits keep their steps"
+
+
+def test_a_profile_of_inks(tmp_path: Path) -> None:
+    inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0]]], np.uint8)
+    picture = Image.frombytes("CMYK", (2, 1), inks.tobytes())
+    picture.save(tmp_path / "c.tif", icc_profile=icc_profiles.printer())
+    white, cyan = as_uint8(read_picture(tmp_path / "c.tif"))[0].astype(int)
+    assert white.min() >= 253
+    assert np.ptp(cyan) <= 2, "the printer's grey, not the cyan of no profile"
+
+
+@pytest.mark.parametrize("profile", [b"no profile", icc_profiles.printer(), icc_profiles.grey(2.2)])
+def test_a_profile_that_cannot_be_used_is_said(
+    profile: bytes, colours: np.ndarray, tmp_path: Path
+) -> None:
+    Image.fromarray(colours).save(tmp_path / "x.png", icc_profile=profile)
+    with pytest.warns(UserWarning, match=r"x\.png: its ICC profile is not used: "):
+        assert np.array_equal(as_uint8(read_picture(tmp_path / "x.png")), colours)
+
+
+def test_a_profile_that_does_not_unpack_is_said(tmp_path: Path) -> None:
+    damaged = chunk(b"iCCP", b"x\0\0" + zlib.compress(icc_profiles.display_p3())[:-40])
+    (tmp_path / "x.png").write_bytes(png(1, 1, 8, 2, b"\0abc", before=damaged))
+    with pytest.warns(UserWarning, match="its ICC profile is not used"):
+        assert as_uint8(read_picture(tmp_path / "x.png")).tobytes() == b"abc"
+
+
+# --- EXIF, text, sizes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
+def test_a_long_text_in_a_png(kind: bytes, place: str, tmp_path: Path) -> None:
+    """A workflow of ComfyUI, say: its pixels are sound."""
+    text = b"x" * (5 << 20)
+    packed = {
+        b"tEXt": b"k\0" + text,
+        b"zTXt": b"k\0\0" + zlib.compress(text),
+        b"iTXt": b"k\0\1\0\0\0" + zlib.compress(text),
+    }[kind]
+    whole = png(1, 1, 8, 2, b"\0abc", **{place: chunk(kind, packed)})
+    (tmp_path / "t.png").write_bytes(whole)
+    assert as_uint8(read_picture(tmp_path / "t.png")).tobytes() == b"abc"
+
+
+def test_a_long_profile_in_a_png(colours: np.ndarray, tmp_path: Path) -> None:
+    stored = np.rint(icc_profiles.in_display_p3(colours / 255) * 255).astype(np.uint8)
+    profile = icc_profiles.display_p3(padding=3 << 20)
+    Image.fromarray(stored).save(tmp_path / "x.png", icc_profile=profile)
+    read = as_uint8(read_picture(tmp_path / "x.png")).astype(int)
+    assert np.abs(read - colours).max() <= 1
 
 
 # What a camera writes for each orientation, so that the picture stands upright when shown.
@@ -190,11 +336,8 @@ def test_too_many_pixels_are_refused_from_the_header_alone(side: int, tmp_path: 
 
 
 def test_a_bomb_in_the_text_of_a_png(tmp_path: Path) -> None:
-    data = b"Comment\0\0" + zlib.compress(b"x" * (80 << 20))
-    text = struct.pack(">I", len(data)) + b"zTXt" + data
-    text += struct.pack(">I", zlib.crc32(b"zTXt" + data))
-    whole = png(1, 1, 8, 2, b"\0abc")
-    (tmp_path / "t.png").write_bytes(whole[:33] + text + whole[33:])
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (80 << 20)))
+    (tmp_path / "t.png").write_bytes(png(1, 1, 8, 2, b"\0abc", before=text))
     try:
         assert read_picture(tmp_path / "t.png").shape == (1, 3, 1, 1)
     except PictureError as error:
