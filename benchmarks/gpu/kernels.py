@@ -63,7 +63,8 @@ class Table:
         self.rows.append(row | {"bytes": moved, "flops": flops, "share": floor_ms / found_ms})
 
     def markdown(self) -> str:
-        rates = f"Copy {self.bytes_per_ms / 1e9:.2f} TB/s, product {self.flops_per_ms / 1e9:.0f} TFLOP/s."
+        copied, multiplied = self.bytes_per_ms / 1e9, self.flops_per_ms / 1e9
+        rates = f"Copy {copied:.2f} TB/s, product {multiplied:.0f} TFLOP/s."
         lines = [rates, "", "| kernel | shape | ms | floor | share |", "|---|---|--:|--:|--:|"]
         lines += [
             f"| {row['kernel']} | {row['shape']} | {row['ms']:.3f} | {row['floor_ms']:.3f} |"

@@ -174,8 +174,10 @@ class Resample(nn.Module):
             stream.x = F.conv_transpose2d(total, self.weight, stride=2, padding=1)
         else:
             # Padding belongs below and to the right only. Two rows and columns on all sides make
-            # one output row and column too many, above and to the left; nothing is copied.
-            stream.x = F.conv2d(total, self.weight, stride=2, padding=2)[:, :, 1:, 1:]
+            # rows and columns around those that are wanted; nothing is copied.
+            height, width = total.shape[2] // 2, total.shape[3] // 2
+            x = F.conv2d(total, self.weight, stride=2, padding=2)
+            stream.x = x[:, :, 1 : 1 + height, 1 : 1 + width]
 
 
 class Encoder(nn.Module):

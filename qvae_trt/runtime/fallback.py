@@ -8,22 +8,20 @@ import copy
 import sys
 import threading
 import warnings
-from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from qvae_trt import fused
-from qvae_trt.errors import BackendError, DeviceMemoryError, QvaeError, UsageError
+from qvae_trt.errors import DeviceMemoryError, QvaeError, UsageError
 from qvae_trt.folding import FoldedVae, fold
+from qvae_trt.runtime.fused_path import FusedPath
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.memory import out_of_memory
+from qvae_trt.runtime.memory import keep_while_read, made_for_all, out_of_memory
 from qvae_trt.runtime.tiling import SCALE, Tile, square_tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable
 
     from diffusers import AutoencoderKLQwenImage
 
@@ -98,20 +96,22 @@ class PyTorchVae:
     Args:
         vae: whose weights; stays where it is.
         make_room: frees what can be freed on a device, when memory does not suffice.
+        cuda_graphs: replay small pictures of the fused network from CUDA graphs.
+
+    Attributes:
+        fused: the fused network; it serves where it can.
     """
 
     def __init__(
-        self, vae: AutoencoderKLQwenImage, *, make_room: Callable[[torch.device], object]
+        self,
+        vae: AutoencoderKLQwenImage,
+        *,
+        make_room: Callable[[torch.device], object],
+        cuda_graphs: bool = False,
     ) -> None:
+        self.fused = FusedPath(vae, cuda_graphs=cuda_graphs)
         self._source = vae
         self._make_room = make_room
-        self._fused: dict[torch.device, fused.FusedVae] = {}
-        # Of a device whose check was passed, the weights in host memory: they come back in
-        # milliseconds. Of another one, why it was not.
-        self._checked: dict[torch.device, fused.FusedVae | QvaeError] = {}
-        # What has run fused since its weights were put there: captures can hold that.
-        self._ran: set[tuple[Part, torch.Size, torch.device]] = set()
-        self._captured = False
         self._folded: FoldedVae | None = None
         self._video: AutoencoderKLQwenImage | None = None
         self._place: tuple[torch.device, torch.dtype] | None = None
@@ -119,21 +119,6 @@ class PyTorchVae:
         # more.
         self._too_big: dict[tuple[str, int, int], int] = {}
         self._lock = threading.RLock()
-
-    def refusal(self, device: torch.device) -> QvaeError | None:
-        """Why the fused path does not serve on a device; None if it does.
-
-        The first call on a device puts the weights there and checks the kernels.
-        """
-        with self._lock:
-            if device not in self._checked:
-                self._checked[device] = self._check(device)
-            checked = self._checked[device]
-        return checked if isinstance(checked, QvaeError) else None
-
-    def capturable(self, part: Part, x: torch.Tensor) -> bool:
-        """Whether a caller's capture can hold a run of this picture."""
-        return (part, x.shape, x.device) in self._ran
 
     def run(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(1, C, 1, H, W) → (1, C', 1, H', W') on x's device; in tiles if need be.
@@ -193,7 +178,7 @@ class PyTorchVae:
         with self._lock:  # it keeps the frames it has seen on itself
             self._move(x.device, dtype)
             if self._video is None:
-                with _made_for_all(x.device):
+                with made_for_all(x.device):
                     self._video = copy.deepcopy(self._source).to(x.device, dtype)
             keep_while_read(self._video, x.device)
             if part == "encoder":
@@ -202,48 +187,24 @@ class PyTorchVae:
 
     def release(self) -> None:
         """Drop the copies of the weights, and what was learned about memory."""
+        self.fused.release()
         with self._lock:
-            if not self._captured:  # else a caller's graph reads them
-                self._fused.clear()
-                self._ran.clear()
             self._folded = self._video = self._place = None
             self._too_big.clear()
 
     def _whole(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        network: fused.FusedVae | FoldedVae
-        fuses = not needs_gradient(x) and self.refusal(x.device) is None
+        if not needs_gradient(x) and self.fused.refusal(x.device) is None:
+            return self.fused.run(part, x)
+        x = x.to(dtype)
         with self._lock:
-            network = self._fused_on(x.device) if fuses else self._folded_on(x.device, dtype)
-            if capturing(x):
-                self._captured = True
-            else:
-                keep_while_read(network, x.device)
-        given = x if fuses else x.to(dtype)
-        y = network.encode(given) if part == "encoder" else network.decode(given)
-        if fuses and x.device.type == "cuda":
-            self._ran.add((part, x.shape, x.device))
-        return y
-
-    def _check(self, device: torch.device) -> fused.FusedVae | QvaeError:
-        try:
-            with _made_for_all(device):
-                loaded = fused.load(self._source, device)
-                self._fused[device] = loaded
-                return copy.deepcopy(loaded).cpu()
-        except BackendError as error:
-            return error
-
-    def _fused_on(self, device: torch.device) -> fused.FusedVae:
-        if device not in self._fused:
-            with _made_for_all(device):
-                host: Any = self._checked[device]
-                self._fused[device] = copy.deepcopy(host).to(device)
-        return self._fused[device]
+            network = self._folded_on(x.device, dtype)
+            keep_while_read(network, x.device)
+        return network.encode(x) if part == "encoder" else network.decode(x)
 
     def _folded_on(self, device: torch.device, dtype: torch.dtype) -> FoldedVae:
         self._move(device, dtype)
         if self._folded is None:
-            with _made_for_all(device):
+            with made_for_all(device):
                 folded: Any = fold(self._source)
                 self._folded = folded.to(device, dtype, memory_format=torch.channels_last)
         return self._folded
@@ -261,27 +222,6 @@ class PyTorchVae:
 def needs_gradient(x: torch.Tensor) -> bool:
     """Whether the caller wants to differentiate with respect to x."""
     return x.requires_grad and torch.is_grad_enabled()
-
-
-@contextmanager
-def _made_for_all(device: torch.device) -> Iterator[None]:
-    """For making weights that later calls use: also those outside of inference mode, and on other
-    streams.
-    """
-    with torch.inference_mode(False):
-        yield
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
-
-
-def keep_while_read(module: torch.nn.Module, device: torch.device) -> None:
-    """Weights that are dropped go back to PyTorch's allocator once the current stream has passed
-    what it was given until then: they may have been made on another stream.
-    """
-    if device.type == "cuda":
-        stream = torch.cuda.current_stream(device)
-        for tensor in chain(module.parameters(), module.buffers()):
-            tensor.record_stream(stream)
 
 
 def _free_bytes(device: torch.device) -> int:

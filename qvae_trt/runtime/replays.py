@@ -43,8 +43,8 @@ class Replays:
         self._seen: set[Key] = set()
         self._lock = threading.Lock()
         self._pool = torch.cuda.graph_pool_handle()
-        self._last = torch.cuda.Event()
-        self._stream = torch.cuda.Stream(device)
+        self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(
         self, part: Part, x: torch.Tensor, call: Callable[[torch.Tensor], torch.Tensor]

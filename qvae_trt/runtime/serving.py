@@ -48,7 +48,9 @@ class Server:
         self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
         self._model = None if model.source == DEFAULT_MODEL else model.source
         self._notices = Notices(fallback)
-        self._pytorch = PyTorchVae(model.vae, make_room=engines.make_room)
+        self._pytorch = PyTorchVae(
+            model.vae, make_room=engines.make_room, cuda_graphs=engines.cuda_graphs
+        )
 
     def run(
         self, part: Part, x: torch.Tensor, *, dtype: torch.dtype, tile: Tile | None
@@ -114,7 +116,7 @@ class Server:
         choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
         if choice.engine != "pytorch":
             return choice
-        why = self._pytorch.refusal(device)
+        why = self._pytorch.fused.refusal(device)
         engines = choice.candidates[:-1]
         if why is None:
             fused = Candidate("fused", True, "no engine serves this size")
@@ -131,7 +133,7 @@ class Server:
         if isinstance(found, torch.Tensor):
             return found
         ones = _ones(x)
-        if capturing(x) and not self._pytorch.capturable(part, ones[0]):
+        if capturing(x) and not self._pytorch.fused.has_run(part, ones[0]):
             _refuse_captured(f"{part} {size}", x, found.error)
         self._tell(f"{part} {size}", x, found)
         parts = [self._pytorch.run(part, one, dtype) for one in ones]
@@ -143,7 +145,7 @@ class Server:
         if needs_gradient(x):
             self._notices.give(where, unserved.error, instead="the folded network in PyTorch")
             return
-        why = self._pytorch.refusal(x.device)
+        why = self._pytorch.fused.refusal(x.device)
         if why is not None:
             error = unserved.error if wanted else why
             # Without engines it is one thing to know, and not one for each size.

@@ -254,7 +254,7 @@ class _Run:
     def _count(self, job: _Job) -> int:
         return len(self._steps(job)) + len(job.ends)
 
-    def _begin(self, target: Target, size: Resolution, name: str) -> None:
+    def _begin(self, target: EngineFile, size: Resolution, name: str) -> None:
         if self.on_event is not None:
             total = sum(self._count(job) for job in self._jobs)
             self.on_event(VerifyEvent(self._done, total, self._name(target), size, name))

@@ -46,6 +46,14 @@ def test_it_computes_what_the_folded_network_does(pair, size):
     assert error(found.decode(latents), folded.decode(latents)) < 1e-5
 
 
+@pytest.mark.parametrize("size", [(13, 21), (27, 8), (46, 63)])
+def test_pictures_of_any_size_are_encoded(pair, size):
+    folded, found = pair
+    colours = folded.encoder.layers[0].in_channels
+    x = torch.rand((1, colours, 1, *size), generator=torch.Generator().manual_seed(9)) * 2 - 1
+    assert error(found.encode(x), folded.encode(x)) < 1e-5
+
+
 def test_inputs_stay_as_they_are(pair):
     _, found = pair
     z = torch.randn(1, found.decoder.quant.shape[1], 1, 3, 4)
