@@ -174,6 +174,11 @@ class Workbench:
         del output
         return prepared.weights_bytes + int(peak)
 
+    @property
+    def opened(self) -> Any:
+        """The backend, once an engine was asked for; else None."""
+        return self._backend
+
     def versions(self) -> dict[str, str]:
         """The backend's own version, known once an engine was asked for."""
         return {} if self._backend is None else {self._backend.name: self._backend.version()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -28,8 +29,10 @@ from qvae_trt.bench.results import (
 )
 from qvae_trt.bench.service import serve, switch
 from qvae_trt.bench.timing import Limits, clock_for, measure
-from qvae_trt.errors import BackendError, UsageError
+from qvae_trt.errors import BackendError, StoreError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
+from qvae_trt.runtime.preference import machine_here
+from qvae_trt.store import measured
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,8 +178,25 @@ def bench(
         versions={**run.versions, **work.versions()},
     )
     keep()
+    _remember(result, work, engine_dir)
     step("done")
     return result
+
+
+def _remember(result: BenchResult, work: Workbench, engine_dir: Path | None) -> None:
+    """Keep beside the engines how they compare with the fused path: `load_vae(prefer="fastest")`
+    follows it. A folder that cannot be written has none.
+    """
+    medians: dict[Part, dict[Resolution, measured.Medians]] = {}
+    for cell in result.cells:
+        for way in measured.WAYS:
+            if cell.path == way and cell.timing is not None:
+                sizes = medians.setdefault(cell.part, {})
+                sizes.setdefault(cell.resolution, {})[way] = cell.timing.median_ms
+    if engine_dir is None or not work.opened or work.device != "cuda":
+        return
+    with suppress(StoreError):
+        measured.remember(engine_dir / measured.FILE_NAME, machine_here(work.opened), medians)
 
 
 def _describe_run(

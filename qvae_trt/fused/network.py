@@ -251,6 +251,13 @@ class FusedVae(nn.Module):
         self.kernels = kernels
         self.requires_grad_(False)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> FusedVae:
+        """A network with weights of its own; the kernels are the same."""
+        twin = type(self).__new__(type(self))
+        memo.update({id(self): twin, id(self.kernels): self.kernels})
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""

@@ -22,6 +22,7 @@ from qvae_trt.runtime.failures import bare
 from qvae_trt.runtime.fallback import Notices, PyTorchVae, needs_gradient
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import memory_named, out_of_memory
+from qvae_trt.runtime.preference import Preference
 from qvae_trt.runtime.tiling import SCALE, Tile, tiled
 
 if TYPE_CHECKING:
@@ -38,12 +39,20 @@ class Server:
         engines: built from them.
         fallback: what to do where no engine serves.
         check_nan: treat NaN or infinity in a result as a failed run. Waits for the device.
+        preference: whether the fused path goes before an engine; None: it never does.
     """
 
     def __init__(
-        self, model: Model, engines: Engines, *, fallback: FallbackMode, check_nan: bool
+        self,
+        model: Model,
+        engines: Engines,
+        *,
+        fallback: FallbackMode,
+        check_nan: bool,
+        preference: Preference | None = None,
     ) -> None:
         self.engines = engines
+        self._preference = preference or Preference("engine", None, None)
         self.check_nan = check_nan
         self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
         self._model = None if model.source == DEFAULT_MODEL else model.source
@@ -114,14 +123,23 @@ class Server:
         """What serves a size on a device, with the reason for each candidate."""
         engines_here = device.type == self.engines.device_type
         choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
-        if choice.engine != "pytorch":
+        faster = self._preference.fused_first(part, choice)
+        if choice.engine != "pytorch" and faster is None:
             return choice
         why = self._pytorch.fused.refusal(device)
-        engines = choice.candidates[:-1]
+        if choice.engine != "pytorch" and why is not None:
+            return choice
+        engines = [
+            replace(candidate, accepted=False, reason="holds it, and fused is preferred")
+            if candidate.accepted
+            else candidate
+            for candidate in choice.candidates[:-1]
+        ]
         if why is None:
-            fused = Candidate("fused", True, "no engine serves this size")
+            fused = Candidate("fused", True, faster or "no engine serves this size")
             folded = Candidate("pytorch", False, "fused serves this size")
-            return replace(choice, engine="fused", candidates=(*engines, fused, folded))
+            candidates = (*engines, fused, folded)
+            return replace(choice, engine="fused", profile_index=None, candidates=candidates)
         fused = Candidate("fused", False, why.what)
         return replace(choice, candidates=(*engines, fused, *choice.candidates[-1:]))
 
@@ -150,7 +168,7 @@ class Server:
             error = unserved.error if wanted else why
             # Without engines it is one thing to know, and not one for each size.
             self._notices.give(where if wanted else "", error, instead="PyTorch")
-        elif self._notices.mode == "raise" and wanted:
+        elif self._notices.mode == "raise" and wanted and not unserved.chosen:
             raise unserved.error
         elif unserved.failed:
             self._notices.note(where, unserved.error, instead="the fused path")
@@ -160,7 +178,7 @@ class Server:
         try:
             size.check()
         except ResolutionError as error:
-            return _Unserved(error, failed=False)
+            return _Unserved(error)
         problem: QvaeError | None = None
         unfit = self._unfit(x)
         servable = not unfit
@@ -169,6 +187,9 @@ class Server:
             if choice.engine == "pytorch":
                 missing = self._missing(part, choice, mendable=servable)
                 return _Unserved(problem or missing, failed=problem is not None)
+            faster = None if problem else self._preference.fused_first(part, choice)
+            if faster is not None and self._pytorch.fused.refusal(x.device) is None:
+                return _Unserved(EngineError(f"the fused path is {faster}"), chosen=True)
             try:
                 y = self._checked(self.engines.run(part, choice, x), choice)
             except (EngineError, BackendError) as error:
@@ -246,10 +267,16 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class _Unserved:
-    """Why no engine gave a result; `failed` where one that is there could not."""
+    """Why no engine gave a result.
+
+    Attributes:
+        failed: one that is there could not.
+        chosen: the fused path is preferred.
+    """
 
     error: QvaeError
-    failed: bool
+    failed: bool = False
+    chosen: bool = False
 
 
 def _refuse_captured(where: str, x: torch.Tensor, why: QvaeError) -> None:

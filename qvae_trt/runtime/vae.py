@@ -20,6 +20,7 @@ from qvae_trt.errors import UsageError
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning, check_mode
+from qvae_trt.runtime.preference import Prefer, Preference, check_preference
 from qvae_trt.runtime.selection import Engines, named_folder, roots
 from qvae_trt.runtime.serving import Server
 from qvae_trt.runtime.tiling import SCALE, Tile, usual_overlap
@@ -61,6 +62,7 @@ class TrtVae(ModelMixin, ConfigMixin):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         check_nan: bool = False,
+        preference: Preference | None = None,
     ) -> None:
         super().__init__()
         self.eval()
@@ -76,7 +78,9 @@ class TrtVae(ModelMixin, ConfigMixin):
             **{k: v for k, v in model.vae.config.items() if not k.startswith("_")}
         )
         self._model = (model,)  # a tuple, so that nothing of it is registered, moved or cast
-        self._server = Server(model, engines, fallback=fallback, check_nan=check_nan)
+        self._server = Server(
+            model, engines, fallback=fallback, check_nan=check_nan, preference=preference
+        )
         self.z_dim: int = model.vae.config.z_dim
         self.input_channels: int = model.input_channels
         self.temperal_downsample = list(model.vae.config.temperal_downsample)
@@ -337,6 +341,7 @@ def load_vae(
     check_nan: bool = False,
     cuda_graphs: bool = False,
     allow_foreign: bool = False,
+    prefer: Prefer = "engine",
 ) -> TrtVae:
     """The VAE of a Qwen-Image pipeline, run by engines: `pipe.vae = qvae_trt.load_vae("engines")`.
 
@@ -359,6 +364,8 @@ def load_vae(
             capture yourself is said at `TrtVae`.
         allow_foreign: load engines without a sidecar. Deserialising runs code: only those one has
             built.
+        prefer: where an engine and the fused path could serve: the `engine`, or the `fastest` by
+            what `qvae bench` measured with this folder on this machine.
 
     Raises:
         ModelError: the weights cannot be had.
@@ -367,6 +374,7 @@ def load_vae(
             a number of bytes.
     """
     check_mode(fallback)  # before the weights are read
+    check_preference(prefer)
     model = os.fspath(model) if isinstance(model, os.PathLike) else model
     if not isinstance(model, str | Model):
         raise UsageError(
@@ -387,8 +395,15 @@ def load_vae(
     )
     if device is None and backend != "auto" and engines.device_type == "cpu":
         device = "cpu"
+    folder = None if engine_dir is None else named_folder(engine_dir)
     return make_vae(
-        loaded, engines, fallback=fallback, device=device, dtype=dtype, check_nan=check_nan
+        loaded,
+        engines,
+        fallback=fallback,
+        device=device,
+        dtype=dtype,
+        check_nan=check_nan,
+        preference=Preference(prefer, folder, engines.backend),
     )
 
 
@@ -400,6 +415,7 @@ def make_vae(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
     check_nan: bool = False,
+    preference: Preference | None = None,
 ) -> TrtVae:
     """A `TrtVae` with the defaults of `load_vae` for what is None."""
     if fallback == "raise" and engines.given and engines.refusal is not None:
@@ -410,5 +426,11 @@ def make_vae(
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return TrtVae(
-        model, engines, fallback=fallback, device=device, dtype=dtype, check_nan=check_nan
+        model,
+        engines,
+        fallback=fallback,
+        device=device,
+        dtype=dtype,
+        check_nan=check_nan,
+        preference=preference,
     )

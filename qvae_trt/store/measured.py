@@ -1,0 +1,110 @@
+"""What `qvae bench` measured of the fused path and of engines on this machine.
+
+It lies beside the engines, as `measured.json`; `load_vae(prefer="fastest")` follows it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from qvae_trt.errors import StoreError
+from qvae_trt.json_file import parse_object, read_bytes
+from qvae_trt.profiles import PARTS, Resolution
+from qvae_trt.store.writing import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from qvae_trt.profiles import Mode, Part
+
+FILE_NAME = "measured.json"
+Way = Literal["fused", "static", "profiles"]
+WAYS: tuple[Way, ...] = ("fused", "static", "profiles")
+_VERSION = 1
+_MAX_BYTES = 1 << 20
+
+#: Medians of one half at one size, in milliseconds.
+Medians = dict[Way, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Medians by part and size, and what they hold for.
+
+    Attributes:
+        machine: the names and versions that must be the same where they are followed.
+        medians: of each part, at each size.
+    """
+
+    machine: dict[str, str]
+    medians: dict[Part, dict[Resolution, Medians]] = field(default_factory=dict)
+
+    def compare(self, part: Part, size: Resolution, mode: Mode) -> tuple[float, float] | None:
+        """Milliseconds of the fused path and of an engine, at the measured size whose area is
+        nearest; None where both were never measured at one size.
+        """
+        both = {
+            measured: times
+            for measured, times in self.medians.get(part, {}).items()
+            if "fused" in times and mode in times
+        }
+        if not both:
+            return None
+        nearest = min(both, key=lambda other: abs(math.log(other.pixels / size.pixels)))
+        times = both[size] if size in both else both[nearest]
+        return times["fused"], times[mode]
+
+
+def load(path: Path) -> Measured:
+    """Read a `measured.json`.
+
+    Raises:
+        StoreError: it is missing or malformed.
+    """
+
+    def fault(why: str) -> StoreError:
+        return StoreError(f"{path}: {why}", fix="delete it, and run qvae bench")
+
+    raw = read_bytes(path, most_bytes=_MAX_BYTES, fault=fault)
+    table = parse_object(raw, most_bytes=_MAX_BYTES, fault=fault)
+    if table.version() != _VERSION:
+        raise fault(f"format {table.version()}, expected {_VERSION}")
+    medians: dict[Part, dict[Resolution, Medians]] = {}
+    for part in PARTS:
+        sizes = table.table(part)
+        medians[part] = {}
+        for text in sizes.data:
+            row = sizes.table(text)
+            row.only(*WAYS)
+            times: Medians = {way: row.positive(way) for way in WAYS if way in row.data}
+            medians[part][Resolution.parse(text)] = times
+    return Measured(table.table("machine").texts(), medians)
+
+
+def remember(
+    path: Path, machine: Mapping[str, str], medians: Mapping[Part, Mapping[Resolution, Medians]]
+) -> None:
+    """Add to a `measured.json` what was measured now; of another machine or version, or damaged, it
+    is written anew.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    kept: dict[Part, dict[Resolution, Medians]] = {part: {} for part in PARTS}
+    try:
+        before = load(path)
+    except StoreError:
+        before = None
+    if before is not None and before.machine == machine:
+        kept.update(before.medians)
+    for part, sizes in medians.items():
+        for size, times in sizes.items():
+            kept[part][size] = {**kept[part].get(size, {}), **times}
+    data: dict[str, object] = {"format_version": _VERSION, "machine": dict(machine)}
+    for part in PARTS:
+        data[part] = {str(size): times for size, times in sorted(kept[part].items())}
+    write_text(path, json.dumps(data, indent=1) + "\n")
