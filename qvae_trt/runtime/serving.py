@@ -96,6 +96,10 @@ class Server:
         ]
         return torch.cat(whole)
 
+    @property
+    def fallback(self) -> FallbackMode:
+        return self._notices.mode
+
     def release(self) -> None:
         """Give all memory back, and forget what failed."""
         self._pytorch.release()
