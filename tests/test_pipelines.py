@@ -360,6 +360,29 @@ def test_it_passes_for_the_vae_it_stands_for(vae):
     assert not vae.training
 
 
+@pytest.mark.parametrize("name", ["QwenImageImg2Img", "QwenImageInpaint", "QwenImageControlNet"])
+def test_from_pipe_hands_it_on(vae, name):
+    """diffusers asks whether the type of each component is the one expected."""
+    case = CASES[name]
+    pipe = pipeline(CASES["QwenImage"], vae)
+    other = getattr(diffusers, f"{name}Pipeline").from_pipe(pipe, **case.components())
+    assert other.vae is vae
+    other.set_progress_bar_config(disable=True)
+    draw(other, case)
+    auto = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
+    assert auto.vae is vae
+    back = diffusers.QwenImagePipeline.from_pipe(other)
+    assert back.vae is vae
+
+
+def test_its_class_is_its_own_all_the_same():
+    assert TrtVae == TrtVae
+    assert TrtVae == diffusers.AutoencoderKLQwenImage
+    assert diffusers.AutoencoderKLQwenImage == TrtVae
+    assert TrtVae != diffusers.AutoencoderKL
+    assert {TrtVae: 1, diffusers.AutoencoderKLQwenImage: 2}[TrtVae] == 1
+
+
 def test_offload_hooks_are_called_by_encode_and_decode(vae):
     """accelerate puts its hook on `forward`, which pipelines never call on a VAE."""
     from accelerate import cpu_offload_with_hook

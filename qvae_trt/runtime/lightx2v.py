@@ -12,7 +12,7 @@ import torch
 from qvae_trt.errors import UsageError
 from qvae_trt.model import load_model
 from qvae_trt.runtime.image_processor import QvaeImageProcessor
-from qvae_trt.runtime.selection import Engines, named_folder
+from qvae_trt.runtime.selection import Engines, lasting_source, named_folder
 from qvae_trt.runtime.tiling import SCALE
 from qvae_trt.runtime.vae import TrtVae, make_vae
 
@@ -191,7 +191,7 @@ def from_lightx2v_config(
         raise UsageError(f"layers is {layers}, expected 1 or more")
     offload = _get(config, "vae_cpu_offload", bool, _get(config, "cpu_offload", bool, False))
     tiling = _get(config, "use_tiling_vae", bool, False)
-    model = load_model(str(weights))
+    model = load_model(lasting_source(str(weights)))
     tokens = _get(config, "in_channels", int, 4 * model.z_dim)
     if tokens != 4 * model.z_dim:
         raise UsageError(f"in_channels is {tokens}, expected {4 * model.z_dim} for this VAE")

@@ -38,11 +38,31 @@ if TYPE_CHECKING:
 
 
 def named_folder(path: str | os.PathLike[str]) -> Path:
-    """A folder as a user wrote it, `~` and `~user` resolved. UsageError: there is no such user."""
+    """A folder as a user wrote it, found from whatever folder the process goes to later.
+
+    Raises:
+        UsageError: no such user (`~name`), a relative path where there is no current folder, or no
+            path at all.
+    """
     try:
-        return Path(path).expanduser()
+        return Path(path).expanduser().absolute()
     except RuntimeError as error:
         raise UsageError(f"the engine folder is {str(path)!r}: no such user") from error
+    except OSError as error:
+        raise UsageError(
+            f"the engine folder is {str(path)!r}, and the current folder is gone: {error.strerror}"
+        ) from error
+    except TypeError as error:
+        raise UsageError(f"the engine folder is {path!r}, expected a path") from error
+
+
+def lasting_source(model: str) -> str:
+    """What names a model, if it is a path, found from whatever folder the process goes to later."""
+    try:
+        path = Path(model).expanduser()
+        return str(path.absolute()) if model and path.exists() else model
+    except (OSError, RuntimeError, ValueError):  # `load_model` says what is wrong with it
+        return model
 
 
 def roots(engine_dir: Path) -> dict[Mode, Path]:
@@ -79,6 +99,15 @@ class Engines:
         allow_foreign: bool = False,
         cuda_graphs: bool = False,
     ) -> None:
+        self._given = partial(
+            Engines,
+            dict(folders),
+            backend=backend,
+            weights_sha256=weights_sha256,
+            budget_bytes=budget_bytes,
+            allow_foreign=allow_foreign,
+            cuda_graphs=cuda_graphs,
+        )
         self._folders = dict(folders)
         self.given = bool(folders)
         self._weights_sha256 = weights_sha256
@@ -102,6 +131,10 @@ class Engines:
             self.backend.can_run().require()
         except BackendError as error:
             self.refusal = bare(error)
+
+    def __reduce__(self) -> tuple[partial[Engines], tuple[()]]:
+        """Pickled as what they were made of: another process opens them itself."""
+        return self._given, ()
 
     def path(self, part: Part, mode: Mode, resolution: Resolution | None = None) -> Path | None:
         """Where an engine would be; None without a folder or a backend."""

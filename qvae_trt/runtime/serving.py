@@ -52,7 +52,7 @@ class Server:
         preference: Preference | None = None,
     ) -> None:
         self.engines = engines
-        self._preference = preference or Preference("engine", None, None)
+        self.preference = preference or Preference("engine", None, None)
         self.check_nan = check_nan
         self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
         self._model = None if model.source == DEFAULT_MODEL else model.source
@@ -108,6 +108,10 @@ class Server:
         ]
         return torch.cat(whole)
 
+    @property
+    def fallback(self) -> FallbackMode:
+        return self._notices.mode
+
     def release(self) -> None:
         """Give all memory back, and forget what failed."""
         self._pytorch.release()
@@ -123,7 +127,7 @@ class Server:
         """What serves a size on a device, with the reason for each candidate."""
         engines_here = device.type == self.engines.device_type
         choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
-        faster = self._preference.fused_first(part, choice)
+        faster = self.preference.fused_first(part, choice)
         if choice.engine != "pytorch" and faster is None:
             return choice
         why = self._pytorch.fused.refusal(device)
@@ -187,7 +191,7 @@ class Server:
             if choice.engine == "pytorch":
                 missing = self._missing(part, choice, mendable=servable)
                 return _Unserved(problem or missing, failed=problem is not None)
-            faster = None if problem else self._preference.fused_first(part, choice)
+            faster = None if problem else self.preference.fused_first(part, choice)
             if faster is not None and self._pytorch.fused.refusal(x.device) is None:
                 return _Unserved(EngineError(f"the fused path is {faster}"), chosen=True)
             try:

@@ -16,12 +16,12 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from qvae_trt.errors import UsageError
+from qvae_trt.errors import ModelError, UsageError
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning, check_mode
 from qvae_trt.runtime.preference import Prefer, Preference, check_preference
-from qvae_trt.runtime.selection import Engines, named_folder, roots
+from qvae_trt.runtime.selection import Engines, lasting_source, named_folder, roots
 from qvae_trt.runtime.serving import Server
 from qvae_trt.runtime.tiling import SCALE, Tile, usual_overlap
 
@@ -34,13 +34,23 @@ if TYPE_CHECKING:
 __all__ = ["FallbackWarning", "TrtVae", "load_vae"]
 
 
-class TrtVae(ModelMixin, ConfigMixin):
+class _StandsFor(type):
+    """A class that equals the one it stands for: `from_pipe` of diffusers asks for that one."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is AutoencoderKLQwenImage
+
+    __hash__ = type.__hash__
+
+
+class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
     """Stands where diffusers' `AutoencoderKLQwenImage` stands, and runs engines.
 
     Made by `load_vae`. Everything a Qwen-Image pipeline asks of its VAE is here: `encode`,
     `decode`, `config`, `dtype`, `device`, `.to(...)`, tiling and slicing. It has no weights:
     engines hold them on the device, and the copies for PyTorch are made when they are first needed.
-    Several threads may call it at once.
+    Several threads may call it at once. Pickled, it is the names of its weights and engines, which
+    another process loads again.
 
     A call can be captured into a CUDA graph of yours, after one ordinary run of a static engine.
     The graph shares that engine's execution context, and what TensorRT keeps in it: let no replay
@@ -134,6 +144,27 @@ class TrtVae(ModelMixin, ConfigMixin):
         memo.update({id(self): twin, id(self._server): self._server, id(self._model): self._model})
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
+
+    def __copy__(self) -> TrtVae:
+        return copy.deepcopy(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        model = self._model[0]
+        if not model.source:
+            raise UsageError(
+                "the VAE cannot be pickled: its weights have no name by which to load them again",
+                fix="vae.save_pretrained(FOLDER), and pickle load_vae(..., model=FOLDER)",
+            )
+        switches = {name: getattr(self, name) for name in _SWITCHES}
+        place = {"device": str(self.device), "dtype": self.dtype}
+        server = self._server
+        options = {
+            "fallback": server.fallback,
+            "check_nan": server.check_nan,
+            "preference": server.preference,
+        }
+        engines = server.engines
+        return _load_again, (model.source, model.weights_sha256, engines, options | place, switches)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -329,6 +360,41 @@ class TrtVae(ModelMixin, ConfigMixin):
         )
 
 
+#: What users set on a VAE, beside its device and dtype.
+_SWITCHES = (
+    "use_slicing",
+    "use_tiling",
+    "tile_sample_min_height",
+    "tile_sample_min_width",
+    "tile_sample_stride_height",
+    "tile_sample_stride_width",
+)
+
+
+def _load_again(
+    source: str,
+    weights_sha256: str,
+    engines: Engines,
+    options: dict[str, Any],
+    switches: dict[str, Any],
+) -> TrtVae:
+    """What a pickled VAE becomes.
+
+    Raises:
+        ModelError: the weights cannot be had, or are not those of the VAE that was pickled.
+    """
+    model = load_model(source)
+    if model.weights_sha256 != weights_sha256:
+        raise ModelError(
+            f"{source}: other weights than those of the VAE that was pickled: found SHA-256"
+            f" {model.weights_sha256[:12]}…, expected {weights_sha256[:12]}…",
+            fix="vae.save_pretrained(FOLDER), and pickle load_vae(..., model=FOLDER)",
+        )
+    vae = make_vae(model, engines, **options)
+    vae._set(switches)
+    return vae
+
+
 def load_vae(
     engine_dir: str | os.PathLike[str] | None,
     *,
@@ -384,7 +450,7 @@ def load_vae(
     budget = memory_budget_bytes
     if budget is not None and (type(budget) is not int or budget < 0):
         raise UsageError(f"memory_budget_bytes is {budget!r}, expected a number of bytes")
-    loaded = load_model(model) if isinstance(model, str) else model
+    loaded = load_model(lasting_source(model)) if isinstance(model, str) else model
     engines = Engines(
         {} if engine_dir is None else roots(named_folder(engine_dir)),
         backend=backend,

@@ -363,6 +363,30 @@ def test_a_better_engine_built_later_takes_over(engine_dir, tmp_path):
     assert served == ["profiles", "profiles", "static", "profiles"]
 
 
+def test_a_relative_folder_is_found_after_the_process_went_elsewhere(
+    engine_dir, tmp_path, monkeypatch
+):
+    shutil.copytree(engine_dir / "static", tmp_path / "engines" / "static")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    vae = load_vae("engines", model=tiny(), backend="onnxruntime", fallback="raise")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    vae.decode(latents(64, 96))
+    with pytest.raises(EngineError) as caught:
+        vae.decode(latents(64, 64))
+    assert f"--engine-dir {tmp_path / 'engines'}" in str(caught.value)
+
+
+def test_a_relative_folder_where_there_is_no_current_one_is_refused(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(UsageError, match="the current folder is gone"):
+        load_vae("engines", model=tiny(), backend="onnxruntime")
+    monkeypatch.chdir(tmp_path)
+
+
 def test_a_memory_budget_holds(engine_dir):
     static, wide = (
         engine_dir / "static/96x64/vae_decoder.onnx",
