@@ -22,6 +22,9 @@ def main() -> int:
             if sys.stderr is not None:
                 sys.stderr.write("interrupted\n")
             code = 130
+    # Where an interrupt left code that `exec` ran, as a library does while it is imported, Python
+    # would end by that signal, and not with the exit code. The next `exec` makes it forget.
+    exec("")  # noqa: S102
     # What is left is Python's own end, which a signal may cut short but not print about.
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:

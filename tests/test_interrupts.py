@@ -118,6 +118,23 @@ def command():
     assert (done.returncode, done.stdout) == (0, "done\n")
 
 
+def test_an_interrupt_in_code_that_a_library_executes(tmp_path: Path) -> None:
+    """Python ends by the signal then, although the interrupt was handled, and not with 130."""
+    (tmp_path / "typer.py").write_text(
+        "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))\n"
+        "exec('os.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(1000): pass')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "qvae_trt", "profiles"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal, as the kernel has it."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
