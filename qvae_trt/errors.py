@@ -24,6 +24,7 @@ __all__ = [
     "StaleEngineError",
     "StoreError",
     "UsageError",
+    "os_words",
 ]
 
 
@@ -107,3 +108,9 @@ class ParityError(QvaeError):
 
 class BenchError(QvaeError):
     """A measurement that could not be taken, or results that cannot be read."""
+
+
+def os_words(error: OSError) -> str:
+    """What the system refused, and where: `engines/x: No space left on device`."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{error.strerror or error}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from bench_samples import SQUARE, WIDE, result, run
+from bench_samples import SQUARE, WIDE, result, run, timing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,6 +144,28 @@ def test_speedup_needs_pytorch_of_the_same_run() -> None:
     assert lonely.speedup(cell) is None
     assert lonely.mean_speedup("decoder", "static") is None
     assert result().mean_speedup("decoder", "static") == (pytest.approx(5.0), 2)
+
+
+def test_means_are_over_the_sizes_that_all_paths_have() -> None:
+    """A path that is slow at one size looks better without it."""
+    both = result(paths=("pytorch", "folded", "static"))
+    slow = replace(both.cells[0], timing=timing(100.0))
+    cells = [
+        replace(slow, part=cell.part, path=cell.path, resolution=cell.resolution)
+        if (cell.path, cell.resolution) == ("folded", SQUARE)
+        else cell
+        for cell in both.cells
+        if cell.part == "decoder"
+    ]
+    whole = replace(both, cells=tuple(cells))
+    assert whole.mean_speedup("decoder", "folded") == (pytest.approx(1.5), 2)
+    assert whole.mean_speedup("decoder", "static") == (pytest.approx(5.0), 2)
+    partial = [c for c in cells if (c.path, c.resolution) != ("static", SQUARE)]
+    less = replace(both, cells=tuple(partial))
+    assert less.mean_speedup("decoder", "folded") == (pytest.approx(2.0), 1)
+    assert less.mean_speedup("decoder", "static") == (pytest.approx(5.0), 1)
+    apart = [c for c in partial if (c.path, c.resolution) != ("folded", WIDE)]
+    assert replace(both, cells=tuple(apart)).mean_speedup("decoder", "static") is None
 
 
 def test_fastest_needs_a_rival() -> None:

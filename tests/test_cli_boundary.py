@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def raising(error: BaseException) -> Callable[[], object]:
         raise error
 
     return command
+
+
+@pytest.fixture(autouse=True)
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the tracebacks of bugs are left."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
 
 
 class OutOfMemoryError(RuntimeError):
@@ -71,12 +79,24 @@ def test_a_command_may_return_its_exit_code() -> None:
     assert boundary.run(lambda: None) == 0
 
 
-def test_a_bug_is_3_and_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_is_3_and_leaves_its_traceback_in_a_file(
+    logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert boundary.run(raising(ZeroDivisionError("oh"))) == 3
     shown = capsys.readouterr().err
     assert "ZeroDivisionError: oh" in shown
-    assert "--verbose" in shown
     assert "Traceback" not in shown
+    (log,) = logs.iterdir()
+    assert str(log) in shown
+    assert "in command" in log.read_text()
+
+
+def test_a_bug_without_a_file_for_it(
+    logs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(logs / "nowhere"))
+    assert boundary.run(raising(ZeroDivisionError("oh"))) == 3
+    assert "--verbose shows where" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("oh"), errors.QvaeError("expected")])

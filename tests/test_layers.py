@@ -20,6 +20,7 @@ PACKAGE = Path(qvae_trt.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "errors",
+        "interrupts",
         "profiles",
         "lightx2v_loader",
         "toml_file",

@@ -233,14 +233,20 @@ class BenchResult:
         return min(timed)[1] if len(timed) > 1 else None
 
     def mean_speedup(self, part: Part, path: str) -> tuple[float, int] | None:
-        """The arithmetic mean over the sizes that have a speed-up, and how many these are."""
-        found = [
-            ratio
-            for cell in self.cells
-            if cell.part == part and cell.path == path
-            if (ratio := self.speedup(cell)) is not None
-        ]
-        return (sum(found) / len(found), len(found)) if found else None
+        """The arithmetic mean over sizes, and how many these are: those at which every path has a
+        speed-up that has one at all, so that the means of all paths can be compared.
+        """
+        ratios: dict[str, dict[Resolution, float]] = {}
+        for cell in self.cells:
+            ratio = self.speedup(cell) if cell.part == part else None
+            if ratio is not None:
+                ratios.setdefault(cell.path, {})[cell.resolution] = ratio
+        if path not in ratios:
+            return None
+        shared = set.intersection(*map(set, ratios.values()))
+        if not shared:
+            return None
+        return sum(ratios[path][size] for size in shared) / len(shared), len(shared)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, as `data/latency.schema.json` describes it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from qvae_trt.backends import Progress, TensorSpec
 from qvae_trt.errors import QvaeError
-from qvae_trt.workers.parent import Child
+from qvae_trt.workers.parent import Child, ChildError
 from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Ahead:
 
         try:
             answer = self._child.answer(progress)
-        except QvaeError as error:
+        except (QvaeError, ChildError) as error:  # it shows again when the graph is exported here
             _log.debug("no graph ahead: %s", error)
             return None
         if answer["weights_sha256"] != self._model.weights_sha256:

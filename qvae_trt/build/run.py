@@ -16,7 +16,14 @@ from qvae_trt.backends import BuildSpec, Progress
 from qvae_trt.build.ahead import Ahead, Wanted
 from qvae_trt.build.builder import BuildChild
 from qvae_trt.build.jobs import Event, Job, JobResult
-from qvae_trt.errors import BuildError, ForeignEngineError, QvaeError, StaleEngineError, StoreError
+from qvae_trt.errors import (
+    BuildError,
+    ForeignEngineError,
+    QvaeError,
+    StaleEngineError,
+    StoreError,
+    os_words,
+)
 from qvae_trt.profiles import SIDE_MULTIPLE
 from qvae_trt.workplace import workplace
 
@@ -320,12 +327,11 @@ def _one_line(error: QvaeError) -> str:
 
 
 def _refused(error: OSError) -> StoreError:
-    where = "" if error.filename is None else f"{error.filename}: "
     fix = None
     if isinstance(error, PermissionError) and error.filename is not None:
         folder = Path(error.filename).parent
         fix = f"let this user into {folder}, or name another folder: --engine-dir DIR"
-    return StoreError(f"{where}{error.strerror or error}", fix=fix)
+    return StoreError(os_words(error), fix=fix)
 
 
 def _sidecar_or_none(path: Path) -> store.Sidecar | None:

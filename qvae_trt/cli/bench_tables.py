@@ -88,13 +88,10 @@ def _part(rows: view.PartTable) -> Table:
         made.add_row(str(resolution), *map(_entry, entries))
     if any(mean is not None for mean in rows.means):
         made.add_section()
-        # Means over different sizes are no fair comparison: then each says over how many it is.
-        uneven = len({mean[1] for mean in rows.means if mean}) > 1
-        means = [
-            "" if mean is None else view.times(mean[0]) + (f" ({mean[1]})" if uneven else "")
-            for mean in rows.means
-        ]
-        made.add_row("mean (sizes)" if uneven else "mean", *means)
+        sizes = max(mean[1] for mean in rows.means if mean is not None)
+        told = "mean" if sizes == len(rows.rows) else f"mean of {sizes}"
+        means = ("" if mean is None else view.times(mean[0]) for mean in rows.means)
+        made.add_row(told, *means)
     return made
 
 

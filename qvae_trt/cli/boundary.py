@@ -5,22 +5,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import signal
 import sys
-import threading
+import tempfile
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from qvae_trt import interrupts
 from qvae_trt.cli import output
-from qvae_trt.errors import QvaeError
+from qvae_trt.errors import QvaeError, os_words
+from qvae_trt.workers.parent import ChildError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
+    from collections.abc import Callable
 
 DONE, FAILED, USAGE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -31,42 +30,59 @@ _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ 
 
 def run(command: Callable[[], object]) -> int:
     """Run a command and return its exit code; every word about a failure goes to stderr."""
-    with _sigterm_interrupts():
-        try:
-            result = command()
-        except typer.Exit as stop:
-            return int(stop.exit_code)
-        except (KeyboardInterrupt, typer.Abort):
+    try:
+        with interrupts.delivered():
+            return _run(command)
+    except KeyboardInterrupt:
+        return _interrupted()
+
+
+def _run(command: Callable[[], object]) -> int:
+    try:
+        result = command()
+        if interrupts.requested():  # whatever became of the KeyboardInterrupt
+            raise KeyboardInterrupt
+    except Exception as error:  # this is the boundary
+        if interrupts.requested():
+            raise KeyboardInterrupt from error
+        return _failed(error)
+    if result == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else DONE
+
+
+def _failed(error: Exception) -> int:
+    match error:
+        case typer.Exit():
+            return int(error.exit_code)
+        case typer.Abort():
             return _interrupted()
-        except _ClickException as error:
+        case _ClickException():
             return _usage(error)
-        except QvaeError as error:
+        case QvaeError():
             return _say(error.what, fix=error.fix, code=error.exit_code)
-        except BrokenPipeError:
+        case BrokenPipeError():
             output.mute(sys.stdout)
             return DONE
-        except OSError as error:
-            return _say(_os_words(error), fix=_os_fix(error), code=FAILED)
-        except MemoryError:
+        case OSError():
+            return _say(os_words(error), fix=_os_fix(error), code=FAILED)
+        case MemoryError():
             return _say(
                 "out of memory on the host",
                 fix="close other programs, or use a smaller --resolution",
                 code=FAILED,
             )
-        except Exception as error:  # noqa: BLE001  this is the boundary
-            if _is_device_memory(error):
-                return _say(
-                    "out of memory on the GPU",
-                    fix="close other programs on it, or use a smaller --resolution",
-                    code=FAILED,
-                )
-            return _bug(error)
-    if result == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt
-        return _interrupted()
-    return result if isinstance(result, int) else DONE
+    if _is_device_memory(error):
+        return _say(
+            "out of memory on the GPU",
+            fix="close other programs on it, or use a smaller --resolution",
+            code=FAILED,
+        )
+    return _bug(error)
 
 
 def _interrupted() -> int:
+    interrupts.settle()
     output.tell("interrupted", style="bold red")
     return INTERRUPTED
 
@@ -91,20 +107,25 @@ def _usage(error: Any) -> int:
 
 
 def _bug(error: Exception) -> int:
-    output.tell(f"bug in qvae: {type(error).__name__}: {error}", style="bold red")
+    words = str(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {error}"
+    output.tell(f"bug in qvae: {words}", style="bold red")
+    trace = traceback.format_exc()
     if output.settings.verbose:
-        output.tell(traceback.format_exc())
-    else:
-        output.tell(
-            "the same command with --verbose shows where; "
-            "please report it with the output of: qvae doctor --json"
-        )
+        output.tell(trace)
+    output.tell(f"{_kept(trace)}please report it with the output of: qvae doctor --json")
     return BUG
 
 
-def _os_words(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename is not None else ""
-    return f"{where}{error.strerror or error}"
+def _kept(trace: str) -> str:
+    """Where the traceback of a bug is: a build of an hour need not be repeated to see it."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="qvae-bug-", suffix=".log", encoding="utf-8", delete=False
+        ) as file:
+            file.write(f"{output.settings.command}\n\n{trace}")
+    except OSError:
+        return "the same command with --verbose shows where; "
+    return f"its traceback is in {file.name}; "
 
 
 def _os_fix(error: OSError) -> str | None:
@@ -122,20 +143,3 @@ def _os_fix(error: OSError) -> str | None:
 def _is_device_memory(error: Exception) -> bool:
     # torch.OutOfMemoryError, without importing torch to name it.
     return type(error).__name__ == "OutOfMemoryError"
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does: what cleans up after one cleans up after the other."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

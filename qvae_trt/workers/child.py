@@ -11,7 +11,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.errors import QvaeError
+from qvae_trt.errors import QvaeError, os_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +55,14 @@ def _answered(
         say(kind="error", type="BuildError", what="out of memory on the host", fix=None)
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone
+    except OSError as error:
+        say(kind="error", type="StoreError", what=os_words(error), fix=None)
     except Exception as error:  # noqa: BLE001  the boundary of this process
-        traceback.print_exc()
-        what = f"the {request['name']} failed: {type(error).__name__}: {error}"
-        say(kind="error", type="BuildError", what=what, fix=None)
+        what = f"{type(error).__name__}: {error}"
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be here
+            say(kind="error", type="DeviceMemoryError", what=what, fix=None)
+        else:
+            say(kind="bug", what=what, trace=traceback.format_exc())
     else:
         say(kind="done", outcome=outcome)
         return True

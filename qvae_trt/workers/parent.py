@@ -28,6 +28,17 @@ _START = (
 _LAST_WORDS_BYTES = 2000
 
 
+class ChildError(Exception):
+    """An error that no one expected, in another process. Its cause has the traceback there."""
+
+
+class _TraceError(Exception):
+    """A traceback of another process, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
 class Child:
     """A process that does one request after the other; it starts with the first.
 
@@ -55,7 +66,8 @@ class Child:
         """What the task answers to a request, which is JSON-ready, paths as text.
 
         Raises: the QvaeError that the task raised; BuildError, naming the signal, if the process
-            died or cannot start. KeyboardInterrupt if `progress` said stop.
+            died or cannot start; ChildError for any other error there. KeyboardInterrupt if
+            `progress` said stop.
         """
         self.ask(request)
         return self.answer(progress)
@@ -178,6 +190,8 @@ def _listen(events: IO[str], progress: Progress) -> dict[str, Any] | None:
                 raise KeyboardInterrupt
         elif event["kind"] == "error":
             raise _error(event)
+        elif event["kind"] == "bug":
+            raise ChildError(event["what"]) from _TraceError(event["trace"])
         else:
             answer: dict[str, Any] = event["outcome"]
             return answer

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import small_graphs
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec, ShapeRange
 from qvae_trt.build.builder import BuildChild
-from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError
+from qvae_trt.cli import boundary
+from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError, StoreError
 
 SPEC = BuildSpec(
     input_name="latents",
@@ -180,7 +182,6 @@ def test_errors_keep_class_words_and_fix(
         ("os.kill(os.getpid(), signal.SIGKILL)", r"was killed by SIGKILL \(out of host memory\?\)"),
         ("os.abort()", "was killed by SIGABRT"),
         ("os._exit(7)", "ended with exit code 7 and no engine"),
-        ("raise ZeroDivisionError('boom')", "the build failed: ZeroDivisionError: boom"),
         ("raise MemoryError()", "out of memory on the host"),
     ],
 )
@@ -198,6 +199,53 @@ def test_a_crash_is_told(
     )
     with pytest.raises(BuildError, match=words):
         attempt(graph, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "words"),
+    [
+        ("raise OSError(28, 'No space left on device', '/x')", StoreError, "^/x: No space left"),
+        ("raise OutOfMemoryError('CUDA')", DeviceMemoryError, "OutOfMemoryError: CUDA"),
+    ],
+)
+def test_what_a_command_expects_is_expected_in_the_child(
+    graph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    kind: type[Exception],
+    words: str,
+) -> None:
+    install(
+        monkeypatch,
+        tmp_path,
+        "class OutOfMemoryError(RuntimeError): pass\n"
+        f"def on_step(step):\n    {step}\n"
+        "trt.fake.on_step = on_step",
+    )
+    with pytest.raises(kind, match=words):
+        attempt(graph, tmp_path)
+
+
+def test_a_bug_in_the_child_is_a_bug_with_its_traceback(
+    graph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(logs))
+    install(
+        monkeypatch,
+        tmp_path,
+        "def on_step(step):\n    raise ZeroDivisionError('boom')\ntrt.fake.on_step = on_step",
+    )
+    assert boundary.run(lambda: attempt(graph, tmp_path)) == 3
+    assert capsys.readouterr().err.startswith("bug in qvae: ZeroDivisionError: boom\n")
+    (log,) = logs.iterdir()
+    assert "in on_step" in log.read_text(), "the traceback of the child"
+    assert "in attempt" in log.read_text(), "and that of the parent"
 
 
 TELL = """
@@ -343,6 +391,7 @@ import sys
 from pathlib import Path
 from qvae_trt.backends import BuildSpec, ShapeRange
 from qvae_trt.build.builder import BuildChild
+from qvae_trt.cli import boundary
 sizes = (ShapeRange.fixed((1, 4, 1, 16, 16)),)
 spec = BuildSpec(input_name="latents", ranges=sizes, precision="fp16")
 try:
