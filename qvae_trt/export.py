@@ -149,6 +149,8 @@ def export_onnx(
         opset=OPSET_BF16 if precision == "bf16" else _OLDEST_TRACED,
         dynamic=resolution is None,
     )
+    if resolution is None:
+        _name_sides(proto.graph, part)
     if graph == "image":
         _slice_shapes(proto.graph)
         if precision != "bf16":
@@ -308,6 +310,19 @@ def _drop_casts_around_max(graph: onnx.GraphProto) -> None:
                 dropped.append(before)
     for node in dropped:
         graph.node.remove(node)
+
+
+def _name_sides(graph: onnx.GraphProto, part: Part) -> None:
+    """Dynamic sides as this project writes them; the exporter numbers those that it does not know.
+
+    Latents have h and w, pictures 8*h and 8*w.
+    """
+    pixels, latents = graph.input[0], graph.output[0]
+    if part == "decoder":
+        pixels, latents = latents, pixels
+    for tensor, factor in ((pixels, "8*"), (latents, "")):
+        for side, name in zip(tensor.type.tensor_type.shape.dim[-2:], "hw", strict=True):
+            side.dim_param = f"{factor}{name}"
 
 
 def _make_reproducible(proto: onnx.ModelProto) -> None:

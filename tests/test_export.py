@@ -42,6 +42,10 @@ def run(path: Path, value: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(cast("np.ndarray", session.run(None, {name: value})[0])).float()
 
 
+def sides_of(tensor: onnx.ValueInfoProto) -> list[str]:
+    return [dim.dim_param for dim in tensor.type.tensor_type.shape.dim[3:]]
+
+
 def expected(model: Model, part: Part, resolution: Resolution) -> tuple[torch.Tensor, torch.Tensor]:
     pixels, latents = inputs(model.input_channels, 1, resolution.height, resolution.width)
     moments, images = reference(model.vae, pixels, latents)
@@ -66,6 +70,10 @@ def test_dynamic(model: Model, part: Part, lowering: str, tmp_path: Path) -> Non
     chosen = choose_lowering(flavour, lowering, "fp16")
     file = export_onnx(model, part, tmp_path / "part.onnx", precision="fp32", lowering=chosen)
     assert file.input.shape[3:] == file.output.shape[3:] == (-1, -1)
+    graph = onnx.load(file.path).graph
+    sides = [sides_of(graph.input[0]), sides_of(graph.output[0])]
+    pixels, latents = ["8*h", "8*w"], ["h", "w"]
+    assert sides == ([pixels, latents] if part == "encoder" else [latents, pixels])
     least = chosen.fewest_latents * 8
     for size in (Resolution(8, least), Resolution(32, 32), SIZE, Resolution(88, 40)):
         source, target = expected(model, part, size)

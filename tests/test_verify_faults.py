@@ -6,22 +6,31 @@ picture tells.
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
-from ort_engines import shared, tiny
+from ort_engines import shared, tiny, write
+from safetensors.torch import load_file, save_file
 from verify_engines import SIZES, after_output, change, fp16_engines, gains, kernels, only, replace
 
-from qvae_trt.model import BUNDLED_TINY
-from qvae_trt.profiles import PARTS, Resolution, engine_path
+import qvae_trt
+from qvae_trt.errors import ParityError
+from qvae_trt.export import export_onnx
+from qvae_trt.lowerings import choose_lowering
+from qvae_trt.model import BUNDLED_TINY, load_model
+from qvae_trt.profiles import PARTS, Profile, Resolution, engine_path
 from qvae_trt.verify import BOUNDS, verify
 from qvae_trt.verify.comparison import compare
 from qvae_trt.verify.reference import Reference, split_outputs
 
 SIZE = Resolution(48, 64)
+TINY_FOLDER = Path(qvae_trt.__file__).parent / "data" / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +189,57 @@ def test_a_wrong_engine_fails_the_run(engines, tmp_path, part, fault):
     assert all(row.reason for row in report.rows if row.status == "broken")
     # Its file is what was built: without --force it would be kept.
     assert all(row.fix.endswith(" --force") for row in report.rows if row.status == "broken")
+
+
+# --- weights that ignore what goes in -------------------------------------------------------------
+
+
+def deaf(tmp_path):
+    """The bundled VAE with nothing but zeros where its latents go in and out."""
+    folder = Path(shutil.copytree(TINY_FOLDER, tmp_path / "deaf"))
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    for name in ("quant_conv.weight", "post_quant_conv.weight"):
+        tensors[name].zero_()
+    save_file(tensors, path)
+    with pytest.warns(UserWarning, match="only zeros"):
+        return load_model(str(folder))
+
+
+def test_a_decoder_that_ignores_its_latents_does_not_pass(tmp_path):
+    model, size, engines = deaf(tmp_path), SIZES[0], tmp_path / "engines"
+    graph = export_onnx(
+        model,
+        "decoder",
+        tmp_path / "decoder.onnx",
+        precision="fp32",
+        resolution=size,
+        lowering=choose_lowering("onnxruntime", "1", "fp32"),
+    )
+    write(
+        engines,
+        "decoder",
+        "static",
+        Profile.fixed(size),
+        onnx=graph.path,
+        onnx_sha256=graph.sha256,
+        precision="fp32",
+        model=model,
+    )
+    with pytest.warns(UserWarning, match="only zeros"):
+        report = verify(engines, model=model.source)
+    assert not report.ok
+    (row,) = (row for row in report.rows if row.comparison is None)
+    assert (row.status, row.part) == ("broken", "decoder")
+    assert row.reason.startswith("images: the same for any input")
+    with pytest.raises(ParityError, match="same for any input") as caught:
+        report.require()
+    assert "No build mends" in caught.value.fix
+
+
+def test_every_output_of_weights_that_hear_changes_with_the_input(tmp_path):
+    cpu = torch.device("cpu")
+    hears, ignores = Reference(tiny(), device=cpu), Reference(deaf(tmp_path), device=cpu)
+    for part in PARTS:
+        assert min(hears.response(part).values()) > 2 * BOUNDS["bf16"]["logvar"].relative_l2
+        assert max(ignores.response(part).values()) == 0

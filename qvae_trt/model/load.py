@@ -142,8 +142,8 @@ def _assemble(config: Config, headers: Headers, *, where: Path) -> AutoencoderKL
     vae.load_state_dict(tensors, strict=True, assign=True)
     if zeros := zero_layers(tensors):
         warnings.warn(
-            f"{where}: {shown(zeros)}: only zeros, and all that a picture is passes through: "
-            "what comes out does not depend on what goes in",
+            f"{where}: {shown(zeros)}: only zeros, where no other path leads around: "
+            "what comes out is the same for any input",
             stacklevel=2,
         )
     return vae.eval().requires_grad_(False)

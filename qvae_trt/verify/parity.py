@@ -25,7 +25,7 @@ from qvae_trt.errors import (
 from qvae_trt.model import load_model
 from qvae_trt.profiles import build_command
 from qvae_trt.runtime.engine import Engine
-from qvae_trt.verify.bounds import BOUNDS
+from qvae_trt.verify.bounds import BOUNDS, Output
 from qvae_trt.verify.comparison import (
     REFERENCE,
     YARDSTICK,
@@ -157,6 +157,7 @@ class _Run:
         self._jobs: list[_Job] = []
         self._held: set[Resolution] = set()
         self._done = 0
+        self._responses: dict[Part, dict[Output, float]] = {}
         self._cache: dict[tuple[Part, Resolution, str, Dtype], tuple[Outputs, Source]] = {}
 
     def plan(
@@ -240,6 +241,7 @@ class _Run:
                     fix=fix or self._rebuild(job.target, job.sidecar),
                 )
                 continue
+            self._doubt(job)
             try:
                 for size, profile, name in self._steps(job):
                     self._step(job, engine, size, profile, name)
@@ -259,6 +261,23 @@ class _Run:
             total = sum(self._count(job) for job in self._jobs)
             self.on_event(VerifyEvent(self._done, total, self._name(target), size, name))
         self._done += 1
+
+    def _doubt(self, job: _Job) -> None:
+        """A row for each output that PyTorch's own does not move with the input: an engine can only
+        agree with it, whatever it does with its input.
+        """
+        part, bounds = job.target.part, BOUNDS[job.sidecar.key.precision]
+        if part not in self._responses:
+            self._responses[part] = self.reference.response(part)
+        for output, change in self._responses[part].items():
+            if change <= bounds[output].relative_l2:
+                self._note(
+                    job.target,
+                    job.sidecar,
+                    "broken",
+                    f"{output}: the same for any input, in PyTorch as well",
+                    fix=f"No build mends the weights of {self.model.source}: name other ones.",
+                )
 
     def _try(self, job: _Job, engine: Engine, size: Resolution, profile: int) -> None:
         """An end of a range: the engine must run there."""

@@ -21,7 +21,7 @@ import torch
 from qvae_trt.folding import fold
 from qvae_trt.profiles import PARTS, Part, Resolution
 from qvae_trt.verify.bounds import Output
-from qvae_trt.verify.inputs import Array, picture, sampled_latents
+from qvae_trt.verify.inputs import LATENTS, PICTURES, Array, picture, sampled_latents
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
@@ -131,6 +131,20 @@ class Reference:
     def remember(self, resolution: Resolution, outputs: Outputs) -> None:
         """Keep the encoder's result on the photograph, which is the decoder's `encoded` input."""
         self._latents[("encoded", resolution)] = outputs["mean"]
+
+    def response(self, part: Part) -> dict[Output, float]:
+        """How much of each output changes with the input: ||f(a) - f(b)|| / ||f(a)||, for the two
+        inputs of a part at `PROOF_SIZE`.
+        """
+        names = PICTURES if part == "encoder" else LATENTS
+        first, second = (
+            self.run(part, self.input(part, name, PROOF_SIZE), "fp32") for name in names
+        )
+        sizes = {name: float(np.linalg.norm(value)) for name, value in first.items()}
+        return {
+            name: float(np.linalg.norm(second[name] - first[name])) / size if size else 0.0
+            for name, size in sizes.items()
+        }
 
     def _prove(self) -> Proof:
         photograph = picture("photograph", PROOF_SIZE, channels=self.channels)
