@@ -92,7 +92,7 @@ def bench(
         result = measuring.bench(
             sizes,
             model=model,
-            engine_dir=engine_dir,
+            engine_dir=None if missing is not None else engine_dir,
             baselines=baseline or None,
             backend=backend,
             parts=parts,
