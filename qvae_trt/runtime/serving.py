@@ -271,32 +271,18 @@ class Server:
         return self._pytorch.run_video(part, x, dtype).to(x.dtype)
 
     def _check(self, part: Part, x: object) -> None:
-        channels, least = self._channels[part], SCALE if part == "encoder" else 1
-        expected = f"floating point (B, {channels}, T, H, W) with no side under {least}"
-        if not isinstance(x, torch.Tensor):
-            raise UsageError(
-                f"{part}: got a {type(x).__name__}, expected a torch.Tensor: {expected}"
-            )
+        """UsageError for what neither an engine nor PyTorch can take, or would read wrongly."""
         if _traced():
             raise UsageError(
                 f"{part}: engines cannot be traced: the trace would hold one result for ever",
                 fix="call the VAE outside of what is traced",
             )
-        if x.is_nested:
-            raise UsageError(f"{part}: got a nested tensor, expected {expected}")
-        shape = tuple(x.shape)
-        if (
-            x.ndim != 5
-            or shape[1] != channels
-            or min(shape) == 0
-            or min(shape[3:]) < least
-            or not x.is_floating_point()
-        ):
-            raise UsageError(f"{part}: got {x.dtype} {shape} on {x.device}, expected {expected}")
-        if not _has_memory(x):
+        channels, least = self._channels[part], SCALE if part == "encoder" else 1
+        got = _mistake(x, channels, least)
+        if got is not None:
             raise UsageError(
-                f"{part}: got a {type(x).__name__} ({x.layout}, on {x.device}) without memory of"
-                f" its own, expected {expected}"
+                f"{part}: got {got}, expected floating point (B, {channels}, T, H, W) with no side"
+                f" under {least}"
             )
 
 
@@ -312,6 +298,21 @@ class _Unserved:
     error: QvaeError
     failed: bool = False
     chosen: bool = False
+
+
+def _mistake(x: object, channels: int, least: int) -> str | None:
+    """What is given, where it is no tensor of such a shape in memory."""
+    if not isinstance(x, torch.Tensor):
+        return f"a {type(x).__name__} and no torch.Tensor"
+    if x.is_nested:
+        return "a nested tensor"
+    shape = tuple(x.shape)
+    fits = x.ndim == 5 and shape[1] == channels and min(shape) > 0 and min(shape[3:]) >= least
+    if not fits or not x.is_floating_point():
+        return f"{x.dtype} {shape} on {x.device}"
+    if not _has_memory(x):
+        return f"a {type(x).__name__} ({x.layout}, on {x.device}) without memory of its own"
+    return None
 
 
 def _refuse_captured(where: str, x: torch.Tensor, why: QvaeError) -> None:

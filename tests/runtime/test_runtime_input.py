@@ -213,7 +213,7 @@ def fake(vae):
 
 
 NO_TENSORS = {
-    "nothing": (lambda vae: vae.decode(None), "got a NoneType, expected a torch.Tensor"),
+    "nothing": (lambda vae: vae.decode(None), "got a NoneType and no torch.Tensor"),
     "an array": (lambda vae: vae.encode(np.zeros((1, 3, 1, 64, 96))), "got a ndarray"),
     "sparse": (lambda vae: vae.decode(Z.to_sparse()), "sparse_coo.* without memory of its own"),
     "nested": (lambda vae: vae.decode(torch.nested.nested_tensor([Z])), "got a nested tensor"),
