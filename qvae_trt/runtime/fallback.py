@@ -12,16 +12,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from torch.autograd.forward_ad import unpack_dual
 
 from qvae_trt.errors import DeviceMemoryError, QvaeError, UsageError
 from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.runtime.fused_path import FusedPath
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import keep_while_read, made_for_all, out_of_memory
+from qvae_trt.runtime.recent import Recent
 from qvae_trt.runtime.tiling import SCALE, Tile, square_tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+    from types import FrameType
 
     from diffusers import AutoencoderKLQwenImage
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 FallbackMode = Literal["warn", "raise", "silent"]
 
-_OUR_FRAMES = ("qvae_trt.", "diffusers.utils.", "torch.nn.modules.")
+_OUR_FRAMES = ("qvae_trt.", "diffusers.utils.", "torch.nn.modules.", "torch._dynamo.")
 #: Sides tried, largest first, when a picture does not fit.
 _TILE_SIDES = (1024, 512, 256)
 
@@ -51,7 +54,7 @@ class Notices:
     def __init__(self, mode: FallbackMode) -> None:
         check_mode(mode)
         self.mode: FallbackMode = mode
-        self._given: set[Hashable] = set()
+        self._given: Recent[Hashable, None] = Recent()
         self._lock = threading.Lock()
 
     def give(self, where: str, error: QvaeError, *, instead: str) -> None:
@@ -64,12 +67,29 @@ class Notices:
 
     def note(self, where: str, error: QvaeError, *, instead: str) -> None:
         """`where` goes to another engine than the best: warn once a reason, unless silent."""
+        self._once(where, error, f"{where}: {instead} instead: {error}", FallbackWarning)
+
+    def tell(self, where: str, error: QvaeError) -> None:
+        """What came from `where` is to be looked at: warn once a reason, unless silent."""
+        self._once(where, error, f"{where}: {error}", RuntimeWarning)
+
+    def _once(self, where: str, error: QvaeError, text: str, category: type[Warning]) -> None:
+        if self.mode == "silent":
+            return
+        reason = where, type(error), error.what
         with self._lock:
-            known = (where, type(error), error.what) in self._given
-            self._given.add((where, type(error), error.what))
-        if self.mode != "silent" and not known:
-            text = f"{where}: {instead} instead: {error}"
-            warnings.warn(text, FallbackWarning, stacklevel=_users_level())
+            known = reason in self._given
+            self._given[reason] = None
+        if not known:
+            frame = _users_frame()
+            # `warnings.warn` would keep every text, for ever, in the module that called.
+            warnings.warn_explicit(
+                text,
+                category,
+                frame.f_code.co_filename,
+                frame.f_lineno,
+                module=frame.f_globals.get("__name__"),
+            )
 
     def forget(self) -> None:
         """Warn again of what was warned of before."""
@@ -77,14 +97,14 @@ class Notices:
             self._given.clear()
 
 
-def _users_level() -> int:
-    """The `stacklevel` of the first caller that is neither of this package nor a wrapper of
-    diffusers around `encode` and `decode`.
+def _users_frame() -> FrameType:
+    """The first caller that is neither of this package nor a wrapper, of diffusers or PyTorch,
+    around `encode` and `decode`.
     """
-    frame, level = sys._getframe(1), 1
+    frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OUR_FRAMES):
-        frame, level = frame.f_back, level + 1
-    return level
+        frame = frame.f_back
+    return frame
 
 
 class PyTorchVae:
@@ -117,7 +137,7 @@ class PyTorchVae:
         self._place: tuple[torch.device, torch.dtype] | None = None
         # Free bytes of the device when a size did not fit: tried whole again only with clearly
         # more.
-        self._too_big: dict[tuple[str, int, int], int] = {}
+        self._too_big: Recent[tuple[str, int, int], int] = Recent()
         self._lock = threading.RLock()
 
     def run(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -220,8 +240,10 @@ class PyTorchVae:
 
 
 def needs_gradient(x: torch.Tensor) -> bool:
-    """Whether the caller wants to differentiate with respect to x."""
-    return x.requires_grad and torch.is_grad_enabled()
+    """Whether the caller wants to differentiate with respect to x, backward or forward."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return True
+    return unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -22,7 +22,7 @@ from qvae_trt.errors import (
     QvaeError,
     UsageError,
 )
-from qvae_trt.profiles import Choice, Mode, Part, Profile, Resolution, choose, engine_path
+from qvae_trt.profiles import MODES, Choice, Mode, Part, Profile, Resolution, choose, engine_path
 from qvae_trt.runtime.cache import EngineCache
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.failures import Failures, Signature, bare, signature
@@ -66,8 +66,22 @@ def lasting_source(model: str) -> str:
 
 
 def roots(engine_dir: Path) -> dict[Mode, Path]:
-    """Where the engines of both modes are in an engine folder."""
-    return {"static": engine_dir / "static", "profiles": engine_dir / "profiles"}
+    """Where the engines of both modes are in an engine folder.
+
+    Raises:
+        UsageError: it is the folder of one mode, which is one too deep.
+    """
+    folders: dict[Mode, Path] = {mode: engine_dir / mode for mode in MODES}
+    with suppress(OSError):
+        if not any(folder.is_dir() for folder in folders.values()) and any(
+            engine for pattern in ("vae_*", "*/vae_*") for engine in engine_dir.glob(pattern)
+        ):
+            raise UsageError(
+                f"{engine_dir} holds engines itself, expected the folder above, which holds"
+                f" {' and '.join(MODES)}",
+                fix=f"load_vae({str(engine_dir.parent)!r})",
+            )
+    return folders
 
 
 class Engines:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from qvae_trt.errors import (
     BackendError,
@@ -20,6 +22,7 @@ from qvae_trt.model import DEFAULT_MODEL
 from qvae_trt.profiles import Candidate, Choice, Part, Resolution, rebuild_command
 from qvae_trt.runtime.failures import bare
 from qvae_trt.runtime.fallback import Notices, PyTorchVae, needs_gradient
+from qvae_trt.runtime.finite import FiniteCheck
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import memory_named, out_of_memory
 from qvae_trt.runtime.preference import Preference
@@ -38,7 +41,8 @@ class Server:
         model: whose weights.
         engines: built from them.
         fallback: what to do where no engine serves.
-        check_nan: treat NaN or infinity in a result as a failed run. Waits for the device.
+        check_nan: treat NaN or infinity in a result as a failed run. Waits for the device. Without
+            it they are warned of, later.
         preference: whether the fused path goes before an engine; None: it never does.
     """
 
@@ -57,27 +61,39 @@ class Server:
         self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
         self._model = None if model.source == DEFAULT_MODEL else model.source
         self._notices = Notices(fallback)
+        self._finite = FiniteCheck(self._notices)
+        weakref.finalize(self, self._finite.tell)  # also at the end of the process
         self._pytorch = PyTorchVae(
             model.vae, make_room=engines.make_room, cuda_graphs=engines.cuda_graphs
         )
 
     def run(
-        self, part: Part, x: torch.Tensor, *, dtype: torch.dtype, tile: Tile | None
+        self,
+        part: Part,
+        given: torch.Tensor,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        tile: Tile | None,
     ) -> torch.Tensor:
-        """(B, C, T, H, W) → (B, C', T', H', W'), on x's device and in its dtype.
+        """(B, C, T, H, W) → (B, C', T', H', W'), in its dtype.
 
         Args:
             part: what to run.
-            x: see `TrtVae.encode` and `decode`.
+            given: see `TrtVae.encode` and `decode`.
+            device: where to run what is on the CPU. What is on an accelerator stays there: offload
+                hooks may place either.
             dtype: what PyTorch computes in.
             tile: cut what is larger into such tiles.
 
         Raises:
+            UsageError: no such tensor.
             DeviceMemoryError: no memory, also after room was made.
             ExecutionError: inside a caller's capture, what only PyTorch or tiles can serve.
             QvaeError: with `fallback="raise"`, why no engine serves.
         """
-        self._check(part, x)
+        self._check(part, given)
+        x = (given.to(device) if given.device.type == "cpu" else given).resolve_neg()
         try:
             return self._run(part, x, dtype, tile)
         except RuntimeError as error:
@@ -195,7 +211,9 @@ class Server:
             if faster is not None and self._pytorch.fused.refusal(x.device) is None:
                 return _Unserved(EngineError(f"the fused path is {faster}"), chosen=True)
             try:
-                y = self._checked(self.engines.run(part, choice, x), choice)
+                y = self.engines.run(part, choice, x)
+                if not capturing(y):
+                    self._check_finite(f"{part} {size}", y, choice)
             except (EngineError, BackendError) as error:
                 if capturing(x):
                     raise
@@ -220,14 +238,14 @@ class Server:
             return {}
         return dict.fromkeys(("static", "profiles"), why)
 
-    def _checked(self, y: torch.Tensor, choice: Choice) -> torch.Tensor:
-        if not self.check_nan or capturing(y):
-            return y
+    def _check_finite(self, where: str, y: torch.Tensor, choice: Choice) -> None:
+        if not self.check_nan:
+            self._finite.watch(where, y)
+            return
         with memory_named(y.device, "memory free to look for NaN in a result"):
             sound = bool(torch.isfinite(y).all())
         if not sound:
             raise ExecutionError(f"{choice.path}: NaN or infinity in its output")
-        return y
 
     def _missing(self, part: Part, choice: Choice, *, mendable: bool) -> QvaeError:
         """Why no engine serves; with the command for one, if that would (`mendable`)."""
@@ -252,20 +270,19 @@ class Server:
         self._notices.give(where, error, instead="PyTorch, as diffusers ships it,")
         return self._pytorch.run_video(part, x, dtype).to(x.dtype)
 
-    def _check(self, part: Part, x: torch.Tensor) -> None:
-        channels, least = self._channels[part], SCALE if part == "encoder" else 1
-        shape = tuple(x.shape)
-        if (
-            x.ndim != 5
-            or shape[1] != channels
-            or min(shape) == 0
-            or min(shape[3:]) < least
-            or not x.is_floating_point()
-            or x.is_meta
-        ):
+    def _check(self, part: Part, x: object) -> None:
+        """UsageError for what neither an engine nor PyTorch can take, or would read wrongly."""
+        if _traced():
             raise UsageError(
-                f"{part}: got {x.dtype} {shape} on {x.device}, expected floating point"
-                f" (B, {channels}, T, H, W) with no side under {least}"
+                f"{part}: engines cannot be traced: the trace would hold one result for ever",
+                fix="call the VAE outside of what is traced",
+            )
+        channels, least = self._channels[part], SCALE if part == "encoder" else 1
+        got = _mistake(x, channels, least)
+        if got is not None:
+            raise UsageError(
+                f"{part}: got {got}, expected floating point (B, {channels}, T, H, W) with no side"
+                f" under {least}"
             )
 
 
@@ -283,6 +300,21 @@ class _Unserved:
     chosen: bool = False
 
 
+def _mistake(x: object, channels: int, least: int) -> str | None:
+    """What is given, where it is no tensor of such a shape in memory."""
+    if not isinstance(x, torch.Tensor):
+        return f"a {type(x).__name__} and no torch.Tensor"
+    if x.is_nested:
+        return "a nested tensor"
+    shape = tuple(x.shape)
+    fits = x.ndim == 5 and shape[1] == channels and min(shape) > 0 and min(shape[3:]) >= least
+    if not fits or not x.is_floating_point():
+        return f"{x.dtype} {shape} on {x.device}"
+    if not _has_memory(x):
+        return f"a {type(x).__name__} ({x.layout}, on {x.device}) without memory of its own"
+    return None
+
+
 def _refuse_captured(where: str, x: torch.Tensor, why: QvaeError) -> None:
     """ExecutionError inside a capture of the caller, which copying weights would void."""
     if capturing(x):
@@ -290,6 +322,22 @@ def _refuse_captured(where: str, x: torch.Tensor, why: QvaeError) -> None:
             f"{where}: PyTorch cannot serve while a CUDA graph is captured: {why.what}",
             fix=why.fix or "run it once at this size before capturing it",
         )
+
+
+def _traced() -> bool:
+    """Inside `torch.jit.trace`, `torch.export` or `make_fx`: what engines do leaves no trace."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or get_proxy_mode() is not None
+
+
+def _has_memory(x: torch.Tensor) -> bool:
+    """Whether its values lie where its address says: not those of a sparse tensor, of one on
+    `meta`, of a subclass that wraps others, or inside `torch.func`.
+    """
+    try:
+        return x.layout is torch.strided and x.data_ptr() != 0
+    except RuntimeError:
+        return False
 
 
 def _ones(x: torch.Tensor) -> list[torch.Tensor]:

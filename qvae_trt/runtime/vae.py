@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from qvae_trt.errors import ModelError, UsageError
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
-from qvae_trt.profiles import PARTS
+from qvae_trt.profiles import PARTS, Resolution
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning, check_mode
 from qvae_trt.runtime.preference import Prefer, Preference, check_preference
 from qvae_trt.runtime.selection import Engines, lasting_source, named_folder, roots
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qvae_trt.backends import Backend
-    from qvae_trt.profiles import Choice, Part, Resolution
+    from qvae_trt.profiles import Choice, Part
 
 __all__ = ["FallbackWarning", "TrtVae", "load_vae"]
 
@@ -81,9 +82,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         # Says where and in what dtype this VAE is, and is what `.to(...)` moves and casts. A
         # parameter, since offload hooks ask a module's first parameter for its device; an empty
         # one, since engines hold the weights.
-        self._place = torch.nn.Parameter(
-            torch.empty(0, device=device, dtype=dtype), requires_grad=False
-        )
+        self._place = torch.nn.Parameter(_nothing(device, dtype), requires_grad=False)
         self.register_to_config(
             **{k: v for k, v in model.vae.config.items() if not k.startswith("_")}
         )
@@ -250,8 +249,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         itself.
 
         Raises:
-            UsageError: a side under 8 pixels, or a stride that is not from 1 to the side: tiles
-                would leave gaps.
+            UsageError: no whole number of pixels, a side under 8, or a stride that is not from 1 to
+                the side: tiles would leave gaps.
         """
         wanted: dict[str, int] = {}
         for name, side, stride in (
@@ -260,7 +259,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         ):
             if side is not None:
                 wanted[f"tile_sample_min_{name}"] = side
-                wanted[f"tile_sample_stride_{name}"] = side - usual_overlap(side)
+                if _whole(side):
+                    wanted[f"tile_sample_stride_{name}"] = side - usual_overlap(side)
             if stride is not None:
                 wanted[f"tile_sample_stride_{name}"] = stride
         before = {name: getattr(self, name) for name in wanted}
@@ -291,18 +291,14 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
             parts: which halves.
 
         Raises:
-            As `encode`.
+            UsageError: other sizes or parts. Else as `encode`.
         """
-        shapes: list[tuple[Part, tuple[int, ...]]] = [
-            (
-                part,
-                (1, self.input_channels, 1, height, width)
-                if part == "encoder"
-                else (1, self.z_dim, 1, height // SCALE, width // SCALE),
-            )
-            for height, width in sizes
-            for part in parts
-        ]
+        shapes: list[tuple[Part, tuple[int, ...]]] = []
+        for height, width in map(_sides, sizes):
+            of_latents = (1, self.z_dim, 1, height // SCALE, width // SCALE)
+            for part in map(_part, parts):
+                of_pixels = (1, self.input_channels, 1, height, width)
+                shapes.append((part, of_pixels if part == "encoder" else of_latents))
         # A graph is captured at the second run on the scratch memory of the largest size.
         for _ in range(3 if self._server.engines.cuda_graphs else 1):
             for part, shape in shapes:
@@ -312,8 +308,16 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
     def choice(self, part: Part, resolution: Resolution) -> Choice:
         """Which engine serves a size, with the reason for each candidate;
         `print(choice.explain())`.
+
+        Raises:
+            UsageError: no such part, or no `Resolution`.
         """
-        return self._server.choice(part, resolution, self.device)
+        if not isinstance(resolution, Resolution):
+            raise UsageError(
+                f"got the size {resolution!r}, expected a qvae_trt.Resolution",
+                fix='qvae_trt.Resolution.parse("1664x928"), or Resolution(height=928, width=1664)',
+            )
+        return self._server.choice(_part(part), resolution, self.device)
 
     def release_memory(self, *, engines: bool = True) -> None:
         """Give memory back: scratch to PyTorch's allocator, PyTorch's copies of the weights, and
@@ -331,11 +335,10 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         """How many engines are loaded, and what they and the shared scratch hold, in bytes."""
         return self._server.engines.memory()
 
+    @torch.compiler.disable
     def _run(self, part: Part, given: torch.Tensor) -> torch.Tensor:
-        # Pulled onto this VAE's device, never off an accelerator: offload hooks may place either.
-        x = given if given.device.type != "cpu" else given.to(self.device)
         tile = self._tile() if self.use_tiling else None
-        return self._server.run(part, x, dtype=self.dtype, tile=tile)
+        return self._server.run(part, given, device=self.device, dtype=self.dtype, tile=tile)
 
     def _set(self, attributes: dict[str, int]) -> None:
         for name, value in attributes.items():
@@ -346,6 +349,10 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         sides = self.tile_sample_min_height, self.tile_sample_min_width
         strides = self.tile_sample_stride_height, self.tile_sample_stride_width
         for side, stride in zip(sides, strides, strict=True):
+            if not (_whole(side) and _whole(stride)):
+                raise UsageError(
+                    f"tiles of {side!r} pixels every {stride!r}: expected whole numbers"
+                )
             if side < SCALE or not 1 <= stride <= side:
                 raise UsageError(
                     f"tiles of {side} pixels every {stride}: expected a side of {SCALE} or more,"
@@ -436,8 +443,8 @@ def load_vae(
     Raises:
         ModelError: the weights cannot be had.
         BackendError: with `fallback="raise"`, the backend is absent or cannot run here.
-        UsageError: an unknown fallback or backend, a model of another type, or a budget that is not
-            a number of bytes.
+        UsageError: an argument of another kind: an unknown fallback or backend, a folder of the
+            engines of one mode, a device that is not there, a budget that is not a number of bytes.
     """
     check_mode(fallback)  # before the weights are read
     check_preference(prefer)
@@ -450,9 +457,12 @@ def load_vae(
     budget = memory_budget_bytes
     if budget is not None and (type(budget) is not int or budget < 0):
         raise UsageError(f"memory_budget_bytes is {budget!r}, expected a number of bytes")
+    if not isinstance(backend, str) and not hasattr(backend, "can_run"):
+        raise UsageError(f"the backend is {backend!r}, expected a name such as 'auto'")
+    folders = {} if engine_dir is None else roots(named_folder(engine_dir))
     loaded = load_model(lasting_source(model)) if isinstance(model, str) else model
     engines = Engines(
-        {} if engine_dir is None else roots(named_folder(engine_dir)),
+        folders,
         backend=backend,
         weights_sha256=loaded.weights_sha256,
         budget_bytes=memory_budget_bytes,
@@ -488,9 +498,9 @@ def make_vae(
         raise engines.refusal
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
     if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        on_gpu = _nothing(device, torch.float32).is_cuda
+        dtype = torch.bfloat16 if on_gpu else torch.float32
     return TrtVae(
         model,
         engines,
@@ -500,3 +510,38 @@ def make_vae(
         check_nan=check_nan,
         preference=preference,
     )
+
+
+def _part(name: str) -> Part:
+    for part in PARTS:
+        if name == part:
+            return part
+    raise UsageError(f"the part is {name!r}, expected one of {', '.join(PARTS)}")
+
+
+def _whole(number: object) -> bool:
+    return isinstance(number, Integral)
+
+
+def _sides(size: object) -> tuple[int, int]:
+    if isinstance(size, Resolution):
+        return size.height, size.width
+    if isinstance(size, tuple | list) and len(size) == 2:
+        height, width = size
+        if _whole(height) and _whole(width) and height > 0 and width > 0:
+            return height, width
+    raise UsageError(f"got the size {size!r}, expected (height, width) in pixels")
+
+
+def _nothing(device: torch.device | str, dtype: object) -> torch.Tensor:
+    """An empty tensor there. UsageError where there can be none."""
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UsageError(f"dtype is {dtype!r}, expected a floating one such as torch.bfloat16")
+    try:
+        return torch.empty(0, device=device, dtype=dtype)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"device is {str(device)!r}, where no tensor can be: {reason}",
+            fix="device='cpu' is always there; qvae doctor lists the GPUs",
+        ) from error

@@ -19,7 +19,8 @@ from qvae_trt import store
 from qvae_trt.backends import devices
 from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError
 from qvae_trt.profiles import Resolution
-from qvae_trt.runtime.fallback import FallbackWarning
+from qvae_trt.runtime.fallback import FallbackWarning, Notices
+from qvae_trt.runtime.finite import FiniteCheck
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
@@ -531,3 +532,19 @@ def test_a_damaged_plan_is_reported_by_tensorrt_and_served_by_pytorch(engine_dir
         y = vae.decode(latents(STATIC)).sample
     good = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise")
     assert psnr_db(y, good.decode(latents(STATIC)).sample) > 45
+
+
+def test_a_result_that_is_not_finite_is_said_later_and_not_waited_for():
+    check = FiniteCheck(Notices("warn"))
+    y = torch.zeros(1, 3, 1, 64, 64, device="cuda", dtype=torch.float16)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        check.watch("decoder 64x64", y)
+        torch.cuda._sleep(LONG)
+        check.watch("decoder 64x64", y * float("nan"))
+        done = torch.cuda.current_stream().record_event()
+        assert not done.query(), "nothing is waited for"
+        assert said == []
+        torch.cuda.synchronize()
+        check.tell()
+    assert [warning.category for warning in said] == [RuntimeWarning]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
+import warnings
 
 import pytest
 import torch
 from ort_engines import STATIC, tiny
 
-from qvae_trt.errors import DeviceMemoryError
+from qvae_trt.errors import DeviceMemoryError, EngineError
 from qvae_trt.runtime import fallback, tiling
 from qvae_trt.runtime.memory import memory_named
+from qvae_trt.runtime.recent import Recent
 from qvae_trt.runtime.vae import load_vae
 
 CPU = torch.device("cpu")
@@ -126,3 +129,35 @@ def test_a_copy_has_a_place_of_its_own_on_the_same_weights(vae):
     assert (vae.use_tiling, vae.dtype) == (True, torch.float32)
     holder = torch.nn.ModuleList([vae, vae])
     assert len(set(copy.deepcopy(holder).modules())) == 2, "copied once"
+
+
+@pytest.mark.parametrize("mode", ["warn", "silent"])
+def test_what_was_warned_of_takes_no_more_memory_with_every_size(mode):
+    notices = fallback.Notices(mode)
+
+    def note(sizes):
+        for size in sizes:
+            error = EngineError(f"no engine serves {size}x{size}, of all that were looked at")
+            notices.note(f"decoder {size}x{size}", error, instead="PyTorch")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = lambda *_, **__: None  # as one that is printed and forgotten
+        note(range(1000))
+        tracemalloc.start()
+        before, _ = tracemalloc.get_traced_memory()
+        note(range(1000, 5000))
+        after, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert after - before < 200_000, "400 bytes a size, and as much again in Python's registry"
+
+
+def test_recent_entries_are_kept():
+    recent = Recent()
+    for i in range(300):
+        recent[i] = i
+        recent[0] = 0
+    assert len(recent) == 256
+    assert 0 in recent
+    assert 299 in recent
+    assert 1 not in recent

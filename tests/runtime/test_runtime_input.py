@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ort_engines import tiny
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from qvae_trt.errors import UsageError
+from qvae_trt.errors import QvaeError, UsageError
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -182,3 +186,92 @@ def test_what_is_not_finite_stays_visible(vae, value, size):
 def test_a_device_without_memory_is_no_place(vae):
     with pytest.raises(UsageError, match="meta"):
         vae.decode(torch.zeros(1, 16, 1, 8, 12, device="meta"))
+
+
+# --- tensors at the edges
+# ---------------------------------------------------------------------------
+
+Z = torch.randn((1, 16, 1, 8, 12), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("size", [(8, 12), (2, 24)])
+def test_a_negative_view_is_what_it_says(vae, size):
+    """By an engine, and by PyTorch: what lies in its memory has the other sign."""
+    z = torch.randn(1, 16, 1, *size, generator=torch.Generator().manual_seed(0))
+    view = torch._neg_view(-z)
+    assert view.is_neg()
+    torch.testing.assert_close(vae.decode(view).sample, vae.decode(z).sample, rtol=0, atol=0)
+
+
+def batched(vae):
+    return torch.func.vmap(lambda z: vae.decode(z).sample)(Z[None])
+
+
+def fake(vae):
+    with FakeTensorMode() as mode:
+        vae.decode(mode.from_tensor(Z))
+
+
+NO_TENSORS = {
+    "nothing": (lambda vae: vae.decode(None), "got a NoneType and no torch.Tensor"),
+    "an array": (lambda vae: vae.encode(np.zeros((1, 3, 1, 64, 96))), "got a ndarray"),
+    "sparse": (lambda vae: vae.decode(Z.to_sparse()), "sparse_coo.* without memory of its own"),
+    "nested": (lambda vae: vae.decode(torch.nested.nested_tensor([Z])), "got a nested tensor"),
+    "zeros without memory": (
+        lambda vae: vae.decode(torch._efficientzerotensor(Z.shape)),
+        "without memory",
+    ),
+    "in vmap": (batched, "without memory of its own"),
+    "a fake one": (fake, "FakeTensor .* without memory of its own"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Accessing the data")
+@pytest.mark.parametrize("name", NO_TENSORS)
+def test_what_no_engine_can_read_is_refused(vae, name):
+    call, said = NO_TENSORS[name]
+    with pytest.raises(UsageError, match=said):
+        call(vae)
+
+
+def test_a_subclass_with_memory_of_its_own_is_taken(vae):
+    class Marked(torch.Tensor):
+        pass
+
+    found = vae.decode(Z.as_subclass(Marked)).sample
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), vae.decode(Z).sample)
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self, vae):
+        super().__init__()
+        self.call = lambda z: vae.decode(z).sample
+
+    def forward(self, z):
+        return self.call(z)
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        lambda module: torch.jit.trace(module, Z, check_trace=False),
+        lambda module: torch.export.export(module, (Z,)),
+        lambda module: make_fx(module)(Z),
+    ],
+    ids=["jit", "export", "make_fx"],
+)
+def test_a_trace_would_hold_one_result(vae, trace):
+    with pytest.raises(UsageError, match="engines cannot be traced"):
+        trace(Decoder(vae))
+
+
+def test_compiled_code_calls_the_engine(vae):
+    compiled = torch.compile(lambda z: vae.decode(z).sample, backend="eager")
+    for z in (Z, Z + 1):
+        torch.testing.assert_close(compiled(z), vae.decode(z).sample, rtol=0, atol=0)
+
+
+def test_a_forward_derivative_is_not_lost(engine_dir):
+    vae = load_vae(engine_dir, model=tiny(), fallback="raise", backend="onnxruntime")
+    with forward_ad.dual_level(), pytest.raises(QvaeError, match="engines have none"):
+        vae.decode(forward_ad.make_dual(Z, Z))

@@ -8,6 +8,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, ConfigMixin, ModelMixin
@@ -273,6 +274,14 @@ def test_tiles_that_leave_gaps_are_refused(vae, given):
     assert not vae.use_tiling
 
 
+@pytest.mark.parametrize("given", [(256.0, 256.0), ("256",), (256, 256, 64.5), (None, [256])])
+def test_tiles_that_are_no_numbers_of_pixels_are_refused(vae, given):
+    with pytest.raises(UsageError, match="expected whole numbers"):
+        vae.enable_tiling(*given)
+    assert not vae.use_tiling
+    vae.enable_tiling(*np.array([256, 256]))
+
+
 def test_attributes_set_one_by_one_are_looked_at_too(vae):
     vae.enable_tiling()
     vae.tile_sample_min_width = 64
@@ -325,6 +334,57 @@ def test_from_pretrained_hands_everything_on(vae, tmp_path, monkeypatch):
 def test_the_public_name_is_this_one(engine_dir):
     vae = qvae_trt.load_vae(str(engine_dir), model="bundled:tiny", fallback="raise", backend="auto")
     assert isinstance(vae, qvae_trt.TrtVae)
+
+
+WRONG = {
+    "no GPU": ({"device": "cuda:99"}, "device is 'cuda:99', where no tensor can be"),
+    "no device": ({"device": "gpu"}, "device is 'gpu', where no tensor can be"),
+    "a list": ({"device": ["cpu"]}, "where no tensor can be"),
+    "a dtype by name": ({"dtype": "float16"}, "dtype is 'float16', expected a floating one"),
+    "whole numbers": ({"dtype": torch.int8}, "dtype is torch.int8, expected a floating one"),
+    "no backend": ({"backend": None}, "the backend is None, expected a name"),
+    "a number": ({"engine_dir": 7}, "the engine folder is 7, expected a path"),
+    "bytes": ({"engine_dir": b"engines"}, "expected a path"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_argument_is_refused_in_words(engine_dir, name):
+    options, said = WRONG[name]
+    options = {"engine_dir": engine_dir, "backend": "onnxruntime", **options}
+    with pytest.raises(UsageError, match=said):
+        load_vae(options.pop("engine_dir"), model=tiny(), **options)
+
+
+@pytest.mark.parametrize("mode", ["static", "profiles"])
+def test_the_folder_of_one_mode_is_refused(engine_dir, mode):
+    """A command to build would build into static/static."""
+    with pytest.raises(UsageError, match="expected the folder above") as caught:
+        load_vae(engine_dir / mode, model=tiny(), backend="onnxruntime")
+    assert str(engine_dir) in caught.value.fix
+
+
+def test_no_folder_is_no_engines(original):
+    vae = load_vae(None, model=tiny(), backend="onnxruntime", fallback="silent")
+    expected = original.decode(latents(64, 96)).sample
+    torch.testing.assert_close(vae.decode(latents(64, 96)).sample, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [64, (64,), (64, 96.0), (64, -96), ("64", "96"), None])
+def test_a_size_to_warm_up_that_is_none_is_refused(vae, size):
+    with pytest.raises(UsageError, match=r"expected \(height, width\)"):
+        vae.warm_up(size)
+
+
+def test_other_arguments_of_methods_are_refused_in_words(vae):
+    with pytest.raises(UsageError, match="the part is 'vae', expected one of encoder, decoder"):
+        vae.warm_up((64, 96), parts=("vae",))
+    with pytest.raises(UsageError, match="the part is 'vae'"):
+        vae.choice("vae", STATIC)
+    with pytest.raises(UsageError, match=r"expected a qvae_trt\.Resolution"):
+        vae.choice("decoder", (64, 96))
+    vae.warm_up(STATIC, parts=("decoder",))
+    assert vae.memory()["engines"] == 1
 
 
 def test_a_wrong_word_is_refused_before_anything_is_read(engine_dir):
