@@ -218,6 +218,8 @@ class Decoder(nn.Module):
         self.gain = _gain(cast("RmsNorm", norm))
         weight, self.last_bias = _parameters(last)
         self.head = frozen(head_weight(weight))
+        attention = next(layer for layer in self.layers if isinstance(layer, AttentionBlock))
+        self.attention_channels = attention.gain.numel()
 
     def forward(self, kernels: Kernels, latents: Tensor, dtype: torch.dtype) -> Tensor:
         """Un-normalised (1, z, h, w) → (1, C, 8h, 8w) in [-1, 1]."""

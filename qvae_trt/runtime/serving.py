@@ -175,7 +175,10 @@ class Server:
             _refuse_captured(f"{part} {size}", x, found.error)
         self._tell(f"{part} {size}", x, found)
         parts = [self._pytorch.run(part, one, dtype) for one in ones]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
+        y = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
+        if not capturing(y):
+            self._finite.watch(f"{part} {size}", y)
+        return y
 
     def _tell(self, where: str, x: torch.Tensor, unserved: _Unserved) -> None:
         """What people should know of PyTorch serving; with `fallback="raise"`, the error."""

@@ -20,12 +20,13 @@ from qvae_trt.runtime.vae import TrtVae, load_vae
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 #: (height, width) in pixels, none of them square.
-SIZES = [(8, 8), (64, 200), (264, 328), (512, 384)]
+SIZES = [(8, 16), (64, 200), (264, 328), (512, 384)]
 
 
 @pytest.fixture(scope="module")
 def original(model):
-    return copy.deepcopy(model.vae).to("cuda")
+    """On the CPU: PyTorch's attention on a GPU refuses pictures of a few tokens in float32."""
+    return model.vae
 
 
 @pytest.fixture
@@ -45,7 +46,8 @@ def latents(size: tuple[int, int], *, batch: int = 1) -> torch.Tensor:
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.float() - expected).norm() / expected.norm())
+    found, expected = found.float().cpu(), expected.float().cpu()
+    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -55,8 +57,8 @@ def test_results_are_those_of_diffusers_in_fp32(vae, original, size):
         warnings.simplefilter("error")
         moments = vae.encode(x).latent_dist.parameters
         pixels = vae.decode(z).sample
-    assert error(moments, original.encode(x).latent_dist.parameters) < 5e-3
-    assert error(pixels, original.decode(z).sample) < 1e-2
+    assert error(moments, original.encode(x.cpu()).latent_dist.parameters) < 5e-3
+    assert error(pixels, original.decode(z.cpu()).sample) < 1e-2
     assert float(pixels.abs().max()) <= 1.0
 
 
@@ -225,9 +227,8 @@ def test_a_new_size_compiles_nothing(vae):
         ]
         return sum(len(cache[0]) for kernel in kernels for cache in kernel.device_caches.values())
 
-    for size in ((64, 64), (72, 88), (512, 512)):
-        vae.encode(picture(size))
-        vae.decode(latents(size))
+    vae.encode(picture((64, 64)))
+    vae.decode(latents((64, 64)))
     before = compiled()
     for size in ((8, 8), (16, 128), (136, 120), (264, 328), (1024, 768)):
         vae.encode(picture(size))
