@@ -13,6 +13,7 @@
 #   service                              latents to PIL, first use and change of size, at the seven sizes
 #   parity                               every engine at every size against PyTorch fp32
 #   kernels                              each kernel of the fused path against its floor
+#   first-use                            first uses of the fused path: of a process, of a size, after offload
 #   layers                               every layer of the static pair at 1328x1328
 #   footprint, soak                      memory and first use; 2,000 calls from four threads
 #   gpu-tests                            the tests that need a GPU
@@ -80,6 +81,9 @@ step() {
         once "parity/$size" "${qvae[@]}" verify "${served[@]}" --resolution "$size" --out "$out/parity/$size"
       done ;;
     kernels) once kernels "${python[@]}" "$here/kernels.py" --out "$out/kernels" ;;
+    first-use)
+      once first-use-cold env TRITON_CACHE_DIR="$out/triton" "${python[@]}" "$here/first_use.py" --out "$out/first_use_cold.json"
+      once first-use-warm env TRITON_CACHE_DIR="$out/triton" "${python[@]}" "$here/first_use.py" --out "$out/first_use_warm.json" ;;
     layers)
       for part in encoder decoder; do
         once "layers/$part" "${python[@]}" "$here/layers.py" "$engines/static/1328x1328/vae_$part.trt" --out "$out/layers_$part"
@@ -95,7 +99,7 @@ step() {
     all)
       on_gpus profiles-decoder profiles-encoder static-encoder static-decoder gpu-static gpu-profiles
       on_gpus bench-decoder bench-encoder parity
-      on_gpus gpu-tests service footprint soak kernels layers
+      on_gpus gpu-tests service footprint soak kernels first-use layers
       step tables ;;
     *) echo "$0: no step $1; its first lines name them" >&2; exit 2 ;;
   esac
