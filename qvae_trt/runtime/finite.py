@@ -54,8 +54,7 @@ class FiniteCheck:
             if not finite:
                 error = ExecutionError(
                     "NaN or infinity in a result: from its input, or from values that are too"
-                    " large for the engine's precision",
-                    fix="load_vae(check_nan=True) has PyTorch serve where this happens",
+                    " large for what served; with check_nan=True engines give way then"
                 )
                 self._notices.tell(where, error)
 

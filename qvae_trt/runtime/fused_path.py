@@ -13,6 +13,7 @@ from qvae_trt.errors import BackendError, QvaeError
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.holdings import on
 from qvae_trt.runtime.memory import keep_while_read, made_for_all
+from qvae_trt.runtime.recent import Recent
 from qvae_trt.runtime.replays import MOST_PIXELS, Replays
 from qvae_trt.runtime.tiling import SCALE
 
@@ -38,7 +39,7 @@ class FusedPath:
         self._checked: dict[torch.device, fused.FusedVae | QvaeError] = {}
         self._placed: dict[torch.device, fused.FusedVae] = {}
         self._replays: dict[torch.device, Replays] = {}
-        self._ran: set[tuple[Part, torch.Size, torch.device]] = set()
+        self._ran: Recent[tuple[Part, torch.Size, torch.device], None] = Recent()
         self._captured = False
         self._lock = threading.RLock()
 
@@ -78,7 +79,7 @@ class FusedPath:
                 y = self._replays_on(x.device).run(part, x, call)
             else:
                 y = call(x)
-        self._ran.add((part, x.shape, x.device))
+        self._ran[part, x.shape, x.device] = None
         return y
 
     def release(self) -> None:

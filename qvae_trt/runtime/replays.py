@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qvae_trt.runtime.graphs import captures
+from qvae_trt.runtime.recent import Recent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ class Replays:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._replays: OrderedDict[Key, _Replay] = OrderedDict()
-        self._seen: set[Key] = set()
+        self._seen: Recent[Key, None] = Recent()
         self._lock = threading.Lock()
         self._pool = torch.cuda.graph_pool_handle()
         self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -57,7 +58,7 @@ class Replays:
                 replay = self._capture(key, x, call)
             if replay is not None:
                 return self._replay(key, replay, x)
-            self._seen.add(key)
+            self._seen[key] = None
         return call(x)
 
     def _replay(self, key: Key, replay: _Replay, x: torch.Tensor) -> torch.Tensor:

@@ -41,8 +41,8 @@ class Server:
         model: whose weights.
         engines: built from them.
         fallback: what to do where no engine serves.
-        check_nan: treat NaN or infinity in a result as a failed run. Waits for the device. Without
-            it they are warned of, later.
+        check_nan: treat NaN or infinity in an engine's result as a failed run. Waits for the
+            device. What comes out with them is warned of, later.
         preference: whether the fused path goes before an engine; None: it never does.
     """
 
@@ -167,17 +167,17 @@ class Server:
         """(B, C, 1, H, W) by the best engine that works, else by PyTorch."""
         side = 1 if part == "encoder" else SCALE
         size = Resolution(x.shape[3] * side, x.shape[4] * side)
-        found = self._by_engine(part, size, x)
-        if isinstance(found, torch.Tensor):
-            return found
-        ones = _ones(x)
-        if capturing(x) and not self._pytorch.fused.has_run(part, ones[0]):
-            _refuse_captured(f"{part} {size}", x, found.error)
-        self._tell(f"{part} {size}", x, found)
-        parts = [self._pytorch.run(part, one, dtype) for one in ones]
-        y = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
-        if not capturing(y):
-            self._finite.watch(f"{part} {size}", y)
+        where = f"{part} {size}"
+        y = self._by_engine(part, size, x)
+        if isinstance(y, _Unserved):
+            ones = _ones(x)
+            if capturing(x) and not self._pytorch.fused.has_run(part, ones[0]):
+                _refuse_captured(where, x, y.error)
+            self._tell(where, x, y)
+            parts = [self._pytorch.run(part, one, dtype) for one in ones]
+            y = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
+        if not capturing(x):
+            self._finite.watch(where, y)
         return y
 
     def _tell(self, where: str, x: torch.Tensor, unserved: _Unserved) -> None:
@@ -215,8 +215,8 @@ class Server:
                 return _Unserved(EngineError(f"the fused path is {faster}"), chosen=True)
             try:
                 y = self.engines.run(part, choice, x)
-                if not capturing(y):
-                    self._check_finite(f"{part} {size}", y, choice)
+                if self.check_nan and not capturing(y):
+                    _require_finite(y, choice)
             except (EngineError, BackendError) as error:
                 if capturing(x):
                     raise
@@ -240,15 +240,6 @@ class Server:
         else:
             return {}
         return dict.fromkeys(("static", "profiles"), why)
-
-    def _check_finite(self, where: str, y: torch.Tensor, choice: Choice) -> None:
-        if not self.check_nan:
-            self._finite.watch(where, y)
-            return
-        with memory_named(y.device, "memory free to look for NaN in a result"):
-            sound = bool(torch.isfinite(y).all())
-        if not sound:
-            raise ExecutionError(f"{choice.path}: NaN or infinity in its output")
 
     def _missing(self, part: Part, choice: Choice, *, mendable: bool) -> QvaeError:
         """Why no engine serves; with the command for one, if that would (`mendable`)."""
@@ -316,6 +307,14 @@ def _mistake(x: object, channels: int, least: int) -> str | None:
     if not _has_memory(x):
         return f"a {type(x).__name__} ({x.layout}, on {x.device}) without memory of its own"
     return None
+
+
+def _require_finite(y: torch.Tensor, choice: Choice) -> None:
+    """ExecutionError for an engine's result that is not finite."""
+    with memory_named(y.device, "memory free to look for NaN in a result"):
+        sound = bool(torch.isfinite(y).all())
+    if not sound:
+        raise ExecutionError(f"{choice.path}: NaN or infinity in its output")
 
 
 def _refuse_captured(where: str, x: torch.Tensor, why: QvaeError) -> None:

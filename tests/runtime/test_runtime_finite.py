@@ -132,6 +132,13 @@ def test_an_engine_that_overflows_is_said(tmp_path_factory, said, fallback):
     assert len(said) == 1
 
 
+def test_what_comes_without_an_engine_is_looked_at_too(said):
+    vae = load_vae(None, model=tiny(), backend="onnxruntime", fallback="warn")
+    vae.decode(Z)
+    vae.decode(Z * math.inf)
+    assert [w.category for w in said if w.category is not FallbackWarning] == [RuntimeWarning]
+
+
 def test_asked_for_pytorch_serves_where_an_engine_overflows(tmp_path_factory):
     vae = load_vae(
         fp16_engines(tmp_path_factory), model=tiny(), backend="onnxruntime", check_nan=True
