@@ -59,8 +59,10 @@ def streams() -> Iterator[None]:
 
     TensorRT and ONNX Runtime print to file descriptor 1 from C++, past Python: the descriptor is
     led to stderr, and `sys.stdout` writes to a copy of the old one. Does nothing where `sys.stdout`
-    is not the process's own (tests).
+    is not the process's own (tests). Streams that the caller has closed lead to the null device:
+    else the first files opened would take their numbers, and what is printed.
     """
+    _open_closed_streams()
     if not _is_own_stdout():
         yield
         return
@@ -83,6 +85,15 @@ def streams() -> Iterator[None]:
             mute(sys.stdout)
         os.dup2(kept, 1)
         sys.stdout = before
+
+
+def _open_closed_streams() -> None:
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # In this order each takes the lowest number that is free, which is its own.
+            number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 class _Results(io.TextIOWrapper):

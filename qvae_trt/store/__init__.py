@@ -29,7 +29,7 @@ from __future__ import annotations
 from qvae_trt.store.checking import check_engine, differences, option_in, read_sidecar, words_of
 from qvae_trt.store.finding import EngineFile, find_engines
 from qvae_trt.store.hashing import sha256_file, stamp_of
-from qvae_trt.store.locking import lock_engine
+from qvae_trt.store.locking import clean_up, lock_engine
 from qvae_trt.store.sidecar import (
     FORMAT_VERSION,
     EngineKey,
@@ -53,6 +53,7 @@ __all__ = [
     "Sidecar",
     "check_engine",
     "check_writable",
+    "clean_up",
     "differences",
     "find_engines",
     "lock_engine",

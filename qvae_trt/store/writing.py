@@ -39,11 +39,12 @@ def staged(engine: Path, *, option: str = ENGINES) -> Iterator[Path]:
             prefix=staged_prefix(engine), suffix=".tmp", dir=engine.parent
         )
         os.close(descriptor)
+    temporary = engine.with_name(Path(name).name)  # `name` is absolute, `engine` need not be
     try:
-        yield Path(name)
+        yield temporary
     finally:
         with suppress(OSError):
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sid
 
 def _is_staged(source: Path, engine: Path) -> bool:
     return (
-        source.parent == engine.parent
+        source.absolute().parent == engine.absolute().parent
         and source.name.startswith(staged_prefix(engine))
         and source.name.endswith(".tmp")
     )
