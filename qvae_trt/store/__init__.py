@@ -35,6 +35,7 @@ from qvae_trt.store.sidecar import (
     EngineKey,
     Mismatch,
     Sidecar,
+    show,
     sidecar_path,
 )
 from qvae_trt.store.writing import (
@@ -61,6 +62,7 @@ __all__ = [
     "read_sidecar",
     "replace_file",
     "sha256_file",
+    "show",
     "sidecar_path",
     "staged",
     "stamp_of",
