@@ -135,8 +135,19 @@ def finish_replacement(engine: Path) -> None:
     following = next_sidecar_path(engine)
     if next_sidecar_if_valid(engine) is not None:
         following.replace(sidecar_path(engine))
+        # Else a power cut after the next write's first rename may leave that one alone.
+        sync(engine.parent)
     else:
         following.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def staged_prefix(path: Path) -> str:
