@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import shlex
 import shutil
 import sys
 from collections import Counter
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Literal
 from qvae_trt import __version__, backends, store
 from qvae_trt.backends import devices
 from qvae_trt.errors import ForeignEngineError, QvaeError
+from qvae_trt.profiles import command_line
+from qvae_trt.store import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,7 +166,7 @@ def _engines(engine_dir: Path) -> Check:
             "engines",
             "warn",
             f"{locked}: no permission to read",
-            f"let this user into it: chmod u+rX {shlex.quote(str(locked))}",
+            f"let this user into it: {command_line(['chmod', 'u+rX', str(locked)])}",
         )
     found = Counter(_engine_in_words(engine.path) for engine in store.find_engines(engine_dir))
     if not found:
@@ -186,7 +187,7 @@ def _engine_in_words(engine: Path) -> tuple[bool, str]:
         return False, "unknown origin, without a sidecar"
     except QvaeError:
         return False, "unknown origin, with an unreadable sidecar"
-    words = f"{key.flavour} {key.flavour_version} on {key.gpu}"
+    words = f"{show(key.flavour)} {show(key.flavour_version)} on {show(key.gpu)}"
     try:
         backend = backends.get(key.flavour)
         backend.can_run().require()

@@ -7,6 +7,8 @@ is a bug (exit code 3).
 
 from __future__ import annotations
 
+import unicodedata
+
 __all__ = [
     "BackendError",
     "BenchError",
@@ -24,8 +26,10 @@ __all__ = [
     "StaleEngineError",
     "StoreError",
     "UsageError",
-    "os_words",
 ]
+
+# Of Unicode: control, format, half a surrogate pair, and the separators of lines and paragraphs.
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 class QvaeError(Exception):
@@ -40,9 +44,9 @@ class QvaeError(Exception):
     exit_code: int = 1
 
     def __init__(self, what: str, *, fix: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.fix = fix
+        self.what = printable(what)
+        self.fix = None if fix is None else printable(fix)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         return self.what if self.fix is None else f"{self.what}\n{self.fix}"
@@ -108,6 +112,23 @@ class ParityError(QvaeError):
 
 class BenchError(QvaeError):
     """A measurement that could not be taken, or results that cannot be read."""
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """Text from anywhere as a terminal may print it: a character that would not be seen, and may do
+    something instead, becomes `\\x1b`.
+
+    Args:
+        lines: line breaks and tabs stay; without it the result is one line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in _UNSEEN and not (lines and letter in "\n\t")
+        else letter
+        for letter in text
+    )
 
 
 def os_words(error: OSError) -> str:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from qvae_trt.errors import PictureError, StoreError
+from qvae_trt.profiles import command_line
 from qvae_trt.regular_file import open_regular
 from qvae_trt.store import replace_file
 
@@ -388,7 +389,8 @@ def check_folder(path: Path) -> None:
     """PictureError unless the folder that `path` is to be written to is there."""
     if not path.parent.is_dir():
         raise PictureError(
-            f"cannot write {path}: no folder {path.parent}", fix=f"mkdir -p {path.parent}"
+            f"cannot write {path}: no folder {path.parent}",
+            fix=command_line(["mkdir", "-p", str(path.parent)]),
         )
 
 

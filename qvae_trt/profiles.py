@@ -8,6 +8,7 @@ where the two meet.
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from qvae_trt.errors import ResolutionError, UsageError
+from qvae_trt.errors import ResolutionError, UsageError, printable
 from qvae_trt.toml_file import TomlFile, kind_of, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 Part = Literal["encoder", "decoder"]
 Mode = Literal["static", "profiles"]
@@ -283,7 +284,25 @@ def build_command(
     for option, value in given.items():
         if value is not None:
             words += [option, str(value)]
-    return shlex.join(words)
+    return command_line(words)
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Words as one line to copy into a shell, also those that hold what cannot be printed."""
+    return " ".join(map(_shell_word, words))
+
+
+def _shell_word(word: str) -> str:
+    if printable(word, lines=False) == word:
+        return shlex.quote(word)
+    # bash, zsh and ksh read escapes in $'…'
+    letters = []
+    for letter in word:
+        if printable(letter, lines=False) != letter:
+            letters += [f"\\x{byte:02x}" for byte in os.fsencode(letter)]
+        else:
+            letters.append(f"\\{letter}" if letter in "\\'" else letter)
+    return f"$'{''.join(letters)}'"
 
 
 def rebuild_command(

@@ -25,7 +25,7 @@ def workplace() -> Iterator[Path]:
     Raises:
         StoreError: the system's temporary folder cannot be written to.
     """
-    _sweep()
+    sweep()
     folder, lock = _claim()
     try:
         yield folder
@@ -51,7 +51,15 @@ def _claim() -> tuple[Path, int]:
         os.close(lock)
 
 
-def _sweep() -> None:
+def is_in_workplace(path: Path) -> bool:
+    """Whether a file is in one of these folders, in whichever process."""
+    place = Path(tempfile.gettempdir())
+    return any(
+        folder.name.startswith(_PREFIX) and folder.parent == place for folder in path.parents
+    )
+
+
+def sweep() -> None:
     """Removes this user's folders that no process holds: a dead one's lock is dropped."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):  # another user's, or just gone

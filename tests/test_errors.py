@@ -57,3 +57,22 @@ def test_crosses_a_process_boundary_whole(kind):
 )
 def test_family(kind, parent):
     assert issubclass(getattr(errors, kind), getattr(errors, parent))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "line"),
+    [
+        ("plain 漢字 é –", "plain 漢字 é –", "plain 漢字 é –"),
+        ("\x1b[2J\x07", "\\x1b[2J\\x07", "\\x1b[2J\\x07"),
+        ("\x9b31m\x7f", "\\x9b31m\\x7f", "\\x9b31m\\x7f"),
+        ("right\u202eleft", "right\\u202eleft", "right\\u202eleft"),
+        ("one\ntwo\tthree", "one\ntwo\tthree", "one\\ntwo\\tthree"),
+        ("a\rb\u2028c\udcff", "a\\rb\\u2028c\\udcff", "a\\rb\\u2028c\\udcff"),
+    ],
+)
+def test_what_is_not_seen_is_shown(text, shown, line):
+    assert errors.printable(text) == shown
+    assert errors.printable(text, lines=False) == line
+    assert errors.printable(shown) == shown
+    error = errors.EngineError(text, fix=text)
+    assert (error.what, error.fix) == (shown, shown)

@@ -6,9 +6,13 @@ although ONNX Runtime itself would run any: what is tested here on a CPU then ho
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import time
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt.backends import (
@@ -128,7 +132,8 @@ class OnnxRuntime:
                 raise KeyboardInterrupt
             optimized = folder / "engine.onnx"
             options.optimized_model_filepath = str(optimized)
-            session = self._session(onnx, options, BuildError)
+            with refusals_named("write", optimized), _full_disk_named(onnx, folder):
+                session = self._session(onnx, options, BuildError)
             source, result = _describe(session, BuildError)
             del session
             spec.check_input(source)
@@ -311,6 +316,17 @@ def _describe(session: Any, kind: type[BuildError | EngineError]) -> tuple[Tenso
         shape = tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
         found.append(TensorSpec(tensor.name, dtype, shape))
     return found[0], found[1]
+
+
+@contextmanager
+def _full_disk_named(onnx: Path, folder: Path) -> Iterator[None]:
+    """OSError where a graph of that size has no room in a folder: onnxruntime does not say so."""
+    try:
+        yield
+    except BuildError as error:
+        if shutil.disk_usage(folder).free >= onnx.stat().st_size:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def _write(

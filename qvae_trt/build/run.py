@@ -25,7 +25,7 @@ from qvae_trt.errors import (
     os_words,
 )
 from qvae_trt.profiles import SIDE_MULTIPLE
-from qvae_trt.workplace import workplace
+from qvae_trt.workplace import sweep, workplace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,6 +91,8 @@ def build(
     from qvae_trt.model import load_model
 
     loaded = load_model(model)
+    if not dry_run:
+        sweep()  # also where every engine is kept
     isolated = isolate and chosen.name != "onnxruntime"
     with BuildChild() as own, Ahead(loaded, precision) as ahead:
         run = _Run(
@@ -160,6 +162,8 @@ class _Run:
         expected = self._expected(job)
         reason, held = self._why_build(job, expected)
         if reason is None and not self.force:
+            if not self.dry_run:
+                store.clean_up(job.path)
             return _kept(job, held, "up to date")
         reason = reason or "up to date; built again because it was asked for"
         if self.dry_run:

@@ -97,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> object:
         code = app(arguments, prog_name="qvae", standalone_mode=False)
-        if sys.stdout is not None:  # closed by who called
-            sys.stdout.flush()  # a disk that is full is the command's failure
+        sys.stdout.flush()  # a disk that is full is the command's failure
         return code
 
     with output.streams():

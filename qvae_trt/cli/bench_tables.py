@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qvae_trt.bench.results import REFERENCE
+from qvae_trt.errors import printable
 from qvae_trt.report import view
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ def screen(result: BenchResult) -> Group:
     """All tables of a result and the notes that belong to them, to be printed at once."""
     notes = view.Footnotes()
     shown: list[Table | Text] = [
-        Text(view.title(result), style="bold"),
-        Text(view.subtitle(result)),
+        _line(view.title(result), "bold"),
+        _line(view.subtitle(result)),
     ]
-    shown += [Text(remark, style="yellow") for remark in view.remarks(result)]
+    shown += [_line(remark, "yellow") for remark in view.remarks(result)]
     shown.append(Text(f"Median; behind it the speed-up over {REFERENCE}, the fastest in bold.\n"))
     absent: dict[str, str] = {}
     for part in ("decoder", "encoder"):
@@ -33,10 +34,8 @@ def screen(result: BenchResult) -> Group:
             shown.append(_part(rows))
             absent |= dict(rows.absent)
     shown += [_service(result, kind, notes) for kind in view.service_kinds(result)]
-    shown += [
-        Text(f"{path} was not measured: {reason}", style="dim") for path, reason in absent.items()
-    ]
-    shown += [Text(f"[{index}] {note}", style="dim") for index, note in enumerate(notes.texts, 1)]
+    shown += [_line(f"{path} was not measured: {reason}", "dim") for path, reason in absent.items()]
+    shown += [_line(f"[{index}] {note}", "dim") for index, note in enumerate(notes.texts, 1)]
     return Group(*shown)
 
 
@@ -44,7 +43,7 @@ def comparison_table(comparison: Comparison) -> Table:
     """Every latency of a comparison; what left the margin is named, and coloured."""
     made = _new(
         f"New against old, margin {comparison.margin:.0%}",
-        caption=Text("\n".join(comparison.notes)) if comparison.notes else None,
+        caption=Text("\n").join(map(_line, comparison.notes)) if comparison.notes else None,
         caption_justify="left",
     )
     for name in ("what", "size", "path"):
@@ -58,13 +57,18 @@ def comparison_table(comparison: Comparison) -> Table:
         made.add_row(
             change.what,
             str(change.resolution),
-            change.path,
+            _line(change.path),
             view.ms(change.old_ms),
             view.ms(change.new_ms),
-            Text(change.reason, style=style),
+            _line(change.reason, style),
             Text(verdict, style=style),
         )
     return made
+
+
+def _line(text: str, style: str = "") -> Text:
+    """A line that may hold text from a file."""
+    return Text(printable(text, lines=False), style=style)
 
 
 def _new(title: str, **more: Any) -> Table:
@@ -83,7 +87,7 @@ def _part(rows: view.PartTable) -> Table:
     made = _new(f"{rows.part.capitalize()}, ms")
     made.add_column("size", no_wrap=True)
     for path in rows.paths:
-        made.add_column(path, justify="right", no_wrap=True)
+        made.add_column(_line(path), justify="right", no_wrap=True)
     for resolution, entries in rows.rows:
         made.add_row(str(resolution), *map(_entry, entries))
     if any(mean is not None for mean in rows.means):
@@ -120,5 +124,5 @@ def _service(result: BenchResult, kind: str, notes: view.Footnotes) -> Table:
         words = name in ("size", "after", "path", "processor")
         made.add_column(name, justify="left" if words else "right", no_wrap=True)
     for row in rows:
-        made.add_row(*map(Text, row))
+        made.add_row(*map(_line, row))
     return made

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qvae_trt.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -49,7 +51,8 @@ def table(
             a line below says so.
         wraps: columns of words that may take several lines; without it the last.
     """
-    return _Table(tuple(headers), rows, title, tuple(spare), tuple(wraps) or (headers[-1],))
+    shown = [tuple(map(printable, row)) for row in rows]
+    return _Table(tuple(headers), shown, title, tuple(spare), tuple(wraps) or (headers[-1],))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,4 +174,4 @@ def _inline(value: object) -> str:
 def _plain(text: str) -> Text:
     from rich.text import Text
 
-    return Text(text)
+    return Text(printable(text, lines=False))

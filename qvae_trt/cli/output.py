@@ -14,18 +14,21 @@ import os
 import shutil
 import sys
 import warnings
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.segment import Segment
 
+from qvae_trt.errors import printable
 from qvae_trt.store import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, RenderableType
     from rich.progress import Progress
+    from rich.text import Text
 
 # Rich folds tables at 80 columns where it knows no width; a pipe or a file has none.
 _PIPE_WIDTH = 200
@@ -59,8 +62,10 @@ def streams() -> Iterator[None]:
 
     TensorRT and ONNX Runtime print to file descriptor 1 from C++, past Python: the descriptor is
     led to stderr, and `sys.stdout` writes to a copy of the old one. Does nothing where `sys.stdout`
-    is not the process's own (tests).
+    is not the process's own (tests). Streams that the caller has closed lead to the null device:
+    else the first files opened would take their numbers, and what is printed.
     """
+    _open_closed_streams()
     if not _is_own_stdout():
         yield
         return
@@ -83,6 +88,15 @@ def streams() -> Iterator[None]:
             mute(sys.stdout)
         os.dup2(kept, 1)
         sys.stdout = before
+
+
+def _open_closed_streams() -> None:
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # In this order each takes the lowest number that is free, which is its own.
+            number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 class _Results(io.TextIOWrapper):
@@ -154,11 +168,25 @@ def mute(stream: IO[str]) -> None:
         os.close(null)
 
 
+class _Console(Console):
+    """Shows control characters in place of sending them: text comes from files, too."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(printable(text), **how)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else printable(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+
 def console(stream: IO[str] | None = None) -> Console:
     """A console on `stream`; without one on stderr."""
     file = sys.stderr if stream is None else stream
     width = _width(terminal=file.isatty())
-    return Console(file=file, width=width, highlight=False, soft_wrap=False, emoji=False)
+    return _Console(file=file, width=width, highlight=False, soft_wrap=False, emoji=False)
 
 
 def _width(*, terminal: bool) -> int | None:
@@ -197,7 +225,19 @@ def progress() -> Iterator[Progress | None]:
 
 
 def _to_json(data: Mapping[str, object]) -> str:
-    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
+    if not text.isprintable():
+        # Beside the line breaks between values, all of these are in texts.
+        text = "".join(
+            letter if letter == "\n" or printable(letter) == letter else _in_json(letter)
+            for letter in text
+        )
+    return f"{text}\n"
+
+
+def _in_json(letter: str) -> str:
+    units = letter.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
 
 def _finite(value: object) -> object:

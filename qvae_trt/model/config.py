@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from qvae_trt.errors import ModelError
+from qvae_trt.errors import ModelError, printable
 from qvae_trt.json_file import Table, parse_object, read_bytes
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def check_config(raw: object, *, where: str) -> Config:
     found = raw.get("_class_name")
     if found != CLASS_NAME:
         reason = _OTHER_CLASSES.get(str(found), "it is not a VAE of the Qwen-Image family")
-        raise ModelError(f"{where}: found class {found}, expected {CLASS_NAME}: {reason}")
+        named = printable(str(found), lines=False)
+        raise ModelError(f"{where}: found class {named}, expected {CLASS_NAME}: {reason}")
     config: Config = {}
     for name, (low, high) in _RANGES.items():
         if name in raw:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from qvae_trt.errors import ModelError
+from qvae_trt.errors import ModelError, printable
 from qvae_trt.model.config import CLASS_NAME, KNOWN_LAYOUTS
 from qvae_trt.regular_file import open_regular
 
@@ -53,7 +53,8 @@ def read_headers(paths: Sequence[Path], *, where: str) -> Headers:
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 if name in held:
-                    raise ModelError(f"{where}: {name} is in {held[name][0].name} and {path.name}")
+                    twice = f"{held[name][0].name} and {path.name}"
+                    raise ModelError(f"{where}: {shown([name])} is in {twice}")
                 held[name] = path, tuple(file.get_slice(name).get_shape())
     files: dict[Path, dict[str, str]] = {path: {} for path in paths}
     shapes: dict[str, Shape] = {}
@@ -102,10 +103,11 @@ def _refuse_impostors(path: Path) -> None:
 
 def _as_fp32(tensor: Tensor, name: str, path: Path) -> Tensor:
     if not tensor.is_floating_point():
-        raise ModelError(f"{path}: {name}: found {tensor.dtype}, expected floating-point weights")
+        what = f"found {tensor.dtype}, expected floating-point weights"
+        raise ModelError(f"{path}: {shown([name])}: {what}")
     tensor = tensor.float()
     if not bool(torch.isfinite(tensor).all()):
-        raise ModelError(f"{path}: {name}: holds NaN or infinite values")
+        raise ModelError(f"{path}: {shown([name])}: holds NaN or infinite values")
     return tensor
 
 
@@ -204,7 +206,7 @@ def check_fit(vae: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, where: s
 
 def shown(names: Iterable[str]) -> str:
     """The first of these names, and how many more there are."""
-    names = list(names)
+    names = [printable(name, lines=False) for name in names]
     rest = len(names) - _SHOWN
     return "; ".join(names[:_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
 

@@ -29,12 +29,13 @@ from __future__ import annotations
 from qvae_trt.store.checking import check_engine, differences, option_in, read_sidecar, words_of
 from qvae_trt.store.finding import EngineFile, find_engines
 from qvae_trt.store.hashing import sha256_file, stamp_of
-from qvae_trt.store.locking import lock_engine
+from qvae_trt.store.locking import clean_up, lock_engine
 from qvae_trt.store.sidecar import (
     FORMAT_VERSION,
     EngineKey,
     Mismatch,
     Sidecar,
+    show,
     sidecar_path,
 )
 from qvae_trt.store.writing import (
@@ -53,6 +54,7 @@ __all__ = [
     "Sidecar",
     "check_engine",
     "check_writable",
+    "clean_up",
     "differences",
     "find_engines",
     "lock_engine",
@@ -60,6 +62,7 @@ __all__ = [
     "read_sidecar",
     "replace_file",
     "sha256_file",
+    "show",
     "sidecar_path",
     "staged",
     "stamp_of",

@@ -6,6 +6,7 @@ import shlex
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from qvae_trt.backends import NAMES
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError
 from qvae_trt.profiles import rebuild_command
 from qvae_trt.store.hashing import open_regular, read_all, sha256_file, stamp_of
@@ -67,9 +68,10 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
             break
     lines = "".join(f"\n  {mismatch}" for mismatch in found)
     fix = f"rebuild it: {_rebuild(engine, expected, sidecar, found)}"
+    fields = {mismatch.field for mismatch in found}
     # All that differs between two backends; with more, no backend takes it.
-    if {"flavour"} <= {m.field for m in found} <= {"flavour", "flavour_version"}:
-        flavour = sidecar.key.flavour
+    flavour = sidecar.key.flavour
+    if flavour in NAMES and {"flavour"} <= fields <= {"flavour", "flavour_version"}:
         fix = f"backend={flavour!r} (--backend {flavour}) takes it; or {fix}"
     raise StaleEngineError(f"{engine}: not the engine asked for:{lines}", fix=fix)
 

@@ -61,7 +61,8 @@ def lock_engine(
     try:
         with refusals_named("clean up beside", engine):
             finish_replacement(engine)
-            _sweep(engine)
+            for leftover in _staged_files(engine):
+                leftover.unlink(missing_ok=True)
         yield
     finally:
         mine.discard(key)
@@ -117,13 +118,36 @@ def _try_lock(descriptor: int, path: Path) -> bool:
     return (named.st_dev, named.st_ino) == (locked.st_dev, locked.st_ino)
 
 
+def clean_up(engine: Path) -> None:
+    """Mend and remove what a killed builder left beside an engine that needs no building.
+
+    Does nothing while another process holds the lock, or where the folder cannot be written to.
+    """
+    with suppress(StoreError, OSError):
+        left = next_sidecar_path(engine), lock_path(engine), *_staged_files(engine)
+        if any(path.exists() for path in left):
+            with lock_engine(engine, timeout_s=0):
+                pass
+
+
 def finish_replacement(engine: Path) -> None:
     """Step 4 of a replacement that was cut short; hold the lock."""
     following = next_sidecar_path(engine)
     if next_sidecar_if_valid(engine) is not None:
         following.replace(sidecar_path(engine))
+        # Else a power cut after the next write's first rename may leave that one alone.
+        sync(engine.parent)
     else:
         following.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def staged_prefix(path: Path) -> str:
@@ -131,8 +155,10 @@ def staged_prefix(path: Path) -> str:
     return f".{path.name[:60]}."
 
 
-def _sweep(engine: Path) -> None:
+def _staged_files(engine: Path) -> list[Path]:
     prefix = staged_prefix(engine)
-    for entry in engine.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.name.endswith(".tmp") and not entry.is_dir():
-            entry.unlink(missing_ok=True)
+    return [
+        entry
+        for entry in engine.parent.iterdir()
+        if entry.name.startswith(prefix) and entry.name.endswith(".tmp") and not entry.is_dir()
+    ]

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import StoreError
+from qvae_trt.workplace import is_in_workplace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ENGINES, RESULTS = "--engine-dir DIR", "--out"
+ENGINES, RESULTS, GRAPHS = "--engine-dir DIR", "--out", "TMPDIR=DIR"
 
 
 @contextmanager
@@ -34,6 +35,8 @@ def refusals_named(action: str, path: Path, *, option: str = ENGINES) -> Iterato
 
 
 def _refusal(action: str, path: Path, error: OSError, option: str) -> StoreError:
+    if is_in_workplace(path):
+        option = GRAPHS
     elsewhere = f"or name another folder: {option}"
     what = f"cannot {action} {path}: {error.strerror or error}"
     match error.errno:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import qvae_trt
 from qvae_trt.backends import DTypeName, TensorSpec
-from qvae_trt.errors import EngineError
+from qvae_trt.errors import EngineError, printable
 from qvae_trt.json_file import is_sha256, parse_object
 from qvae_trt.profiles import (
     MODES,
@@ -143,7 +143,7 @@ def next_sidecar_path(engine: Path) -> Path:
 def show(value: object) -> str:
     """A key's value as people read it: hashes by their first 12 digits."""
     if isinstance(value, str):
-        return value[:12] if is_sha256(value) else value
+        return value[:12] if is_sha256(value) else printable(value, lines=False)
     if isinstance(value, tuple):
         return ", ".join(str(item) for item in value)
     return "none" if value is None else str(value)

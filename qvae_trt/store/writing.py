@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from qvae_trt.errors import StoreError
 from qvae_trt.regular_file import check_replaceable
 from qvae_trt.store.hashing import sha256_file
-from qvae_trt.store.locking import finish_replacement, lock_engine, staged_prefix
+from qvae_trt.store.locking import finish_replacement, lock_engine, staged_prefix, sync
 from qvae_trt.store.refusals import ENGINES, RESULTS, refusals_named
 from qvae_trt.store.sidecar import next_sidecar_path, sidecar_path
 
@@ -39,11 +39,12 @@ def staged(engine: Path, *, option: str = ENGINES) -> Iterator[Path]:
             prefix=staged_prefix(engine), suffix=".tmp", dir=engine.parent
         )
         os.close(descriptor)
+    temporary = engine.with_name(Path(name).name)  # `name` is absolute, `engine` need not be
     try:
-        yield Path(name)
+        yield temporary
     finally:
         with suppress(OSError):
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -62,9 +63,9 @@ def replace_file(path: Path) -> Iterator[Path]:
     ):
         yield temporary
         temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -124,7 +125,7 @@ def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sid
 
 def _is_staged(source: Path, engine: Path) -> bool:
     return (
-        source.parent == engine.parent
+        source.absolute().parent == engine.absolute().parent
         and source.name.startswith(staged_prefix(engine))
         and source.name.endswith(".tmp")
     )
@@ -133,7 +134,7 @@ def _is_staged(source: Path, engine: Path) -> bool:
 def _put(engine: Path, sidecar: Sidecar, temporary: Path) -> Sidecar:
     mode = 0o666 & ~_umask()
     with refusals_named("write", engine):
-        _sync(temporary)
+        sync(temporary)
         size = temporary.stat().st_size
     if size == 0:
         raise StoreError(f"{engine}: the new engine is empty, expected at least one byte")
@@ -148,15 +149,15 @@ def _put(engine: Path, sidecar: Sidecar, temporary: Path) -> Sidecar:
         with staged(engine) as text, refusals_named("write", following):
             text.write_text(whole.to_json(), encoding="utf-8")
             text.chmod(mode)
-            _sync(text)
+            sync(text)
             text.replace(following)
         with refusals_named("write", engine):
             temporary.chmod(mode)
             # The folder is synced between the renames: a disk may otherwise keep the later one
             # only.
-            _sync(engine.parent)
+            sync(engine.parent)
             temporary.replace(engine)
-            _sync(engine.parent)
+            sync(engine.parent)
     except BaseException:
         # Only if the engine was not replaced; else the next holder of the lock finishes.
         if temporary.exists():
@@ -164,16 +165,8 @@ def _put(engine: Path, sidecar: Sidecar, temporary: Path) -> Sidecar:
         raise
     with refusals_named("write", sidecar_path(engine)):
         following.replace(sidecar_path(engine))
-        _sync(engine.parent)
+        sync(engine.parent)
     return whole
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -94,7 +94,7 @@ class TuneKey:
         for name, value in asdict(self).items():
             wanted = getattr(expected, name)
             if value != wanted:
-                words.append(f"{name.replace('_', ' ')} {value}, expected {wanted}")
+                words.append(f"{name.replace('_', ' ')} {store.show(value)}, expected {wanted}")
         return "; ".join(words)
 
 

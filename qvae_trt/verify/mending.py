@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvae_trt import store
-from qvae_trt.profiles import rebuild_command
+from qvae_trt import backends, store
+from qvae_trt.profiles import command_line, rebuild_command
 
 if TYPE_CHECKING:
     from qvae_trt.model import Model
@@ -32,12 +32,15 @@ def rebuild(
     wanted = {**engine.place, "weights_sha256": model.weights_sha256}
     if store.differences(key, wanted) or not _builds_into(words, engine_dir):
         general = rebuild_command(
-            engine.path, model=model.source, backend=key.flavour, precision=key.precision
+            engine.path,
+            model=model.source,
+            backend=key.flavour if key.flavour in backends.NAMES else None,
+            precision=key.precision,
         )
         words = shlex.split(general)
     if force and "--force" not in words:
         words.append("--force")
-    return shlex.join(words)
+    return command_line(words)
 
 
 def _builds_into(words: list[str], engine_dir: Path) -> bool:

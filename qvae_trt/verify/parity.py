@@ -25,6 +25,7 @@ from qvae_trt.errors import (
 from qvae_trt.model import load_model
 from qvae_trt.profiles import build_command
 from qvae_trt.runtime.engine import Engine
+from qvae_trt.store import show
 from qvae_trt.verify.bounds import BOUNDS, Output
 from qvae_trt.verify.comparison import (
     REFERENCE,
@@ -179,7 +180,9 @@ class _Run:
                 continue
             flavour = sidecar.key.flavour
             if wanted is not None and flavour != wanted:
-                self._note(target, sidecar, "not run", f"built by {flavour}, asked for {wanted}")
+                self._note(
+                    target, sidecar, "not run", f"built by {show(flavour)}, asked for {wanted}"
+                )
                 continue
             profiles, every_profile = sidecar.key.profiles, flavour != "onnxruntime"
             sizes = sizes_of(

@@ -185,6 +185,18 @@ def test_another_input_name(backend: backends.Backend, tmp_path: Path) -> None:
         backend.build(graph, tmp_path / "e.onnx", wrong)
 
 
+def test_a_full_temporary_folder_is_told_as_that(
+    backend: backends.Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime calls it a failed serialization; without room no graph can be written."""
+    (tmp_path / "x.onnx").write_text("no graph")
+    usage = SimpleNamespace(total=9, used=9, free=0)
+    monkeypatch.setattr(adapter.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(StoreError, match="No space left on device") as caught:
+        backend.build(tmp_path / "x.onnx", tmp_path / "e.onnx", spec())
+    assert "TMPDIR=DIR" in str(caught.value.fix)
+
+
 @pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08\x08"])
 def test_a_file_that_is_no_graph(backend: backends.Backend, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.onnx").write_bytes(content)

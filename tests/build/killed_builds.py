@@ -18,7 +18,6 @@ from typing import Any
 
 import qvae_trt.export
 import qvae_trt.model
-import qvae_trt.store.writing as writing
 from qvae_trt import store
 from qvae_trt.build import build, plan_static
 from qvae_trt.errors import QvaeError
@@ -38,8 +37,8 @@ def build_once(folder: Path, moment: int | None) -> list[Any]:
         if steps == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    real = writing._sync
-    writing._sync = lambda path: (step(), real(path))[1]
+    real = os.fsync
+    os.fsync = lambda descriptor: (step(), real(descriptor))[1]
     fake = Exporter()
     qvae_trt.model.load_model = fake.load_model  # type: ignore[assignment]
     qvae_trt.export.export_onnx = fake.export_onnx  # type: ignore[assignment]

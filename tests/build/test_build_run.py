@@ -64,6 +64,31 @@ def test_builds_then_keeps(exporter: Exporter, tmp_path: Path) -> None:
     assert {job.path: job.path.stat().st_mtime_ns for job in jobs} == before
 
 
+def test_what_a_kill_left_goes_although_the_engine_is_kept(
+    exporter: Exporter, tmp_path: Path, own_temporary_folder: Path
+) -> None:
+    jobs = plan(tmp_path)[:1]
+    path = jobs[0].path
+    run(jobs)
+    before = sorted(path.parent.iterdir())
+    (own_temporary_folder / "qvae-build-x").mkdir()
+    for name in (f".{path.name}.x.tmp", f".{path.name}.lock", f".{path.name}.next.json"):
+        (path.parent / name).write_text("left")
+    (result,) = run(jobs, dry_run=True)
+    assert result.status == "kept"
+    assert len(list(path.parent.iterdir())) == len(before) + 3, "a dry run changes nothing"
+    with store.lock_engine(path), store.staged(path) as staged:
+        done = threading.Thread(target=run, args=(jobs,))
+        done.start()
+        done.join(60)
+        assert staged.is_file(), "another build is at work"
+    (path.parent / f".{path.name}.y.tmp").write_text("left")
+    (result,) = run(jobs)
+    assert result.status == "kept"
+    assert sorted(path.parent.iterdir()) == before
+    assert list(own_temporary_folder.iterdir()) == []
+
+
 def test_what_the_exporter_is_asked(exporter: Exporter, tmp_path: Path) -> None:
     run(
         [*plan(tmp_path, parts=["decoder"]), *plan_profiles(tmp_path, RANGES, ["encoder"], ".onnx")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qvae_trt import store
 from qvae_trt.errors import StoreError
 from qvae_trt.workplace import workplace
 
@@ -72,6 +74,17 @@ def test_what_is_no_folder_of_ours_stays(own_temporary_folder: Path, tmp_path: P
         pass
     assert (target / "x").is_file()
     assert (own_temporary_folder / "qvae-build-file").is_file()
+
+
+def test_a_full_one_is_told_by_its_own_name(own_temporary_folder: Path) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        workplace() as folder,
+        pytest.raises(StoreError) as caught,
+        store.replace_file(folder / "encoder.onnx"),
+    ):
+        raise full
+    assert caught.value.fix == "make room there, or name another folder: TMPDIR=DIR"
 
 
 def test_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,18 @@ def test_from_a_staged_file_moves_it(built):
     assert _files(built.path.parent) == PAIR
 
 
+def test_a_staged_file_of_a_relative_folder_is_moved_too(tmp_path, monkeypatch):
+    """A copy would take twice the disk."""
+    monkeypatch.chdir(tmp_path)
+    engine = Path("engines", "vae_encoder.trt")
+    with lock_engine(engine), staged(engine) as temporary:
+        temporary.write_bytes(NEW)
+        inode = temporary.stat().st_ino
+        write_engine(engine, make_sidecar(), source=temporary)
+    assert engine.stat().st_ino == inode
+    assert _files(tmp_path / "engines") == PAIR
+
+
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_files_get_the_mode_that_the_umask_says(tmp_path, mask, mode):
     path = tmp_path / "vae_encoder.trt"

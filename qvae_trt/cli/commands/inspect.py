@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from qvae_trt.cli import output
 from qvae_trt.cli.drawing import tree
 from qvae_trt.cli.options import JsonOption, VerboseOption
 from qvae_trt.errors import BackendError, EngineError, ForeignEngineError
-from qvae_trt.profiles import build_command
+from qvae_trt.profiles import build_command, command_line
 
 
 def inspect(
@@ -75,7 +74,7 @@ def _engine(path: Path) -> Path:
         )
         raise EngineError(
             f"{path}: is a directory, expected an engine file",
-            fix=f"for example: {shlex.join(['qvae', 'inspect', str(found[0])])}"
+            fix=f"for example: {command_line(['qvae', 'inspect', str(found[0])])}"
             if found
             else build_command("static", engine_dir=path),
         )
