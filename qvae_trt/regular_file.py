@@ -33,11 +33,6 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def check_regular(path: Path) -> None:
-    """For a library that opens files by their names: raises what `open_regular` would."""
-    open_regular(path).close()
-
-
 def check_replaceable(path: Path) -> None:
     """OSError where something else than a regular file stands: what is written to `path` would take
     its place.
