@@ -11,10 +11,12 @@ the block, `<!-- /block -->`. Where a measurement is missing, the words for that
 Keys of a line:
     range:PART:PATH      speed-up over stock diffusers, least to largest over the sizes
     build:PART:MODE      seconds that building one engine took, least to largest
+    cell:PART:PATH:WxH:WHAT    of one cell: median, memory (beside the weights) or first (call)
     post:PROCESSOR       what the post-processing takes of a latents-to-PIL call, at most
     json:FILE:A.B[name=x].C[0]:FORMAT      any value; FORMAT is ms, gib, mib, int or text
 Keys of a block:
     sizes  profiles  bounds  gain  machine  latency:PART  service  modes  memory  parity
+    beside:PART
     picture:NAME
 """
 
@@ -28,7 +30,7 @@ from pathlib import Path
 
 from figures.blocks import block
 from figures.lines import line
-from figures.measured import Measured
+from figures.measured import HOST, Measured
 from figures.pictures import IMAGES, charts, draw_terminals, photograph_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +55,7 @@ def filled(text: str, page: Path, measured: Measured) -> str:
 
 def write(measured: Measured, *, check: bool) -> int:
     wanted = {page: filled(page.read_text("utf-8"), page, measured) for page in pages()}
-    wanted |= {IMAGES / f"h200-{name}.svg": svg for name, svg in charts(measured).items()}
+    wanted |= {IMAGES / f"{HOST}-{name}.svg": svg for name, svg in charts(measured).items()}
     wanted[ROOT / BUILDS] = json.dumps({"version": 1, "engines": measured.builds}, indent=1) + "\n"
     stale = [
         path

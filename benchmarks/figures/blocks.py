@@ -135,6 +135,27 @@ def _latencies(table: BenchResult, part: Part, size: Resolution, paths: list[str
     return row
 
 
+def _beside(measured: Measured, words: Words, part: Part) -> str:
+    """What LightX2V published, and what was measured here at the same size."""
+    table = measured.table
+    rows = []
+    for row in measured.beside:
+        size, mode = Resolution.parse(row["size"]), row["mode"]
+        fastest = table.fastest(part, size)
+        here = [
+            "–" if cell is None or cell.timing is None else f"{cell.timing.median_ms:.1f}"
+            for path in ("pytorch", mode, fastest or "")
+            for cell in [table.cell(part, size, path)]
+        ]
+        if fastest is not None:
+            here[-1] += f" (`{fastest}`)"
+        theirs = [f"{row[part][name]:.1f}" for name in ("pytorch_ms", "tensorrt_ms")]
+        rows.append([str(size), mode, *theirs, *here])
+    named = ("its PyTorch", "its TensorRT", "PyTorch here", "engine here", "fastest here")
+    head = (f"{part}, ms", words["engine"], *(words[name] for name in named))
+    return _markdown(head, rows)
+
+
 def _service(measured: Measured, words: Words) -> str:
     table = measured.table
     rows = []
@@ -269,4 +290,5 @@ _BLOCKS: dict[str, Callable[..., str]] = {
     "memory": _memory,
     "parity": _parity,
     "planned": _planned,
+    "beside": _beside,
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from figures.measured import Measured, MissingError
 from figures.words import WORDS
+from qvae_trt.profiles import Part, Resolution
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,12 @@ def line(measured: Measured, key: str, language: str) -> str:
     try:
         if kind == "json":
             return _json(measured, *rest.rsplit(":", 2))
-        made: dict[str, Callable[..., str]] = {"build": build, "range": _range, "post": _post}
+        made: dict[str, Callable[..., str]] = {
+            "build": build,
+            "range": _range,
+            "cell": _cell,
+            "post": _post,
+        }
         return made[kind](measured, *rest.split(":"))
     except MissingError:
         return WORDS[language]["missing"]
@@ -42,6 +48,19 @@ def _range(measured: Measured, part: str, path: str) -> str:
     table = measured.table
     cells = [c for c in table.cells if c.part == part and c.path == path]
     return _span([r for c in cells if (r := table.speedup(c)) is not None], "{:.2f}×")
+
+
+def _cell(measured: Measured, part: Part, path: str, size: str, what: str) -> str:
+    cell = measured.table.cell(part, Resolution.parse(size), path)
+    if cell is None or cell.timing is None:
+        raise MissingError
+    if what == "median":
+        return f"{cell.timing.median_ms:.1f} ms"
+    if what == "first" and "first_ms" in cell.detail:
+        return f"{float(cell.detail['first_ms']):,.0f} ms"
+    if what == "memory" and cell.peak_bytes is not None:
+        return _FORMATS["gib"](cell.peak_bytes - (cell.weights_bytes or 0))
+    raise MissingError
 
 
 def _span(found: list[float], form: str) -> str:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+#: The folder of the machine whose figures README.md and docs/ show.
+HOST = "h200"
+
+
 class MissingError(Exception):
     """There is no such measurement."""
 
@@ -29,11 +33,11 @@ class Measured:
 
     @cached_property
     def result(self) -> BenchResult | None:
-        """The H200's latencies: all results of one machine and model as one table, the newest
+        """The latencies: all results of one machine and model as one table, the newest
         first, so that of two measurements of one thing it is the newer that counts.
         """
         found = []
-        for path in sorted((self.folder / "h200").rglob("*.json")):
+        for path in sorted((self.folder / HOST).rglob("*.json")):
             try:
                 data = json.loads(path.read_bytes())
                 if isinstance(data, dict) and data.get("schema") == "qvae/latency":
@@ -80,7 +84,7 @@ class Measured:
 
     @cached_property
     def parity(self) -> list[dict[str, Any]]:
-        """Every row that ran on the H200, of every parity report there."""
+        """Every row that ran, of every parity report there."""
         reports = [data for data in self._others if "reference_proof" in data]
         return [row for data in reports for row in data["rows"] if "psnr_db" in row]
 
@@ -101,6 +105,15 @@ class Measured:
         return engines
 
     @cached_property
+    def beside(self) -> list[dict[str, Any]]:
+        """What LightX2V published of its engines, row by row; MissingError where that is not there."""
+        source = self.folder / "peers" / "lightx2v.json"
+        if not source.is_file():
+            raise MissingError
+        rows: list[dict[str, Any]] = json.loads(source.read_bytes())["rows"]
+        return rows
+
+    @cached_property
     def builds(self) -> list[dict[str, Any]]:
         """What building each engine took, by the sidecars; of several of one kind the latest."""
         latest: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -119,7 +132,7 @@ class Measured:
 
     @cached_property
     def _others(self) -> list[dict[str, Any]]:
-        found = [json.loads(p.read_bytes()) for p in sorted((self.folder / "h200").rglob("*.json"))]
+        found = [json.loads(p.read_bytes()) for p in sorted((self.folder / HOST).rglob("*.json"))]
         return [data for data in found if isinstance(data, dict)]
 
 

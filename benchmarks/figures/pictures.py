@@ -11,7 +11,7 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
-from figures.measured import Measured, MissingError
+from figures.measured import HOST, Measured, MissingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,8 +31,8 @@ def picture(measured: Measured, name: str, words: Mapping[str, str], page: Path)
     images = os.path.relpath(IMAGES, page.parent)
     gpu = measured.table.runs[0].machine["gpu"]
     return (
-        f'<picture><source media="(max-width: 600px)" srcset="{images}/h200-{name}-narrow.svg">'
-        f'<img alt="{words[name]}, {gpu}" src="{images}/h200-{name}.svg">'
+        f'<picture><source media="(max-width: 600px)" srcset="{images}/{HOST}-{name}-narrow.svg">'
+        f'<img alt="{words[name]}, {gpu}" src="{images}/{HOST}-{name}.svg">'
         "</picture>"
     )
 
@@ -93,7 +93,7 @@ def draw_terminals() -> None:
 
 
 def photograph_report(measured: Measured) -> None:
-    """report.png: the HTML page of the H200's results, in headless Chromium."""
+    """report.png: the HTML page of the results, in headless Chromium."""
     found = [name for name in ("chromium", "chromium-browser", "google-chrome") if which(name)]
     if not found or measured.result is None:
         sys.exit("no Chromium on the path" if not found else "nothing is measured yet")
