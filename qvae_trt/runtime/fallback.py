@@ -140,22 +140,29 @@ class PyTorchVae:
         self._too_big: Recent[tuple[str, int, int], int] = Recent()
         self._lock = threading.RLock()
 
-    def run(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def fuses(self, x: torch.Tensor) -> bool:
+        """Whether the fused network serves this tensor."""
+        return not needs_gradient(x) and self.fused.refusal(x.device) is None
+
+    def run(
+        self, part: Part, x: torch.Tensor, dtype: torch.dtype, *, fuse: bool = True
+    ) -> torch.Tensor:
         """(1, C, 1, H, W) → (1, C', 1, H', W') on x's device; in tiles if need be.
 
         Args:
             part: what to run.
             x: the picture, or latents.
             dtype: what the folded network computes in.
+            fuse: False keeps to the folded network.
 
         Raises:
             DeviceMemoryError: not even the smallest tiles fit.
         """
         if capturing(x):
-            return self._whole(part, x, dtype)
+            return self._whole(part, x, dtype, fuse)
         size = (part, x.shape[3], x.shape[4])
         if not self._known_too_big(size, x.device):
-            y = self._attempt(lambda: self._whole(part, x, dtype), x.device)
+            y = self._attempt(lambda: self._whole(part, x, dtype, fuse), x.device)
             if y is not None:
                 return y
             self._too_big[size] = _free_bytes(x.device)
@@ -164,7 +171,7 @@ class PyTorchVae:
             if side // SCALE >= longest:
                 continue  # one tile: the whole picture again
             tile = square_tile(side, usual_overlap(side))
-            y = self._attempt(partial(self.tiled, part, x, tile, dtype), x.device)
+            y = self._attempt(partial(self.tiled, part, x, tile, dtype, fuse=fuse), x.device)
             if y is not None:
                 return y
         raise DeviceMemoryError(
@@ -172,9 +179,11 @@ class PyTorchVae:
             fix="free device memory, or move the VAE to the CPU",
         )
 
-    def tiled(self, part: Part, x: torch.Tensor, tile: Tile, dtype: torch.dtype) -> torch.Tensor:
+    def tiled(
+        self, part: Part, x: torch.Tensor, tile: Tile, dtype: torch.dtype, *, fuse: bool = True
+    ) -> torch.Tensor:
         """The same in tiles of this size."""
-        return tiled(lambda piece: self._whole(part, piece, dtype), x, part=part, tile=tile)
+        return tiled(lambda piece: self._whole(part, piece, dtype, fuse), x, part=part, tile=tile)
 
     def _attempt(
         self, run: Callable[[], torch.Tensor], device: torch.device
@@ -212,8 +221,8 @@ class PyTorchVae:
             self._folded = self._video = self._place = None
             self._too_big.clear()
 
-    def _whole(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        if not needs_gradient(x) and self.fused.refusal(x.device) is None:
+    def _whole(self, part: Part, x: torch.Tensor, dtype: torch.dtype, fuse: bool) -> torch.Tensor:
+        if fuse and self.fuses(x):
             return self.fused.run(part, x)
         x = x.to(dtype)
         with self._lock:

@@ -174,11 +174,23 @@ class Server:
             if capturing(x) and not self._pytorch.fused.has_run(part, ones[0]):
                 _refuse_captured(where, x, y.error)
             self._tell(where, x, y)
-            parts = [self._pytorch.run(part, one, dtype) for one in ones]
+            parts = [self._by_pytorch(part, one, dtype, where) for one in ones]
             y = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
         if not capturing(x):
             self._finite.watch(where, y)
         return y
+
+    def _by_pytorch(
+        self, part: Part, one: torch.Tensor, dtype: torch.dtype, where: str
+    ) -> torch.Tensor:
+        """One picture, by the folded network where the fused one gives NaN and `check_nan` asks."""
+        y = self._pytorch.run(part, one, dtype)
+        fuses = self._pytorch.fuses(one)
+        if not (fuses and self.check_nan) or capturing(one) or bool(torch.isfinite(y).all()):
+            return y
+        error = ExecutionError("NaN or infinity in the output of the fused path")
+        self._notices.note(where, error, instead="the folded network")
+        return self._pytorch.run(part, one, dtype, fuse=False)
 
     def _tell(self, where: str, x: torch.Tensor, unserved: _Unserved) -> None:
         """What people should know of PyTorch serving; with `fallback="raise"`, the error."""

@@ -108,6 +108,20 @@ def test_gradients_are_the_folded_networks(model, on_the_cpu):
     assert on_the_cpu == []
 
 
+@pytest.mark.parametrize("check_nan", [True, False])
+def test_what_is_not_a_number_is_the_folded_networks_if_asked(
+    model, on_the_cpu, monkeypatch, check_nan
+):
+    monkeypatch.setattr(
+        network.FusedVae, "decode", lambda self, z: fold(model.vae).decode(z) * torch.nan
+    )
+    vae = load_vae(None, model=model, device="cpu", check_nan=check_nan)
+    with pytest.warns(Warning, match="NaN or infinity"):
+        y = vae.decode(latents()).sample
+        vae.decode(latents())
+    assert bool(torch.isfinite(y).all()) == check_nan
+
+
 def test_released_weights_come_back_without_another_check(model, on_the_cpu):
     vae = load_vae(None, model=model, device="cpu")
     first = vae.decode(latents()).sample
