@@ -8,15 +8,21 @@
 In a line: `<!-- f KEY -->what was written<!-- /f -->`. Over several lines: `<!-- block KEY -->`,
 the block, `<!-- /block -->`. Where a measurement is missing, the words for that are written.
 
+The figures are those of the first of `figures.measured.HOSTS`; before a key, `h200/` says which
+other machine is meant.
+
 Keys of a line:
     range:PART:PATH      speed-up over stock diffusers, least to largest over the sizes
     build:PART:MODE      seconds that building one engine took, least to largest
     cell:PART:PATH:WxH:WHAT    of one cell: median, memory (beside the weights) or first (call)
+    first:STATE:WHAT     first use of the fused path with a cold or a warm cache of kernels: of a
+                         process, of a size (at most), or after offload
+    graph:PART:WxH:WHAT  the fused path at a small size, eager or as a graph
     post:PROCESSOR       what the post-processing takes of a latents-to-PIL call, at most
     json:FILE:A.B[name=x].C[0]:FORMAT      any value; FORMAT is ms, gib, mib, int or text
 Keys of a block:
     sizes  profiles  bounds  gain  machine  latency:PART  service  modes  memory  parity
-    beside:PART
+    beside:PART  best
     picture:NAME
 """
 
@@ -30,7 +36,7 @@ from pathlib import Path
 
 from figures.blocks import block
 from figures.lines import line
-from figures.measured import HOST, Measured
+from figures.measured import HOSTS, Measured
 from figures.pictures import IMAGES, charts, draw_terminals, photograph_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,8 +61,9 @@ def filled(text: str, page: Path, measured: Measured) -> str:
 
 def write(measured: Measured, *, check: bool) -> int:
     wanted = {page: filled(page.read_text("utf-8"), page, measured) for page in pages()}
-    wanted |= {IMAGES / f"{HOST}-{name}.svg": svg for name, svg in charts(measured).items()}
-    wanted[ROOT / BUILDS] = json.dumps({"version": 1, "engines": measured.builds}, indent=1) + "\n"
+    wanted |= {IMAGES / f"{measured.host}-{name}.svg": svg for name, svg in charts(measured).items()}
+    builds = [row for host in HOSTS for row in measured.of(host).builds]
+    wanted[ROOT / BUILDS] = json.dumps({"version": 1, "engines": builds}, indent=1) + "\n"
     stale = [
         path
         for path, text in wanted.items()

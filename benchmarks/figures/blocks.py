@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from figures.lines import build
-from figures.measured import Measured, MissingError
+from figures.measured import HOSTS, Measured, MissingError
 from figures.pictures import picture
 from figures.words import WORDS
 from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from qvae_trt.bench import BenchResult
+    from qvae_trt.bench import BenchResult, Cell
 
     Words = dict[str, str]
+
+# The size that the table of all paths is about.
+_BEST_AT = Resolution(1328, 1328)
 
 # What footprint.py measures of a folder with all engines.
 CASES = (
@@ -31,6 +34,7 @@ CASES = (
 
 def block(measured: Measured, key: str, language: str, page: Path) -> str:
     """The text between the markers, or the words for what was not measured."""
+    measured, key = measured.named(key)
     kind, _, name = key.partition(":")
     words = WORDS[language]
     try:
@@ -135,6 +139,38 @@ def _latencies(table: BenchResult, part: Part, size: Resolution, paths: list[str
     return row
 
 
+def _best(measured: Measured, words: Words) -> str:
+    """Each path on the first machine that has it: one size, and the mean over the static sizes."""
+    rows: dict[str, list[str]] = {}
+    for host in HOSTS:
+        one = measured.of(host)
+        if one.result is None:
+            continue
+        for path in one.paths:
+            cells = [one.table.cell(part, _BEST_AT, path) for part in ("decoder", "encoder")]
+            if path not in rows and any(cell and cell.timing for cell in cells):
+                static = one.sets.get("static", one.table)
+                gpu = str(one.table.runs[0].machine["gpu"]).removeprefix("NVIDIA ").split()[0]
+                means = [
+                    "–" if mean is None or len(static.resolutions) == 1 else f"{mean[0]:.2f}×"
+                    for part in ("decoder", "encoder")
+                    for mean in [static.mean_speedup(part, path)]
+                ]
+                rows[path] = [f"`{path}`", gpu, *(_timed(one.table, cell) for cell in cells), *means]
+    if not rows:
+        raise MissingError
+    head = [words[name] for name in ("path", "card", "decode", "encode", "decodes", "encodes")]
+    return _markdown([text.format(_BEST_AT) for text in head], rows.values())
+
+
+def _timed(table: BenchResult, cell: Cell | None) -> str:
+    if cell is None or cell.timing is None:
+        return "–"
+    ratio = table.speedup(cell)
+    text = f"{cell.timing.median_ms:.1f} ms"
+    return text if ratio is None or ratio == 1 else f"{text} ({ratio:.2f}×)"
+
+
 def _beside(measured: Measured, words: Words, part: Part) -> str:
     """What LightX2V published, and what was measured here at the same size."""
     table = measured.table
@@ -144,14 +180,14 @@ def _beside(measured: Measured, words: Words, part: Part) -> str:
         fastest = table.fastest(part, size)
         here = [
             "–" if cell is None or cell.timing is None else f"{cell.timing.median_ms:.1f}"
-            for path in ("pytorch", mode, fastest or "")
+            for path in ("pytorch", fastest or "")
             for cell in [table.cell(part, size, path)]
         ]
         if fastest is not None:
             here[-1] += f" (`{fastest}`)"
         theirs = [f"{row[part][name]:.1f}" for name in ("pytorch_ms", "tensorrt_ms")]
         rows.append([str(size), mode, *theirs, *here])
-    named = ("its PyTorch", "its TensorRT", "PyTorch here", "engine here", "fastest here")
+    named = ("its PyTorch", "its TensorRT", "PyTorch here", "fastest here")
     head = (f"{part}, ms", words["engine"], *(words[name] for name in named))
     return _markdown(head, rows)
 
@@ -291,4 +327,5 @@ _BLOCKS: dict[str, Callable[..., str]] = {
     "parity": _parity,
     "planned": _planned,
     "beside": _beside,
+    "best": _best,
 }

@@ -24,6 +24,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
 
 def line(measured: Measured, key: str, language: str) -> str:
     """The figure, or the words for one that was not measured."""
+    measured, key = measured.named(key)
     kind, rest = key.split(":", 1)
     try:
         if kind == "json":
@@ -32,6 +33,8 @@ def line(measured: Measured, key: str, language: str) -> str:
             "build": build,
             "range": _range,
             "cell": _cell,
+            "first": _first,
+            "graph": _graph,
             "post": _post,
         }
         return made[kind](measured, *rest.split(":"))
@@ -40,7 +43,7 @@ def line(measured: Measured, key: str, language: str) -> str:
 
 
 def build(measured: Measured, part: str, mode: str) -> str:
-    found = [r["seconds"] for r in measured.builds if (r["part"], r["mode"]) == (part, mode)]
+    found = [seconds for *kind, seconds in measured.build_seconds if kind == [part, mode]]
     return _span(found, "{:.0f} s")
 
 
@@ -61,6 +64,25 @@ def _cell(measured: Measured, part: Part, path: str, size: str, what: str) -> st
     if what == "memory" and cell.peak_bytes is not None:
         return _FORMATS["gib"](cell.peak_bytes - (cell.weights_bytes or 0))
     raise MissingError
+
+
+def _first(measured: Measured, state: str, what: str) -> str:
+    found = measured.first_use(state)
+    if what == "size":
+        return f"{max(row['cost_ms'] for row in found.values() if _has(row, 'cost_ms')):.0f} ms"
+    begins = {"process": "first decoder", "offload": "after offload"}[what]
+    return f"{next(value for name, value in found.items() if name.startswith(begins)):,.0f} ms"
+
+
+def _graph(measured: Measured, part: str, size: str, what: str) -> str:
+    row = measured.first_use("warm").get(f"{part} {size}")
+    if row is None:
+        raise MissingError
+    return f"{row[f'{what}_ms']:.1f} ms"
+
+
+def _has(row: object, name: str) -> bool:
+    return isinstance(row, dict) and name in row
 
 
 def _span(found: list[float], form: str) -> str:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-#: The folder of the machine whose figures README.md and docs/ show.
-HOST = "h200"
+#: The folders of the machines that were measured; the first is the one meant where none is named.
+HOSTS = ("h100", "h200")
 
 
 class MissingError(Exception):
@@ -26,10 +26,35 @@ class MissingError(Exception):
 
 
 class Measured:
-    """What the JSON files under one folder hold."""
+    """What the JSON files under one folder hold: of one machine, or under `folder` itself.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: `benchmarks/`.
+        host: the machine's folder in it.
+    """
+
+    def __init__(self, folder: Path, host: str = HOSTS[0]) -> None:
         self.folder = folder
+        self.host = host
+
+    def named(self, key: str) -> tuple[Measured, str]:
+        """The measurements that a key is about, and the key without the name of their machine."""
+        host, slash, rest = key.partition("/")
+        if not slash or host not in HOSTS:
+            return self, key
+        return self.of(host), rest
+
+    def of(self, host: str) -> Measured:
+        """The same folder's measurements of another machine, read once."""
+        if host == self.host:
+            return self
+        if host not in self._of_hosts:
+            self._of_hosts[host] = Measured(self.folder, host)
+        return self._of_hosts[host]
+
+    @cached_property
+    def _of_hosts(self) -> dict[str, Measured]:
+        return {}
 
     @cached_property
     def result(self) -> BenchResult | None:
@@ -37,7 +62,7 @@ class Measured:
         first, so that of two measurements of one thing it is the newer that counts.
         """
         found = []
-        for path in sorted((self.folder / HOST).rglob("*.json")):
+        for path in sorted((self.folder / self.host).rglob("*.json")):
             try:
                 data = json.loads(path.read_bytes())
                 if isinstance(data, dict) and data.get("schema") == "qvae/latency":
@@ -130,9 +155,28 @@ class Measured:
         rows = [latest[kind] for kind in sorted(latest)]
         return [{k: v for k, v in row.items() if k != "created"} for row in rows]
 
+    @property
+    def build_seconds(self) -> list[tuple[str, str, float]]:
+        """Part, mode and seconds of every engine that was built, with or without its sidecar."""
+        rows = [(row["part"], row["mode"], row["seconds"]) for row in self.builds]
+        source = self.folder / self.host / "static_builds.json"
+        if source.is_file():
+            engines: dict[str, dict[str, Any]] = json.loads(source.read_bytes())["engines"]
+            named = [(name.partition(" ")[0], row["build_seconds"]) for name, row in engines.items()]
+            rows += [(part, "static", seconds) for part, seconds in named]
+        return rows
+
+    def first_use(self, state: str) -> dict[str, Any]:
+        """What gpu/first_use.py wrote with a `cold` or a `warm` cache of compiled kernels."""
+        source = self.folder / self.host / f"first_use_{state}.json"
+        if not source.is_file():
+            raise MissingError
+        rows: dict[str, Any] = json.loads(source.read_bytes())["milliseconds"]
+        return rows
+
     @cached_property
     def _others(self) -> list[dict[str, Any]]:
-        found = [json.loads(p.read_bytes()) for p in sorted((self.folder / HOST).rglob("*.json"))]
+        found = [json.loads(p.read_bytes()) for p in sorted((self.folder / self.host).rglob("*.json"))]
         return [data for data in found if isinstance(data, dict)]
 
 

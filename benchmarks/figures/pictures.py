@@ -11,7 +11,7 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
-from figures.measured import HOST, Measured, MissingError
+from figures.measured import Measured, MissingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,8 +31,8 @@ def picture(measured: Measured, name: str, words: Mapping[str, str], page: Path)
     images = os.path.relpath(IMAGES, page.parent)
     gpu = measured.table.runs[0].machine["gpu"]
     return (
-        f'<picture><source media="(max-width: 600px)" srcset="{images}/{HOST}-{name}-narrow.svg">'
-        f'<img alt="{words[name]}, {gpu}" src="{images}/{HOST}-{name}.svg">'
+        f'<picture><source media="(max-width: 600px)" srcset="{images}/{measured.host}-{name}-narrow.svg">'
+        f'<img alt="{words[name]}, {gpu}" src="{images}/{measured.host}-{name}.svg">'
         "</picture>"
     )
 
