@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import fake_tensorrt
+import numpy as np
 import ort_engines
 import pytest
 import torch
@@ -221,6 +222,15 @@ def test_no_configuration_gives_another_exception(changes):
 def test_a_wrong_number_of_tokens_is_refused(engine_dir, shape):
     with pytest.raises(UsageError, match="got latents of shape"):
         make(engine_dir / "static").decode(torch.zeros(shape), info(96, 64))
+
+
+@pytest.mark.parametrize("value", [None, [[0.0]], np.zeros((1, 3, 1, 64, 96), np.float32)])
+def test_what_is_no_tensor_is_refused_in_words(engine_dir, value):
+    vae = make(engine_dir / "static")
+    with pytest.raises(UsageError, match=r"image is a \w+, expected a torch\.Tensor"):
+        vae.encode_vae_image(value)
+    with pytest.raises(UsageError, match=r"latents is a \w+, expected a torch\.Tensor"):
+        vae.decode(value, SimpleNamespace(auto_width=96, auto_height=64))
 
 
 def test_odd_latents_cannot_be_packed(engine_dir):

@@ -63,6 +63,7 @@ class LightX2VVae:
         Returns:
             (B, H/16 * W/16, 4z), normalised, in the VAE's dtype.
         """
+        _require_tensor("image", image)
         x = image.unsqueeze(2) if image.ndim == 4 else image
         x = x.to(self.device)
         if x.ndim == 5 and x.shape[1] != self.vae.config.z_dim:
@@ -86,6 +87,7 @@ class LightX2VVae:
             [0, 1]. Layered: for each of B a list (or tensor) of its layers, without the composite
             that comes first in the latents.
         """
+        _require_tensor("latents", latents)
         size = _pixels(input_info, "auto_height"), _pixels(input_info, "auto_width")
         frames = 1 if self._layers is None else self._layers + 1
         z = unpack(latents.to(self.device), *size, frames=frames).float()
@@ -223,6 +225,11 @@ def _pixels(input_info: Any, name: str) -> int:
     if not isinstance(value, int) or value <= 0:
         raise UsageError(f"input_info.{name} is {value!r}, expected pixels")
     return value
+
+
+def _require_tensor(name: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise UsageError(f"{name} is a {type(value).__name__}, expected a torch.Tensor")
 
 
 def _lightx2v_dtype() -> torch.dtype:

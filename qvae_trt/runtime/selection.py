@@ -113,7 +113,7 @@ class Engines:
         allow_foreign: bool = False,
         cuda_graphs: bool = False,
     ) -> None:
-        self._given = partial(
+        self._made_of = partial(
             Engines,
             dict(folders),
             backend=backend,
@@ -148,7 +148,7 @@ class Engines:
 
     def __reduce__(self) -> tuple[partial[Engines], tuple[()]]:
         """Pickled as what they were made of: another process opens them itself."""
-        return self._given, ()
+        return self._made_of, ()
 
     def path(self, part: Part, mode: Mode, resolution: Resolution | None = None) -> Path | None:
         """Where an engine would be; None without a folder or a backend."""

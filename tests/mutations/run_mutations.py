@@ -74,7 +74,7 @@ def run(mutations: list[Mutation]) -> list[tuple[Mutation, Verdict]]:
         copy = Path(folder) / "repository"
         shutil.copytree(ROOT, copy, ignore=_left_out, symlinks=True)
         named = sorted({test for mutation in mutations for test in mutation.tests})
-        if _pytest(copy, named) != 0:
+        if _pytest(copy, named, show=True) != 0:
             raise SystemExit("the tests fail without any mutation")
         judged = []
         for mutation in mutations:
@@ -102,7 +102,7 @@ def _judge(copy: Path, mutation: Mutation) -> Verdict:
     return "noticed" if code == 1 else "not judged"
 
 
-def _pytest(copy: Path, tests: list[str] | tuple[str, ...]) -> int:
+def _pytest(copy: Path, tests: list[str] | tuple[str, ...], *, show: bool = False) -> int:
     """0: they passed; 1: one failed, or took too long; else pytest did not get so far."""
     environment = {
         **os.environ,
@@ -123,7 +123,7 @@ def _pytest(copy: Path, tests: list[str] | tuple[str, ...]) -> int:
         )
     except subprocess.TimeoutExpired:
         return 1
-    if ran.returncode > 1:
+    if ran.returncode > (0 if show else 1):
         print(ran.stdout[-4000:] + ran.stderr[-4000:])
     return ran.returncode
 

@@ -40,17 +40,17 @@ ENTRY = """
 [[mutation]]
 name = "{name}"
 file = "qvae_trt/errors.py"
-find = "exit_code: int = 1"
+find = "if self.fix is None else"
 replace = "{replace}"
-test = "tests/test_errors.py"
+test = "tests/test_errors.py::test_text_is_what_then_fix"
 """
 
 
 def test_a_survivor_fails_the_run(tmp_path):
     """Both in one run: a script that sees only failures, or none, must not pass."""
     entries = [
-        ENTRY.format(name="another exit code", replace="exit_code: int = 7"),
-        ENTRY.format(name="the same one", replace="exit_code: int = 2 - 1"),
+        ENTRY.format(name="no fix", replace="if True else"),
+        ENTRY.format(name="the same", replace="if None is self.fix else"),
     ]
     path = tmp_path / "list.toml"
     path.write_text("".join(entries))
@@ -59,7 +59,7 @@ def test_a_survivor_fails_the_run(tmp_path):
     )
     assert ran.returncode == 1, ran.stdout + ran.stderr
     said = [line.split(maxsplit=1) for line in ran.stdout.splitlines()[:2]]
-    assert said == [["noticed", "another exit code"], ["survived", "the same one"]]
+    assert said == [["noticed", "no fix"], ["survived", "the same"]]
     (tmp_path / "one.toml").write_text(entries[0])
     ran = subprocess.run([sys.executable, SCRIPT, tmp_path / "one.toml"], check=False)
     assert ran.returncode == 0

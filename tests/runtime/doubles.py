@@ -128,6 +128,8 @@ class Faulty:
         fault: called with `open` or `execute` and the engine's path, before it happens; what it
             raises is raised. A float that it returns for `execute` fills the output.
         opened: every engine opened, in order.
+        live: how many are not closed.
+        scratch_bytes: what every run asks for at least.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -136,6 +138,7 @@ class Faulty:
         self.fault: Callable[[str, Path], float | None] = lambda _what, _path: None
         self.opened: list[Path] = []
         self.live = 0
+        self.scratch_bytes = 0
 
     def version(self) -> str:
         return str(self._backend.version())
@@ -164,7 +167,8 @@ class _FaultySession:
         backend.live += 1
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:
-        return int(self._session.select(shape, profile, stream))
+        size = int(self._session.select(shape, profile, stream))
+        return max(size, self._backend.scratch_bytes)
 
     def output_shape(self) -> tuple[int, ...]:
         return tuple(self._session.output_shape())

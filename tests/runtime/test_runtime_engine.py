@@ -14,6 +14,7 @@ from doubles import FakeSession, FakeStream, fixed
 from qvae_trt.backends import ShapeRange, Verdict
 from qvae_trt.backends.tensorrt import TensorRT
 from qvae_trt.errors import EngineError, ExecutionError, ForeignEngineError, UsageError
+from qvae_trt.runtime import scratch as scratch_module
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.scratch import Scratch
 from qvae_trt.runtime.selection import Engines
@@ -157,6 +158,48 @@ def test_a_gpu_gets_input_that_is_aligned(file, captured):
         assert float(run(x, 0, FakeStream(1)).mean()) == 1.0
     assert given[:2] == [fits.data_ptr()] * 2, "no copy where none is needed"
     assert given[2] not in (fits.data_ptr(), off.data_ptr())
+
+
+class OnGpu(torch.Tensor):
+    """What says that it is on a GPU, and notes the streams that it is kept for."""
+
+    kept: list[object]
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
+    def to(self, *_given, **_options) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+    def record_stream(self, stream) -> None:
+        self.kept.append(stream)
+
+
+def on_gpu(x: torch.Tensor) -> OnGpu:
+    y = x.as_subclass(OnGpu)
+    y.kept = []
+    return y
+
+
+def test_input_and_scratch_are_kept_for_the_stream_that_reads_them(file, monkeypatch):
+    """The caller may drop its input at once, and another engine may let the scratch grow: the
+    allocator must not hand them out before this run is over.
+    """
+    stream = FakeStream(7)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(Engine, "_output", lambda e: torch.empty(e._session.output_shape()))
+    buffer = on_gpu(torch.zeros(4096, dtype=torch.uint8))
+    monkeypatch.setattr(scratch_module, "_allocate", lambda _size, _device: buffer)
+    session = FakeSession(RANGE, scratch_bytes=lambda _: 512)
+    device = torch.device("cuda", 0)
+    engine = Engine(session, path=file, scratch=Scratch(CPU), device=device)
+    x = on_gpu(torch.ones(1, 3, 1, 8, 8))
+    assert float(engine._run_here(x, 0).mean()) == 1.0
+    assert x.kept == [stream]
+    assert buffer.kept == [stream]
+    monkeypatch.undo()  # before it is closed
 
 
 def test_an_engine_that_is_dropped_is_waited_for_and_closed_by_the_next_run(file):

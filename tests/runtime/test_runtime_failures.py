@@ -145,6 +145,15 @@ def test_a_size_that_fails_is_left_alone_and_no_other(file, clock):
     failures.check(file, CPU, SMALL)
 
 
+def test_successes_between_failures_count(file, clock):
+    """Only failures in a row are strikes."""
+    failures = Failures()
+    for _ in range(3):
+        note(failures, file, ExecutionError("now and then"), STRIKES - 1, size=SMALL)
+        failures.check(file, CPU, SMALL)
+        failures.clear_strikes(file, CPU, SMALL)
+
+
 def test_an_engine_that_does_not_load_runs_no_size(file):
     failures = Failures()
     note(failures, file, EngineError("does not load"), STRIKES)

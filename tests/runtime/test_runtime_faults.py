@@ -29,7 +29,8 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.profiles import Resolution
-from qvae_trt.runtime.failures import STRIKES
+from qvae_trt.runtime import failures
+from qvae_trt.runtime.failures import PAUSE_S, STRIKES
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
@@ -287,6 +288,23 @@ def test_no_room_to_load_is_tried_again_at_once_and_at_the_next_call(folder, exp
     assert backend.live == 1
 
 
+def test_idle_engines_go_where_there_is_no_room_to_load(engine_dir, expected, backend):
+    """One engine at a time fits: each makes room for the next."""
+
+    def fault(what: str, path: Path) -> None:
+        if what == "open" and backend.live:
+            raise DeviceMemoryError(f"{path}: no memory to load it")
+
+    backend.fault = fault
+    vae = load(engine_dir, "raise", backend)
+    x = torch.zeros(1, 3, 1, 64, 96)
+    for _ in range(2):
+        vae.encode(x)
+        near(vae.decode(Z).sample, expected)
+        assert backend.live == 1
+    assert len(backend.opened) == 4
+
+
 def test_no_room_to_load_raises_when_asked_for(folder, expected, backend):
     full = [True]
 
@@ -319,6 +337,8 @@ def test_a_failing_run(folder, expected, backend, error):
     near(y, expected)
     assert len(said) == 1
     assert error.what in said[0]
+    if isinstance(error, ExecutionError):
+        assert backend.live == 0, "what failed may be broken: it is loaded anew"
     strict = load(folder, "raise", backend)
     with pytest.raises(type(error), match=error.what):
         strict.decode(Z)
@@ -330,8 +350,9 @@ def test_a_failing_run(folder, expected, backend, error):
     assert backend.live == 2, "both serve again"
 
 
-def test_an_engine_that_always_fails_is_left_alone(folder, expected, backend):
-    runs = []
+def test_an_engine_that_always_fails_is_left_alone(folder, expected, backend, monkeypatch):
+    runs, now = [], [1000.0]
+    monkeypatch.setattr(failures.time, "monotonic", lambda: now[0])
 
     def fault(what: str, path: Path) -> None:
         if what == "execute":
@@ -343,24 +364,44 @@ def test_an_engine_that_always_fails_is_left_alone(folder, expected, backend):
     for _ in range(6):
         near(vae.decode(Z).sample, expected)
     assert len(runs) == 3
+    now[0] += PAUSE_S
+    for _ in range(2):
+        vae.decode(Z)
+    assert len(runs) == 4, "a minute later it is tried, and then left alone again"
+    (folder / ENGINE).touch()
+    vae.decode(Z)
+    assert len(runs) == 5, "its file changed"
+    for _ in range(4):
+        vae.decode(Z)
+    assert len(runs) == 7
     vae.release_memory()
     vae.decode(Z)
-    assert len(runs) == 4, "release_memory forgets"
+    assert len(runs) == 8, "release_memory forgets"
 
 
 def test_no_memory_for_scratch(folder, expected, backend, monkeypatch):
-    from qvae_trt.runtime.scratch import Scratch
+    """Nothing runs with less than it asked for, and the next call tries again."""
+    backend.scratch_bytes = 2**20
+    runs = []
+    backend.fault = lambda what, path: runs.append(path) if what == "execute" else None
+    empty, full = torch.empty, [True]
 
-    def refuse(self, size, stream):
-        raise DeviceMemoryError("no 4.00 GiB free for scratch")
+    def refuse(*size, **options):
+        if full[0] and options.get("dtype") is torch.uint8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(*size, **options)
 
-    monkeypatch.setattr(Scratch, "reserve", refuse)
+    monkeypatch.setattr(torch, "empty", refuse)
     vae = load(folder, "warn", backend)
     y, said = decode_with_warnings(vae)
     near(y, expected)
-    assert "no 4.00 GiB free" in said[0]
-    with pytest.raises(DeviceMemoryError, match="free for scratch"):
+    assert "no 0.00 GiB free for an engine's scratch memory" in said[0]
+    with pytest.raises(DeviceMemoryError, match="free for an engine's scratch memory"):
         load(folder, "raise", backend).decode(Z)
+    assert runs == []
+    full[0] = False
+    near(vae.decode(Z).sample, expected)
+    assert len(runs) == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
