@@ -156,7 +156,12 @@ def _best(measured: Measured, words: Words) -> str:
                     for part in ("decoder", "encoder")
                     for mean in [static.mean_speedup(part, path)]
                 ]
-                rows[path] = [f"`{path}`", gpu, *(_timed(one.table, cell) for cell in cells), *means]
+                rows[path] = [
+                    f"`{path}`",
+                    gpu,
+                    *(_timed(one.table, cell) for cell in cells),
+                    *means,
+                ]
     if not rows:
         raise MissingError
     head = [words[name] for name in ("path", "card", "decode", "encode", "decodes", "encodes")]
