@@ -31,7 +31,8 @@ def picture(measured: Measured, name: str, words: Mapping[str, str], page: Path)
     images = os.path.relpath(IMAGES, page.parent)
     gpu = measured.table.runs[0].machine["gpu"]
     return (
-        f'<picture><source media="(max-width: 600px)" srcset="{images}/{measured.host}-{name}-narrow.svg">'
+        '<picture><source media="(max-width: 600px)"'
+        f' srcset="{images}/{measured.host}-{name}-narrow.svg">'
         f'<img alt="{words[name]}, {gpu}" src="{images}/{measured.host}-{name}.svg">'
         "</picture>"
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
+import types
+import warnings
 
 import pytest
 import torch
@@ -75,6 +78,40 @@ def test_float16_holds_activations_of_any_scale(scale):
     expected = fold(vae).decode(z)
     bf16 = error(fold(vae).to(torch.bfloat16).decode(z.bfloat16()).float(), expected)
     assert error(fuse(vae).half().decode(z.half()).float(), expected) < bf16 / 3
+
+
+@pytest.fixture
+def anywhere(monkeypatch):
+    """`fused.load` on the CPU, with plain PyTorch for the kernels."""
+    monkeypatch.setattr(fused, "refusal", lambda device: None)
+    kernels = types.SimpleNamespace(
+        sum_norm=plain.sum_norm, stem=plain.stem, head=plain.head, attend=plain.attend
+    )
+    monkeypatch.setitem(sys.modules, "qvae_trt.fused.kernels", kernels)
+    monkeypatch.setattr(fused, "kernels", kernels, raising=False)
+    return torch.device("cpu")
+
+
+def test_float16_is_checked_and_taken(anywhere):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fused.load(load_model("bundled:tiny").vae, anywhere).dtype == torch.float16
+
+
+def test_weights_that_float16_does_not_hold_get_bfloat16_and_it_is_said(anywhere):
+    vae = copy.deepcopy(load_model("bundled:tiny").vae)
+    with torch.no_grad():  # logits of attention past 65,504: scores are float32, queries are not
+        vae.decoder.mid_block.attentions[0].to_qkv.weight.mul_(1e5)
+        vae.decoder.mid_block.attentions[0].proj.weight.mul_(1e-5)
+    with pytest.warns(RuntimeWarning, match="bfloat16"):
+        assert fused.load(vae, anywhere).dtype == torch.bfloat16
+
+
+def test_a_kernel_that_is_wrong_is_refused(anywhere, monkeypatch):
+    wrong = sys.modules["qvae_trt.fused.kernels"]
+    monkeypatch.setattr(wrong, "attend", lambda qkv: plain.attend(qkv) * 1.5)
+    with pytest.raises(BackendError, match="differs from the folded network"):
+        fused.load(load_model("bundled:tiny").vae, anywhere)
 
 
 def test_a_device_that_cannot_is_told_why():
