@@ -231,7 +231,6 @@ def test_a_lock_file_that_is_a_symlink_is_not_followed(tmp_path):
 def test_a_clock_set_back_does_not_stop_a_wait(tmp_path, monkeypatch):
     path = tmp_path / "a.trt"
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    started = time.monotonic()
     with lock_engine(path):
         thread_error: list[StoreError] = []
 
@@ -242,11 +241,10 @@ def test_a_clock_set_back_does_not_stop_a_wait(tmp_path, monkeypatch):
             except StoreError as error:
                 thread_error.append(error)
 
-        waiter = threading.Thread(target=wait)
+        waiter = threading.Thread(target=wait, daemon=True)
         waiter.start()
-        waiter.join()
-    assert len(thread_error) == 1
-    assert time.monotonic() - started < 5
+        waiter.join(10)
+        assert len(thread_error) == 1, "it waits for ever"
 
 
 def test_a_lock_on_a_file_that_is_gone_is_no_lock(tmp_path):

@@ -383,7 +383,8 @@ def test_a_full_disk(small_disk, size):
         try:
             write_engine(path, make_sidecar(), source=new)
         except StoreError as error:
-            assert "No space left on device" in error.what or "File too large" in error.what
+            full = "No space left on device (" in error.what and "bytes are free" in error.what
+            assert full or "File too large" in error.what
             assert "--engine-dir DIR" in (error.fix or "")
             os._exit(7)
 
