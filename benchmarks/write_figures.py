@@ -61,7 +61,9 @@ def filled(text: str, page: Path, measured: Measured) -> str:
 
 def write(measured: Measured, *, check: bool) -> int:
     wanted = {page: filled(page.read_text("utf-8"), page, measured) for page in pages()}
-    wanted |= {IMAGES / f"{measured.host}-{name}.svg": svg for name, svg in charts(measured).items()}
+    wanted |= {
+        IMAGES / f"{measured.host}-{name}.svg": svg for name, svg in charts(measured).items()
+    }
     builds = [row for host in HOSTS for row in measured.of(host).builds]
     wanted[ROOT / BUILDS] = json.dumps({"version": 1, "engines": builds}, indent=1) + "\n"
     stale = [

@@ -131,7 +131,7 @@ class Measured:
 
     @cached_property
     def beside(self) -> list[dict[str, Any]]:
-        """What LightX2V published of its engines, row by row; MissingError where that is not there."""
+        """What LightX2V published of its engines, by size; MissingError where it is not there."""
         source = self.folder / "peers" / "lightx2v.json"
         if not source.is_file():
             raise MissingError
@@ -162,7 +162,9 @@ class Measured:
         source = self.folder / self.host / "static_builds.json"
         if source.is_file():
             engines: dict[str, dict[str, Any]] = json.loads(source.read_bytes())["engines"]
-            named = [(name.partition(" ")[0], row["build_seconds"]) for name, row in engines.items()]
+            named = [
+                (name.partition(" ")[0], row["build_seconds"]) for name, row in engines.items()
+            ]
             rows += [(part, "static", seconds) for part, seconds in named]
         return rows
 
@@ -176,7 +178,9 @@ class Measured:
 
     @cached_property
     def _others(self) -> list[dict[str, Any]]:
-        found = [json.loads(p.read_bytes()) for p in sorted((self.folder / self.host).rglob("*.json"))]
+        found = [
+            json.loads(p.read_bytes()) for p in sorted((self.folder / self.host).rglob("*.json"))
+        ]
         return [data for data in found if isinstance(data, dict)]
 
 
