@@ -468,7 +468,7 @@ def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     script = write_figures()
     text = (
         "a <!-- f range:decoder:static -->typed<!-- /f --> b <!-- f post:qvae --><!-- /f -->"
-        " <!-- f json:h200/soak.json:calls:int --><!-- /f -->\n\n"
+        " <!-- f json:h100/soak.json:calls:int --><!-- /f -->\n\n"
         "<!-- block latency:encoder -->\nold\n<!-- /block -->\n<!-- block picture:speedup -->\n"
         "<!-- /block -->\n<!-- block memory -->\n<!-- /block -->\n<!-- block modes -->\n"
         "<!-- /block -->\n"
@@ -481,7 +481,7 @@ def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     chinese = script.filled(text, tmp_path / "zh" / "page.md", script.Measured(tmp_path))
     assert chinese.count("尚未测量") == 7
 
-    folder = tmp_path / "h200"
+    folder = tmp_path / "h100"
     save(bench_samples.result(service=True), folder / "a" / "latency.json")
     (folder / "soak.json").write_text('{"calls": 2000}')
     pair = {"1328x1328": [12.5, 40.0]}
@@ -492,7 +492,7 @@ def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     assert "a <!-- f range:decoder:static -->5.00×<!-- /f --> b" in full
     assert "2,000" in full
     assert "| 1328x1328 | 60.0 | 30.0 (2.00×) |" in full
-    assert "h200-speedup.svg" in full
+    assert "h100-speedup.svg" in full
     assert "| all static pairs | 1.00 | 0.50 | 2.00 | 40 | 0.10 |" in full
     assert "Not measured yet: one static pair; nine profiles, 1024x1024; nine profiles, a" in full
     assert "| decode, mean speed-up | 5.00× |" in full
@@ -533,7 +533,7 @@ def test_runs_of_one_machine_become_one_table_with_the_static_sizes_first(tmp_pa
         ),
     }
     for name, result in made.items():
-        save(result, tmp_path / "h200" / name / "latency.json")
+        save(result, tmp_path / "h100" / name / "latency.json")
     measured = script.Measured(tmp_path)
 
     def block(key: str) -> str:
@@ -569,7 +569,7 @@ def test_what_a_build_took_comes_from_the_latest_sidecar(tmp_path):
     given = ROOT / "benchmarks" / "h200" / "static_1328" / "vae_decoder.trt.json"
     sidecar = json.loads(given.read_bytes())
     for name, seconds, day in (("a", 100.0, "2026-01-02"), ("b", 50.0, "2026-01-01")):
-        folder = tmp_path / "h200" / name
+        folder = tmp_path / "h100" / name
         folder.mkdir(parents=True)
         held = json.dumps(sidecar | {"build_seconds": seconds, "created": day})
         (folder / "vae_decoder.trt.json").write_text(held)
@@ -577,6 +577,68 @@ def test_what_a_build_took_comes_from_the_latest_sidecar(tmp_path):
     assert [row["seconds"] for row in measured.builds] == [100.0]
     assert script.line(measured, "build:decoder:static", "en") == "100 s"
     assert script.line(measured, "build:decoder:profiles", "en") == "not measured yet"
+    without_sidecar = {"engines": {"decoder 928x1664": {"build_seconds": 60.0}}}
+    (tmp_path / "h100" / "static_builds.json").write_text(json.dumps(without_sidecar))
+    assert script.line(measured, "build:decoder:static", "en") == "60 s – 100 s"
+
+
+def test_figures_of_one_cell_and_of_first_uses(tmp_path):
+    script = write_figures()
+    save(bench_samples.result(paths=("pytorch", "folded")), tmp_path / "h100" / "latency.json")
+    milliseconds = {
+        "first decoder 1024x1024": 1300.4,
+        "new size, decoder 512x512": {"first_ms": 30.0, "warm_ms": 4.0, "cost_ms": 26.0},
+        "new size, encoder 512x512": {"first_ms": 20.0, "warm_ms": 3.0, "cost_ms": 17.0},
+        "decoder 272x272": {"eager_ms": 3.3, "graph_ms": 1.6},
+        "after offload, decoder 1024x1024": 42.0,
+    }
+    (tmp_path / "h100" / "first_use_warm.json").write_text(
+        json.dumps({"milliseconds": milliseconds})
+    )
+    measured = script.Measured(tmp_path)
+    for key, said in (
+        ("cell:decoder:folded:1328x1328:median", "50.0 ms"),
+        ("cell:decoder:folded:1328x1328:first", "200 ms"),
+        ("cell:decoder:folded:1328x1328:memory", "3.91 GiB"),
+        ("cell:decoder:static:1328x1328:median", "not measured yet"),
+        ("cell:decoder:folded:64x64:median", "not measured yet"),
+        ("first:warm:process", "1,300 ms"),
+        ("first:warm:size", "26 ms"),
+        ("first:warm:offload", "42 ms"),
+        ("first:cold:size", "not measured yet"),
+        ("graph:decoder:272x272:graph", "1.6 ms"),
+        ("graph:decoder:64x64:graph", "not measured yet"),
+    ):
+        assert script.line(measured, key, "en") == said, key
+
+
+def test_figures_of_two_machines_keep_apart(tmp_path):
+    script = write_figures()
+    square = (Resolution.parse("1328x1328"),)
+    made = {"h100": ("pytorch", "folded"), "h200": ("pytorch", "static")}
+    for host, paths in made.items():
+        result = bench_samples.result(paths=paths, sizes=square, scale=1 + (host == "h200"))
+        save(result, tmp_path / host / "latency.json")
+    (tmp_path / "peers").mkdir()
+    times = {part: {"pytorch_ms": 120.0, "tensorrt_ms": 60.0} for part in ("encoder", "decoder")}
+    rows = [{"mode": "static", "size": size} | times for size in ("1328x1328", "768x1024")]
+    (tmp_path / "peers" / "lightx2v.json").write_text(json.dumps({"rows": rows}))
+    measured = script.Measured(tmp_path)
+    assert script.line(measured, "range:decoder:static", "en") == "not measured yet"
+    assert script.line(measured, "h200/range:decoder:static", "en") == "5.00×"
+
+    def block(key: str) -> list[str]:
+        return script.block(measured, key, "en", tmp_path / "page.md").splitlines()
+
+    assert "static" not in block("latency:decoder")[0]
+    assert "static" in block("h200/latency:decoder")[0]
+    assert [row.split("|")[1].strip() for row in block("best")[2:]] == [
+        "`pytorch`", "`folded`", "`static`",
+    ]  # fmt: skip
+    assert block("beside:decoder")[2:] == [
+        "| 1328x1328 | static | 120.0 | 60.0 | 100.0 | 50.0 (`folded`) |",
+        "| 768x1024 | static | 120.0 | 60.0 | – | – |",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

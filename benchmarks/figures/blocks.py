@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # The size that the table of all paths is about.
 _BEST_AT = Resolution(1328, 1328)
+_BEST_PARTS: tuple[Part, ...] = ("decoder", "encoder")
 
 # What footprint.py measures of a folder with all engines.
 CASES = (
@@ -142,26 +143,17 @@ def _latencies(table: BenchResult, part: Part, size: Resolution, paths: list[str
 def _best(measured: Measured, words: Words) -> str:
     """Each path on the first machine that has it: one size, and the mean over the static sizes."""
     rows: dict[str, list[str]] = {}
-    for host in HOSTS:
-        one = measured.of(host)
-        if one.result is None:
-            continue
-        for path in one.paths:
-            cells = [one.table.cell(part, _BEST_AT, path) for part in ("decoder", "encoder")]
-            if path not in rows and any(cell and cell.timing for cell in cells):
-                static = one.sets.get("static", one.table)
-                gpu = str(one.table.runs[0].machine["gpu"]).removeprefix("NVIDIA ").split()[0]
-                means = [
-                    "–" if mean is None or len(static.resolutions) == 1 else f"{mean[0]:.2f}×"
-                    for part in ("decoder", "encoder")
-                    for mean in [static.mean_speedup(part, path)]
-                ]
-                rows[path] = [
-                    f"`{path}`",
-                    gpu,
-                    *(_timed(one.table, cell) for cell in cells),
-                    *means,
-                ]
+    for one in map(measured.of, HOSTS):
+        for path in one.paths if one.result else ():
+            cells = [one.table.cell(part, _BEST_AT, path) for part in _BEST_PARTS]
+            if path in rows or not any(cell and cell.timing for cell in cells):
+                continue
+            gpu = str(one.table.runs[0].machine["gpu"]).removeprefix("NVIDIA ").split()[0]
+            rows[path] = [f"`{path}`", gpu, *(_timed(one.table, cell) for cell in cells)]
+            static = one.sets.get("static", one.table)
+            several = len(static.resolutions) > 1 and path != "pytorch"
+            means = [static.mean_speedup(part, path) if several else None for part in _BEST_PARTS]
+            rows[path] += _dashed(means, lambda mean: f"{mean[0]:.2f}×")
     if not rows:
         raise MissingError
     head = [words[name] for name in ("path", "card", "decode", "encode", "decodes", "encodes")]

@@ -131,7 +131,7 @@ class Measured:
 
     @cached_property
     def beside(self) -> list[dict[str, Any]]:
-        """What LightX2V published of its engines, row by row. MissingError: it is not there."""
+        """What LightX2V published of its engines, by size; MissingError where it is not there."""
         source = self.folder / "peers" / "lightx2v.json"
         if not source.is_file():
             raise MissingError

@@ -28,12 +28,11 @@ def picture(measured: Measured, name: str, words: Mapping[str, str], page: Path)
         return ""  # the text beside it says that nothing was measured there
     if name not in charts(measured):
         raise MissingError
-    images = os.path.relpath(IMAGES, page.parent)
+    chart = f"{os.path.relpath(IMAGES, page.parent)}/{measured.host}-{name}"
     gpu = measured.table.runs[0].machine["gpu"]
     return (
-        '<picture><source media="(max-width: 600px)"'
-        f' srcset="{images}/{measured.host}-{name}-narrow.svg">'
-        f'<img alt="{words[name]}, {gpu}" src="{images}/{measured.host}-{name}.svg">'
+        f'<picture><source media="(max-width: 600px)" srcset="{chart}-narrow.svg">'
+        f'<img alt="{words[name]}, {gpu}" src="{chart}.svg">'
         "</picture>"
     )
 
