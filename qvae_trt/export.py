@@ -143,10 +143,7 @@ def export_onnx(
     network = nn.Module.to(network.eval().requires_grad_(False), dtype=_TORCH_DTYPES[precision])
     step(f"trace {part}")
     example = _example(model, part, precision, resolution or _TRACED_AT)
-    loops = lowering is not None and lowering.attention_runs == "scan" and resolution is None
-    proto = onnx_of(
-        _Part(network, part), example, part, graph=graph, dynamic=resolution is None, loops=loops
-    )
+    proto = onnx_of(_Part(network, part), example, part, graph=graph, dynamic=resolution is None)
     if resolution is None:
         _name_sides(proto.graph, part)
     step(f"check {part}")
@@ -175,7 +172,6 @@ def onnx_of(
     *,
     graph: Graph = "image",
     dynamic: bool,
-    loops: bool = False,
 ) -> onnx.ModelProto:
     """A module with the input and output of a part as ONNX that every TensorRT here reads.
 
@@ -184,7 +180,6 @@ def onnx_of(
         example: an input; its dtype is that of the module.
         part, graph: as :func:`export_onnx` takes them.
         dynamic: height and width are free.
-        loops: the runs of attention are a loop (`Lowering.attention_runs`, `scan`).
     """
     in_bf16 = example.dtype == torch.bfloat16
     opset = OPSET_BF16 if in_bf16 else _OLDEST_TRACED
@@ -195,8 +190,6 @@ def onnx_of(
             _drop_casts_around_max(proto.graph)
             _to_opset_17(proto)
     _make_reproducible(proto)
-    if loops:
-        _loop_over_runs(proto.graph)
     return proto
 
 
@@ -347,53 +340,6 @@ def _name_sides(graph: onnx.GraphProto, part: Part) -> None:
     for tensor, factor in ((pixels, "8*"), (latents, "")):
         for side, name in zip(tensor.type.tensor_type.shape.dim[-2:], "hw", strict=True):
             side.dim_param = f"{factor}{name}"
-
-
-def _loop_over_runs(graph: onnx.GraphProto) -> None:
-    """What attention does with its stack of runs becomes a Scan, whose memory is that of one run:
-    all from the product with the transposed keys to the reshape that joins the results.
-    """
-    makers = {name: node.op_type for node in graph.node for name in node.output}
-    body: list[onnx.NodeProto] = []
-    inside: set[str] = set()
-    for node in graph.node:
-        of = [makers.get(name) for name in node.input]
-        scores = node.op_type == "MatMul" and of == ["Reshape", "Transpose"]
-        if scores or (inside.intersection(node.input) and node.op_type != "Reshape"):
-            body.append(node)
-            inside.update(node.output)
-    if not body:
-        raise BuildError("the graph has no attention to make a loop of")
-    stack, result = body[0].input[0], body[-1].output[0]
-    first = graph.node[:].index(body[0])
-    kept = [node for node in graph.node if node not in body]
-    # A run comes as a matrix; inside it keeps the three dimensions that it was traced with.
-    body[0].input[0], body[-1].output[0] = "run_3d", "mixed_3d"
-    kind = graph.input[0].type.tensor_type.elem_type
-    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
-    nodes = [
-        make("Identity", ["nothing_in"], ["nothing_out"], name="nothing"),
-        make("Unsqueeze", ["run", "run_axis"], ["run_3d"], name="run_3d"),
-        *body,
-        make("Squeeze", ["mixed_3d", "run_axis"], ["mixed"], name="mixed"),
-    ]
-    one_run = onnx.helper.make_graph(
-        nodes,
-        "one_run",
-        [value("nothing_in", kind, [1]), value("run", kind, None)],
-        [value("nothing_out", kind, [1]), value("mixed", kind, None)],
-    )
-    # TensorRT's parser refuses a Scan that carries nothing from one turn to the next.
-    inputs, outputs = ["nothing", stack], ["nothing_left", result]
-    scan = make("Scan", inputs, outputs, name="runs", num_scan_inputs=1, body=one_run)
-    graph.initializer.extend(
-        [
-            onnx.helper.make_tensor("nothing", kind, [1], [0.0]),
-            onnx.helper.make_tensor("run_axis", onnx.TensorProto.INT64, [1], [0]),
-        ]
-    )
-    del graph.node[:]
-    graph.node.extend([*kept[:first], scan, *kept[first:]])
 
 
 def _make_reproducible(proto: onnx.ModelProto) -> None:

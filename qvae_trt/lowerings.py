@@ -15,14 +15,7 @@ Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
 Norm = Literal["native", "fp32", "conv_spread"]
 Residual = Literal["add", "subtract"]
 Attention = Literal["fused", "softmax", "exp"]
-Runs = Literal["clamp", "relu", "operands", "indexed", "joined", "scan"]
-_KINDS = {
-    "upsample": Upsample,
-    "norm": Norm,
-    "residual": Residual,
-    "attention": Attention,
-    "attention_runs": Runs,
-}
+_KINDS = {"upsample": Upsample, "norm": Norm, "residual": Residual, "attention": Attention}
 _MOST_CHUNKS = 256
 
 
@@ -45,12 +38,6 @@ class Lowering:
             into `attention_chunks` runs, one after the other, so that no N x N score matrix is ever
             held; `exp` does the same with the softmax's division behind the second product.
         attention_chunks: into how many runs the queries are cut; unused by `fused`.
-        attention_runs: what keeps one run after the other in a graph of any size, so that a builder
-            need not hold the scores of all; a graph of one size always has `clamp`. `clamp` adds a
-            zero that is made of the run before to the queries of the next; `relu` makes it in a way
-            that nothing folds; `operands` adds it to keys and values as well; `indexed` takes the
-            runs by index, as matrices, so that all have one symbol for their size; `joined` writes
-            each behind the results before it; `scan` is a loop of the network itself.
     """
 
     upsample: Upsample = "resize"
@@ -58,7 +45,6 @@ class Lowering:
     residual: Residual = "add"
     attention: Attention = "fused"
     attention_chunks: int = 1
-    attention_runs: Runs = "clamp"
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx
@@ -12,10 +12,8 @@ import torch
 
 from qvae_trt import export
 from qvae_trt.errors import StoreError, UsageError
-from qvae_trt.export import OPSET, TENSOR_NAMES, export_onnx, onnx_of, recipe_sha256
-from qvae_trt.folding import fold
-from qvae_trt.folding.attention import Attention
-from qvae_trt.lowerings import PYTORCH, Lowering, Runs, choose_lowering
+from qvae_trt.export import OPSET, TENSOR_NAMES, export_onnx, recipe_sha256
+from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.model import Model
 from qvae_trt.profiles import Part, Precision, Resolution
 from tests.test_folding import inputs, make_vae, reference
@@ -143,37 +141,6 @@ def test_no_tensor_holds_all_scores(flavour: str, model: Model, tmp_path: Path) 
         dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         seen = max(seen, int(np.prod(dims)) if len(dims) == 3 else 0)
     assert tokens * tokens // 8 <= seen <= tokens * tokens // 4
-
-
-class OnlyAttention(torch.nn.Module):
-    """(1, C, 1, h, w) → the same: what lies between two residual blocks of the encoder."""
-
-    def __init__(self, model: Model, lowering: Lowering) -> None:
-        super().__init__()
-        layers = fold(model.vae, lowering=lowering).encoder.layers
-        self.attention = next(layer for layer in layers if isinstance(layer, Attention))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.attention(x[:, :, 0])[:, :, None]
-
-
-@pytest.mark.parametrize("attention", ["softmax", "exp"])
-@pytest.mark.parametrize("runs", get_args(Runs))
-def test_runs_of_attention(model: Model, runs: Runs, attention: str, tmp_path: Path) -> None:
-    lowering = Lowering(attention=attention, attention_chunks=5, attention_runs=runs)
-    network = OnlyAttention(model, lowering)
-    channels = network.attention.norm.gamma.numel()
-    example = torch.zeros(1, channels, 1, 8, 12)
-    proto = onnx_of(network, example, "decoder", dynamic=True, loops=runs == "scan")
-    onnx.checker.check_model(proto, full_check=True)
-    kinds = [node.op_type for node in proto.graph.node]
-    assert kinds.count("Scan") == (runs == "scan")
-    path = tmp_path / "attention.onnx"
-    path.write_bytes(proto.SerializeToString())
-    exact = OnlyAttention(model, PYTORCH)
-    for height, width in ((4, 4), (5, 9), (12, 8)):
-        x = torch.randn(1, channels, 1, height, width)
-        torch.testing.assert_close(run(path, x.numpy()), exact(x), rtol=1e-4, atol=1e-5)
 
 
 def test_refuses_fused_attention(model: Model, tmp_path: Path) -> None:

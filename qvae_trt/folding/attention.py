@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,7 @@ from qvae_trt.folding.weights import linear, tensor_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qvae_trt.lowerings import Lowering, Runs
-
-    Mix: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+    from qvae_trt.lowerings import Lowering
 
 #: Elements of fp16 in 16 bytes.
 _ALIGNMENT = 8
@@ -52,26 +50,25 @@ class Attention(nn.Module):
         batch, channels, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
-        cut = self.lowering.attention_chunks, self.lowering.attention_runs
+        chunks = self.lowering.attention_chunks
         if self.lowering.attention == "fused":
             heads = (tensor[:, None] for tensor in (query, key, value))
             mixed = F.scaled_dot_product_attention(*heads)[:, 0]
         elif self.lowering.attention == "softmax":
-            mixed = attend(query, key, value, *cut)
+            mixed = attend(query, key, value, chunks)
         else:
-            mixed = attend_by_exp(query, key, value, *cut)
+            mixed = attend_by_exp(query, key, value, chunks)
         y = self.proj(mixed).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         return x + y
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int, runs: Runs = "clamp") -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     """softmax(query @ key.T) @ value in `chunks` runs of queries.
 
     Args:
         query: (B, N, C), already scaled by 1 / sqrt(C).
         key, value: (B, N, C).
         chunks: how many runs, where N is as much.
-        runs: as `Lowering.attention_runs`.
 
     Returns:
         (B, N, C).
@@ -80,11 +77,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int, runs: Runs = 
     terms beside a large sum: emulated, 57,600 keys cost 7 % of the result, centred 0.2 %.
     """
     centre = _mean(value)
+    transposed, centred = key.transpose(1, 2), value - centre
 
-    def mix(run: Tensor, transposed: Tensor, centred: Tensor) -> Tensor:
+    def mix(run: Tensor) -> Tensor:
         return torch.softmax(run @ transposed, dim=-1) @ centred
 
-    return _in_turn(query, key.transpose(1, 2), value - centre, chunks, runs, mix) + centre
+    return _in_turn(query, chunks, mix) + centre
 
 
 def with_ones(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -101,9 +99,7 @@ def with_ones(weight: Tensor, bias: Tensor) -> nn.Linear:
     )
 
 
-def attend_by_exp(
-    query: Tensor, key: Tensor, value: Tensor, chunks: int, runs: Runs = "clamp"
-) -> Tensor:
+def attend_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     """The same as :func:`attend`, with kernels that TensorRT 8.6 has.
 
     Its softmax kernel reaches a fifth of the memory bandwidth. Here a row maximum, one exponential
@@ -115,26 +111,26 @@ def attend_by_exp(
         query, key: (B, N, C), the query already scaled by 1 / sqrt(C).
         value: (B, N, C + 8), as :func:`with_ones` makes them.
         chunks: how many runs, where N is as much.
-        runs: as `Lowering.attention_runs`.
     """
     channels, tokens = query.shape[2], key.shape[1]
     if type(tokens) is int and tokens <= _FEW_KEYS:
-        return _mix_by_exp(query, key, value, chunks, runs)
+        return _mix_by_exp(query, key, value, chunks)
     centre = _mean(value)[..., :channels]
     value = value - torch.cat([centre, torch.zeros_like(centre[..., :_ALIGNMENT])], dim=2)
-    return _mix_by_exp(query, key, value, chunks, runs) + centre / _VALUE_SCALE
+    return _mix_by_exp(query, key, value, chunks) + centre / _VALUE_SCALE
 
 
-def _mix_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int, runs: Runs) -> Tensor:
+def _mix_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     channels = query.shape[2]
     key, value = _align_tokens(key, value)
+    transposed = key.transpose(1, 2)
 
-    def mix(run: Tensor, transposed: Tensor, values: Tensor) -> Tensor:
+    def mix(run: Tensor) -> Tensor:
         scores = run @ transposed
-        sums = torch.exp(scores - scores.amax(dim=-1, keepdim=True)) @ values
+        sums = torch.exp(scores - scores.amax(dim=-1, keepdim=True)) @ value
         return sums[..., :channels] / sums[..., channels : channels + 1]
 
-    return _in_turn(query, key.transpose(1, 2), value, chunks, runs, mix)
+    return _in_turn(query, chunks, mix)
 
 
 def _mean(value: Tensor) -> Tensor:
@@ -142,69 +138,33 @@ def _mean(value: Tensor) -> Tensor:
     return value.float().mean(dim=1, keepdim=True).to(value.dtype)
 
 
-def _in_turn(
-    query: Tensor, transposed: Tensor, value: Tensor, chunks: int, runs: Runs, mix: Mix
-) -> Tensor:
-    """`mix` of one run of queries after the other, joined.
+def _in_turn(query: Tensor, chunks: int, mix: Callable[[Tensor], Tensor]) -> Tensor:
+    """`mix` of one run of queries after the other, joined. (B, N, C) → (B, N, C)."""
+    tokens = query.shape[1]
+    mixed: list[Tensor] = []
+    for run in _runs(query, chunks):
+        if mixed:
+            # A zero made of the run before: else all scores are computed first, and held at once.
+            run = run + mixed[-1].narrow(1, 0, 1).narrow(2, 0, 1).clamp(0.0, 0.0)
+        mixed.append(mix(run))
+    joined = torch.cat(mixed, dim=1)
+    return joined if type(tokens) is int else joined.narrow(1, 0, tokens)
 
-    Args:
-        query: (B, N, C); transposed: (B, C, M); value: (B, M, C').
-        chunks, runs: how many, and what holds them apart (`Lowering.attention_runs`).
-        mix: of a run, `transposed` and `value`; all are matrices for `indexed`.
 
-    Returns:
-        (B, N, C).
+def _runs(query: Tensor, chunks: int) -> list[Tensor]:
+    """The queries in runs; where their number is known only at run time, with up to `chunks` more
+    than there are: `Lowering.fewest_latents`.
     """
     tokens = query.shape[1]
     if type(tokens) is int:
         chunks = min(chunks, tokens)
         cuts = [tokens * index // chunks for index in range(chunks + 1)]
-        parts = [query.narrow(1, start, stop - start) for start, stop in itertools.pairwise(cuts)]
-        return torch.cat(_chain(parts, transposed, value, "clamp", mix), dim=1)
-    stacked = _stack(query, chunks)
-    if runs == "scan":
-        # All at once here; the export makes a loop of what lies between the two reshapes.
-        joined = mix(stacked, transposed, value).reshape(1, -1, query.shape[2])
-    elif runs == "indexed":
-        parts = [stacked[index] for index in range(chunks)]
-        joined = torch.cat(_chain(parts, transposed[0], value[0], "clamp", mix))[None]
-    else:
-        parts = [stacked.narrow(0, index, 1) for index in range(chunks)]
-        mixed = _chain(parts, transposed, value, runs, mix)
-        joined = mixed[-1] if runs == "joined" else torch.cat(mixed, dim=1)
-    return joined.narrow(1, 0, tokens)
-
-
-def _chain(
-    parts: list[Tensor], transposed: Tensor, value: Tensor, runs: Runs, mix: Mix
-) -> list[Tensor]:
-    """The result of each part; with `joined` each with those before it."""
-    mixed: list[Tensor] = []
-    for run in parts:
-        if mixed:
-            # A zero made of the run before: else all scores are computed first, and held at once.
-            rows = mixed[-1].dim() - 2
-            last = mixed[-1][..., -1:, :] if runs == "joined" else mixed[-1].narrow(rows, 0, 1)
-            last = last.narrow(rows + 1, 0, 1)
-            zero = last.clamp(0.0, 0.0) if runs in ("clamp", "joined") else torch.relu(-last.abs())
-            run = run + zero
-            if runs == "operands":
-                transposed, value = transposed + zero, value + zero
-        now = mix(run, transposed, value)
-        mixed.append(torch.cat([mixed[-1], now], dim=-2) if runs == "joined" and mixed else now)
-    return mixed
-
-
-def _stack(query: Tensor, chunks: int) -> Tensor:
-    """(1, N, C), N known only at run time, → (chunks, R, C), with up to `chunks` queries more
-    than there are: `Lowering.fewest_latents`.
-
-    All of one size: TensorRT shares no memory between runs whose sizes are different symbols.
-    """
-    tokens = query.shape[1]
+        return [query.narrow(1, start, stop - start) for start, stop in itertools.pairwise(cuts)]
+    # All of one size: TensorRT shares no memory between runs whose sizes are different symbols.
     padding = (tokens // chunks + 1) * chunks - tokens
     padded = torch.cat([query, query[:, :padding]], dim=1)
-    return padded.reshape(chunks, -1, query.shape[2])  # an engine's batch is 1
+    stacked = padded.reshape(chunks, -1, query.shape[2])  # an engine's batch is 1
+    return [stacked.narrow(0, index, 1) for index in range(chunks)]
 
 
 def _align_tokens(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
