@@ -6,7 +6,7 @@ neither.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import math
 import warnings
 from typing import TYPE_CHECKING, cast
@@ -39,8 +39,10 @@ def refusal(device: torch.device) -> str | None:
     """Why the fused path cannot run on a device; None if it can."""
     if device.type != "cuda":
         return f"the fused path needs a CUDA GPU, the tensors are on {device.type}"
-    if importlib.util.find_spec("triton") is None:
-        return "the fused path needs Triton, which is not installed: pip install triton"
+    try:
+        importlib.import_module("triton.tools.tensor_descriptor")
+    except ImportError as error:
+        return f"the fused path needs Triton 3.4 or later: {error}"
     found = torch.cuda.get_device_capability(device)
     if found < _LEAST_CAPABILITY:
         return f"the fused path needs compute capability 8.0 or later, found {found[0]}.{found[1]}"

@@ -17,6 +17,8 @@ from qvae_trt.fused.layout import rows_apart
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: Elements and warps of a program.
+ELEMENTS, WARPS = 4096, 4
 #: What diffusers' norm does not divide by less than, squared.
 _TINY = tl.constexpr(1e-24)
 
@@ -145,7 +147,3 @@ def block_of(channels: int, elements: int) -> tuple[int, int]:
     """(pixels, channels) of a block of about so many elements; both are powers of two."""
     width = triton.next_power_of_2(channels)
     return max(1, elements // width), width
-
-
-#: Elements and warps of a program.
-ELEMENTS, WARPS = 4096, 4
