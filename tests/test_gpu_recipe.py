@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from attention_memory import FORMS
 
 from qvae_trt.cli.app import app
 from qvae_trt.profiles import Resolution, choose, load_profiles, load_static_sizes
@@ -80,6 +81,11 @@ def test_the_sizes_are_the_static_ones_and_those_of_the_profiles(tmp_path):
     assert len(between) == 4
     for size in between:
         assert choose(size, static={}, profiles=profiles).profile_index is not None
+
+
+def test_all_forms_of_attention_are_measured(tmp_path):
+    called = commands(tmp_path, "attention")
+    assert [words[words.index("--forms") + 1] for words in called] == list(FORMS)
 
 
 def test_other_sizes_can_be_named_and_are_measured_once(tmp_path):

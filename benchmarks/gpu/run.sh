@@ -15,6 +15,7 @@
 #   kernels                              each kernel of the fused path against its floor
 #   first-use                            first uses of the fused path: of a process, of a size, after offload
 #   layers                               every layer of the static pair at 1328x1328
+#   attention                            forms of attention with ranges: planned memory, compiler or not, milliseconds
 #   footprint, soak                      memory and first use; 2,000 calls from four threads
 #   gpu-tests                            the tests that need a GPU
 #   tables                               all latencies in one table, and a page of them
@@ -40,6 +41,7 @@ SIZES=${SIZES:-$(own 'load_static_sizes().values()')}
 OTHERS=${OTHERS:-$(own '(p.opt for p in load_profiles())') 1376x768 1184x896 1248x832 672x384}
 read -ra static <<< "$SIZES"
 read -ra others <<< "$OTHERS"
+forms=(static package half-centre no-centre half-centre-inter unpadded-inter unpadded whole scan)
 served=(--model "$model" --backend "$backend" --engine-dir "$engines")
 
 once() {  # once NAME COMMAND...: unless it is done, or being done on another GPU
@@ -88,6 +90,12 @@ step() {
       for part in encoder decoder; do
         once "layers/$part" "${python[@]}" "$here/layers.py" "$engines/static/1328x1328/vae_$part.trt" --out "$out/layers_$part"
       done ;;
+    attention)
+      local form
+      for form in "${forms[@]}"; do
+        once "attention/$form" "${python[@]}" "$here/attention_memory.py" --backend "$backend" --forms "$form" \
+          --out "$out/attention"
+      done ;;
     footprint | soak)
       once "$1" "${python[@]}" "$here/$1.py" --engine-dir "$engines" --model "$model" --out "$out/$1.json" ;;
     gpu-tests)
@@ -98,7 +106,7 @@ step() {
       "${qvae[@]}" report "${results[@]}" --merge "$out/all" --out "$out/report.html" ;;
     all)
       on_gpus profiles-decoder profiles-encoder static-encoder static-decoder gpu-static gpu-profiles
-      on_gpus bench-decoder bench-encoder parity
+      on_gpus bench-decoder bench-encoder parity attention
       on_gpus gpu-tests service footprint soak kernels first-use layers
       step tables ;;
     *) echo "$0: no step $1; its first lines name them" >&2; exit 2 ;;
@@ -113,7 +121,7 @@ on_gpus() {  # on_gpus STEP...: each GPU takes the next step that is left; those
       export CUDA_VISIBLE_DEVICES=$gpu
       for name; do
         case $name in
-          bench-* | parity) "$0" "$name" ;;
+          bench-* | parity | attention) "$0" "$name" ;;
           *) once "step/$name" "$0" "$name" ;;
         esac || echo "$0: $name failed" >&2
       done
