@@ -15,8 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from qvae_trt import store
 from qvae_trt.errors import EngineError, UsageError
 from qvae_trt.lightx2v_loader import static_folders, unheld
-from qvae_trt.profiles import MODES, PARTS, Mode, Part, Profile, Resolution
-from qvae_trt.profiles import build_command, engine_path, rebuild_command
+from qvae_trt.profiles import (
+    MODES,
+    PARTS,
+    Mode,
+    Part,
+    Profile,
+    Resolution,
+    build_command,
+    engine_path,
+    rebuild_command,
+)
 from qvae_trt.store.refusals import RESULTS, refusals_named
 
 if TYPE_CHECKING:
@@ -108,9 +117,7 @@ def make_folder(
                 _check(engine, part, mode, resolution, flavour)
             except EngineError as error:
                 found = {"status": "refused", "reason": error.what, "fix": error.fix}
-        one = Placed(
-            part=part, mode=mode, path=path, engine=engine, resolution=resolution, **found
-        )
+        one = Placed(part=part, mode=mode, path=path, engine=engine, resolution=resolution, **found)
         for source, target in (
             (engine, path),
             (store.sidecar_path(engine), store.sidecar_path(path)),

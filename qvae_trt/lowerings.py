@@ -15,7 +15,7 @@ Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
 Norm = Literal["native", "fp32", "conv_spread"]
 Residual = Literal["add", "subtract"]
 Attention = Literal["fused", "softmax", "exp"]
-Runs = Literal["clamp", "relu", "operands", "indexed", "joined", "scan"]
+Runs = Literal["clamp", "relu", "operands", "indexed", "joined", "scan", "convolved", "topped"]
 _KINDS = {
     "upsample": Upsample,
     "norm": Norm,
@@ -48,7 +48,9 @@ class Lowering:
         attention_runs: what keeps one run after the other in a graph of any size, so that a builder
             need not hold the scores of all; a graph of one size always has `clamp`. `clamp` adds a
             zero that is made of the run before to the queries of the next; `relu` makes it in a way
-            that nothing folds; `operands` adds it to keys and values as well; `indexed` takes the
+            that nothing folds; `convolved` and `topped` make it with a convolution or a TopK of one
+            element, so that a builder that gives parts of the graph to a compiler has a border
+            between two runs; `operands` adds it to keys and values as well; `indexed` takes the
             runs by index, as matrices, so that all have one symbol for their size; `joined` writes
             each behind the results before it; `scan` is a loop of the network itself.
     """

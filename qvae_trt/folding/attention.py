@@ -186,13 +186,21 @@ def _chain(
             rows = mixed[-1].dim() - 2
             last = mixed[-1][..., -1:, :] if runs == "joined" else mixed[-1].narrow(rows, 0, 1)
             last = last.narrow(rows + 1, 0, 1)
-            zero = last.clamp(0.0, 0.0) if runs in ("clamp", "joined") else torch.relu(-last.abs())
-            run = run + zero
+            run = run + (zero := _zero_of(last, runs))
             if runs == "operands":
                 transposed, value = transposed + zero, value + zero
         now = mix(run, transposed, value)
         mixed.append(torch.cat([mixed[-1], now], dim=-2) if runs == "joined" and mixed else now)
     return mixed
+
+
+def _zero_of(one: Tensor, runs: Runs) -> Tensor:
+    """A zero that depends on a tensor of one element."""
+    if runs == "convolved":
+        return F.conv2d(one[None], one.new_zeros(1, 1, 1, 1))[0]
+    if runs == "topped":
+        return torch.topk(one, 1).values.clamp(0.0, 0.0)
+    return one.clamp(0.0, 0.0) if runs in ("clamp", "joined") else torch.relu(-one.abs())
 
 
 def _stack(query: Tensor, chunks: int) -> Tensor:

@@ -51,7 +51,10 @@ def lightx2v(
         {"engines": [one.to_dict() for one in placed], "configurations": configs},
         lambda: stacked(
             _table(placed),
-            *(f"\n{mode}, for LightX2V's configuration:\n{_text(configs[mode])}" for mode in configs),
+            *(
+                f"\n{mode}, for LightX2V's configuration:\n{_text(configs[mode])}"
+                for mode in configs
+            ),
         ),
     )
     for command in dict.fromkeys(one.fix for one in placed if one.fix is not None):
