@@ -12,7 +12,7 @@ import typer
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import stacked, table
 from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption, JsonOption, VerboseOption
-from qvae_trt.profiles import MODES
+from qvae_trt.profiles import MODES, build_command
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,14 +57,25 @@ def lightx2v(
             ),
         ),
     )
-    for command in dict.fromkeys(one.fix for one in placed if one.fix is not None):
-        output.tell(f"what is missing: {command}")
+    for command in _commands(placed, engine_dir):
+        output.tell(f"to build what is not there: {command}")
     if backend != "tensorrt" and usable:
         output.tell(
             f"warning: LightX2V opens TensorRT's engines only, and these are of {backend}",
             style="yellow",
         )
     return 0 if usable else 1
+
+
+def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
+    """That build what is missing, all sizes in one, and what helps with each that was refused."""
+    missing = [one for one in placed if one.status == "missing"]
+    sizes = dict.fromkeys(one.resolution for one in missing if one.resolution is not None)
+    commands = [build_command("static", *sizes, engine_dir=engine_dir)] if sizes else []
+    if any(one.resolution is None for one in missing):
+        commands.append(build_command("profiles", engine_dir=engine_dir))
+    commands += [one.fix for one in placed if one.status == "refused" and one.fix is not None]
+    return list(dict.fromkeys(commands))
 
 
 def _table(placed: list[Placed]) -> RenderableType:
