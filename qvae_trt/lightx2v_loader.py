@@ -9,7 +9,7 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.profiles import Resolution, own_file
+from qvae_trt.profiles import MAX_SIDE, Resolution, own_file
 from qvae_trt.toml_file import TomlFile
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def editing_sizes() -> list[Resolution]:
     return sorted(sizes)
 
 
-def picked_profiles() -> list[tuple[Resolution, int]]:
+@lru_cache(maxsize=1)
+def picked_profiles() -> tuple[tuple[Resolution, int], ...]:
     """Every size that its runner can ask for, with the profile that the loader picks: the least
     |Δh| + |Δw|, the first on a tie, whatever the ranges.
 
@@ -75,9 +76,10 @@ def picked_profiles() -> list[tuple[Resolution, int]]:
     asked = np.stack(np.meshgrid(sides, sides), axis=-1).reshape(-1, 2)
     asked = np.concatenate([asked, np.array(others + opts)])
     picked = np.stack([abs(asked - opt).sum(axis=1) for opt in np.array(opts)]).argmin(axis=0)
-    height, width = (asked // _GRID * _GRID).T
-    found = zip(height.tolist(), width.tolist(), picked.tolist(), strict=True)
-    return [(Resolution(height, width), index) for height, width, index in sorted(set(found))]
+    shape = (MAX_SIDE, MAX_SIDE, len(opts))
+    cells = np.ravel_multi_index((*(asked // _GRID * _GRID).T, picked), shape)
+    found = zip(*(axis.tolist() for axis in np.unravel_index(np.unique(cells), shape)), strict=True)
+    return tuple((Resolution(height, width), index) for height, width, index in found)
 
 
 def unheld(profiles: Sequence[Profile]) -> list[tuple[Resolution, int]]:

@@ -30,7 +30,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("store", "backends", "workers"),
     ("model", "folding", "lowerings", "images", "fused", "runtime"),
-    ("export", "build", "verify", "bench", "report", "doctor", "pictures", "tune"),
+    (
+        "export",
+        "build",
+        "verify",
+        "bench",
+        "report",
+        "doctor",
+        "pictures",
+        "tune",
+        "lightx2v_folder",
+    ),
     ("cli",),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

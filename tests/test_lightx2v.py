@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import shutil
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +26,7 @@ from qvae_trt.errors import EngineError, QvaeError, UsageError
 from qvae_trt.export import export_onnx
 from qvae_trt.lightx2v_loader import profile_opts
 from qvae_trt.profiles import PARTS, engine_path, load_profiles, load_static_sizes
+from qvae_trt.runtime import lightx2v
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.lightx2v import from_lightx2v_config, pack, unpack
 
@@ -169,6 +172,77 @@ def test_dtype_offload_and_tiling_come_from_the_configuration(engine_dir, monkey
         from_lightx2v_config(config(engine_dir / "static"), device="cpu")
 
 
+def test_booleans_may_be_texts(engine_dir):
+    """As one of its public configurations has them."""
+    vae = make(engine_dir / "static", cpu_offload="true", use_tiling_vae="True", layered="false")
+    assert vae.vae.use_tiling
+    assert (vae._offload, vae._layers) == (True, None)
+
+
+@pytest.mark.parametrize("number", [np.int64, np.int32, torch.tensor])
+def test_sizes_may_be_whole_numbers_of_any_library(engine_dir, number):
+    vae = make(engine_dir / "static", in_channels=number(64), layers=number(4))
+    tokens = torch.zeros(1, 4 * 6, 64)
+    size = SimpleNamespace(auto_width=number(96), auto_height=number(64))
+    assert vae.decode(tokens, size)[0].size == (96, 64)
+    for wrong in (number(0), 64.0, "64", True, torch.tensor([64, 64])):
+        with pytest.raises(UsageError, match="auto_height is"):
+            vae.decode(tokens, SimpleNamespace(auto_width=96, auto_height=wrong))
+
+
+def test_a_size_between_two_of_the_grid_is_rounded_down(engine_dir):
+    """Its runner takes any size a request names, and makes the latents of the next smaller one."""
+    vae = make(engine_dir / "static")
+    assert vae.decode(torch.zeros(1, 4 * 6, 64), info(110, 79))[0].size == (96, 64)
+
+
+def test_a_role_loads_the_half_that_it_uses(engine_dir):
+    """`disagg_mode`: both roles that have a VAE make it the same way."""
+    for role, use in (
+        ("encoder", lambda vae: vae.encode_vae_image(picture(64, 96))),
+        ("decode", lambda vae: vae.decode(torch.zeros(1, 24, 64), info(96, 64))),
+    ):
+        vae = make(engine_dir / "static", disagg_mode=role)
+        use(vae)
+        assert vae.vae.memory()["engines"] == 1
+
+
+def test_keys_that_change_nothing_are_named(engine_dir):
+    with pytest.warns(UserWarning, match="changes nothing: vae_decode_parallel") as told:
+        make(engine_dir / "static", vae_decode_parallel=True)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(engine_dir / "static", vae_decode_parallel=False)
+
+
+def test_the_folder_made_for_its_own_loader_serves_too(engine_dir, tmp_path, monkeypatch):
+    """`trt_engine_path` as `qvae lightx2v` prints it, with LightX2V's names of folders."""
+    monkeypatch.setattr(lightx2v, "static_folders", lambda: {"2_3": STATIC, "3_2": WIDE.opt})
+    (tmp_path / "2_3").symlink_to(engine_dir / "static" / str(STATIC))
+    vae = make(tmp_path)
+    tokens = vae.encode_vae_image(picture(64, 96))
+    torch.testing.assert_close(tokens, reference_tokens(picture(64, 96)), atol=1e-3, rtol=1e-3)
+    assert pickle.loads(pickle.dumps(vae.vae)).encode(picture(64, 96)) is not None
+    # An engine under a name that is not its size's is refused, as everywhere.
+    (tmp_path / "3_2").symlink_to(engine_dir / "static" / str(STATIC))
+    with pytest.raises(EngineError, match="built for other sizes"):
+        make(tmp_path).encode_vae_image(picture(64, 64))
+
+
+def test_the_vae_can_be_taken_apart(engine_dir):
+    """What LightX2V's fallback does with its PyTorch VAE."""
+    vae, x = make(engine_dir / "static").vae, picture(64, 96)
+    with torch.no_grad():
+        moments = vae.quant_conv(vae.encoder(x))
+        expected = vae.encode(x).latent_dist.parameters
+        torch.testing.assert_close(moments, expected, atol=1e-3, rtol=1e-3)
+        z = moments[:, :16]
+        pixels = vae.decoder(vae.post_quant_conv(z)).clamp(-1, 1)
+        torch.testing.assert_close(pixels, vae.decode(z).sample, atol=1e-3, rtol=1e-3)
+    assert next(vae.encoder.parameters()).dtype == vae.dtype
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -180,6 +254,8 @@ def test_dtype_offload_and_tiling_come_from_the_configuration(engine_dir, monkey
         ({"layered": True, "layers": 0}, "layers is 0"),
         ({"layers": True}, "layers is a bool"),
         ({"in_channels": 128}, "in_channels is 128, expected 64"),
+        ({"vae_scale_factor": 16}, "vae_scale_factor is 16, expected 8"),
+        ({"cpu_offload": "yes"}, "cpu_offload is a str"),
     ],
 )
 def test_a_wrong_configuration_is_refused_in_words(changes, word):
@@ -205,6 +281,8 @@ KEYS = (
     "vae_cpu_offload",
     "cpu_offload",
     "use_tiling_vae",
+    "vae_scale_factor",
+    "vae_decode_parallel",
     "model_path",
 )
 

@@ -13,7 +13,7 @@ R = Resolution
 
 
 @pytest.fixture(scope="module")
-def picked() -> list[tuple[Resolution, int]]:
+def picked() -> tuple[tuple[Resolution, int], ...]:
     return picked_profiles()
 
 

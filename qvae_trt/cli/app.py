@@ -12,7 +12,17 @@ from typer.core import TyperCommand, TyperGroup
 
 from qvae_trt import __version__
 from qvae_trt.cli import boundary, output
-from qvae_trt.cli.commands import bench, build, doctor, export, inspect, pictures, profiles, report
+from qvae_trt.cli.commands import (
+    bench,
+    build,
+    doctor,
+    export,
+    inspect,
+    lightx2v,
+    pictures,
+    profiles,
+    report,
+)
 from qvae_trt.cli.commands import tune as tuning
 from qvae_trt.cli.commands import verify as verifying
 from qvae_trt.cli.options import resolve_home
@@ -70,6 +80,7 @@ sizes.command("list", cls=_Command)(profiles.list_)
 sizes.command("match", cls=_Command)(profiles.match)
 app.add_typer(sizes, name="profiles")
 app.command("inspect", cls=_Command)(inspect.inspect)
+app.command("lightx2v", cls=_Command)(lightx2v.lightx2v)
 app.command("doctor", cls=_Command)(doctor.doctor)
 
 

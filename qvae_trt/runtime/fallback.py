@@ -205,14 +205,20 @@ class PyTorchVae:
         in [-1, 1].
         """
         with self._lock:  # it keeps the frames it has seen on itself
-            self._move(x.device, dtype)
-            if self._video is None:
-                with made_for_all(x.device):
-                    self._video = copy.deepcopy(self._source).to(x.device, dtype)
-            keep_while_read(self._video, x.device)
+            video = self.shipped(x.device, dtype)
+            keep_while_read(video, x.device)
             if part == "encoder":
-                return self._video.encode(x.to(dtype)).latent_dist.parameters
-            return self._video.decode(x.to(dtype), return_dict=False)[0]
+                return video.encode(x.to(dtype)).latent_dist.parameters
+            return video.decode(x.to(dtype), return_dict=False)[0]
+
+    def shipped(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKLQwenImage:
+        """diffusers' own VAE there, in this dtype."""
+        with self._lock:
+            self._move(device, dtype)
+            if self._video is None:
+                with made_for_all(device):
+                    self._video = copy.deepcopy(self._source).to(device, dtype)
+            return self._video
 
     def release(self) -> None:
         """Drop the copies of the weights, and what was learned about memory."""

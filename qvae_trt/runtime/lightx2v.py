@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qvae_trt.errors import UsageError
+from qvae_trt.lightx2v_loader import static_folders
 from qvae_trt.model import load_model
 from qvae_trt.runtime.image_processor import QvaeImageProcessor
-from qvae_trt.runtime.selection import Engines, lasting_source, named_folder
+from qvae_trt.runtime.selection import Engines, named_folder
 from qvae_trt.runtime.tiling import SCALE
 from qvae_trt.runtime.vae import TrtVae, make_vae
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from qvae_trt.profiles import Mode
+    from qvae_trt.profiles import Mode, Resolution
     from qvae_trt.runtime.fallback import FallbackMode
 
 #: Two latents on each side make one token.
 _PATCH = 2
+#: As some of its public configurations have them.
+_BOOLEANS = {"true": True, "false": False}
+#: Keys of LightX2V's own VAE that change nothing here, and why.
+_IDLE = {"vae_decode_parallel": "every process decodes the whole picture"}
 
 
 class LightX2VVae:
@@ -157,13 +165,15 @@ def from_lightx2v_config(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> LightX2VVae:
-    """The VAE of a LightX2V configuration.
+    """The VAE of a LightX2V configuration, for a runner's `load_vae`.
 
     Args:
-        config: reads `vae_type` ("tensorrt"), `trt_vae_config` with `trt_engine_path` (a folder
-            with `16_9/vae_encoder.trt` …, or with `multi_profile` one with
-            `vae_encoder_multi_profile.trt`), `vae_path` or `model_path` (the weights), `layered`
-            and `layers`, `in_channels`, `vae_cpu_offload` or `cpu_offload`, `use_tiling_vae`.
+        config: reads `vae_type` ("tensorrt"), `trt_vae_config` with `trt_engine_path` (the folder
+            `static` of `qvae build` or of `qvae lightx2v`, or with `multi_profile` the folder
+            `profiles`), `vae_path` or `model_path` (the weights), `layered` and `layers`,
+            `in_channels`, `vae_scale_factor`, `vae_cpu_offload` or `cpu_offload`, `use_tiling_vae`.
+            A boolean may be the text "true" or "false". Which role of a disaggregated run it is
+            (`disagg_mode`) makes no difference: only the half that is used is loaded.
         fallback, backend, device: as `load_vae`.
         dtype: of the latents given back; without one, what LightX2V's variable DTYPE says (BF16).
 
@@ -191,16 +201,24 @@ def from_lightx2v_config(
     layers = _get(config, "layers", int, 4)
     if layered and layers < 1:
         raise UsageError(f"layers is {layers}, expected 1 or more")
+    scale = _get(config, "vae_scale_factor", int, SCALE)
+    if scale != SCALE:
+        raise UsageError(f"vae_scale_factor is {scale}, expected {SCALE} for this VAE")
     offload = _get(config, "vae_cpu_offload", bool, _get(config, "cpu_offload", bool, False))
     tiling = _get(config, "use_tiling_vae", bool, False)
-    model = load_model(lasting_source(str(weights)))
+    idle = [f"{key}: {why}" for key, why in _IDLE.items() if _get(config, key, bool, False)]
+    if idle:
+        warnings.warn(f"set, and changes nothing: {'; '.join(idle)}", stacklevel=2)
+    model = load_model(str(weights))
     tokens = _get(config, "in_channels", int, 4 * model.z_dim)
     if tokens != 4 * model.z_dim:
         raise UsageError(f"in_channels is {tokens}, expected {4 * model.z_dim} for this VAE")
+    folder = named_folder(path)
     engines = Engines(
-        {mode: named_folder(path)} if path else {},
+        {mode: folder} if path else {},
         backend=backend,
         weights_sha256=model.weights_sha256,
+        names=_their_names(folder) if path and mode == "static" else None,
     )
     vae = make_vae(
         model, engines, fallback=fallback, device=device, dtype=dtype or _lightx2v_dtype()
@@ -210,21 +228,47 @@ def from_lightx2v_config(
     return LightX2VVae(vae, layers=layers if layered else None, offload=offload)
 
 
+def _their_names(folder: Path) -> dict[Resolution, str]:
+    """Of the sizes whose folders have LightX2V's names, as `qvae lightx2v` makes them."""
+    with suppress(OSError, ValueError):
+        return {
+            size: name
+            for name, size in static_folders().items()
+            if (folder / name).is_dir() and not (folder / str(size)).is_dir()
+        }
+    return {}
+
+
 def _get(config: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:
     value = config.get(key)
     if value is None:
         return default
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if kind is bool and isinstance(value, str) and value.lower() in _BOOLEANS:
+        return _BOOLEANS[value.lower()]
+    if kind is int:
+        value = _whole(value)
+    if not isinstance(value, kind):
         names = [k.__name__ for k in kind] if isinstance(kind, tuple) else [kind.__name__]
-        raise UsageError(f"{key} is a {type(value).__name__}, expected {' or '.join(names)}")
+        found = type(config[key]).__name__
+        raise UsageError(f"{key} is a {found}, expected {' or '.join(names)}")
     return value
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of any library, also one in a tensor of one element; None for all else."""
+    if isinstance(value, bool):
+        return None
+    with suppress(TypeError, ValueError, RuntimeError):  # torch's for a tensor of several
+        return operator.index(value)
+    return None
 
 
 def _pixels(input_info: Any, name: str) -> int:
     value = getattr(input_info, name, None)
-    if not isinstance(value, int) or value <= 0:
+    pixels = _whole(value)
+    if pixels is None or pixels <= 0:
         raise UsageError(f"input_info.{name} is {value!r}, expected pixels")
-    return value
+    return pixels
 
 
 def _require_tensor(name: str, value: object) -> None:

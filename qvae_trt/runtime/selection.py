@@ -94,6 +94,7 @@ class Engines:
         budget_bytes: for the engines loaded on one device; None keeps all.
         allow_foreign: take engines without a sidecar.
         cuda_graphs: capture one CUDA graph for each static engine.
+        names: of the folders of static engines that are not named by their size.
 
     Attributes:
         given: there is a folder.
@@ -112,6 +113,7 @@ class Engines:
         budget_bytes: int | None = None,
         allow_foreign: bool = False,
         cuda_graphs: bool = False,
+        names: Mapping[Resolution, str] | None = None,
     ) -> None:
         self._made_of = partial(
             Engines,
@@ -121,8 +123,10 @@ class Engines:
             budget_bytes=budget_bytes,
             allow_foreign=allow_foreign,
             cuda_graphs=cuda_graphs,
+            names=names,
         )
         self._folders = dict(folders)
+        self._names = dict(names or {})
         self.given = bool(folders)
         self._weights_sha256 = weights_sha256
         self._budget_bytes = budget_bytes
@@ -154,8 +158,10 @@ class Engines:
         """Where an engine would be; None without a folder or a backend."""
         if self.backend is None or mode not in self._folders:
             return None
-        name = engine_path(Path(), part, mode, self.backend.suffix, resolution)
-        return self._folders[mode] / name.relative_to(mode)
+        name = engine_path(Path(), part, mode, self.backend.suffix, resolution).relative_to(mode)
+        if mode == "static" and resolution in self._names:
+            name = Path(self._names[resolution], name.name)
+        return self._folders[mode] / name
 
     def other_backend(self, part: Part, resolution: Resolution) -> str | None:
         """Of which other backend there is an engine for a size; None without one."""

@@ -29,6 +29,8 @@ from qvae_trt.runtime.preference import Preference
 from qvae_trt.runtime.tiling import SCALE, Tile, tiled
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage
+
     from qvae_trt.model import Model
     from qvae_trt.runtime.fallback import FallbackMode
     from qvae_trt.runtime.selection import Engines
@@ -127,6 +129,10 @@ class Server:
     @property
     def fallback(self) -> FallbackMode:
         return self._notices.mode
+
+    def shipped(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKLQwenImage:
+        """diffusers' own VAE, placed there."""
+        return self._pytorch.shipped(device, dtype)
 
     def release(self) -> None:
         """Give all memory back, and forget what failed."""

@@ -173,6 +173,31 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
     def device(self) -> torch.device:
         return self._place.device
 
+    @property
+    def encoder(self) -> torch.nn.Module:
+        """diffusers' own, on this device and in this dtype, for callers that take the VAE apart; so
+        are `decoder`, `quant_conv` and `post_quant_conv`. No engine has a part in them.
+        """
+        return self._shipped().encoder
+
+    @property
+    def decoder(self) -> torch.nn.Module:
+        """As `encoder`."""
+        return self._shipped().decoder
+
+    @property
+    def quant_conv(self) -> torch.nn.Module:
+        """As `encoder`."""
+        return self._shipped().quant_conv
+
+    @property
+    def post_quant_conv(self) -> torch.nn.Module:
+        """As `encoder`."""
+        return self._shipped().post_quant_conv
+
+    def _shipped(self) -> AutoencoderKLQwenImage:
+        return self._server.shipped(self.device, self.dtype)
+
     def _apply(self, fn: Any, recurse: bool = True) -> TrtVae:
         before = self.device
         super()._apply(fn, recurse)

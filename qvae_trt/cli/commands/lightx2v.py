@@ -1,0 +1,98 @@
+"""`qvae lightx2v --out FOLDER`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from qvae_trt.cli import output
+from qvae_trt.cli.drawing import stacked, table
+from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption, JsonOption, VerboseOption
+from qvae_trt.profiles import MODES, build_command
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from qvae_trt.lightx2v_folder import Placed
+
+
+def lightx2v(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="The folder to make for LightX2V.")
+    ],
+    engine_dir: EngineDirOption = ENGINE_DIR,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy files; else relative links.")] = False,
+    backend: Annotated[
+        Literal["tensorrt", "onnxruntime"],
+        typer.Option(
+            "--backend",
+            help="Whose engines. LightX2V opens those of tensorrt; the others only show the way.",
+        ),
+    ] = "tensorrt",
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Make the folder that LightX2V's own TensorRT VAE loader opens, of engines that it runs
+    rightly.
+
+    Exit code 1 if there is none.
+    """
+    from qvae_trt.lightx2v_folder import configuration, make_folder
+
+    suffix = ".onnx" if backend == "onnxruntime" else ".trt"
+    placed = make_folder(engine_dir, out, flavour=backend, suffix=suffix, copy=copy)
+    usable = {mode for mode in MODES if any(one.usable for one in placed if one.mode == mode)}
+    configs = {mode: configuration(out, mode) for mode in MODES if mode in usable}
+    output.emit(
+        {"engines": [one.to_dict() for one in placed], "configurations": configs},
+        lambda: stacked(
+            _table(placed),
+            *(
+                f"\n{mode}, for LightX2V's configuration:\n{_text(configs[mode])}"
+                for mode in configs
+            ),
+        ),
+    )
+    for command in _commands(placed, engine_dir):
+        output.tell(f"to build what is not there: {command}")
+    if backend != "tensorrt" and usable:
+        output.tell(
+            f"warning: LightX2V opens TensorRT's engines only, and these are of {backend}",
+            style="yellow",
+        )
+    return 0 if usable else 1
+
+
+def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
+    """That build what is missing, all sizes in one, and what helps with each that was refused."""
+    missing = [one for one in placed if one.status == "missing"]
+    sizes = dict.fromkeys(one.resolution for one in missing if one.resolution is not None)
+    commands = [build_command("static", *sizes, engine_dir=engine_dir)] if sizes else []
+    if any(one.resolution is None for one in missing):
+        commands.append(build_command("profiles", engine_dir=engine_dir))
+    commands += [one.fix for one in placed if one.status == "refused" and one.fix is not None]
+    return list(dict.fromkeys(commands))
+
+
+def _table(placed: list[Placed]) -> RenderableType:
+    counts = Counter(one.status for one in placed)
+    rows = [
+        (
+            one.status,
+            one.part,
+            str(one.resolution or "nine profiles"),
+            str(one.path),
+            one.reason or (f"→ {one.engine}" if one.usable else f"no file {one.engine}"),
+        )
+        for one in placed
+    ]
+    title = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return table(("", "engine", "opened for", "as", "why"), rows, title=title, spare=("as",))
+
+
+def _text(config: dict[str, object]) -> str:
+    return json.dumps(config, indent=2)

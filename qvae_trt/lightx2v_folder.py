@@ -1,0 +1,200 @@
+"""The folder that LightX2V's own TensorRT loader opens, made of the engines that are there.
+
+That loader looks at no sidecar, shape, range or type. So an engine that it would run wrongly is
+left out here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qvae_trt import store
+from qvae_trt.errors import EngineError, UsageError
+from qvae_trt.lightx2v_loader import static_folders, unheld
+from qvae_trt.profiles import (
+    MODES,
+    PARTS,
+    Mode,
+    Part,
+    Profile,
+    Resolution,
+    build_command,
+    engine_path,
+    rebuild_command,
+)
+from qvae_trt.store.refusals import RESULTS, refusals_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: Of input and output, as it takes them apart: pixels, 16 latents, their means and log-variances.
+_CHANNELS: dict[Part, tuple[int, int]] = {"encoder": (3, 32), "decoder": (16, 3)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """What became of one engine that the loader can ask for.
+
+    Attributes:
+        path: under LightX2V's name.
+        engine: ours, which is there or would be.
+        resolution: what it opens a static engine for; None for one with profiles.
+        reason: why it was refused.
+        fix: the command that builds what is missing or was refused.
+    """
+
+    part: Part
+    mode: Mode
+    path: Path
+    engine: Path
+    resolution: Resolution | None
+    status: Literal["linked", "copied", "missing", "refused"]
+    reason: str = ""
+    fix: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self.status in ("linked", "copied")
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "status": self.status,
+            "part": self.part,
+            "mode": self.mode,
+            "size": None if self.resolution is None else str(self.resolution),
+            "path": str(self.path),
+            "engine": str(self.engine),
+            "reason": self.reason,
+            "fix": self.fix,
+        }
+
+
+def make_folder(
+    engine_dir: Path, out: Path, *, flavour: str = "tensorrt", suffix: str = ".trt", copy: bool
+) -> list[Placed]:
+    """Put the engines of `engine_dir` that LightX2V's loader runs rightly into `out`, under its
+    names, each with its sidecar.
+
+    Args:
+        engine_dir: where `qvae build` put them.
+        out: the folder to make or bring up to date.
+        flavour, suffix: of the backend whose engines they are.
+        copy: files; else relative links.
+
+    Returns:
+        Every engine that the loader can ask for. A link made before is removed where the engine is
+        not usable any more.
+
+    Raises:
+        EngineError: there is no engine folder.
+        UsageError: `out` is the engine folder.
+        StoreError: the file system refused.
+    """
+    if not engine_dir.is_dir():
+        fix = build_command("static", engine_dir=engine_dir)
+        raise EngineError(f"{engine_dir}: no such folder", fix=fix)
+    if out.exists() and out.samefile(engine_dir):
+        raise UsageError(
+            f"{out} is the engine folder: expected another one for LightX2V's names",
+            fix=f"for example --out {engine_dir.with_name('lightx2v')}",
+        )
+    placed = []
+    for part, mode, resolution, name in _asked_for():
+        engine = engine_path(engine_dir, part, mode, suffix, resolution)
+        path = out / name / engine.name
+        found: dict[str, Any] = {"status": "copied" if copy else "linked"}
+        if not os.path.lexists(engine):
+            sizes = () if resolution is None else (resolution,)
+            command = build_command(mode, *sizes, part=part, engine_dir=engine_dir)
+            found = {"status": "missing", "fix": command}
+        else:
+            try:
+                _check(engine, part, mode, resolution, flavour)
+            except EngineError as error:
+                found = {"status": "refused", "reason": error.what, "fix": error.fix}
+        one = Placed(part=part, mode=mode, path=path, engine=engine, resolution=resolution, **found)
+        for source, target in (
+            (engine, path),
+            (store.sidecar_path(engine), store.sidecar_path(path)),
+        ):
+            _place(source, target, one)
+        placed.append(one)
+    return placed
+
+
+def configuration(out: Path, mode: Mode) -> dict[str, object]:
+    """What LightX2V's configuration says to open the folder."""
+    folder = {"trt_engine_path": str((out / mode).absolute()), "multi_profile": mode == "profiles"}
+    return {"vae_type": "tensorrt", "trt_vae_config": folder}
+
+
+def _asked_for() -> Iterator[tuple[Part, Mode, Resolution | None, Path]]:
+    """Part, mode, size and folder of all that the loader looks for."""
+    static: Mode
+    static, profiles = MODES
+    for name, resolution in static_folders().items():
+        for part in PARTS:
+            yield part, static, resolution, Path(static, name)
+    for part in PARTS:
+        yield part, profiles, None, Path(profiles)
+
+
+def _check(
+    engine: Path, part: Part, mode: Mode, resolution: Resolution | None, flavour: str
+) -> None:
+    """EngineError, with what helps, for an engine that the loader would run wrongly or not at
+    all.
+    """
+    expected: dict[str, object] = {
+        "flavour": flavour,
+        "part": part,
+        "mode": mode,
+        "precision": "fp16",  # whatever an engine is, its output buffer is fp16
+    }
+    if resolution is not None:
+        expected["profiles"] = (Profile.fixed(resolution),)
+    sidecar = store.check_engine(engine, expected=expected)
+    channels = sidecar.input.shape[1], sidecar.output.shape[1]
+    if channels != _CHANNELS[part]:
+        wanted = " to ".join(map(str, _CHANNELS[part]))
+        raise EngineError(
+            f"{engine}: from {channels[0]} channels to {channels[1]}, expected {wanted}",
+            fix="qvae_trt.from_lightx2v_config serves such a VAE in LightX2V",
+        )
+    if resolution is None:
+        _check_ranges(engine, sidecar.key.profiles)
+
+
+def _check_ranges(engine: Path, profiles: Sequence[Profile]) -> None:
+    missed = unheld(profiles)
+    if missed:
+        size, index = missed[0]
+        raise EngineError(
+            f"{engine}: for {len({size for size, _ in missed})} sizes LightX2V picks a profile that"
+            f" does not hold them, such as profile {index} for {size}",
+            fix=f"{rebuild_command(engine)} --force (without --profiles)",
+        )
+
+
+def _place(source: Path, target: Path, one: Placed) -> None:
+    with refusals_named("write", target, option=RESULTS):
+        if not one.usable:
+            if target.is_symlink():
+                target.unlink()
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if one.status == "copied":
+            with store.replace_file(target) as temporary:
+                shutil.copyfile(source, temporary)
+            return
+        # By way of another name, so that whoever opens it meanwhile finds the old or the new one.
+        new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        new.unlink(missing_ok=True)
+        real = source.parent.resolve() / source.name
+        new.symlink_to(os.path.relpath(real, target.parent.resolve()))
+        new.replace(target)
