@@ -75,7 +75,7 @@ def test_every_path_that_can_run_is_measured(
     assert result.paths == bench.PATHS
     assert result.complete
     for cell in result.cells:
-        expected = cell.path != "compiled" and not (
+        expected = cell.path not in ("compiled", "fused") and not (
             cell.path == "static" and cell.resolution == OTHER
         )
         assert (cell.timing is not None) == expected, cell
@@ -89,6 +89,7 @@ def test_every_path_that_can_run_is_measured(
             assert (result.floor_share(cell) or 0) > 0
     reasons = {cell.path: cell.notes[0] for cell in result.cells if cell.notes}
     assert "no-such-compiler" in reasons["compiled"]
+    assert "CUDA" in reasons["fused"]
     assert "qvae build --mode static --resolution 64x64" in reasons["static"]
     assert f"--engine-dir {engines}" in reasons["static"]
     assert bench.load(out) == result

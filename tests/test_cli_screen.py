@@ -177,7 +177,7 @@ def test_the_file_of_what_was_measured_is_read() -> None:
         ("qvae build --mo", ["--mode", "--model"]),
         ("qvae build --mode ", ["static", "profiles"]),
         ("qvae build --aspect 4", ["4:3"]),
-        ("qvae bench --baseline f", ["folded"]),
+        ("qvae bench --baseline f", ["folded", "fused"]),
     ],
 )
 def test_a_shell_is_offered_words(words: str, offered: list[str]) -> None:

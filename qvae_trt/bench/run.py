@@ -31,7 +31,6 @@ from qvae_trt.bench.service import serve, switch
 from qvae_trt.bench.timing import Limits, clock_for, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
-from qvae_trt.runtime.preference import machine_here
 from qvae_trt.store import measured
 
 if TYPE_CHECKING:
@@ -195,6 +194,8 @@ def _remember(result: BenchResult, work: Workbench, engine_dir: Path | None) -> 
                 sizes.setdefault(cell.resolution, {})[way] = cell.timing.median_ms
     if engine_dir is None or not work.opened or work.device != "cuda":
         return
+    from qvae_trt.runtime.preference import machine_here
+
     with suppress(StoreError):
         measured.remember(engine_dir / measured.FILE_NAME, machine_here(work.opened), medians)
 
