@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import small_graphs
 
@@ -34,6 +35,7 @@ class Exporter:
     recipe: str = "c" * 64
     calls: list[tuple[str, Any, str, str]] = field(default_factory=list)
     before: Any = None  # called with the part
+    scale: float = 1.0  # of the weights: other engines are of other bytes
 
     def load_model(self, source: str) -> SmallModel:
         return self.model
@@ -64,6 +66,8 @@ class Exporter:
         else:
             side = ("h", "w") if resolution is None else resolution.latent
             small_graphs.decoder(out, side=side, elem=elem)
+        if self.scale != 1.0:
+            self._rescale(out)
         names = {"encoder": ("images", "moments"), "decoder": ("latents", "images")}[part]
         dtype: Any = "float16" if precision == "fp16" else "float32"
         # What build takes of these is the name; the shapes come from the backend.
@@ -73,6 +77,14 @@ class Exporter:
             TensorSpec(names[0], dtype, (1, -1, 1, -1, -1)),
             TensorSpec(names[1], dtype, (1, -1, 1, -1, -1)),
         )
+
+    def _rescale(self, path: Path) -> None:
+        graph = onnx.load(str(path))
+        (weights,) = [tensor for tensor in graph.graph.initializer if tensor.name == "w"]
+        values = onnx.numpy_helper.to_array(weights)
+        other = (values * self.scale).astype(values.dtype)
+        weights.CopyFrom(onnx.numpy_helper.from_array(other, "w"))
+        onnx.save(graph, str(path))
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ def build_once(folder: Path, moment: int | None) -> list[Any]:
 
     real = os.fsync
     os.fsync = lambda descriptor: (step(), real(descriptor))[1]
-    fake = Exporter()
+    # No two builds are of the same bytes: half of each would not be told from either.
+    fake = Exporter(scale=1 + os.getpid() % 4096 / 4096)
     qvae_trt.model.load_model = fake.load_model  # type: ignore[assignment]
     qvae_trt.export.export_onnx = fake.export_onnx  # type: ignore[assignment]
     qvae_trt.export.recipe_sha256 = fake.recipe_sha256

@@ -391,7 +391,6 @@ import sys
 from pathlib import Path
 from qvae_trt.backends import BuildSpec, ShapeRange
 from qvae_trt.build.builder import BuildChild
-from qvae_trt.cli import boundary
 sizes = (ShapeRange.fixed((1, 4, 1, 16, 16)),)
 spec = BuildSpec(input_name="latents", ranges=sizes, precision="fp16")
 try:
@@ -417,6 +416,8 @@ def test_the_child_ends_with_its_parent(
         start_new_session=True,
         stdout=subprocess.PIPE,
         text=True,
+        # What runs in a shell's background has SIGINT ignored, and so have its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     child = wait_for(pid)
     if by == signal.SIGINT:

@@ -425,14 +425,16 @@ def test_ctrl_c_leaves_nothing(
     assert run(jobs)[0].status == "built"
 
 
-def test_ctrl_c_leaves_the_old_engine(exporter: Exporter, tmp_path: Path) -> None:
+@pytest.mark.parametrize("done", [0, 1])
+def test_ctrl_c_leaves_the_old_engine(exporter: Exporter, tmp_path: Path, done: int) -> None:
     def stop(event: Event) -> None:
-        if event.text == "optimize":
+        if (event.text, event.done) == ("optimize", done):
             raise KeyboardInterrupt
 
     jobs = plan(tmp_path, parts=["decoder"])
     run(jobs)
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    exporter.scale = 2.0
     with pytest.raises(KeyboardInterrupt):
         run(jobs, force=True, on_event=stop)
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
