@@ -48,8 +48,7 @@ def write(
     folder: Path,
     part: Part,
     mode: Mode,
-    profile: Profile,
-    *,
+    *profiles: Profile,
     onnx: Path,
     onnx_sha256: str,
     precision: Precision,
@@ -57,13 +56,12 @@ def write(
 ) -> Path:
     """Build one engine of an exported graph, with its sidecar."""
     backend = backends.get("onnxruntime")
-    path = engine_path(folder, part, mode, backend.suffix, profile.opt)
+    path = engine_path(folder, part, mode, backend.suffix, profiles[0].opt)
     spec = backends.BuildSpec(
         input_name={"encoder": "images", "decoder": "latents"}[part],
-        ranges=(
-            backends.ShapeRange(
-                *(shape(part, size, model) for size in (profile.min, profile.opt, profile.max))
-            ),
+        ranges=tuple(
+            backends.ShapeRange(*(shape(part, size, model) for size in (p.min, p.opt, p.max)))
+            for p in profiles
         ),
         precision=precision,
     )
@@ -76,7 +74,7 @@ def write(
                 mode=mode,
                 precision=precision,
                 lowering=choose_lowering("onnxruntime", backend.version(), precision).canonical(),
-                profiles=(profile,),
+                profiles=profiles,
                 onnx_sha256=onnx_sha256,
                 weights_sha256=model.weights_sha256,
                 recipe_sha256=recipe_sha256(),
