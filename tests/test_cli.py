@@ -150,6 +150,7 @@ _COMMANDS = [
     "profiles match ?",
     "profiles match ? --engine-dir ?",
     "inspect ?",
+    "lightx2v --out ? --engine-dir ?",
     "report ? --out ?",
     "tune --resolution ? --part ?",
     "doctor ?",

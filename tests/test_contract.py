@@ -31,6 +31,7 @@ COMMANDS = {
     "profiles match": "--engine-dir",
     "inspect": "",
     "doctor": "",
+    "lightx2v": "--engine-dir --out --copy",
     "report": "--out",
     "tune": "--resolution --model --backend --engine-dir",
 }
