@@ -85,7 +85,8 @@ class Loader:
             engine = self.folder / (name or "none") / f"vae_{part}.onnx"
             if not engine.exists():
                 return None
-            shape = tuple(session_of(engine).get_inputs()[0].shape)  # whatever x is
+            # Its one size, whatever x is.
+            shape = ort_engines.shape(part, store.read_sidecar(engine).key.profiles[0].opt)
         assert shape is not None, "TensorRT would run without a shape"
         memory = x.to(torch.float16).contiguous().numpy().tobytes()
         given = np.frombuffer(memory, np.float16, count=int(np.prod(shape))).reshape(shape)
