@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 
+import lightx2v_vae_trt
 import pytest
 
 from qvae_trt.lightx2v_loader import editing_sizes, picked_profiles, static_folders, unheld
@@ -84,3 +87,52 @@ def test_no_folder_of_ours_has_one_of_its_names():
     ours = {str(size) for size in load_static_sizes().values()}
     assert not ours & set(static_folders())
     assert all("x" not in name for name in static_folders())
+
+
+# --- benchmarks/gpu/lightx2v_vae_trt.py, which runs the loader itself on a GPU
+
+STANDS_FOR_ITS_FILE = """
+import sys
+from types import SimpleNamespace
+import torch
+from loguru import logger
+from lightx2v.utils.envs import GET_DTYPE
+from lightx2v_platform.base.global_var import AI_DEVICE
+from qvae_trt import from_lightx2v_config
+
+class TensorRTVAE:
+    def __init__(self, config):
+        assert GET_DTYPE() == torch.float16 and AI_DEVICE == "cpu"
+        logger.info(f"Loading from {config['trt_vae_config']['trt_engine_path']}")
+        self.vae = from_lightx2v_config(
+            {**config, "vae_path": "bundled:tiny"}, fallback="silent", device="cpu",
+            backend="onnxruntime", dtype=torch.float32,
+        )
+        self.vae_latents_mean = self.vae.vae.config.latents_mean
+        self.vae_latents_std = self.vae.vae.config.latents_std
+
+    def encode_vae_image(self, image):
+        return self.vae.encode_vae_image(image)
+
+    def decode(self, latents, info):
+        return self.vae.decode(latents, info) * SCALE
+"""
+
+
+@pytest.mark.parametrize("scale", [1, 1.05])
+def test_the_script_for_its_file_tells_right_from_wrong(tmp_path, monkeypatch, scale):
+    monkeypatch.setattr(lightx2v_vae_trt, "DEVICE", "cpu")
+    for name in ("STATIC", "PROFILES"):
+        monkeypatch.setattr(lightx2v_vae_trt, name, ("96x64",))
+    file, out = tmp_path / "vae_trt.py", tmp_path / "out" / "found.json"
+    file.write_text(STANDS_FOR_ITS_FILE.replace("SCALE", str(scale)))
+    before = dict(sys.modules)
+    command = [str(file), str(tmp_path), "--model", "bundled:tiny", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["lightx2v_vae_trt.py", *command])
+    with pytest.raises(SystemExit) as ended:
+        lightx2v_vae_trt.main()
+    told = json.loads(out.read_text())
+    assert [row["ok"] for row in told["rows"]] == [scale == 1] * 2
+    assert ended.value.code == (0 if scale == 1 else 1)
+    assert told["rows"][0]["log"] == [f"Loading from {tmp_path / 'static'}"]
+    assert {name for name in sys.modules if "lightx2v" in name} <= set(before)
