@@ -21,6 +21,10 @@ step "what this machine can do" doctor --engine-dir "$engines"
 step "engines of the seven aspect ratios" build --mode static "${common[@]}"
 step "and of a size of one's own" build --mode static --resolution 512x512 "${common[@]}"
 step "one engine pair with the nine profiles" build --mode profiles "${common[@]}"
+case $backend in tensorrt | onnxruntime)
+  step "the folder that LightX2V's own loader opens" lightx2v --engine-dir "$engines" \
+    --backend "$backend" --out "$out/lightx2v" ;;
+esac
 step "every engine against PyTorch fp32" verify "${common[@]}" --out "$out"
 step "PyTorch against the engines" bench --resolution 512x512 --resolution 640x384 \
   "${common[@]}" --out "$out"
@@ -33,6 +37,7 @@ cat <<END
     static/1664x928/ ...             one pair for each of the seven sizes
     static/512x512/                  one pair of a size of one's own
     profiles/                        one pair with the nine profiles
+  lightx2v/                        links to them under LightX2V's names
   parity.md, parity.json           every engine against PyTorch fp32, and the bounds kept
   latency.md, .json, .csv, .svg    PyTorch against the engines
   roundtrip.png                    a photograph, and the same through encoder and decoder

@@ -26,6 +26,7 @@ from qvae_trt.profiles import (
     engine_path,
     rebuild_command,
 )
+from qvae_trt.regular_file import check_replaceable
 from qvae_trt.store.refusals import RESULTS, refusals_named
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ def _place(source: Path, target: Path, one: Placed) -> None:
                 shutil.copyfile(source, temporary)
             return
         # By way of another name, so that whoever opens it meanwhile finds the old or the new one.
+        check_replaceable(target)
         new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         new.unlink(missing_ok=True)
         real = source.parent.resolve() / source.name

@@ -13,6 +13,7 @@ from collections import Counter
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bench_samples
@@ -362,6 +363,44 @@ def test_the_lightx2v_configuration_is_taken(monkeypatch, tmp_path_factory):
     vae = qvae_trt.from_lightx2v_config(config, backend="onnxruntime", fallback="silent")
     assert callable(vae.decode)
     assert callable(vae.encode_vae_image)
+
+
+def test_the_lightx2v_runner_runs(tmp_path_factory, monkeypatch):
+    """Inside what it asks of LightX2V: a registry, a runner that calls its VAE, and `infer.main`,
+    which makes the runner of the configuration's name.
+    """
+    import torch
+
+    from qvae_trt.runtime import lightx2v
+
+    page = ROOT / "docs" / "en" / "lightx2v.md"
+    (body,) = [body for _, body in blocks(page, "python") if "RUNNER_REGISTER" in body]
+    path = ort_engines.shared(tmp_path_factory) / "static"
+    config = {"model_path": "model", "trt_vae_config": {"trt_engine_path": str(path)}}
+
+    class QwenImageRunner:
+        def __init__(self, config: dict[str, Any]) -> None:
+            self.config = config
+            self.vae = self.load_vae()
+
+        def load_vae(self) -> None:
+            raise AssertionError("its own VAE")
+
+    registry: dict[str, Any] = {"qwen_image": QwenImageRunner}
+    made: list[Any] = []
+    infer = SimpleNamespace(main=lambda: made.append(registry["qwen_image"](config)))
+    runners = "lightx2v.models.runners.qwen_image.qwen_image_runner"
+    for name, values in (
+        ("lightx2v", {"infer": infer}),
+        (runners, {"QwenImageRunner": QwenImageRunner}),
+        ("lightx2v.utils.registry_factory", {"RUNNER_REGISTER": registry}),
+    ):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**values))
+    monkeypatch.setattr(lightx2v, "load_model", lambda _source: ort_engines.tiny())
+    exec(compile(body, page.name, "exec"), {})
+    (runner,) = made
+    size = SimpleNamespace(auto_width=96, auto_height=64)
+    assert runner.vae.decode(torch.zeros(1, 24, 64), size)[0].size == (96, 64)
 
 
 # --- two languages ------------------------------------------------------------------------------

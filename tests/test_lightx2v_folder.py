@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +191,11 @@ def test_faults_of_the_two_folders(engines, tmp_path):
     for out in (engines, engines / "static" / ".."):
         with pytest.raises(UsageError, match="is the engine folder"):
             make_folder(engines, out, copy=False)
+    (tmp_path / "piped" / "static" / "1_1").mkdir(parents=True)
+    os.mkfifo(pipe := tmp_path / "piped" / "static" / "1_1" / "vae_encoder.trt")
+    with pytest.raises(StoreError, match="cannot write"):
+        make_folder(engines, tmp_path / "piped", copy=False)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="cannot write"):
         make_folder(engines, tmp_path / "file", copy=False)
