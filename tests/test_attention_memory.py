@@ -51,10 +51,11 @@ def test_a_form_is_exact_and_has_the_operations_that_it_names(
             wanted = exact(x[:, :, 0])[:, :, None]
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-5)
     kinds = [node.op_type for node in proto.graph.node]
-    like_package = name in ("package", "scan")
+    like_package = name in ("package", "scan", "barrier")
     assert ("Expand" in kinds) == like_package
     assert ("ReduceMean" in kinds) == (like_package or "half-centre" in name)
     assert ("Scan" in kinds) == (name == "scan")
+    assert ("Conv" in kinds) == ("barrier" in name)
     assert sum(by_size(proto.graph)) == FILLED.get(name, 4)
 
 
