@@ -6,17 +6,16 @@ TensorRT 8.6 may give attention to its compiler (a layer named ForeignNode), whi
 itself. The forms differ in the operations that may be why. Each is the encoder's attention, of 384
 channels with random weights, and exact:
 
-  static           the package's graph of the one size 1632x1088, which has no centre
-  package          the package's graph with ranges
-  half-centre      the centre of the values summed in fp16; zeros by a clamp, where Expand made them
-  no-centre        the same without a centre
+  static           the package's graph of the one size 1632x1088
+  package          the package's graph with ranges: no centre, keys as many as there are
+  no-centre        keys filled up to a multiple of 8, with zeros by a clamp
+  half-centre      the same, and the values less their mean, summed in fp16
   half-centre-inter, unpadded-inter
                    every k-th query is one run: no slice cuts tokens into runs
-  unpadded         no centre, and the keys are not filled up
-  whole            no centre, keys and queries not filled up: all queries in one run
-  scan             as package, but the runs are a loop of the network itself
-  barrier          as package, but the zero that is made of one run for the next goes through a
-                   convolution, an operation that the compiler leaves to TensorRT
+  whole            as package, but all queries in one run
+  scan             a centre summed in float32, zeros by Expand, and a loop of the network as runs
+  barrier          the same centre and zeros; the zero that is made of one run for the next goes
+                   through a convolution, an operation that the compiler leaves to TensorRT
   half-centre-barrier, half-centre-inter-barrier
                    both
 
@@ -92,7 +91,6 @@ FORMS: dict[str, Form | None] = {
     "no-centre": Form(zeros="clamp"),
     "half-centre-inter": Form(centre="half", zeros="clamp", runs="inter"),
     "unpadded-inter": Form(runs="inter"),
-    "unpadded": Form(),
     "whole": Form(runs="whole"),
     "scan": Form(centre="float32", zeros="expand", runs="loop"),
     "barrier": Form(centre="float32", zeros="expand", barrier=True),
