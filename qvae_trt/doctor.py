@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
-from qvae_trt import __version__, backends, store
+from qvae_trt import backends, store
 from qvae_trt.backends import devices
+from qvae_trt.commands import command_line
 from qvae_trt.errors import ForeignEngineError, QvaeError
-from qvae_trt.profiles import command_line
+from qvae_trt.profiles import BACKENDS
 from qvae_trt.store import show
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +102,7 @@ def _gpu() -> Check:
 
 
 def _backends() -> Iterator[Check]:
-    for name in backends.NAMES:
+    for name in BACKENDS:
         try:
             backend = backends.get(name)
             version, build, run = backend.version(), backend.can_build(), backend.can_run()

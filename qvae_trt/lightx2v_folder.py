@@ -13,21 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt import store
+from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import EngineError, UsageError
+from qvae_trt.files.reading import check_replaceable
+from qvae_trt.files.writing import RESULTS, refusals_named, replace_file
 from qvae_trt.lightx2v_loader import static_folders, unheld
-from qvae_trt.profiles import (
-    MODES,
-    PARTS,
-    Mode,
-    Part,
-    Profile,
-    Resolution,
-    build_command,
-    engine_path,
-    rebuild_command,
-)
-from qvae_trt.regular_file import check_replaceable
-from qvae_trt.store.refusals import RESULTS, refusals_named
+from qvae_trt.profiles import MODES, PARTS, Mode, Part, Profile, Resolution, engine_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -190,7 +181,7 @@ def _place(source: Path, target: Path, one: Placed) -> None:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         if one.status == "copied":
-            with store.replace_file(target) as temporary:
+            with replace_file(target) as temporary:
                 shutil.copyfile(source, temporary)
             return
         # By way of another name, so that whoever opens it meanwhile finds the old or the new one.

@@ -8,19 +8,17 @@ where the two meet.
 from __future__ import annotations
 
 import math
-import os
 import re
-import shlex
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from qvae_trt.errors import ResolutionError, UsageError, printable
-from qvae_trt.toml_file import TomlFile, kind_of, quoted
+from qvae_trt.errors import ResolutionError, UsageError
+from qvae_trt.files.toml_file import TomlFile, kind_of, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 Part = Literal["encoder", "decoder"]
 Mode = Literal["static", "profiles"]
@@ -28,6 +26,8 @@ Precision = Literal["fp16", "bf16", "fp32"]
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 MODES: tuple[Mode, ...] = ("static", "profiles")
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+#: What builds and runs engines: `--backend`, and the flavour in their sidecars.
+BACKENDS: tuple[str, ...] = ("tensorrt", "tensorrt_rtx", "onnxruntime")
 
 SIDE_MULTIPLE = 8  # the VAE halves each side three times
 MAX_SIDE = 16384
@@ -259,73 +259,6 @@ def engine_path(
     if resolution is None or mode != "static":
         raise ValueError(f"mode {mode!r}, resolution {resolution}: expected static with a size")
     return engine_dir / "static" / str(resolution) / f"vae_{part}{suffix}"
-
-
-def build_command(
-    mode: Mode,
-    *sizes: Resolution,
-    part: Part | None = None,
-    model: str | None = None,
-    backend: str | None = None,
-    precision: str | None = None,
-    engine_dir: str | Path | None = None,
-) -> str:
-    """The command that builds engines, as a hint to copy; what is None is left out, and `auto`."""
-    words = ["qvae", "build", "--mode", mode]
-    for size in sizes:
-        words += ["--resolution", str(size)]
-    given = {
-        "--part": part,
-        "--model": model,
-        "--backend": None if backend == "auto" else backend,
-        "--precision": precision,
-        "--engine-dir": engine_dir,
-    }
-    for option, value in given.items():
-        if value is not None:
-            words += [option, str(value)]
-    return command_line(words)
-
-
-def command_line(words: Iterable[str]) -> str:
-    """Words as one line to copy into a shell, also those that hold what cannot be printed."""
-    return " ".join(map(_shell_word, words))
-
-
-def _shell_word(word: str) -> str:
-    if printable(word, lines=False) == word:
-        return shlex.quote(word)
-    # bash, zsh and ksh read escapes in $'…'
-    letters = []
-    for letter in word:
-        if printable(letter, lines=False) != letter:
-            letters += [f"\\x{byte:02x}" for byte in os.fsencode(letter)]
-        else:
-            letters.append(f"\\{letter}" if letter in "\\'" else letter)
-    return f"$'{''.join(letters)}'"
-
-
-def rebuild_command(
-    engine: Path,
-    *,
-    model: str | None = None,
-    backend: str | None = None,
-    precision: str | None = None,
-) -> str:
-    """The command that builds the engine at a path that `engine_path` made; for others, the general
-    one.
-    """
-    name, folder = engine.name, engine.parent
-    part = next((part for part in PARTS if name.startswith(f"vae_{part}")), None)
-    command = partial(build_command, part=part, model=model, backend=backend, precision=precision)
-    if part is not None and folder.name == "profiles":
-        return command("profiles", engine_dir=folder.parent)
-    if part is not None and folder.parent.name == "static":
-        size = _SIZE.fullmatch(folder.name)
-        if size is not None:
-            found = Resolution(int(size[2]), int(size[1]))
-            return command("static", found, engine_dir=folder.parent.parent)
-    return "qvae build --mode static (or profiles) --engine-dir DIR"
 
 
 # --- reading the files --------------------------------------------------------------------------

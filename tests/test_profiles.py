@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import ProfileError, ResolutionError, UsageError
 from qvae_trt.profiles import (
     Profile,
@@ -18,7 +19,6 @@ from qvae_trt.profiles import (
     load_profiles,
     load_static_sizes,
     parse_aspect,
-    rebuild_command,
 )
 
 R = Resolution

@@ -21,7 +21,7 @@ from qvae_trt.cli import app as cli
 from qvae_trt.errors import BackendError, BenchError, BuildError, EngineError, QvaeError, UsageError
 from qvae_trt.lowerings import Lowering
 from qvae_trt.model import load_model
-from qvae_trt.profiles import PARTS, PRECISIONS, Resolution
+from qvae_trt.profiles import BACKENDS, PARTS, PRECISIONS, Resolution
 from qvae_trt.tune import (
     Choice,
     Measurement,
@@ -448,7 +448,7 @@ def test_a_variant_as_text() -> None:
         assert Variant(Lowering()).changed(str(variant)) == variant
 
 
-@pytest.mark.parametrize("flavour", backends.NAMES)
+@pytest.mark.parametrize("flavour", BACKENDS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("part", PARTS)
 def test_curated_variants_can_be_built(flavour: str, precision: Any, part: Any) -> None:

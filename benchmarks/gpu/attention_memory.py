@@ -47,13 +47,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange
+from qvae_trt.backends import BuildSpec
 from qvae_trt.export import TENSOR_NAMES, onnx_of
 from qvae_trt.folding.attention import Attention
 from qvae_trt.lowerings import PYTORCH, choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Profile, Resolution
 from qvae_trt.runtime.engine import Engine
+from qvae_trt.tensors import ShapeRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,17 +15,10 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from qvae_trt.backends import (
-    BuildOutcome,
-    BuildSpec,
-    Progress,
-    Session,
-    ShapeRange,
-    TensorSpec,
-    Verdict,
-    devices,
-)
+from qvae_trt.backends import devices
 from qvae_trt.backends.devices import Device
+from qvae_trt.backends.protocol import BuildOutcome, BuildSpec, Session, Verdict
+from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import (
     BackendError,
     BuildError,
@@ -34,16 +27,17 @@ from qvae_trt.errors import (
     ExecutionError,
     ForeignEngineError,
 )
-from qvae_trt.profiles import rebuild_command
-from qvae_trt.store.refusals import refusals_named
-from qvae_trt.workplace import workplace
+from qvae_trt.files.workplace import workplace
+from qvae_trt.files.writing import refusals_named
+from qvae_trt.tensors import ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qvae_trt.backends import DTypeName
     from qvae_trt.profiles import Precision
+    from qvae_trt.progress import Progress
+    from qvae_trt.tensors import DTypeName
 
 RANGES_KEY = "qvae.ranges"
 _DTYPES: dict[str, DTypeName] = {

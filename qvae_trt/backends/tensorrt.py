@@ -7,7 +7,8 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.backends import BuildOutcome, BuildSpec, Progress, Session, Verdict, devices
+from qvae_trt.backends import devices
+from qvae_trt.backends.protocol import BuildOutcome, BuildSpec, Session, Verdict
 from qvae_trt.backends.trt_build import PlanBuilder
 from qvae_trt.backends.trt_log import Log
 from qvae_trt.backends.trt_session import (
@@ -16,15 +17,16 @@ from qvae_trt.backends.trt_session import (
     read_ranges,
     scratch_of_engine,
 )
+from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import BackendError, EngineError, StaleEngineError
-from qvae_trt.profiles import rebuild_command
-from qvae_trt.regular_file import open_regular
+from qvae_trt.files.reading import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qvae_trt.backends.devices import Device
     from qvae_trt.profiles import Precision
+    from qvae_trt.progress import Progress
 
 _INSTALL = {
     "tensorrt": "pip install tensorrt (needs an NVIDIA GPU), or --backend onnxruntime",

@@ -15,19 +15,20 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.backends import BuildOutcome, BuildSpec, Progress, TensorSpec
+from qvae_trt.backends.protocol import BuildOutcome, BuildSpec
 from qvae_trt.backends.trt_session import DTYPE_NAMES
 from qvae_trt.errors import BackendError, BuildError, QvaeError, StoreError, UsageError
-from qvae_trt.regular_file import open_regular
-from qvae_trt.store import replace_file
-from qvae_trt.store.refusals import refusals_named
+from qvae_trt.files.reading import open_regular
+from qvae_trt.files.writing import refusals_named, replace_file
+from qvae_trt.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from qvae_trt.backends import DTypeName
     from qvae_trt.backends.trt_log import Log, Messages
+    from qvae_trt.progress import Progress
+    from qvae_trt.tensors import DTypeName
 
 _log = logging.getLogger(__name__)
 _STEPS = 1000  # of a whole build, as progress is told

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from qvae_trt.backends import ALIGNMENT_BYTES, DTypeName, ShapeRange, TensorSpec
+from qvae_trt.backends.protocol import ALIGNMENT_BYTES
 from qvae_trt.errors import EngineError, ExecutionError
+from qvae_trt.tensors import DTypeName, ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
     from qvae_trt.backends.trt_log import Log

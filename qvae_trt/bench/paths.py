@@ -14,19 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from qvae_trt.backends import DTYPES
 from qvae_trt.bench.results import ENGINES, Fact
+from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError, QvaeError
-from qvae_trt.profiles import (
-    Mode,
-    Part,
-    Precision,
-    Resolution,
-    build_command,
-    choose,
-    engine_path,
-)
+from qvae_trt.profiles import Mode, Part, Precision, Resolution, choose, engine_path
 from qvae_trt.store import EngineFile
+from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
-from qvae_trt.backends import Progress, TensorSpec
 from qvae_trt.errors import QvaeError
+from qvae_trt.files.workplace import workplace
+from qvae_trt.tensors import TensorSpec
 from qvae_trt.workers.parent import Child, ChildError
-from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qvae_trt.lowerings import Lowering
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision, Resolution
+    from qvae_trt.progress import Progress
 
 _log = logging.getLogger(__name__)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildOutcome, BuildSpec, ShapeRange, TensorSpec
+from qvae_trt.backends import BuildOutcome, BuildSpec
+from qvae_trt.tensors import ShapeRange, TensorSpec
 from qvae_trt.workers.child import answer
 from qvae_trt.workers.parent import Child
 
 if TYPE_CHECKING:
-    from qvae_trt.backends import Progress
+    from qvae_trt.progress import Progress
 
 
 class BuildChild(Child):

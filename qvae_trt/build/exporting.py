@@ -14,7 +14,7 @@ from qvae_trt.profiles import Resolution
 from qvae_trt.workers.child import answer
 
 if TYPE_CHECKING:
-    from qvae_trt.backends import Progress
+    from qvae_trt.progress import Progress
 
 
 def serve(request: dict[str, Any]) -> None:

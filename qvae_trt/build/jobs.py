@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qvae_trt.backends import ShapeRange
 from qvae_trt.errors import QvaeError, UsageError
 from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path
+from qvae_trt.tensors import ShapeRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

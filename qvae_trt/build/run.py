@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
-from qvae_trt.backends import BuildSpec, Progress
+from qvae_trt.backends import BuildSpec
 from qvae_trt.build.ahead import Ahead, Wanted
 from qvae_trt.build.builder import BuildChild
 from qvae_trt.build.jobs import Event, Job, JobResult
@@ -24,8 +24,9 @@ from qvae_trt.errors import (
     StoreError,
     os_words,
 )
+from qvae_trt.files.workplace import sweep, workplace
+from qvae_trt.files.writing import staged
 from qvae_trt.profiles import SIDE_MULTIPLE
-from qvae_trt.workplace import sweep, workplace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from qvae_trt.lowerings import Lowering
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision
+    from qvae_trt.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -203,7 +205,7 @@ class _Run:
         self, job: Job, expected: Mapping[str, object], reason: str, progress: Progress
     ) -> JobResult:
         started = time.perf_counter()
-        with self._graph(job, progress) as exported, store.staged(job.path) as staged:
+        with self._graph(job, progress) as exported, staged(job.path) as temporary:
             self._start_next(job)
             spec = BuildSpec(
                 input_name=exported.input.name,
@@ -212,7 +214,7 @@ class _Run:
                 level=self._level(job.part),
                 timing_cache=self.timing_cache,
             )
-            outcome = self._run_backend(exported.path, staged, spec, progress)
+            outcome = self._run_backend(exported.path, temporary, spec, progress)
             seconds = time.perf_counter() - started
             key = store.EngineKey(**expected, onnx_sha256=exported.sha256)  # type: ignore[arg-type]
             written = store.write_engine(
@@ -225,7 +227,7 @@ class _Run:
                     command=self.command,
                     build_seconds=round(seconds, 3),
                 ),
-                source=staged,
+                source=temporary,
             )
         return JobResult(
             job, "built", reason, seconds, written.engine_bytes, warnings=outcome.warnings

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt import store
 from qvae_trt.errors import DeviceMemoryError, ForeignEngineError, QvaeError, StaleEngineError
+from qvae_trt.files.reading import stamp_of
 from qvae_trt.runtime.recent import Recent
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Failures:
 
 def signature(path: Path) -> Signature:
     """Changes when the engine or its sidecar does."""
-    return tuple(store.stamp_of(file) for file in (path, store.sidecar_path(path)))
+    return tuple(stamp_of(file) for file in (path, store.sidecar_path(path)))
 
 
 def bare(error: QvaeError) -> QvaeError:

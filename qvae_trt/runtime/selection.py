@@ -22,7 +22,17 @@ from qvae_trt.errors import (
     QvaeError,
     UsageError,
 )
-from qvae_trt.profiles import MODES, Choice, Mode, Part, Profile, Resolution, choose, engine_path
+from qvae_trt.profiles import (
+    BACKENDS,
+    MODES,
+    Choice,
+    Mode,
+    Part,
+    Profile,
+    Resolution,
+    choose,
+    engine_path,
+)
 from qvae_trt.runtime.cache import EngineCache
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.failures import Failures, Signature, bare, signature
@@ -417,4 +427,4 @@ def _other_flavour(path: Path, resolution: Resolution) -> str | None:
     except (OSError, EngineError):
         return None
     holds = any(profile.holds(resolution) for profile in key.profiles)
-    return key.flavour if holds and key.flavour in backends.NAMES else None
+    return key.flavour if holds and key.flavour in BACKENDS else None

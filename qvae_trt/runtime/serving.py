@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -19,7 +20,7 @@ from qvae_trt.errors import (
     UsageError,
 )
 from qvae_trt.model import DEFAULT_MODEL
-from qvae_trt.profiles import Candidate, Choice, Part, Resolution, rebuild_command
+from qvae_trt.profiles import Candidate, Choice, Part, Resolution
 from qvae_trt.runtime.failures import bare
 from qvae_trt.runtime.fallback import Notices, PyTorchVae, needs_gradient
 from qvae_trt.runtime.finite import FiniteCheck

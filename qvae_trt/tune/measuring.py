@@ -19,7 +19,7 @@ from qvae_trt.runtime.engine import Engine
 from qvae_trt.workers.child import answer
 
 if TYPE_CHECKING:
-    from qvae_trt.backends import Progress
+    from qvae_trt.progress import Progress
 
 _EXPECTED: tuple[type[BaseException], ...] = (QvaeError, RuntimeError, MemoryError)
 

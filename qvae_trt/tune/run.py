@@ -13,19 +13,20 @@ from qvae_trt.bench.timing import Limits
 from qvae_trt.build import Event, build, plan_static
 from qvae_trt.build.builder import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
+from qvae_trt.files.workplace import workplace
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune import record
 from qvae_trt.tune.record import Choice, Measurement, Subject, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
 from qvae_trt.workers.parent import Child
-from qvae_trt.workplace import workplace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from qvae_trt.backends import Backend, Progress
+    from qvae_trt.backends import Backend
     from qvae_trt.model import Model
+    from qvae_trt.progress import Progress
     from qvae_trt.tune.reference import FoldedReference
 
 #: A variant must be faster than the default by more than this: measurements that are minutes apart

@@ -16,7 +16,7 @@ from qvae_trt.errors import QvaeError, os_words
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qvae_trt.backends import Progress
+    from qvae_trt.progress import Progress
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SECONDS_BETWEEN = 0.1

@@ -17,7 +17,7 @@ from qvae_trt.errors import BuildError, QvaeError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qvae_trt.backends import Progress
+    from qvae_trt.progress import Progress
 
 # The parent's search path goes along as data, as it may hold what no environment variable can.
 _START = (

@@ -18,7 +18,7 @@ import small_graphs
 from fake_gpus import put_gpu
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, Device, ShapeRange, trt_build
+from qvae_trt.backends import BuildSpec, Device, trt_build
 from qvae_trt.errors import (
     BackendError,
     BuildError,
@@ -30,6 +30,7 @@ from qvae_trt.export import export_onnx
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution
+from qvae_trt.tensors import ShapeRange, TensorSpec
 
 WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
 SMALL = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))
@@ -53,8 +54,8 @@ def fixed_graph(tmp_path: Path) -> Path:
 
 def test_outcome_and_file(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
     outcome = backend.build(graph, tmp_path / "e.trt", spec())
-    assert outcome.input == backends.TensorSpec("latents", "float16", (1, 4, 1, -1, -1))
-    assert outcome.output == backends.TensorSpec("images", "float16", (1, 3, 1, -1, -1))
+    assert outcome.input == TensorSpec("latents", "float16", (1, 4, 1, -1, -1))
+    assert outcome.output == TensorSpec("images", "float16", (1, 3, 1, -1, -1))
     assert outcome.warnings == ()
     assert (tmp_path / "e.trt").stat().st_size > 0
     assert backend.open(tmp_path / "e.trt").ranges == (WIDE,)

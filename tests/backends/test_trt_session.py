@@ -14,7 +14,7 @@ import pytest
 from fake_gpus import H200, RTX_4090, put_gpu
 
 from qvae_trt import backends
-from qvae_trt.backends import Device, ShapeRange, TensorSpec
+from qvae_trt.backends import Device
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -23,6 +23,7 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.profiles import Resolution, engine_path
+from qvae_trt.tensors import ShapeRange, TensorSpec
 
 WIDE = ((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
 SMALL = ((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))

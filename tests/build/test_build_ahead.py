@@ -15,6 +15,7 @@ from qvae_trt import store
 from qvae_trt.backends import devices
 from qvae_trt.build import ahead, build, plan_static
 from qvae_trt.build.ahead import Ahead, Wanted
+from qvae_trt.files.reading import sha256_file
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution
@@ -107,7 +108,7 @@ def test_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         graphs.start(second)
         with graphs.graph(second, lambda *_: True) as graph:
             assert graph is not None
-            assert store.sha256_file(graph.path) == graph.sha256
+            assert sha256_file(graph.path) == graph.sha256
         assert list(temporary.iterdir()) == []
         graphs.start(first)
         with pytest.raises(KeyboardInterrupt), graphs.graph(first, lambda *_: False):

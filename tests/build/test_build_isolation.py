@@ -16,10 +16,11 @@ import pytest
 import small_graphs
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange
+from qvae_trt.backends import BuildSpec
 from qvae_trt.build.builder import BuildChild
 from qvae_trt.cli import boundary
 from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError, StoreError
+from qvae_trt.tensors import ShapeRange
 
 SPEC = BuildSpec(
     input_name="latents",
@@ -389,7 +390,8 @@ def test_progress_that_stops_ends_the_child(
 PARENT = """
 import sys
 from pathlib import Path
-from qvae_trt.backends import BuildSpec, ShapeRange
+from qvae_trt.backends import BuildSpec
+from qvae_trt.tensors import ShapeRange
 from qvae_trt.build.builder import BuildChild
 sizes = (ShapeRange.fixed((1, 4, 1, 16, 16)),)
 spec = BuildSpec(input_name="latents", ranges=sizes, precision="fp16")

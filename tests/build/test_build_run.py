@@ -22,6 +22,7 @@ from qvae_trt.backends.onnxruntime import OnnxRuntime
 from qvae_trt.build import Event, Job, JobResult, build, plan_profiles, plan_static
 from qvae_trt.build.builder import BuildChild
 from qvae_trt.errors import BackendError, BuildError, StoreError
+from qvae_trt.files.writing import staged
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.profiles import Profile, Resolution
 
@@ -77,11 +78,11 @@ def test_what_a_kill_left_goes_although_the_engine_is_kept(
     (result,) = run(jobs, dry_run=True)
     assert result.status == "kept"
     assert len(list(path.parent.iterdir())) == len(before) + 3, "a dry run changes nothing"
-    with store.lock_engine(path), store.staged(path) as staged:
+    with store.lock_engine(path), staged(path) as temporary:
         done = threading.Thread(target=run, args=(jobs,))
         done.start()
         done.join(60)
-        assert staged.is_file(), "another build is at work"
+        assert temporary.is_file(), "another build is at work"
     (path.parent / f".{path.name}.y.tmp").write_text("left")
     (result,) = run(jobs)
     assert result.status == "kept"

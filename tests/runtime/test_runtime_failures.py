@@ -17,7 +17,7 @@ from doubles import FakeSession, Faulty
 from ort_engines import STATIC, tiny
 
 from qvae_trt import backends, store
-from qvae_trt.backends import ShapeRange, Verdict
+from qvae_trt.backends import Verdict
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -34,6 +34,7 @@ from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.failures import PAUSE_S, STRIKES, Failures, signature
 from qvae_trt.runtime.selection import Engines
 from qvae_trt.runtime.vae import load_vae
+from qvae_trt.tensors import ShapeRange
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 SMALL, LARGE = Resolution(32, 32), Resolution(64, 96)

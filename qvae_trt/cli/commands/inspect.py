@@ -10,8 +10,8 @@ import typer
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import tree
 from qvae_trt.cli.options import JsonOption, VerboseOption
+from qvae_trt.commands import build_command, command_line
 from qvae_trt.errors import BackendError, EngineError, ForeignEngineError
-from qvae_trt.profiles import build_command, command_line
 
 
 def inspect(

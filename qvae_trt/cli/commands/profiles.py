@@ -19,11 +19,11 @@ from qvae_trt.cli.options import (
     need,
     no_folder,
 )
+from qvae_trt.commands import build_command
 from qvae_trt.profiles import (
     PARTS,
     Part,
     Resolution,
-    build_command,
     choose,
     engine_path,
     load_profiles,

@@ -8,7 +8,7 @@ from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, NoReturn
 
 from qvae_trt.errors import ProfileError
-from qvae_trt.regular_file import open_regular
+from qvae_trt.files.reading import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,12 +24,7 @@ class TomlFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with open_regular(path) as file:
-                raw = file.read(MAX_FILE_BYTES + 1)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ProfileError(f"{path}: cannot be read: {reason}") from error
+        raw = read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=ProfileError)
         if len(raw) > MAX_FILE_BYTES:
             raise ProfileError(f"{path}: more than {MAX_FILE_BYTES} bytes, expected a few lines")
         try:
