@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from qvae_trt.profiles import Precision
 
 DTypeName = Literal["float16", "bfloat16", "float32"]
@@ -21,11 +19,6 @@ class TensorSpec:
     name: str
     dtype: DTypeName
     shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, held: Mapping[str, Any]) -> TensorSpec:
-        """What became of one on its way through JSON."""
-        return cls(held["name"], held["dtype"], tuple(held["shape"]))
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""

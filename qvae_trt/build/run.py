@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
 from qvae_trt.backends import BuildSpec
-from qvae_trt.build.ahead import Ahead, Wanted
-from qvae_trt.build.builder import BuildChild
+from qvae_trt.build.children import Ahead, BuildChild, Wanted
 from qvae_trt.build.jobs import Event, Job, JobResult
 from qvae_trt.errors import (
     BuildError,

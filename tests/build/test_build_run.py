@@ -20,7 +20,7 @@ from qvae_trt import backends, store
 from qvae_trt.backends import devices
 from qvae_trt.backends.onnxruntime import OnnxRuntime
 from qvae_trt.build import Event, Job, JobResult, build, plan_profiles, plan_static
-from qvae_trt.build.builder import BuildChild
+from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BackendError, BuildError, StoreError
 from qvae_trt.files.writing import staged
 from qvae_trt.lowerings import Lowering, choose_lowering
