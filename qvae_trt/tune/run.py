@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qvae_trt import backends, store
 from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
-from qvae_trt.build import Event, build, plan_static
+from qvae_trt.build import BuildSettings, Event, build, plan_static
 from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.files.workplace import workplace
@@ -376,13 +376,15 @@ class _Run:
         jobs = plan_static(place, [self.resolution], [subject.part], self.backend.suffix)
         (built,) = build(
             jobs,
-            model=self.model.source,
-            backend=self.backend.name,
-            precision=self.precision,
-            level=variant.level,
-            timing_cache=self.timing_cache,
-            lowerings={subject.part: variant.lowering},
-            command=self.command,
+            BuildSettings(
+                model=self.model.source,
+                backend=self.backend.name,
+                precision=self.precision,
+                level=variant.level,
+                timing_cache=self.timing_cache,
+                lowerings={subject.part: variant.lowering},
+                command=self.command,
+            ),
             on_event=tell,
             child=self.child,
         )

@@ -15,7 +15,7 @@ from conftest import Exporter
 import qvae_trt.export
 from qvae_trt import store
 from qvae_trt.backends import devices
-from qvae_trt.build import build, children, plan_static
+from qvae_trt.build import BuildSettings, build, children, plan_static
 from qvae_trt.build.children import Ahead, Wanted
 from qvae_trt.files.reading import sha256_file
 from qvae_trt.lowerings import choose_lowering
@@ -52,10 +52,10 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Here:
     return Here(monkeypatch)
 
 
-def run(folder: Path, sizes: tuple[Resolution, ...] = SIZES, **settings: Any) -> list[str]:
+def run(folder: Path, sizes: tuple[Resolution, ...] = SIZES) -> list[str]:
     jobs = plan_static(folder, sizes, ["decoder"], ".trt")
     with fake_tensorrt.installed("8.6"):
-        results = build(jobs, model="bundled:tiny", backend="tensorrt", **settings)
+        results = build(jobs, BuildSettings(model="bundled:tiny", backend="tensorrt"))
     return [result.status for result in results]
 
 
