@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +19,7 @@ from qvae_trt.errors import ResolutionError, UsageError
 from qvae_trt.files.toml_file import TomlFile, kind_of, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 Part = Literal["encoder", "decoder"]
 Mode = Literal["static", "profiles"]
@@ -134,15 +135,33 @@ class Profile:
 # --- which engine serves a size -----------------------------------------------------------------
 
 
+class ReasonKind(Enum):
+    """Why a way to serve a size is not taken."""
+
+    ABSENT = auto()  # there is no such engine
+    REFUSED = auto()  # it is there, and cannot be used
+    OUTSIDE = auto()  # it does not hold the size
+    NOT_FIRST = auto()  # another one comes before it
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an engine cannot be used, for programs and for people."""
+
+    kind: ReasonKind
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to serve a size, taken or not, and why."""
+    """One way to serve a size, taken or not, and why; `kind` says why not."""
 
     name: str
     accepted: bool
     reason: str
     path: Path | None = None
     profile_index: int | None = None
+    kind: ReasonKind | None = None
 
     def __str__(self) -> str:
         return f"{'+' if self.accepted else '-'} {self.name}: {self.reason}"
@@ -170,63 +189,69 @@ class Choice:
 def choose(
     resolution: Resolution,
     *,
-    static: Mapping[Resolution, Path | str],
-    profiles: Sequence[Profile] | None,
+    static: Mapping[Resolution, Path | Refusal],
+    profiles: Sequence[Profile] | Refusal | None,
     profiles_path: Path | None = None,
-    profiles_reason: str | None = None,
 ) -> Choice:
     """Static engine of exactly this size, else the nearest profile that holds it, else PyTorch.
 
     Args:
         resolution: the picture's size.
-        static: the static engines: a path, or the reason (a str) why that engine cannot be used.
-        profiles: the ranges of the profiles engine, in its order; None if there is no such engine.
+        static: the static engines: a path, or why that engine cannot be used.
+        profiles: the ranges of the profiles engine, in its order, or why it cannot be used; None if
+            there is no such engine.
         profiles_path: the profiles engine, passed through to the candidates.
-        profiles_reason: why the profiles engine cannot be used; None if it can.
-
-    A profile whose range does not hold the size is never taken, however near its `opt`. Among those
-    that hold it the smallest `Profile.distance` wins, and the first one of equals.
     """
-    found: list[Candidate] = []
     exact = static.get(resolution)
-    if isinstance(exact, Path):
-        found.append(Candidate("static", True, f"built for exactly {resolution}", exact))
+    if exact is None:
+        exact = Refusal(ReasonKind.ABSENT, f"no static engine of {resolution}")
+    if profiles is None:
+        profiles = Refusal(ReasonKind.ABSENT, "no engine with profiles")
+    if isinstance(exact, Refusal):
+        found = [Candidate("static", False, exact.reason, kind=exact.kind)]
     else:
-        found.append(Candidate("static", False, exact or f"no static engine of {resolution}"))
-    if profiles_reason is not None or profiles is None:
-        reason = profiles_reason or "no engine with profiles"
-        found.append(Candidate("profiles", False, reason, profiles_path))
+        found = [Candidate("static", True, f"built for exactly {resolution}", exact)]
+    if isinstance(profiles, Refusal):
+        reason, kind = profiles.reason, profiles.kind
+        found.append(Candidate("profiles", False, reason, profiles_path, kind=kind))
     else:
-        taken = found[0].name if found[0].accepted else None
-        found.extend(_weigh(resolution, profiles, profiles_path, taken))
+        found.extend(_weigh(resolution, profiles, profiles_path, is_first=not found[0].accepted))
     winner = next((c for c in found if c.accepted), None)
     if winner is None:
         found.append(Candidate("pytorch", True, "no engine serves this size"))
         return Choice(resolution, "pytorch", None, tuple(found))
-    found.append(Candidate("pytorch", False, f"{winner.name} serves this size"))
-    kind: Literal["static", "profiles"] = "static" if winner.profile_index is None else "profiles"
-    return Choice(resolution, kind, winner.profile_index, tuple(found))
+    reason = f"{winner.name} serves this size"
+    found.append(Candidate("pytorch", False, reason, kind=ReasonKind.NOT_FIRST))
+    engine: Literal["static", "profiles"] = "static" if winner.profile_index is None else "profiles"
+    return Choice(resolution, engine, winner.profile_index, tuple(found))
+
+
+def nearest(resolution: Resolution, profiles: Sequence[Profile]) -> int | None:
+    """The profile that serves a size: of those that hold it the one of the smallest
+    `Profile.distance`, the first of equals; None where none holds it, however near its `opt`.
+    """
+    holding = [index for index, profile in enumerate(profiles) if profile.holds(resolution)]
+    return min(holding, key=lambda index: profiles[index].distance(resolution), default=None)
 
 
 def _weigh(
-    resolution: Resolution, profiles: Sequence[Profile], path: Path | None, taken: str | None
-) -> list[Candidate]:
-    far = [p.distance(resolution) if p.holds(resolution) else math.inf for p in profiles]
-    best = min(range(len(far)), key=far.__getitem__, default=0)
-    found = []
+    resolution: Resolution, profiles: Sequence[Profile], path: Path | None, *, is_first: bool
+) -> Iterator[Candidate]:
+    best = nearest(resolution, profiles)
     for index, profile in enumerate(profiles):
-        refusal = profile.refusal(resolution)
-        accepted = refusal is None and index == best and taken is None
-        if refusal is not None:
-            reason = refusal
-        elif taken is not None:
-            reason = f"holds it, and {taken} comes first"
+        far, refusal = profile.distance(resolution), profile.refusal(resolution)
+        accepted, kind = is_first and index == best, ReasonKind.NOT_FIRST
+        if refusal is not None or best is None:
+            reason, kind = refusal or "", ReasonKind.OUTSIDE
+        elif not is_first:
+            reason = "holds it, and static comes first"
         elif accepted:
-            reason = f"holds it, nearest opt (distance {far[index]:.3f})"
+            reason = f"holds it, nearest opt (distance {far:.3f})"
         else:
-            reason = f"holds it, further than profile {best} ({far[index]:.3f}, {far[best]:.3f})"
-        found.append(Candidate(f"profile {index} {profile.opt}", accepted, reason, path, index))
-    return found
+            least = profiles[best].distance(resolution)
+            reason = f"holds it, further than profile {best} ({far:.3f}, {least:.3f})"
+        name = f"profile {index} {profile.opt}"
+        yield Candidate(name, accepted, reason, path, index, None if accepted else kind)
 
 
 # --- names of files -----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tensors", "lowerings", "lightx2v_loader"),
     ("store", "workers"),
     ("backends", "model", "images"),
-    ("folding",),
+    ("folding", "opening"),
     ("fused",),
     ("runtime", "export"),
     ("build", "verify", "bench", "report", "doctor", "pictures", "tune", "lightx2v_folder"),

@@ -262,7 +262,7 @@ def measure(name: str, backend: Backend, out: Path) -> dict[str, Any]:
         "build_seconds": round(outcome.seconds, 1),
     }
     if backend.can_run().ok:
-        told = backend.inspect(engine)  # type: ignore[attr-defined]
+        told = backend.open(engine).inspect()  # type: ignore[attr-defined]
         layers = [item if isinstance(item, str) else item["Name"] for item in told["layers"]]
         report["planned_bytes"] = told["scratch_bytes"]
         report["foreign"] = [layer for layer in layers if "ForeignNode" in layer]

@@ -154,35 +154,8 @@ class OnnxRuntime:
         options = self._options()
         # The file holds the optimized graph; what is left is this processor's own layout.
         session = self._session(engine, options, EngineError)
-        source, result = _describe(session, EngineError)
-        ranges, example = _read_ranges(engine, session, len(source.shape))
         device_id = devices.current_index() if self.uses_cuda else None
-        return OnnxRuntimeSession(session, source, result, ranges, example, device_id=device_id)
-
-    def inspect(self, engine: Path) -> dict[str, object]:
-        """Tensors, profiles, providers and the count of each operation."""
-        session = self.open(engine)
-        import onnx
-
-        graph = onnx.load(str(engine), load_external_data=False).graph
-        session.close()
-        return {
-            "backend": self.name,
-            "version": self.version(),
-            "input": _as_json(session.input),
-            "output": _as_json(session.output),
-            "profiles": [
-                {"min": list(r.min), "opt": list(r.opt), "max": list(r.max)} for r in session.ranges
-            ],
-            "scratch_bytes": None,
-            "profile_scratch_bytes": None,
-            "providers": self._providers(),
-            "operations": dict(Counter(node.op_type for node in graph.node).most_common()),
-            "layers": [
-                {"Name": node.name, "LayerType": node.op_type, "Outputs": list(node.output)}
-                for node in graph.node
-            ],
-        }
+        return OnnxRuntimeSession(engine, session, device_id=device_id)
 
     def _providers(self) -> list[str]:
         return [_CUDA, _CPU] if self.uses_cuda else [_CPU]
@@ -218,21 +191,12 @@ class OnnxRuntimeSession:
 
     capturable = False
 
-    def __init__(
-        self,
-        session: Any,
-        source: TensorSpec,
-        result: TensorSpec,
-        ranges: tuple[ShapeRange, ...],
-        example: tuple[tuple[int, ...], tuple[int, ...]],
-        *,
-        device_id: int | None,
-    ) -> None:
-        self._session: Any = session
+    def __init__(self, path: Path, session: Any, *, device_id: int | None) -> None:
+        self._path, self._session = path, session
         self._device_id = device_id or 0
-        self._example = example
-        self.input, self.output, self.ranges = source, result, ranges
         self.device_type: Literal["cuda", "cpu"] = "cpu" if device_id is None else "cuda"
+        self.input, self.output = _describe(session, EngineError)
+        self.ranges, self._example = _read_ranges(path, session, len(self.input.shape))
         self._selected: tuple[int, ...] | None = None
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:  # noqa: ARG002
@@ -287,6 +251,25 @@ class OnnxRuntimeSession:
                 raise
             text = f"the engine failed on {list(self._selected)}: {_first_line(error)}"
             raise (DeviceMemoryError if _is_memory(error) else ExecutionError)(text) from error
+
+    def inspect(self) -> dict[str, object]:
+        """Tensors, profiles, providers and the count of each operation."""
+        import onnx
+
+        nodes = onnx.load(str(self._path), load_external_data=False).graph.node
+        return {
+            "input": self.input.to_dict(),
+            "output": self.output.to_dict(),
+            "profiles": [sizes.to_dict() for sizes in self.ranges],
+            "scratch_bytes": None,
+            "profile_scratch_bytes": None,
+            "providers": self._live().get_providers(),
+            "operations": dict(Counter(node.op_type for node in nodes).most_common()),
+            "layers": [
+                {"Name": node.name, "LayerType": node.op_type, "Outputs": list(node.output)}
+                for node in nodes
+            ],
+        }
 
     def close(self) -> None:
         self._session = None
@@ -405,10 +388,6 @@ def _read_ranges(
             fix=f"build it again: {_rebuild(engine)} --force",
         ) from error
     return ranges, (before, after)
-
-
-def _as_json(tensor: TensorSpec) -> dict[str, object]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
 
 
 def _numpy_type(dtype: DTypeName) -> Any:

@@ -138,6 +138,9 @@ class Session(Protocol):
             little scratch.
         """
 
+    def inspect(self) -> dict[str, object]:
+        """JSON-ready: tensors, profiles, memory, layers."""
+
     def close(self) -> None:
         """Frees the engine. The caller has waited for its last run."""
 
@@ -176,6 +179,3 @@ class Backend(Protocol):
 
     def open(self, engine: Path) -> Session:
         """Raises: EngineError, StaleEngineError, DeviceMemoryError, BackendError."""
-
-    def inspect(self, engine: Path) -> dict[str, object]:
-        """JSON-ready: tensors, profiles, memory, layers."""

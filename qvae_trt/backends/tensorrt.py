@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import json
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt.backends import devices
 from qvae_trt.backends.protocol import BuildOutcome, BuildSpec, Session, Verdict
 from qvae_trt.backends.trt_build import PlanBuilder
 from qvae_trt.backends.trt_log import Log
-from qvae_trt.backends.trt_session import (
-    TensorRTSession,
-    describe,
-    read_ranges,
-    scratch_of_engine,
-)
+from qvae_trt.backends.trt_session import TensorRTSession
 from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import BackendError, EngineError, StaleEngineError
-from qvae_trt.files.reading import open_regular
+from qvae_trt.files.reading import read_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,19 +152,9 @@ class TensorRT:
 
     def open(self, engine: Path) -> Session:
         """Deserialises. That runs code of the engine's maker: only open what you built."""
-        runtime, plan = self._deserialize(engine)
-        return TensorRTSession(self._trt, self._log, runtime, plan)
-
-    def _deserialize(self, engine: Path) -> tuple[Any, Any]:
         self.can_run().require()
         rebuild = rebuild_command(engine, backend=self.name)
-        try:
-            with open_regular(engine) as file:
-                data = file.read()
-        except OSError as error:
-            raise EngineError(
-                f"{engine}: cannot be read: {error.strerror}", fix=f"build it: {rebuild}"
-            ) from error
+        data = read_bytes(engine, fault=partial(EngineError, fix=f"build it: {rebuild}"))
         if not data:
             raise EngineError(f"{engine}: empty file", fix=f"build it: {rebuild}")
         with self._log.listen() as heard:
@@ -187,43 +172,8 @@ class TensorRT:
                     f"{engine}: {self.name} {self._version} does not load it",
                     fix=f"build it again: {rebuild} --force",
                 )
-        return runtime, plan
-
-    def inspect(self, engine: Path) -> dict[str, object]:
-        """Tensors, profiles, memory and layers of an engine file; needs what running needs."""
-        runtime, plan = self._deserialize(engine)
-        source, result = describe(self._trt, plan)
-        inspector = plan.create_engine_inspector()
-        if inspector is None:
-            raise EngineError(f"{engine}: {self.name} {self._version} does not inspect it")
-        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
-        found = (
-            json.loads(text, strict=False) if text else {}
-        )  # 8.6 leaves control characters in it
-        ranges = read_ranges(plan, source)
-        report: dict[str, object] = {
-            "backend": self.name,
-            "version": self._version,
-            "input": {"name": source.name, "dtype": source.dtype, "shape": list(source.shape)},
-            "output": {"name": result.name, "dtype": result.dtype, "shape": list(result.shape)},
-            "profiles": [
-                {"min": list(r.min), "opt": list(r.opt), "max": list(r.max)} for r in ranges
-            ],
-            "scratch_bytes": scratch_of_engine(plan),
-            "profile_scratch_bytes": _scratch_of_profiles(plan, len(ranges)),
-            "layers": found.get("Layers", []),
-        }
-        del inspector, plan, runtime
-        return report
+        return TensorRTSession(self._trt, self._log, runtime, plan)
 
 
 def _older(device: Device, major: int) -> bool:
     return int((device.compute_capability or "0").partition(".")[0]) < major
-
-
-def _scratch_of_profiles(plan: Any, count: int) -> list[int] | None:
-    for name in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
-        ask = getattr(plan, name, None)
-        if ask is not None:
-            return [int(ask(index)) for index in range(count)]
-    return None  # 8.6 knows only the largest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from qvae_trt.backends.protocol import ALIGNMENT_BYTES
@@ -61,7 +62,7 @@ class TensorRTSession:
     capturable = True
 
     def __init__(self, trt: Any, log: Log, runtime: Any, engine: Any) -> None:
-        self._log = log
+        self._trt, self._log = trt, log
         self._runtime, self._engine = runtime, engine  # the context is valid only as long as these
         self.input, self.output = describe(trt, engine)
         self.ranges = read_ranges(engine, self.input)
@@ -168,6 +169,23 @@ class TensorRTSession:
                 ExecutionError, f"the engine failed on {self.input.name} {list(self._selected[1])}"
             )
 
+    def inspect(self) -> dict[str, object]:
+        """Tensors, profiles, memory and layers."""
+        plan = self._engine
+        text = plan.create_engine_inspector().get_engine_information(
+            self._trt.LayerInformationFormat.JSON
+        )
+        # 8.6 leaves control characters in it.
+        layers = json.loads(text, strict=False).get("Layers", []) if text else []
+        return {
+            "input": self.input.to_dict(),
+            "output": self.output.to_dict(),
+            "profiles": [sizes.to_dict() for sizes in self.ranges],
+            "scratch_bytes": scratch_of_engine(plan),
+            "profile_scratch_bytes": _scratch_of_profiles(plan, len(self.ranges)),
+            "layers": layers,
+        }
+
     def close(self) -> None:
         """Frees context, engine and their device memory, in that order."""
         self._context = None
@@ -179,3 +197,11 @@ class TensorRTSession:
         if self._context is None:
             raise EngineError("the engine is closed")
         return cast("Any", self._context)
+
+
+def _scratch_of_profiles(plan: Any, count: int) -> list[int] | None:
+    for name in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
+        ask = getattr(plan, name, None)
+        if ask is not None:
+            return [int(ask(index)) for index in range(count)]
+    return None  # 8.6 knows only the largest

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from qvae_trt import store
 from qvae_trt.errors import DeviceMemoryError, ForeignEngineError, QvaeError, StaleEngineError
-from qvae_trt.files.reading import stamp_of
 from qvae_trt.runtime.recent import Recent
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 STRIKES, PAUSE_S = 3, 60.0
 
 Signature = tuple[object, ...]
+signature = store.signature
 
 
 class Failures:
@@ -93,11 +93,6 @@ class Failures:
         with self._lock:
             self._failed.clear()
             self._strikes.clear()
-
-
-def signature(path: Path) -> Signature:
-    """Changes when the engine or its sidecar does."""
-    return tuple(stamp_of(file) for file in (path, store.sidecar_path(path)))
 
 
 def bare(error: QvaeError) -> QvaeError:

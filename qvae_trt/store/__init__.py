@@ -26,8 +26,15 @@ No step looks at the clock.
 
 from __future__ import annotations
 
-from qvae_trt.store.checking import check_engine, differences, option_in, read_sidecar, words_of
-from qvae_trt.store.finding import EngineFile, find_engines
+from qvae_trt.store.checking import (
+    check_engine,
+    differences,
+    option_in,
+    read_sidecar,
+    signature,
+    words_of,
+)
+from qvae_trt.store.finding import EngineFile, engine_file, find_engines
 from qvae_trt.store.locking import clean_up, lock_engine
 from qvae_trt.store.sidecar import (
     FORMAT_VERSION,
@@ -48,12 +55,14 @@ __all__ = [
     "check_engine",
     "clean_up",
     "differences",
+    "engine_file",
     "find_engines",
     "lock_engine",
     "option_in",
     "read_sidecar",
     "show",
     "sidecar_path",
+    "signature",
     "words_of",
     "write_engine",
 ]

@@ -77,9 +77,13 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
     raise StaleEngineError(f"{engine}: not the engine asked for:{lines}", fix=fix)
 
 
+def signature(engine: Path) -> tuple[object, ...]:
+    """Changes when the engine or its sidecar does."""
+    return stamp_of(engine), stamp_of(sidecar_path(engine))
+
+
 def _state(engine: Path) -> tuple[object, ...]:
-    paths = (engine, sidecar_path(engine), next_sidecar_path(engine))
-    return tuple(stamp_of(path) for path in paths)
+    return *signature(engine), stamp_of(next_sidecar_path(engine))
 
 
 def _rebuild(

@@ -15,6 +15,7 @@ import torch
 
 from qvae_trt.bench.timing import Limits, clock_for, measure
 from qvae_trt.errors import BenchError, QvaeError
+from qvae_trt.opening import Purpose
 from qvae_trt.runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]
         QvaeError: the engine does not load or does not run.
     """
     limits = Limits(**request["limits"])
-    engine = Engine.open(Path(request["engine"]))
+    engine = Engine.open(Path(request["engine"]), Purpose.BENCH)
     try:
         inputs = np.load(request["inputs"], allow_pickle=False)
         progress("run", 0, 2)

@@ -23,6 +23,7 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.model import load_model
+from qvae_trt.opening import Purpose
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import show
 from qvae_trt.verify.bounds import BOUNDS, Output
@@ -226,11 +227,10 @@ class _Run:
         for job in self._jobs:
             try:
                 engine = Engine.open(
-                    job.target.path,
+                    job.target,
+                    Purpose.VERIFY,
                     backend=job.backend,
-                    expected=job.target.expected(
-                        job.backend.identity(), weights_sha256=self.model.weights_sha256
-                    ),
+                    weights_sha256=self.model.weights_sha256,
                 )
             except QvaeError as error:
                 self._done += self._count(job)

@@ -298,7 +298,7 @@ def test_progress_and_cancel(backend: backends.Backend, tmp_path: Path) -> None:
 
 
 def test_inspect(backend: backends.Backend, engine: Path) -> None:
-    report: Any = backend.inspect(engine)
+    report: Any = backend.open(engine).inspect()
     assert json.loads(json.dumps(report)) == report
     assert report["operations"]["Conv"] == 1
     assert [p["opt"] for p in report["profiles"]] == [list(WIDE.opt), list(SMALL.opt)]

@@ -359,7 +359,7 @@ def test_an_engine_of_integers(trt: Any, backend: backends.Backend, tmp_path: Pa
 
 
 def test_inspect(trt: Any, backend: backends.Backend, engine: Path) -> None:
-    report = backend.inspect(engine)
+    report = backend.open(engine).inspect()
     assert json.loads(json.dumps(report)) == report
     assert report["layers"] == ["conv"]
     assert report["input"] == {"name": "latents", "dtype": "float16", "shape": [1, 4, 1, -1, -1]}

@@ -273,7 +273,7 @@ def test_a_foreign_engine_loads_only_when_asked_for_and_says_so(file):
 
 
 def test_a_missing_engine_names_the_file(tmp_path):
-    with pytest.raises(EngineError, match=r"nothing\.trt: no such engine"):
+    with pytest.raises(EngineError, match=r"nothing\.trt: no such file"):
         Engine.open(tmp_path / "nothing.trt")
 
 
