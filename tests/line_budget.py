@@ -1,4 +1,4 @@
-"""Whether the package keeps its budget of lines of code: comments, docstrings and blank lines aside.
+"""Whether the package keeps its budget of lines of code, without comments, docstrings, blank lines.
 
 python tests/line_budget.py [--by-file]
 """

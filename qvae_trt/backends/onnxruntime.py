@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt.backends import devices
 from qvae_trt.backends.devices import Device
-from qvae_trt.backends.protocol import BuildOutcome, BuildSpec, Session, Verdict
+from qvae_trt.backends.protocol import (
+    BuildOutcome,
+    BuildSpec,
+    Session,
+    Verdict,
+    check_shape,
+    describe,
+    selected,
+)
 from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import (
     BackendError,
@@ -29,6 +37,7 @@ from qvae_trt.errors import (
 )
 from qvae_trt.files.workplace import workplace
 from qvae_trt.files.writing import refusals_named
+from qvae_trt.progress import silent
 from qvae_trt.tensors import ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
@@ -76,34 +85,34 @@ class OnnxRuntime:
     def uses_cuda(self) -> bool:
         return _CUDA in self._ort.get_available_providers() and bool(devices.gpus())
 
+    def _gpu(self) -> Device | None:
+        return devices.gpu() if self.uses_cuda else None
+
     def device(self) -> Device | None:
-        return devices.gpu() if self.uses_cuda else Device("cpu")
+        return self._gpu() if self.uses_cuda else Device("cpu")
 
     def identity(self) -> dict[str, str | None]:
         """See `backends.Backend.identity`."""
-        device = devices.gpu() if self.uses_cuda else None
+        gpu = self._gpu()
         return {
             "flavour": self.name,
             "flavour_version": self.version(),
-            "gpu": device.name if device else "cpu",
-            "compute_capability": device.compute_capability if device else None,
+            "gpu": gpu.name if gpu else "cpu",
+            "compute_capability": gpu.compute_capability if gpu else None,
         }
 
     def can_build(self) -> Verdict:
         return self.can_run()
 
     def can_run(self) -> Verdict:
-        device = devices.gpu() if self.uses_cuda else None
-        where = device.name if device else "the CPU"
+        gpu = self._gpu()
+        where = gpu.name if gpu else "the CPU"
         return Verdict(True, f"onnxruntime {self.version()} on {where}")
 
     def supports(self, precision: Precision) -> Verdict:
         if precision == "bf16":
-            return Verdict(
-                False,
-                f"onnxruntime {self.version()} has no bf16 convolution",
-                "--precision fp16 or --precision fp32",
-            )
+            what = f"onnxruntime {self.version()} has no bf16 convolution"
+            return Verdict(False, what, "--precision fp16 or --precision fp32")
         return Verdict(True, f"onnxruntime has {precision}")
 
     def build(
@@ -113,7 +122,7 @@ class OnnxRuntime:
         spec.check()
         self.supports(spec.precision).require()
         started = time.perf_counter()
-        say = progress or (lambda _stage, _done, _total: True)
+        say = progress or silent
         if not onnx.is_file():
             raise BuildError(f"{onnx}: no such ONNX file", fix="export it: qvae export --out DIR")
         options = self._options()
@@ -202,22 +211,16 @@ class OnnxRuntimeSession:
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:  # noqa: ARG002
         """Takes note of the shape. Returns 0: ONNX Runtime brings its own scratch."""
         self._live()
-        if not 0 <= profile < len(self.ranges):
-            raise EngineError(f"profile {profile}: the engine has {len(self.ranges)}")
-        refusal = self.ranges[profile].refusal(shape)
-        if refusal is not None:
-            raise EngineError(f"{self.input.name} {list(shape)}: {refusal} (profile {profile})")
+        check_shape(self, shape, profile)
         self._selected = shape
         return 0
 
     def output_shape(self) -> tuple[int, ...]:
         """By the ratio of output to input sides, of which the file holds an example."""
-        if self._selected is None:
-            raise EngineError("no shape selected: call select() first")
-        before, after = self._example
+        shape, (before, after) = selected(self._selected), self._example
         return tuple(
             side if now == then else side * now // then
-            for side, now, then in zip(after, self._selected, before, strict=True)
+            for side, now, then in zip(after, shape, before, strict=True)
         )
 
     def execute(
@@ -231,25 +234,26 @@ class OnnxRuntimeSession:
     ) -> None:
         """Runs. Raises: EngineError (nothing selected), ExecutionError, DeviceMemoryError."""
         session = self._live()
-        if self._selected is None:
-            raise EngineError("no shape selected: call select() first")
+        shape = selected(self._selected)
         if self.device_type == "cuda":
             status = devices.synchronize(stream)
             if status != 0:
                 raise ExecutionError(f"the caller's CUDA stream failed (error {status})")
+        import numpy
+
         binding = session.io_binding()
-        for bind, tensor, shape, pointer in (
-            (binding.bind_input, self.input, self._selected, input_ptr),
+        for bind, tensor, sides, pointer in (
+            (binding.bind_input, self.input, shape, input_ptr),
             (binding.bind_output, self.output, self.output_shape(), output_ptr),
         ):
-            dtype = _numpy_type(tensor.dtype)
-            bind(tensor.name, self.device_type, self._device_id, dtype, shape, pointer)
+            dtype = numpy.dtype(tensor.dtype)
+            bind(tensor.name, self.device_type, self._device_id, dtype, sides, pointer)
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             if not _is_from_onnxruntime(error):
                 raise
-            text = f"the engine failed on {list(self._selected)}: {_first_line(error)}"
+            text = f"the engine failed on {list(shape)}: {_first_line(error)}"
             raise (DeviceMemoryError if _is_memory(error) else ExecutionError)(text) from error
 
     def inspect(self) -> dict[str, object]:
@@ -258,9 +262,7 @@ class OnnxRuntimeSession:
 
         nodes = onnx.load(str(self._path), load_external_data=False).graph.node
         return {
-            "input": self.input.to_dict(),
-            "output": self.output.to_dict(),
-            "profiles": [sizes.to_dict() for sizes in self.ranges],
+            **describe(self),
             "scratch_bytes": None,
             "profile_scratch_bytes": None,
             "providers": self._live().get_providers(),
@@ -319,12 +321,10 @@ def _write(
     # Weights that the graph has in a file of their own stay there, named from the graph's folder.
     model = onnx.load(str(optimized), load_external_data=False)
     onnx.load_external_data_for_model(model, str(weights_in))
-    held = {
-        "profiles": [[list(r.min), list(r.opt), list(r.max)] for r in ranges],
-        "example": [list(shape) for shape in example],
-    }
     entry = model.metadata_props.add()
-    entry.key, entry.value = RANGES_KEY, json.dumps(held)
+    entry.key = RANGES_KEY
+    profiles = [(sizes.min, sizes.opt, sizes.max) for sizes in ranges]
+    entry.value = json.dumps({"profiles": profiles, "example": example})
     with refusals_named("write", out):
         onnx.save(model, str(out))
 
@@ -388,12 +388,6 @@ def _read_ranges(
             fix=f"build it again: {_rebuild(engine)} --force",
         ) from error
     return ranges, (before, after)
-
-
-def _numpy_type(dtype: DTypeName) -> Any:
-    import numpy
-
-    return numpy.dtype(dtype)
 
 
 def _is_from_onnxruntime(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from qvae_trt.errors import BackendError, BuildError, UsageError
+from qvae_trt.errors import BackendError, BuildError, EngineError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,9 +67,8 @@ class BuildSpec:
         for index, sizes in enumerate(self.ranges):
             if not len(sizes.min) == len(sizes.opt) == len(sizes.max):
                 raise UsageError(f"profile {index}: min, opt and max differ in rank: {sizes}")
-            for axis, (low, opt, high) in enumerate(
-                zip(sizes.min, sizes.opt, sizes.max, strict=True)
-            ):
+            sides = zip(sizes.min, sizes.opt, sizes.max, strict=True)
+            for axis, (low, opt, high) in enumerate(sides):
                 if not 0 < low <= opt <= high:
                     raise UsageError(
                         f"profile {index}, dimension {axis}: min {low}, opt {opt}, max {high}: "
@@ -78,19 +77,20 @@ class BuildSpec:
 
     def check_input(self, source: TensorSpec) -> None:
         """BuildError where a graph's input has another name, rank or fixed side than asked for."""
-        if source.name != self.input_name:
-            raise BuildError(f"the graph's input is {source.name}, expected {self.input_name}")
+        name, shape = source.name, source.shape
+        if name != self.input_name:
+            raise BuildError(f"the graph's input is {name}, expected {self.input_name}")
         for index, sizes in enumerate(self.ranges):
-            if len(sizes.min) != len(source.shape):
-                raise BuildError(
-                    f"profile {index}: {len(sizes.min)} dimensions, {source.name} has "
-                    f"{len(source.shape)}"
-                )
-            for axis, side in enumerate(source.shape):
-                if side != -1 and not sizes.min[axis] == sizes.max[axis] == side:
+            rank = len(sizes.min)
+            if rank != len(shape):
+                what = f"profile {index}: {rank} dimensions, {name} has {len(shape)}"
+                raise BuildError(what)
+            for axis, side in enumerate(shape):
+                low, high = sizes.min[axis], sizes.max[axis]
+                if side != -1 and not low == high == side:
                     raise BuildError(
-                        f"profile {index}: dimension {axis} of {source.name} is fixed at {side}, "
-                        f"asked for {sizes.min[axis]} to {sizes.max[axis]}"
+                        f"profile {index}: dimension {axis} of {name} is fixed at {side}, "
+                        f"asked for {low} to {high}"
                     )
 
 
@@ -179,3 +179,29 @@ class Backend(Protocol):
 
     def open(self, engine: Path) -> Session:
         """Raises: EngineError, StaleEngineError, DeviceMemoryError, BackendError."""
+
+
+def check_shape(session: Session, shape: tuple[int, ...], profile: int) -> None:
+    """EngineError where an engine has no such profile, or it does not hold the shape."""
+    if not 0 <= profile < len(session.ranges):
+        raise EngineError(f"profile {profile}: the engine has {len(session.ranges)}")
+    refusal = session.ranges[profile].refusal(shape)
+    if refusal is not None:
+        name = session.input.name
+        raise EngineError(f"{name} {list(shape)}: {refusal} (profile {profile})")
+
+
+def selected(shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape that was selected. EngineError if none was."""
+    if shape is None:
+        raise EngineError("no shape selected: call select() first")
+    return shape
+
+
+def describe(session: Session) -> dict[str, object]:
+    """What `inspect` tells of every engine."""
+    return {
+        "input": session.input.to_dict(),
+        "output": session.output.to_dict(),
+        "profiles": [sizes.to_dict() for sizes in session.ranges],
+    }

@@ -80,58 +80,50 @@ class TensorRT:
         }
 
     def can_build(self) -> Verdict:
+        name = f"{self.name} {self._version}"
         if not hasattr(self._trt, "Builder"):
-            return Verdict(
-                False, f"this {self.name} {self._version} runs engines only", _INSTALL[self.name]
-            )
+            return Verdict(False, f"this {name} runs engines only", _INSTALL[self.name])
         if self._is_rtx:
-            return Verdict(True, f"{self.name} {self._version} builds without a GPU")
+            return Verdict(True, f"{name} builds without a GPU")
         return self._needs_gpu("building")
 
     def can_run(self) -> Verdict:
         verdict = self._needs_gpu("running")
         device = self.device()
-        if not verdict.ok or device is None or not self._is_rtx:
-            return verdict
         # An engine built with the defaults fits 8.0 and up; 7.5 must be built for by name, 9.0 is
         # in no list.
         known = getattr(self._trt, "ComputeCapability", None)
+        if device is None or not self._is_rtx or known is None:
+            return verdict
         wanted = f"SM{(device.compute_capability or '').replace('.', '')}"
-        if known is not None and (not hasattr(known, wanted) or wanted == "SM75"):
-            return Verdict(
-                False,
-                f"TensorRT-RTX {self._version} does not run on {device.name} "
-                f"(compute capability {device.compute_capability}; expected 8.0, 8.6, 8.9 or 12.x)",
-                "--backend tensorrt",
-            )
-        return verdict
+        if hasattr(known, wanted) and wanted != "SM75":
+            return verdict
+        return Verdict(
+            False,
+            f"TensorRT-RTX {self._version} does not run on {device.name} "
+            f"(compute capability {device.compute_capability}; expected 8.0, 8.6, 8.9 or 12.x)",
+            "--backend tensorrt",
+        )
 
     def _needs_gpu(self, doing: str) -> Verdict:
-        device = self.device()
-        if device is None:
-            return Verdict(
-                False,
-                f"{self.name} {self._version}: {doing} needs an NVIDIA GPU; {devices.absence()}",
-                "on this machine: --backend onnxruntime",
-            )
-        return Verdict(True, f"{self.name} {self._version} on {device.name}")
+        name, device = f"{self.name} {self._version}", self.device()
+        if device is not None:
+            return Verdict(True, f"{name} on {device.name}")
+        what = f"{name}: {doing} needs an NVIDIA GPU; {devices.absence()}"
+        return Verdict(False, what, "on this machine: --backend onnxruntime")
 
     def supports(self, precision: Precision) -> Verdict:
-        if precision == "bf16" and not hasattr(self._trt.DataType, "BF16"):
-            return Verdict(
-                False,
-                f"TensorRT {self._version} has no bf16 (TensorRT 10 has)",
-                "--precision fp16",
-            )
+        what = f"{self.name} {self._version} has {precision}"
+        if precision != "bf16":
+            return Verdict(True, what)
+        if not hasattr(self._trt.DataType, "BF16"):
+            what = f"TensorRT {self._version} has no bf16 (TensorRT 10 has)"
+            return Verdict(False, what, "--precision fp16")
         device = None if self._is_rtx else self.device()
-        if precision == "bf16" and device is not None and _older(device, 8):
-            return Verdict(
-                False,
-                f"{device.name} has no bf16 (compute capability {device.compute_capability}, "
-                "expected 8.0 or more)",
-                "--precision fp16",
-            )
-        return Verdict(True, f"{self.name} {self._version} has {precision}")
+        if device is not None and _older(device, 8):
+            what = f"{device.name} has no bf16 (compute capability {device.compute_capability}, "
+            return Verdict(False, f"{what}expected 8.0 or more)", "--precision fp16")
+        return Verdict(True, what)
 
     def build(
         self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress | None = None
@@ -140,15 +132,10 @@ class TensorRT:
         spec.check()
         self.supports(spec.precision).require()
         self.can_build().require()
-        builder = PlanBuilder(
-            self._trt,
-            self._log,
-            flavour=self.name,
-            gpu=str(self.identity()["gpu"]),
-            spec=spec,
-            progress=progress,
-        )
-        return builder.build(onnx, out)
+        gpu = str(self.identity()["gpu"])
+        return PlanBuilder(
+            self._trt, self._log, flavour=self.name, gpu=gpu, spec=spec, progress=progress
+        ).build(onnx, out)
 
     def open(self, engine: Path) -> Session:
         """Deserialises. That runs code of the engine's maker: only open what you built."""

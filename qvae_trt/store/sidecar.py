@@ -222,5 +222,5 @@ def _read_tensor(table: Table) -> TensorSpec:
 
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
-        return [{name: str(getattr(p, name)) for name in ("min", "opt", "max")} for p in value]
+        return [profile.to_dict() for profile in value]
     return value

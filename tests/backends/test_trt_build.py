@@ -642,16 +642,16 @@ def test_ctrl_c_inside_the_monitor(trt1016: Any, graph: Path, tmp_path: Path) ->
 def test_nested_phases_are_one_bar() -> None:
     seen: list[int] = []
     monitor = trt_build._Monitor(lambda _s, done, _t: seen.append(done) is None)
-    monitor._start("all", None, 4)
-    monitor._step("all", 1)
-    monitor._start("part", "all", 2)
-    monitor._step("part", 1)
-    monitor._start("deep", "part", 5)
-    monitor._step("deep", 5)
-    monitor._finish("deep")
-    monitor._finish("part")
-    monitor._step("all", 2)
-    monitor._step("all", 4)
+    monitor.start("all", None, 4)
+    monitor.step("all", 1)
+    monitor.start("part", "all", 2)
+    monitor.step("part", 1)
+    monitor.start("deep", "part", 5)
+    monitor.step("deep", 5)
+    monitor.finish("deep")
+    monitor.finish("part")
+    monitor.step("all", 2)
+    monitor.step("all", 4)
     assert seen == [0, 250, 250, 375, 375, 500, 500, 1000]
 
 

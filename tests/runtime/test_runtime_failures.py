@@ -322,7 +322,7 @@ def test_an_engine_is_checked_against_the_gpu_that_it_is_loaded_on(folder, backe
         seen.append(entered[-1])
         return identity()
 
-    monkeypatch.setattr(selection, "on", on)
+    monkeypatch.setattr("qvae_trt.runtime.engine.on", on)
     monkeypatch.setattr(backend, "identity", asked)
     load(folder, backend, fallback="raise").decode(Z)
     assert seen == [None, CPU], "once to know where engines run, once for the engine"
