@@ -183,7 +183,7 @@ def test_without_onnxruntime_nothing_is_left(
 
 def test_both_onnxruntimes_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """They share a folder; the CPU one hides the CUDA provider of the other."""
-    monkeypatch.setattr(doctor, "_installed", lambda *names: set(names))
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "1.2.3")
     found = check("onnxruntime-gpu", tmp_path)
     assert found.status == "warn"
     assert "pip uninstall -y onnxruntime" in str(found.fix)

@@ -172,7 +172,8 @@ class Engine:
         if index is None:
             index = nearest(resolution, self.profiles)
             if index is None:
-                raise EngineError(f"{self.path}: as it is loaded, no profile holds {resolution}")
+                why = "; ".join(p.refusal(resolution) or "" for p in self.profiles)
+                raise EngineError(f"{self.path}: as it is loaded: {why}")
             self._nearest[resolution] = index
         return index
 

@@ -49,7 +49,7 @@ def test_nothing_to_build() -> None:
         plan_static(DIR, [])
     with pytest.raises(UsageError, match="nothing to build"):
         plan_profiles(DIR, load_profiles(), [])
-    with pytest.raises(UsageError, match="no profiles"):
+    with pytest.raises(UsageError, match="nothing to build"):
         plan_profiles(DIR, [])
 
 

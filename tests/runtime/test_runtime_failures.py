@@ -29,7 +29,6 @@ from qvae_trt.errors import (
 from qvae_trt.model import Model
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime import failures as failures_module
-from qvae_trt.runtime import selection
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.failures import PAUSE_S, STRIKES, Failures, signature
 from qvae_trt.runtime.selection import Engines
