@@ -36,6 +36,7 @@ verify-slow: verify  ## and the checks that take minutes each
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/line_budget.py
 
 types: $(INSTALLED)
 	$(BIN)/mypy

@@ -26,14 +26,13 @@ from qvae_trt.errors import (
     StoreError,
     UsageError,
 )
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from qvae_trt.profiles import Profile, Resolution, load_profiles, load_static_sizes
     from qvae_trt.runtime.image_processor import QvaeImageProcessor
     from qvae_trt.runtime.lightx2v import from_lightx2v_config
     from qvae_trt.runtime.vae import TrtVae, load_vae
-
-__version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(

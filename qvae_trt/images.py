@@ -16,10 +16,10 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, Unidentifi
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from qvae_trt.commands import command_line
 from qvae_trt.errors import PictureError, StoreError
-from qvae_trt.profiles import command_line
-from qvae_trt.regular_file import open_regular
-from qvae_trt.store import replace_file
+from qvae_trt.files.reading import open_regular
+from qvae_trt.files.writing import replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor

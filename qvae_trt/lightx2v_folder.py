@@ -13,21 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt import store
+from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import EngineError, UsageError
+from qvae_trt.files.reading import check_replaceable
+from qvae_trt.files.writing import RESULTS, refusals_named, replace_file
 from qvae_trt.lightx2v_loader import static_folders, unheld
-from qvae_trt.profiles import (
-    MODES,
-    PARTS,
-    Mode,
-    Part,
-    Profile,
-    Resolution,
-    build_command,
-    engine_path,
-    rebuild_command,
-)
-from qvae_trt.regular_file import check_replaceable
-from qvae_trt.store.refusals import RESULTS, refusals_named
+from qvae_trt.profiles import MODES, PARTS, Mode, Part, Profile, Resolution
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,16 +97,16 @@ def make_folder(
         )
     placed = []
     for part, mode, resolution, name in _asked_for():
-        engine = engine_path(engine_dir, part, mode, suffix, resolution)
-        path = out / name / engine.name
+        file = store.engine_file(engine_dir, part, mode, suffix, resolution)
+        engine, path = file.path, out / name / file.path.name
         found: dict[str, Any] = {"status": "copied" if copy else "linked"}
-        if not os.path.lexists(engine):
+        if not file.is_there:
             sizes = () if resolution is None else (resolution,)
             command = build_command(mode, *sizes, part=part, engine_dir=engine_dir)
             found = {"status": "missing", "fix": command}
         else:
             try:
-                _check(engine, part, mode, resolution, flavour)
+                _check(file, flavour)
             except EngineError as error:
                 found = {"status": "refused", "reason": error.what, "fix": error.fix}
         one = Placed(part=part, mode=mode, path=path, engine=engine, resolution=resolution, **found)
@@ -145,20 +136,13 @@ def _asked_for() -> Iterator[tuple[Part, Mode, Resolution | None, Path]]:
         yield part, profiles, None, Path(profiles)
 
 
-def _check(
-    engine: Path, part: Part, mode: Mode, resolution: Resolution | None, flavour: str
-) -> None:
+def _check(file: store.EngineFile, flavour: str) -> None:
     """EngineError, with what helps, for an engine that the loader would run wrongly or not at
     all.
     """
-    expected: dict[str, object] = {
-        "flavour": flavour,
-        "part": part,
-        "mode": mode,
-        "precision": "fp16",  # whatever an engine is, its output buffer is fp16
-    }
-    if resolution is not None:
-        expected["profiles"] = (Profile.fixed(resolution),)
+    engine, part = file.path, file.part
+    # Whatever an engine is, its output buffer is fp16.
+    expected = {**file.place, "flavour": flavour, "precision": "fp16"}
     sidecar = store.check_engine(engine, expected=expected)
     channels = sidecar.input.shape[1], sidecar.output.shape[1]
     if channels != _CHANNELS[part]:
@@ -167,7 +151,7 @@ def _check(
             f"{engine}: from {channels[0]} channels to {channels[1]}, expected {wanted}",
             fix="qvae_trt.from_lightx2v_config serves such a VAE in LightX2V",
         )
-    if resolution is None:
+    if file.mode == "profiles":
         _check_ranges(engine, sidecar.key.profiles)
 
 
@@ -190,7 +174,7 @@ def _place(source: Path, target: Path, one: Placed) -> None:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         if one.status == "copied":
-            with store.replace_file(target) as temporary:
+            with replace_file(target) as temporary:
                 shutil.copyfile(source, temporary)
             return
         # By way of another name, so that whoever opens it meanwhile finds the old or the new one.

@@ -18,8 +18,9 @@ from qvae_trt import bench, store
 from qvae_trt.cli import app as cli
 from qvae_trt.cli import output
 from qvae_trt.cli.bench_tables import comparison_table, screen
+from qvae_trt.commands import command_line
 from qvae_trt.errors import StaleEngineError
-from qvae_trt.profiles import Profile, command_line, engine_path
+from qvae_trt.profiles import Profile, engine_path
 
 #: Clears the screen, sets the title, colours by an 8-bit code, turns the line around, and begins
 #: one that looks like ours.

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from qvae_trt import backends, store, tune
 from qvae_trt.backends import devices
 from qvae_trt.bench.results import Timing
+from qvae_trt.build import BuildSettings
 from qvae_trt.cli import app as cli
 from qvae_trt.errors import BackendError, BenchError, BuildError, EngineError, QvaeError, UsageError
 from qvae_trt.lowerings import Lowering
 from qvae_trt.model import load_model
-from qvae_trt.profiles import PARTS, PRECISIONS, Resolution
+from qvae_trt.profiles import BACKENDS, PARTS, PRECISIONS, Resolution
 from qvae_trt.tune import (
     Choice,
     Measurement,
@@ -238,9 +239,9 @@ class Bench:
             lambda source: SimpleNamespace(source=source, weights_sha256=self.weights),
         )
 
-    def build(self, jobs: Any, **given: Any) -> list[Any]:
-        (part,) = given["lowerings"]
-        variant = Variant(given["lowerings"][part], given["level"])
+    def build(self, jobs: Any, settings: BuildSettings, **_: Any) -> list[Any]:
+        (lowering,) = settings.lowerings.values()
+        variant = Variant(lowering, settings.level)
         self.now = variant.against(DEFAULT)
         self.seen.append(self.now)
         fault = self.fails.get(self.now)
@@ -448,7 +449,7 @@ def test_a_variant_as_text() -> None:
         assert Variant(Lowering()).changed(str(variant)) == variant
 
 
-@pytest.mark.parametrize("flavour", backends.NAMES)
+@pytest.mark.parametrize("flavour", BACKENDS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("part", PARTS)
 def test_curated_variants_can_be_built(flavour: str, precision: Any, part: Any) -> None:

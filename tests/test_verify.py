@@ -12,6 +12,7 @@ import torch
 from verify_engines import SIZES, fp16_engines, only, rewrite
 
 from qvae_trt import backends, store
+from qvae_trt.commands import build_command
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -20,7 +21,7 @@ from qvae_trt.errors import (
     ParityError,
 )
 from qvae_trt.model import BUNDLED_TINY, Model
-from qvae_trt.profiles import PARTS, Profile, Resolution, build_command, engine_path
+from qvae_trt.profiles import PARTS, Profile, Resolution, engine_path
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.verify import VerifyEvent, reference, verify
 from qvae_trt.verify.mending import rebuild

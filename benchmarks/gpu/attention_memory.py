@@ -46,13 +46,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange
+from qvae_trt.backends import BuildSpec
 from qvae_trt.export import TENSOR_NAMES, onnx_of
 from qvae_trt.folding.attention import Attention
 from qvae_trt.lowerings import PYTORCH, choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Profile, Resolution
 from qvae_trt.runtime.engine import Engine
+from qvae_trt.tensors import ShapeRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -259,7 +260,7 @@ def measure(name: str, backend: Backend, out: Path) -> dict[str, Any]:
         "build_seconds": round(outcome.seconds, 1),
     }
     if backend.can_run().ok:
-        told = backend.inspect(engine)  # type: ignore[attr-defined]
+        told = backend.open(engine).inspect()  # type: ignore[attr-defined]
         layers = [item if isinstance(item, str) else item["Name"] for item in told["layers"]]
         report["planned_bytes"] = told["scratch_bytes"]
         report["foreign"] = [layer for layer in layers if "ForeignNode" in layer]

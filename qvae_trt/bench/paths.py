@@ -14,19 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from qvae_trt.backends import DTYPES
 from qvae_trt.bench.results import ENGINES, Fact
+from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError, QvaeError
-from qvae_trt.profiles import (
-    Mode,
-    Part,
-    Precision,
-    Resolution,
-    build_command,
-    choose,
-    engine_path,
-)
-from qvae_trt.store import EngineFile
+from qvae_trt.opening import Purpose
+from qvae_trt.profiles import nearest
+from qvae_trt.store import EngineFile, engine_file
+from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +29,7 @@ if TYPE_CHECKING:
 
     from qvae_trt.backends import Backend
     from qvae_trt.model import Model
+    from qvae_trt.profiles import Mode, Part, Precision, Resolution
 
 #: What may empty a cell: an expected failure, a device out of memory, a compiler or a library that
 #: is missing. Anything else is a bug and ends the bench.
@@ -278,12 +273,12 @@ class Workbench:
         path = file.path
         before = _free_bytes(self.device)
         begin = time.perf_counter()
-        # What the run-time refuses is not timed.
         engine: Any = Engine.open(
-            path,
+            file,
+            Purpose.BENCH,
             scratch=self._shared_scratch(),
             device=self._engine_device(),
-            expected=file.expected(backend.identity(), weights_sha256=self.model.weights_sha256),
+            weights_sha256=self.model.weights_sha256,
             backend=backend,
         )
         load_ms = (time.perf_counter() - begin) * 1000.0
@@ -333,9 +328,9 @@ class Workbench:
     def _engine_file(
         self, engine_dir: Path, backend: Backend, mode: Mode, part: Part, resolution: Resolution
     ) -> EngineFile:
-        path = engine_path(engine_dir, part, mode, backend.suffix, resolution)
-        if not path.exists():
-            sizes = (resolution,) if mode == "static" else ()
+        sizes = (resolution,) if mode == "static" else ()
+        file = engine_file(engine_dir, part, mode, backend.suffix, *sizes)
+        if not file.is_there:
             command = build_command(
                 mode,
                 *sizes,
@@ -343,8 +338,8 @@ class Workbench:
                 backend=backend.name,
                 engine_dir=None if engine_dir == _DEFAULT_ENGINE_DIR else engine_dir,
             )
-            raise EngineError(f"no engine {path.relative_to(engine_dir)}", fix=command)
-        return EngineFile(path, part, mode, resolution if mode == "static" else None)
+            raise EngineError(f"no engine {file.path.relative_to(engine_dir)}", fix=command)
+        return file
 
     def _shared_scratch(self) -> Any:
         if self._scratch is None and self.device == "cuda":
@@ -357,14 +352,13 @@ class Workbench:
 def _pick_profile(
     engine: Any, mode: Mode, resolution: Resolution, path: Path
 ) -> tuple[int, dict[str, Fact]]:
-    """The profile that `choose` takes for this size, and its name for the result."""
+    """The profile that serves this size, and its name for the result."""
     if mode == "static" or engine.sidecar is None:
         return 0, {}
     profiles = engine.sidecar.key.profiles
-    choice = choose(resolution, static={}, profiles=profiles, profiles_path=path)
-    if choice.profile_index is None:
+    index = nearest(resolution, profiles)
+    if index is None:
         raise EngineError(f"no profile of {path.name} holds {resolution}")
-    index = choice.profile_index
     return index, {"profile_index": index, "profile": str(profiles[index])}
 
 

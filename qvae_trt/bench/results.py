@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from qvae_trt import store
 from qvae_trt.errors import BenchError
-from qvae_trt.json_file import Plain, Table, parse_object, read_bytes
+from qvae_trt.files.json_file import Plain, Table, parse_object
+from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.writing import write_text
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
@@ -348,7 +349,7 @@ def _read_run(table: Table) -> Run:
 def _read_cell(table: Table) -> Cell:
     return Cell(
         part=table.choice("part", PARTS),
-        resolution=table.resolution("resolution"),
+        resolution=table.parsed("resolution", Resolution.parse),
         path=table.text("path"),
         run=table.integer("run"),
         timing=_read_timing_or_none(table),
@@ -362,7 +363,7 @@ def _read_cell(table: Table) -> Cell:
 def _read_floor(table: Table) -> Floor:
     return Floor(
         part=table.choice("part", PARTS),
-        resolution=table.resolution("resolution"),
+        resolution=table.parsed("resolution", Resolution.parse),
         flops=table.integer("flops"),
         floor_ms=table.number("floor_ms"),
         run=table.integer("run"),
@@ -374,10 +375,12 @@ def _read_service(table: Table) -> ServiceRow:
     return ServiceRow(
         kind=table.text("kind"),
         path=table.text("path"),
-        resolution=table.resolution("resolution"),
+        resolution=table.parsed("resolution", Resolution.parse),
         run=table.integer("run"),
         processor=table.text_or_none("processor"),
-        previous=None if table.value("previous") is None else table.resolution("previous"),
+        previous=None
+        if table.value("previous") is None
+        else table.parsed("previous", Resolution.parse),
         timing=_read_timing_or_none(table),
         steps={name: steps.number(name) for name in steps.data},
         notes=table.lines("notes"),
@@ -387,7 +390,7 @@ def _read_service(table: Table) -> ServiceRow:
 def _read_tie(table: Table) -> Tie:
     return Tie(
         part=table.choice("part", PARTS),
-        resolution=table.resolution("resolution"),
+        resolution=table.parsed("resolution", Resolution.parse),
         run=table.integer("run"),
         median_ms=table.number("median_ms"),
         ratio=table.number("ratio"),
@@ -414,7 +417,7 @@ def read_timing(table: Table) -> Timing:
 def save(result: BenchResult, path: Path) -> None:
     """Write `latency.json`, whole or not at all. Raises StoreError."""
     text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    store.write_text(path, text + "\n")
+    write_text(path, text + "\n")
 
 
 def with_run(result: BenchResult, **changes: Any) -> BenchResult:

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qvae_trt.backends import DTYPES
 from qvae_trt.bench.floor import count_flops, matmul_rate, on_meta
 from qvae_trt.bench.machine import gpu_id, machine_facts, nvidia_smi, version_facts
 from qvae_trt.bench.paths import EXPECTED, Prepared, Workbench, explain
@@ -32,6 +31,7 @@ from qvae_trt.bench.timing import Limits, clock_for, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.store import measured
+from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
     from pathlib import Path

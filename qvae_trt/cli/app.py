@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from qvae_trt import __version__
 from qvae_trt.cli import boundary, output
 from qvae_trt.cli.commands import (
     bench,
@@ -26,6 +25,7 @@ from qvae_trt.cli.commands import (
 from qvae_trt.cli.commands import tune as tuning
 from qvae_trt.cli.commands import verify as verifying
 from qvae_trt.cli.options import resolve_home
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ import typer
 from qvae_trt import interrupts
 from qvae_trt.cli import output
 from qvae_trt.errors import QvaeError, os_words
-from qvae_trt.workers.parent import ChildError
+from qvae_trt.workers import ChildError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qvae_trt.cli.output import set_json, set_verbose, tell
+from qvae_trt.commands import build_command
 from qvae_trt.errors import EngineError, UsageError
-from qvae_trt.profiles import PARTS, Part, Resolution, build_command
+from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.segment import Segment
 
 from qvae_trt.errors import printable
-from qvae_trt.store import write_text
+from qvae_trt.files.writing import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

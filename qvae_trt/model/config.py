@@ -7,7 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError, printable
-from qvae_trt.json_file import Table, parse_object, read_bytes
+from qvae_trt.files.json_file import Table, parse_object
+from qvae_trt.files.reading import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qvae_trt.errors import ModelError, printable
+from qvae_trt.files.reading import open_regular
 from qvae_trt.model.config import CLASS_NAME, KNOWN_LAYOUTS
-from qvae_trt.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

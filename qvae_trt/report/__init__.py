@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from qvae_trt.bench.compare import group, merge
 from qvae_trt.bench.results import save
 from qvae_trt.errors import UsageError
+from qvae_trt.files.writing import write_text
 from qvae_trt.report import charts, svg, view
 from qvae_trt.report.html import page
 from qvae_trt.report.markdown import markdown
-from qvae_trt.store import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

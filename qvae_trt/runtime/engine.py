@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 import weakref
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,10 @@ from qvae_trt import backends, store
 from qvae_trt.errors import (
     EngineError,
     ExecutionError,
-    ForeignEngineError,
     UsageError,
 )
-from qvae_trt.profiles import Profile, Resolution, choose
+from qvae_trt.opening import Purpose, open_engine
+from qvae_trt.profiles import Profile, Resolution, nearest
 from qvae_trt.runtime.failures import signature
 from qvae_trt.runtime.graphs import CapturedRun, captures
 from qvae_trt.runtime.holdings import Holdings, drop, free_dropped, on
@@ -25,15 +24,12 @@ from qvae_trt.runtime.recent import Recent
 from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from qvae_trt.profiles import Part
     from qvae_trt.runtime.failures import Signature
 
 _LOG = logging.getLogger(__name__)
-# How often an engine that is replaced while it is loaded is looked at again.
-_LOOKS = 5
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -87,24 +83,25 @@ class Engine:
     @classmethod
     def open(
         cls,
-        path: Path,
+        engine: store.EngineFile | Path,
+        purpose: Purpose = Purpose.SERVE,
         *,
         scratch: Scratch | None = None,
         device: torch.device | None = None,
         allow_foreign: bool = False,
-        expected: Mapping[str, object] | None = None,
+        weights_sha256: str | None = None,
         backend: backends.Backend | None = None,
         cuda_graph: bool = False,
     ) -> Engine:
         """Check an engine file against its sidecar, and load it.
 
         Args:
-            path: the engine.
+            engine: see `opening.check`, as weights_sha256.
+            purpose: what for.
             scratch: whose turns it takes; without one, its device's shared one.
             device: the CUDA device to load on; without one, the current one.
             allow_foreign: load an engine that has no sidecar. Deserialising runs code: only what
                 one has built.
-            expected: fields of `EngineKey` that must hold.
             backend: what loads it; without one, what the sidecar or the suffix says.
             cuda_graph: capture a static engine at its second run and replay it afterwards.
 
@@ -114,19 +111,26 @@ class Engine:
             BackendError: what loads it is absent.
         """
         free_dropped()
-        session, sidecar, files = _open_checked(
-            path, expected or {}, allow_foreign, backend, device
-        )
+        with on(device):  # GPUs of one machine may differ
+            opened = open_engine(
+                engine,
+                purpose,
+                backend=backend,
+                weights_sha256=weights_sha256,
+                allow_foreign=allow_foreign,
+                loading=captures.none,
+            )
+        session = opened.session
         if device is not None and device.type != session.device_type:
             session.close()
             raise EngineError(
-                f"{path}: runs on {session.device_type}, the tensors are on {device.type}"
+                f"{opened.path}: runs on {session.device_type}, the tensors are on {device.type}"
             )
         return cls(
             session,
-            path=path,
-            files=files,
-            sidecar=sidecar,
+            path=opened.path,
+            files=opened.files,
+            sidecar=opened.sidecar,
             scratch=scratch,
             device=device,
             cuda_graph=cuda_graph,
@@ -157,7 +161,7 @@ class Engine:
         )
 
     def profile_for(self, resolution: Resolution) -> int:
-        """Index of the profile nearest to a picture's size, by the rule of `profiles.choose`.
+        """Index of the profile nearest to a picture's size, see `profiles.nearest`.
 
         The choice may be older than the engine, whose file was built anew meanwhile.
 
@@ -166,10 +170,11 @@ class Engine:
         """
         index = self._nearest.get(resolution)
         if index is None:
-            choice = choose(resolution, static={}, profiles=self.profiles)
-            if choice.profile_index is None:
-                raise EngineError(f"{self.path}: as it is loaded:\n{choice.explain()}")
-            index = self._nearest[resolution] = choice.profile_index
+            index = nearest(resolution, self.profiles)
+            if index is None:
+                why = "; ".join(p.refusal(resolution) or "" for p in self.profiles)
+                raise EngineError(f"{self.path}: as it is loaded: {why}")
+            self._nearest[resolution] = index
         return index
 
     def run(self, x: torch.Tensor, *, profile: int = 0) -> torch.Tensor:
@@ -308,35 +313,6 @@ class Engine:
 def _aligned(x: torch.Tensor) -> torch.Tensor:
     """The same values where a GPU takes them: a slice may begin anywhere."""
     return x if x.data_ptr() % backends.ALIGNMENT_BYTES == 0 else x.clone()
-
-
-def _open_checked(
-    path: Path,
-    expected: Mapping[str, object],
-    allow_foreign: bool,
-    backend: backends.Backend | None,
-    device: torch.device | None,
-) -> tuple[backends.Session, store.Sidecar | None, Signature]:
-    """The engine that the sidecar was read for: either may be replaced while the other is read."""
-    for _ in range(_LOOKS):
-        files = signature(path)
-        if not path.is_file():
-            raise EngineError(f"{path}: no such engine", fix="qvae build makes it")
-        sidecar: store.Sidecar | None = None
-        try:
-            sidecar = store.check_engine(path, expected=expected)
-        except ForeignEngineError as error:
-            if not allow_foreign:
-                raise
-            warnings.warn(f"{error.what}; loaded because it was asked for", stacklevel=3)
-        with on(device), captures.none():
-            session = (backend or backends.for_engine(path, sidecar)).open(path)
-            if signature(path) == files:
-                return session, sidecar, files
-            session.close()
-    raise EngineError(
-        f"{path}: replaced {_LOOKS} times while it was loaded", fix="wait until qvae build is done"
-    )
 
 
 def _device(kind: str) -> torch.device:

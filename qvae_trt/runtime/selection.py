@@ -22,7 +22,20 @@ from qvae_trt.errors import (
     QvaeError,
     UsageError,
 )
-from qvae_trt.profiles import MODES, Choice, Mode, Part, Profile, Resolution, choose, engine_path
+from qvae_trt.opening import Purpose, check
+from qvae_trt.profiles import (
+    BACKENDS,
+    MODES,
+    Choice,
+    Mode,
+    Part,
+    Profile,
+    ReasonKind,
+    Refusal,
+    Resolution,
+    choose,
+    engine_path,
+)
 from qvae_trt.runtime.cache import EngineCache
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.failures import Failures, Signature, bare, signature
@@ -194,26 +207,18 @@ class Engines:
 
     def _choose(self, part: Part, resolution: Resolution, unfit: Mapping[str, str]) -> Choice:
         if self.refusal is not None:
-            unfit = dict.fromkeys(("static", "profiles"), self.refusal.what)
-        exact = unfit.get("static") or _present(self.path(part, "static", resolution), resolution)
+            unfit = dict.fromkeys(MODES, self.refusal.what)
+        refused = {mode: _refused(reason) for mode, reason in unfit.items()}
+        exact = refused.get("static") or _present(self.path(part, "static", resolution), resolution)
         wide = self.path(part, "profiles")
-        reason, ranges = unfit.get("profiles"), None
-        if reason is None:
-            found = _present(wide, resolution)
-            if isinstance(found, Path):
-                try:
-                    ranges = self._profiles(found)
-                except (EngineError, BackendError) as error:
-                    reason = error.what
-            else:
-                reason = found
-        return choose(
-            resolution,
-            static={resolution: exact},
-            profiles=ranges,
-            profiles_path=wide,
-            profiles_reason=reason,
-        )
+        usable = refused.get("profiles") or _present(wide, resolution)
+        ranges: tuple[Profile, ...] | Refusal
+        try:
+            ranges = usable if isinstance(usable, Refusal) else self._profiles(usable)
+        except (EngineError, BackendError) as error:
+            ranges = _refused(error.what)
+        static = {resolution: exact}
+        return choose(resolution, static=static, profiles=ranges, profiles_path=wide)
 
     def checked_choice(
         self, part: Part, resolution: Resolution, device: torch.device | None = None
@@ -228,13 +233,17 @@ class Engines:
         while (choice := self.choice(part, resolution, unfit=unfit)).path is not None:
             try:
                 self._failures.check(choice.path, device, resolution)
-                store.check_engine(
-                    choice.path, expected=self._expected(choice.path, part, choice, device)
-                )
+                with on(device):  # GPUs of one machine may differ
+                    check(
+                        _engine_file(choice, part),
+                        Purpose.SERVE,
+                        backend=self.backend,
+                        weights_sha256=self._weights_sha256,
+                        allow_foreign=self._allow_foreign,
+                    )
             except (EngineError, BackendError) as error:
-                if not (self._allow_foreign and isinstance(error, ForeignEngineError)):
-                    unfit[choice.engine] = str(error)
-                    continue
+                unfit[choice.engine] = str(error)
+                continue
             break
         return choice
 
@@ -333,28 +342,18 @@ class Engines:
         files = signature(path)
         try:
             return Engine.open(
-                path,
+                _engine_file(choice, part),
                 # On the CPU nothing is shared, and two engines may run at once.
                 scratch=scratch if device.type == "cuda" else None,
                 device=device,
                 allow_foreign=self._allow_foreign,
-                expected=self._expected(path, part, choice, device),
+                weights_sha256=self._weights_sha256,
                 backend=self.backend,
                 cuda_graph=self.cuda_graphs,
             )
         except (EngineError, BackendError) as error:
             self._failures.note(path, device, error, files)
             raise
-
-    def _expected(
-        self, path: Path, part: Part, choice: Choice, device: torch.device
-    ) -> dict[str, object]:
-        with on(device):  # GPUs of one machine may differ
-            identity = {} if self.backend is None else self.backend.identity()
-        mode: Mode = "static" if choice.engine == "static" else "profiles"
-        size = choice.resolution if mode == "static" else None
-        engine = store.EngineFile(path, part, mode, size)
-        return engine.expected(identity, weights_sha256=self._weights_sha256)
 
     def _profiles(self, path: Path) -> tuple[Profile, ...]:
         """The ranges of a profiles engine: its sidecar's, or a foreign engine's own."""
@@ -383,6 +382,12 @@ class Engines:
         return engine.profiles
 
 
+def _engine_file(choice: Choice, part: Part) -> store.EngineFile:
+    mode: Mode = "static" if choice.engine == "static" else "profiles"
+    size = choice.resolution if mode == "static" else None
+    return store.EngineFile(choice.path or Path(), part, mode, size)
+
+
 def _each(engine: Engine, x: torch.Tensor, resolution: Resolution) -> torch.Tensor:
     profile = engine.profile_for(resolution)
     parts = [engine.run(x[i : i + 1], profile=profile) for i in range(x.shape[0])]
@@ -393,16 +398,21 @@ def _each(engine: Engine, x: torch.Tensor, resolution: Resolution) -> torch.Tens
         return y.to(x.dtype)
 
 
-def _present(path: Path | None, resolution: Resolution) -> Path | str:
+def _refused(reason: str) -> Refusal:
+    return Refusal(ReasonKind.REFUSED, reason)
+
+
+def _present(path: Path | None, resolution: Resolution) -> Path | Refusal:
     if path is None:
-        return "no folder of such engines was given"
+        return Refusal(ReasonKind.ABSENT, "no folder of such engines was given")
     try:
         if path.is_file():
             return path
     except OSError as error:
-        return f"{path} cannot be looked at: {error.strerror}"
+        return _refused(f"{path} cannot be looked at: {error.strerror}")
     flavour = _other_flavour(path, resolution)
-    return f"no file {path}" + (f"; there is an engine of {flavour}" if flavour else "")
+    other = f"; there is an engine of {flavour}" if flavour else ""
+    return Refusal(ReasonKind.ABSENT, f"no file {path}{other}")
 
 
 def _other_flavour(path: Path, resolution: Resolution) -> str | None:
@@ -417,4 +427,4 @@ def _other_flavour(path: Path, resolution: Resolution) -> str | None:
     except (OSError, EngineError):
         return None
     holds = any(profile.holds(resolution) for profile in key.profiles)
-    return key.flavour if holds and key.flavour in backends.NAMES else None
+    return key.flavour if holds and key.flavour in BACKENDS else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -19,7 +20,7 @@ from qvae_trt.errors import (
     UsageError,
 )
 from qvae_trt.model import DEFAULT_MODEL
-from qvae_trt.profiles import Candidate, Choice, Part, Resolution, rebuild_command
+from qvae_trt.profiles import Candidate, Choice, Part, ReasonKind, Resolution
 from qvae_trt.runtime.failures import bare
 from qvae_trt.runtime.fallback import Notices, PyTorchVae, needs_gradient
 from qvae_trt.runtime.finite import FiniteCheck
@@ -156,17 +157,23 @@ class Server:
         if choice.engine != "pytorch" and why is not None:
             return choice
         engines = [
-            replace(candidate, accepted=False, reason="holds it, and fused is preferred")
+            replace(
+                candidate,
+                accepted=False,
+                reason="holds it, and fused is preferred",
+                kind=ReasonKind.NOT_FIRST,
+            )
             if candidate.accepted
             else candidate
             for candidate in choice.candidates[:-1]
         ]
         if why is None:
             fused = Candidate("fused", True, faster or "no engine serves this size")
-            folded = Candidate("pytorch", False, "fused serves this size")
+            reason = "fused serves this size"
+            folded = Candidate("pytorch", False, reason, kind=ReasonKind.NOT_FIRST)
             candidates = (*engines, fused, folded)
             return replace(choice, engine="fused", profile_index=None, candidates=candidates)
-        fused = Candidate("fused", False, why.what)
+        fused = Candidate("fused", False, why.what, kind=ReasonKind.REFUSED)
         return replace(choice, candidates=(*engines, fused, *choice.candidates[-1:]))
 
     def _serve(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

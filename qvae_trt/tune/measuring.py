@@ -15,18 +15,13 @@ import torch
 
 from qvae_trt.bench.timing import Limits, clock_for, measure
 from qvae_trt.errors import BenchError, QvaeError
+from qvae_trt.opening import Purpose
 from qvae_trt.runtime.engine import Engine
-from qvae_trt.workers.child import answer
 
 if TYPE_CHECKING:
-    from qvae_trt.backends import Progress
+    from qvae_trt.progress import Progress
 
 _EXPECTED: tuple[type[BaseException], ...] = (QvaeError, RuntimeError, MemoryError)
-
-
-def serve(request: dict[str, Any]) -> None:
-    """Measures the engine that the request names."""
-    answer(request, run_engine)
 
 
 def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]:
@@ -42,7 +37,7 @@ def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]
         QvaeError: the engine does not load or does not run.
     """
     limits = Limits(**request["limits"])
-    engine = Engine.open(Path(request["engine"]))
+    engine = Engine.open(Path(request["engine"]), Purpose.BENCH)
     try:
         inputs = np.load(request["inputs"], allow_pickle=False)
         progress("run", 0, 2)

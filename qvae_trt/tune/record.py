@@ -43,21 +43,23 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-import qvae_trt
 from qvae_trt import store
 from qvae_trt.bench.results import Timing, read_timing
 from qvae_trt.errors import BenchError, UsageError
-from qvae_trt.json_file import parse_object, read_bytes
+from qvae_trt.files.json_file import parse_object
+from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.writing import write_text
 from qvae_trt.lowerings import Lowering
 from qvae_trt.profiles import PARTS, PRECISIONS, Part, Precision, Resolution
 from qvae_trt.tune.variants import Variant
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from qvae_trt.backends import Backend
-    from qvae_trt.json_file import Table
+    from qvae_trt.files.json_file import Table
 
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 4 << 20
@@ -177,7 +179,7 @@ class TuneFile:
     measurements: tuple[Measurement, ...] = ()
     choices: Mapping[Part, Choice] = field(default_factory=dict)
     command: str = ""
-    qvae_version: str = qvae_trt.__version__
+    qvae_version: str = __version__
 
     def find(self, subject: Subject, variant: Variant) -> Measurement | None:
         return next(
@@ -203,7 +205,7 @@ class TuneFile:
 def save(file: TuneFile, path: Path) -> None:
     """Write it, whole or not at all. Raises StoreError."""
     text = json.dumps(file.to_dict(), indent=2, ensure_ascii=True, allow_nan=False)
-    store.write_text(path, text + "\n")
+    write_text(path, text + "\n")
 
 
 def load(path: Path) -> TuneFile:
@@ -321,7 +323,7 @@ def _read_choice(table: Table, part: Part) -> Choice:
 def _read_subject(table: Table, part: Part) -> Subject:
     return Subject(
         part=part,
-        resolution=table.resolution("resolution"),
+        resolution=table.parsed("resolution", Resolution.parse),
         weights_sha256=table.sha256("weights_sha256"),
         recipe_sha256=table.sha256("recipe_sha256"),
     )

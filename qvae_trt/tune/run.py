@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal
 from qvae_trt import backends, store
 from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
-from qvae_trt.build import Event, build, plan_static
-from qvae_trt.build.builder import BuildChild
+from qvae_trt.build import BuildSettings, Event, build, plan_static
+from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
+from qvae_trt.files.workplace import workplace
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune import record
 from qvae_trt.tune.record import Choice, Measurement, Subject, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
-from qvae_trt.workers.parent import Child
-from qvae_trt.workplace import workplace
+from qvae_trt.workers import Child
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from qvae_trt.backends import Backend, Progress
+    from qvae_trt.backends import Backend
     from qvae_trt.model import Model
+    from qvae_trt.progress import Progress
     from qvae_trt.tune.reference import FoldedReference
 
 #: A variant must be faster than the default by more than this: measurements that are minutes apart
@@ -205,10 +206,11 @@ def fastest(measurements: Sequence[Measurement], default: Variant) -> Measuremen
 
 def measure_in_child(request: Mapping[str, object], *, progress: Progress) -> dict[str, Any]:
     """`measuring.run_engine` in a process that is gone afterwards, however this ends."""
-    with Child(
-        "qvae_trt.tune.measuring:serve", name="measuring", makes="result", fix="qvae doctor"
-    ) as child:
-        return child.call(request, progress=progress)
+    from qvae_trt.tune.measuring import run_engine
+
+    with Child("measuring", makes="result", fix="qvae doctor") as child:
+        measured: dict[str, Any] = child.call(run_engine, request, progress=progress)
+    return measured
 
 
 def _shared_timings(backend: Backend, folder: Path) -> Path | None:
@@ -374,13 +376,15 @@ class _Run:
         jobs = plan_static(place, [self.resolution], [subject.part], self.backend.suffix)
         (built,) = build(
             jobs,
-            model=self.model.source,
-            backend=self.backend.name,
-            precision=self.precision,
-            level=variant.level,
-            timing_cache=self.timing_cache,
-            lowerings={subject.part: variant.lowering},
-            command=self.command,
+            BuildSettings(
+                model=self.model.source,
+                backend=self.backend.name,
+                precision=self.precision,
+                level=variant.level,
+                timing_cache=self.timing_cache,
+                lowerings={subject.part: variant.lowering},
+                command=self.command,
+            ),
             on_event=tell,
             child=self.child,
         )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-import qvae_trt
 from qvae_trt import backends, store
+from qvae_trt.commands import build_command
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -23,7 +23,7 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.model import load_model
-from qvae_trt.profiles import build_command
+from qvae_trt.opening import Purpose
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import show
 from qvae_trt.verify.bounds import BOUNDS, Output
@@ -46,6 +46,7 @@ from qvae_trt.verify.reference import (
 )
 from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain
 from qvae_trt.verify.targets import ends_of, sizes_of
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -226,11 +227,10 @@ class _Run:
         for job in self._jobs:
             try:
                 engine = Engine.open(
-                    job.target.path,
+                    job.target,
+                    Purpose.VERIFY,
                     backend=job.backend,
-                    expected=job.target.expected(
-                        job.backend.identity(), weights_sha256=self.model.weights_sha256
-                    ),
+                    weights_sha256=self.model.weights_sha256,
                 )
             except QvaeError as error:
                 self._done += self._count(job)
@@ -434,7 +434,7 @@ def _facts(
         "weights": model.weights_sha256,
         "reference device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "qvae": qvae_trt.__version__,
+        "qvae": __version__,
         **{name: importlib.metadata.version(name) for name in names},
         **versions,
     }

@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+from qvae_trt.commands import build_command
 from qvae_trt.errors import ParityError
-from qvae_trt.profiles import build_command
-from qvae_trt.store import write_text
+from qvae_trt.files.writing import write_text
 from qvae_trt.verify.bounds import BOUNDS, REASONS
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 

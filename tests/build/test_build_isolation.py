@@ -16,10 +16,11 @@ import pytest
 import small_graphs
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange
-from qvae_trt.build.builder import BuildChild
+from qvae_trt.backends import BuildSpec
+from qvae_trt.build.children import BuildChild
 from qvae_trt.cli import boundary
 from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError, StoreError
+from qvae_trt.tensors import ShapeRange
 
 SPEC = BuildSpec(
     input_name="latents",
@@ -353,7 +354,7 @@ def test_noise_on_stdout_and_stderr_is_harmless(
 def test_a_child_that_cannot_start(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qvae_trt.workers.parent._START", "import sys; sys.exit('no such thing')")
+    monkeypatch.setattr("qvae_trt.workers._START", "import sys; sys.exit('no such thing')")
     with pytest.raises(BuildError, match="ended with exit code 1 and no engine: no such thing"):
         attempt(graph, tmp_path)
 
@@ -389,8 +390,9 @@ def test_progress_that_stops_ends_the_child(
 PARENT = """
 import sys
 from pathlib import Path
-from qvae_trt.backends import BuildSpec, ShapeRange
-from qvae_trt.build.builder import BuildChild
+from qvae_trt.backends import BuildSpec
+from qvae_trt.tensors import ShapeRange
+from qvae_trt.build.children import BuildChild
 sizes = (ShapeRange.fixed((1, 4, 1, 16, 16)),)
 spec = BuildSpec(input_name="latents", ranges=sizes, precision="fp16")
 try:

@@ -18,6 +18,7 @@ import torch
 from qvae_trt import store
 from qvae_trt.backends import devices
 from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError
+from qvae_trt.files.reading import sha256_file
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime.fallback import FallbackWarning, Notices
 from qvae_trt.runtime.finite import FiniteCheck
@@ -525,7 +526,7 @@ def test_a_damaged_plan_is_reported_by_tensorrt_and_served_by_pytorch(engine_dir
     plan.write_bytes(plan.read_bytes()[: -(1 << 16)])
     side = store.sidecar_path(plan)
     data = json.loads(side.read_text())
-    data["engine"] = {"sha256": store.sha256_file(plan), "bytes": plan.stat().st_size}
+    data["engine"] = {"sha256": sha256_file(plan), "bytes": plan.stat().st_size}
     side.write_text(json.dumps(data))
     vae = load_vae(tmp_path, model=model, backend="tensorrt", dtype=torch.float32)
     with pytest.warns(FallbackWarning, match="does not load it"):

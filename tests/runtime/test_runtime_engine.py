@@ -11,13 +11,14 @@ import pytest
 import torch
 from doubles import FakeSession, FakeStream, fixed
 
-from qvae_trt.backends import ShapeRange, Verdict
+from qvae_trt.backends import Verdict
 from qvae_trt.backends.tensorrt import TensorRT
 from qvae_trt.errors import EngineError, ExecutionError, ForeignEngineError, UsageError
 from qvae_trt.runtime import scratch as scratch_module
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.scratch import Scratch
 from qvae_trt.runtime.selection import Engines
+from qvae_trt.tensors import ShapeRange
 
 CPU = torch.device("cpu")
 RANGE = fixed(1, 3, 1, 8, 8)
@@ -272,7 +273,7 @@ def test_a_foreign_engine_loads_only_when_asked_for_and_says_so(file):
 
 
 def test_a_missing_engine_names_the_file(tmp_path):
-    with pytest.raises(EngineError, match=r"nothing\.trt: no such engine"):
+    with pytest.raises(EngineError, match=r"nothing\.trt: no such file"):
         Engine.open(tmp_path / "nothing.trt")
 
 

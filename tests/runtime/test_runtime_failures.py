@@ -17,7 +17,7 @@ from doubles import FakeSession, Faulty
 from ort_engines import STATIC, tiny
 
 from qvae_trt import backends, store
-from qvae_trt.backends import ShapeRange, Verdict
+from qvae_trt.backends import Verdict
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -29,11 +29,11 @@ from qvae_trt.errors import (
 from qvae_trt.model import Model
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime import failures as failures_module
-from qvae_trt.runtime import selection
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.failures import PAUSE_S, STRIKES, Failures, signature
 from qvae_trt.runtime.selection import Engines
 from qvae_trt.runtime.vae import load_vae
+from qvae_trt.tensors import ShapeRange
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 SMALL, LARGE = Resolution(32, 32), Resolution(64, 96)
@@ -321,7 +321,7 @@ def test_an_engine_is_checked_against_the_gpu_that_it_is_loaded_on(folder, backe
         seen.append(entered[-1])
         return identity()
 
-    monkeypatch.setattr(selection, "on", on)
+    monkeypatch.setattr("qvae_trt.runtime.engine.on", on)
     monkeypatch.setattr(backend, "identity", asked)
     load(folder, backend, fallback="raise").decode(Z)
     assert seen == [None, CPU], "once to know where engines run, once for the engine"

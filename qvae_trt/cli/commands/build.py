@@ -113,21 +113,20 @@ def build(
         jobs = building.plan_static(engine_dir, sizes, parts, suffix)
     else:
         jobs = building.plan_profiles(engine_dir, ranges, parts, suffix)
+    settings = building.BuildSettings(
+        model=model,
+        backend=backend,
+        precision=precision,
+        level=level,
+        timing_cache=timing_cache,
+        lowerings=tuned.lowerings,
+        levels=tuned.levels,
+        force=force,
+        dry_run=dry_run,
+        command=output.settings.command,
+    )
     with builds() as on_event:
-        results = building.build(
-            jobs,
-            model=model,
-            backend=backend,
-            precision=precision,
-            level=level,
-            timing_cache=timing_cache,
-            lowerings=tuned.lowerings,
-            levels=tuned.levels,
-            force=force,
-            dry_run=dry_run,
-            command=output.settings.command,
-            on_event=on_event,
-        )
+        results = building.build(jobs, settings, on_event=on_event)
     # What was measured is the full architecture.
     known = {} if model == "bundled:tiny" else _estimates(results, chosen.name)
     data = {

@@ -49,7 +49,7 @@ def export(
     verbose: VerboseOption = False,
 ) -> None:
     """Export the VAE to ONNX."""
-    from qvae_trt.store import check_writable
+    from qvae_trt.files.writing import check_writable
 
     size = _static_size(dynamic, resolution)
     targets = {name: out / f"vae_{name}.onnx" for name in parse_parts(part)}

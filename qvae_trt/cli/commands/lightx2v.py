@@ -12,7 +12,8 @@ import typer
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import stacked, table
 from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption, JsonOption, VerboseOption
-from qvae_trt.profiles import MODES, build_command
+from qvae_trt.commands import build_command
+from qvae_trt.profiles import MODES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

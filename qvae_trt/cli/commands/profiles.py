@@ -19,11 +19,12 @@ from qvae_trt.cli.options import (
     need,
     no_folder,
 )
+from qvae_trt.commands import build_command
 from qvae_trt.profiles import (
     PARTS,
     Part,
+    ReasonKind,
     Resolution,
-    build_command,
     choose,
     engine_path,
     load_profiles,
@@ -128,7 +129,7 @@ def match(
         ),
     )
     # Of an engine that is there and refused, the reason says what helps.
-    missing = all("no file" in choice.candidates[0].reason for choice in choices.values())
+    missing = all(c.candidates[0].kind is ReasonKind.ABSENT for c in choices.values())
     if folder is not None and missing and choices["decoder"].engine == "pytorch":
         command = build_command(
             "static",

@@ -44,7 +44,7 @@ def verify(
 
     Every engine that can run here is compared. Exit code 1 if a bound is broken.
     """
-    from qvae_trt.store import check_writable
+    from qvae_trt.files.writing import check_writable
 
     sizes = parse_resolutions(resolution)
     if out is not None:

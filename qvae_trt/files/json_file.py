@@ -10,18 +10,12 @@ import re
 from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from qvae_trt.errors import ResolutionError
-from qvae_trt.profiles import Resolution
-from qvae_trt.regular_file import open_regular
+from qvae_trt.errors import QvaeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
-    from qvae_trt.errors import QvaeError
-
-    #: From the reason for which a file is refused to what is raised.
-    Fault = Callable[[str], QvaeError]
+    from qvae_trt.files.reading import Fault
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Above this a count turns to infinity, or an OverflowError, where it is divided or compared.
@@ -31,19 +25,6 @@ _LEAST = 1 / _MOST
 _T = TypeVar("_T")
 
 Plain = str | int | float | bool | None
-
-
-def read_bytes(path: Path, *, most_bytes: int, fault: Fault) -> bytes:
-    """A file's bytes for `parse_object`: of a longer one, enough to tell that it is.
-
-    Raises: what `fault` makes of why the file cannot be read.
-    """
-    try:
-        with open_regular(path) as stream:
-            return stream.read(most_bytes + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise fault(f"{path}: cannot be read: {why}") from error
 
 
 def parse_object(raw: bytes, *, most_bytes: int, fault: Fault) -> Table:
@@ -138,15 +119,19 @@ class Table:
             self.refuse(name, f"expected 64 hexadecimal digits in lower case, found {_found(text)}")
         return text
 
-    def resolution(self, name: str) -> Resolution:
+    def parsed(self, name: str, parse: Callable[[str], _T]) -> _T:
+        """A text that `parse` takes, as `str` writes what it makes of it."""
         text = self.text(name)
         try:
-            resolution = Resolution.parse(text)
-        except ResolutionError as error:
+            value = parse(text)
+        except QvaeError as error:
             self.refuse(name, error.what)
-        if str(resolution) != text:
-            self.refuse(name, f"expected {resolution}, found {_found(text)}")
-        return resolution
+        if str(value) != text:
+            self.refuse(name, f"expected {value}, found {_found(text)}")
+        return value
+
+    def parsed_or_none(self, name: str, parse: Callable[[str], _T]) -> _T | None:
+        return None if self.value(name) is None else self.parsed(name, parse)
 
     def flag(self, name: str) -> bool:
         value = self.value(name)

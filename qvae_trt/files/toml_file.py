@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import tomllib
 from codecs import BOM_UTF8
+from collections import Counter
 from typing import TYPE_CHECKING, NoReturn
 
 from qvae_trt.errors import ProfileError
-from qvae_trt.regular_file import open_regular
+from qvae_trt.files.reading import read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 MAX_FILE_BYTES = 1 << 20
@@ -24,12 +25,7 @@ class TomlFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with open_regular(path) as file:
-                raw = file.read(MAX_FILE_BYTES + 1)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ProfileError(f"{path}: cannot be read: {reason}") from error
+        raw = read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=ProfileError)
         if len(raw) > MAX_FILE_BYTES:
             raise ProfileError(f"{path}: more than {MAX_FILE_BYTES} bytes, expected a few lines")
         try:
@@ -60,33 +56,31 @@ class TomlFile:
         """The line of a key in a table, else of the table's header, else 1; `profile.2` is the
         third `[[profile]]`.
         """
-        lines = self._lines()
+        lines = dict(reversed(list(self._places())))
         places = ((table, key), (table, ""), (table.partition(".")[0], ""), (key, ""))
         return next((lines[place] for place in places if place in lines), 1)
 
-    def _lines(self) -> dict[tuple[str, str], int]:
-        # tomllib gives no positions. This reads `key =` and header lines, which is how these files
-        # are written; in one written otherwise (inline tables, multi-line strings) the line told is
-        # that of the nearest one above.
-        lines: dict[tuple[str, str], int] = {}
-        seen: dict[str, int] = {}
-        table = ""
+    def _places(self) -> Iterator[tuple[tuple[str, str], int]]:
+        """Tables and keys with their lines.
+
+        tomllib gives no positions. This reads `key =` and header lines, which is how these files
+        are written; in one written otherwise (inline tables, multi-line strings) the line told is
+        that of the nearest one above.
+        """
+        table, counts = "", Counter[str]()
         for number, text in enumerate(self.text.split("\n"), 1):
-            header = _HEADER.match(text)
-            name = _KEY.match(text)
-            if header is not None:
+            if header := _HEADER.match(text):
                 table = header[2].strip("\"'")
-                lines.setdefault((table, ""), number)
+                yield (table, ""), number
                 if header[1] == "[[":
-                    seen[table] = seen.get(table, -1) + 1
-                    table = f"{table}.{seen[table]}"
-                    lines[table, ""] = number
-            elif name is not None:
+                    counts[table] += 1
+                    table = f"{table}.{counts[table] - 1}"
+                    yield (table, ""), number
+            elif name := _KEY.match(text):
                 key = name[1].strip("\"'")
-                lines.setdefault((table, key), number)
+                yield (table, key), number
                 if not table:
-                    lines.setdefault((key, ""), number)
-        return lines
+                    yield (key, ""), number
 
     def only_keys(self, table: Mapping[str, object], known: Sequence[str], where: str) -> None:
         for key in table:
