@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lightx2v_loader",
         "toml_file",
         "json_file",
+        "json_rows",
         "regular_file",
         "workplace",
     ),

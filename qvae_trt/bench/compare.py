@@ -7,13 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, ServiceRow, Tie, Timing, plain
+from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, ServiceRow, Tie, Timing
 from qvae_trt.errors import BenchError, UsageError
+from qvae_trt.json_rows import write
+from qvae_trt.profiles import Part, Resolution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from qvae_trt.profiles import Part, Resolution
 
 #: A tie further off than this says that the machine was not in the same state in both runs.
 TIE_TOLERANCE = 0.05
@@ -205,7 +205,7 @@ class Comparison:
         return "better" if faster else ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, **plain(self)}
+        return {"ok": self.ok, **write(self)}
 
 
 def check_comparable(

@@ -13,6 +13,7 @@ from qvae_trt.bench.timing import Limits
 from qvae_trt.build import Event, build, plan_static
 from qvae_trt.build.builder import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
+from qvae_trt.json_rows import write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune import record
 from qvae_trt.tune.record import Choice, Measurement, Subject, TuneFile, TuneKey
@@ -84,7 +85,7 @@ class TuneResult:
             "default": str(self.default),
             "variants": [
                 {
-                    **row.to_dict(),
+                    **write(row),
                     "variant": row.variant.against(self.default),
                     "chosen": row == self.chosen(row.subject.part),
                 }

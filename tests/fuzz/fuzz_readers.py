@@ -34,6 +34,7 @@ INSTRUMENTED = [
     "qvae_trt.profiles",
     "qvae_trt.toml_file",
     "qvae_trt.json_file",
+    "qvae_trt.json_rows",
     "qvae_trt.store.sidecar",
     "qvae_trt.tune.record",
     "qvae_trt.bench.results",
