@@ -106,11 +106,11 @@ def bench(
     written = report.write_tables(result, out)
     data: dict[str, object] = result.to_dict()
     found = None if old is None else measuring.compare(old, result, margin)
-    if found is None:
-        output.emit(data, lambda: screen(result))
-    else:
+    shown = [screen(report.describe(result))]
+    if found is not None:
         data["comparison"] = found.to_dict()
-        output.emit(data, lambda: stacked(screen(result), comparison_table(found)))
+        shown.append(comparison_table(found))
+    output.emit(data, lambda: stacked(*shown))
     for path in written:
         output.tell(f"wrote {path}")
     if found is not None:
