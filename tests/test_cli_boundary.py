@@ -108,19 +108,19 @@ def test_verbose_shows_where(error: Exception, capsys: pytest.CaptureFixture[str
 
 def test_emit_prints_json_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
     output.set_json(True)
-    output.emit({"a": math.nan, "b": [math.inf, 1], "c": {"é": None}}, lambda: "drawn")
+    output.emit({"a": math.nan, "b": [math.inf, 1], "c": {"é": None}}, lambda _: "drawn")
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1], "c": {"é": None}}
 
 
 def test_emit_draws(capsys: pytest.CaptureFixture[str]) -> None:
-    output.emit({"a": 1}, lambda: "drawn")
+    output.emit({"a": 1}, lambda _: "drawn")
     assert capsys.readouterr().out == "drawn\n"
 
 
 def test_prints_of_libraries_stay_out_of_results(capsys: pytest.CaptureFixture[str]) -> None:
     with output.results_only():
         print("a library says")
-        output.emit({}, lambda: "result")
+        output.emit({}, lambda _: "result")
     shown = capsys.readouterr()
     assert shown.out == "result\n"
     assert shown.err == "a library says\n"
@@ -142,7 +142,7 @@ import os
 from qvae_trt.cli import output
 with output.streams(), output.results_only():
     os.write(1, b"TensorRT says\\n")
-    output.emit({}, lambda: "result")
+    output.emit({}, lambda _: "result")
 os.write(1, b"after\\n")
 """
     out, err = python(code).communicate(timeout=60)
@@ -233,7 +233,7 @@ def command():
         os.write(1, b"native")
         os.write(2, b"native")
         print("printed")
-        output.emit({{}}, lambda: "result")
+        output.emit({{}}, lambda _: "result")
         sys.stdin.read()
         file.write("content")
 with output.streams():

@@ -106,10 +106,10 @@ def test_a_bench_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     found = bench.load(tmp_path / "latency.json")
     for as_json in (False, True):
         output.settings.as_json = as_json
-        output.emit(found.to_dict(), lambda: screen(describe(found)))
+        output.emit(found.to_dict(), lambda _: screen(describe(found)))
         seen(capsys)
     output.settings.as_json = False
-    output.emit({}, lambda: comparison_table(bench.compare(result(), found)))
+    output.emit({}, lambda _: comparison_table(bench.compare(result(), found)))
     seen(capsys)
 
 

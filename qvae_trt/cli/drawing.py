@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qvae_trt.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
@@ -55,6 +55,23 @@ def table(
     shown = [[_styled(cell) for cell in row] for row in rows]
     heads = tuple(printable(header, lines=False) for header in headers)
     return _Table(heads, shown, title, tuple(spare), tuple(wraps) or (heads[-1],))
+
+
+def records(rows: Sequence[Any], columns: Mapping[str, Any], **more: Any) -> RenderableType:
+    """A table of plain data: columns by their headers, each the name of a value or a function of
+    the row; what is None is a dash. `more` is `table`'s.
+    """
+    cells = [
+        [row[column] if isinstance(column, str) else column(row) for column in columns.values()]
+        for row in rows
+    ]
+    shown = [["–" if cell is None else str(cell) for cell in row] for row in cells]
+    return table(tuple(columns), shown, **more)
+
+
+def mib(name: str) -> Callable[[Any], str | None]:
+    """A column of sizes in MiB."""
+    return lambda row: None if row[name] is None else f"{row[name] / 2**20:.1f}"
 
 
 def line(text: str, style: str = "") -> Text:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt.errors import ParityError
 from qvae_trt.profiles import build_command
+from qvae_trt.report.markdown import table
 from qvae_trt.store import write_text
 from qvae_trt.verify.bounds import BOUNDS, REASONS
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from qvae_trt.profiles import Mode, Part, Resolution
@@ -111,11 +112,6 @@ class VerifyReport:
         counts = self.counts
         return counts["passed"] > 0 and counts["broken"] == 0 and counts["error"] == 0
 
-    @property
-    def summary(self) -> str:
-        """One line: how many rows passed, and how many did not."""
-        return ", ".join(f"{n} {status}" for status, n in self.counts.items() if n) or "no engines"
-
     def require(self) -> None:
         """Raise unless `ok`.
 
@@ -174,10 +170,6 @@ class VerifyReport:
             "rows": [row.to_dict() for row in self.rows],
         }
 
-    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Headings, and one line of text for each row."""
-        return HEADINGS, [_cells(row) for row in self.rows]
-
     def write_markdown(self, path: Path) -> None:
         """The table with its bounds and their reasons.
 
@@ -187,17 +179,16 @@ class VerifyReport:
         write_text(path, self.to_markdown())
 
     def to_markdown(self) -> str:
-        headings, lines = self.table()
         verdict = "All bounds kept" if self.ok else "NOT PROVEN"
         paragraphs = [
             "# Parity with PyTorch fp32",
-            f"**{verdict}**: {self.summary}, in {self.seconds:.0f} s.",
-            _markdown_table(("fact", "value"), [(k, v) for k, v in self.facts.items()]),
+            f"**{verdict}**: {summary(self.counts)}, in {self.seconds:.0f} s.",
+            _markdown(("fact", "value"), self.facts.items()),
             _reference_note(self),
-            _markdown_table(headings, lines),
+            _markdown(HEADINGS, (cells(row.to_dict()) for row in self.rows)),
             _LEGEND,
             "## Bounds",
-            _markdown_table(
+            _markdown(
                 (
                     "precision",
                     "output",
@@ -263,25 +254,24 @@ def _side(metric: str) -> str:
 _AT_LEAST = ("psnr_db", "cosine", "power")
 
 
-def _cells(row: ParityRow) -> tuple[str, ...]:
-    size = "–" if row.resolution is None else str(row.resolution)
-    if row.profile_index is not None:
-        size += f" [{row.profile_index}]"
-    head = (row.engine, size, row.input or "–", row.output or "–")
-    if row.comparison is None:
-        return (*head, *("–",) * 6, f"{row.status}: {row.reason}")
-    found = row.comparison
-    power = next(v.value for v in found.verdicts if v.metric == "power")
-    return (
-        *head,
-        f"{found.metrics.psnr_db:.1f}",
-        f"{found.metrics.cosine:.7f}",
-        f"{found.metrics.relative_l2:.1e}",
-        f"{found.metrics.max_abs:.1e}",
-        f"{found.bf16_ratio:.2g}",
-        f"{power:.0f}" if math.isfinite(power) else str(power),
-        row.status if row.status == "passed" else f"{row.status}: {row.reason}",
-    )
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The line of a row as `ParityRow.to_dict` has it, under `HEADINGS`."""
+    size = row["resolution"] or "–"
+    if row["profile"] is not None:
+        size += f" [{row['profile']}]"
+    result = row["status"] if row["status"] == "passed" else f"{row['status']}: {row['reason']}"
+    head = (row["engine"], size, row["input"] or "–", row["output"] or "–")
+    if "verdicts" not in row:
+        return (*head, *("–",) * 6, f"{row['status']}: {row['reason']}")
+    power = next(_number(v["value"]) for v in row["verdicts"] if v["metric"] == "power")
+    forms = {"psnr_db": ".1f", "cosine": ".7f", "relative_l2": ".1e", "max_abs": ".1e"}
+    figures = (format(_number(row[name]), form) for name, form in forms.items())
+    return (*head, *figures, f"{_number(row['bf16_ratio']):.2g}", f"{power:.0f}", result)
+
+
+def summary(counts: Mapping[Status, int]) -> str:
+    """One line: how many rows passed, and how many did not."""
+    return ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "no engines"
 
 
 def _reference_note(report: VerifyReport) -> str:
@@ -297,13 +287,14 @@ def _reference_note(report: VerifyReport) -> str:
     )
 
 
-def _markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return (
-            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-        )
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(table(head, escaped, words=len(head)))
 
-    return "\n".join([line(headings), line(["---"] * len(headings)), *map(line, lines)])
+
+def _number(value: float | str | None) -> float:
+    """A figure as `_json` wrote it."""
+    return math.nan if value is None else float(value)
 
 
 def _json(value: float) -> float | str | None:
