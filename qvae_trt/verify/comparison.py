@@ -77,35 +77,36 @@ class Comparison:
         return all(verdict.passed for verdict in self.verdicts)
 
 
-class FunctionRunner(BaseRunner):
-    """A Polygraphy runner of any function from one array to named arrays.
+class _Runner(BaseRunner):
+    """A Polygraphy runner of a function from one array to named arrays."""
 
-    Args:
-        name: shown in Polygraphy's log.
-        input_name: the engine's input tensor.
-        channels: of the input; height and width are free.
-        infer: (1, channels, 1, H, W) fp32 -> outputs in fp32.
-    """
-
-    def __init__(self, name: str, *, input_name: str, channels: int, infer: Infer) -> None:
+    def __init__(self, name: str, metadata: TensorMetadata, infer: Infer) -> None:
         super().__init__(name=name)
-        self._input_name = input_name
-        self._channels = channels
+        self._metadata = metadata
         self._infer = infer
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        shape = (1, self._channels, 1, None, None)
-        return TensorMetadata().add(self._input_name, dtype=np.float32, shape=shape)
+        return self._metadata
 
     def infer_impl(self, feed_dict: Mapping[str, Array]) -> Outputs:
         start = time.perf_counter()
-        outputs = self._infer(feed_dict[self._input_name])
+        (x,) = feed_dict.values()
+        outputs = self._infer(x)
         self.inference_time = time.perf_counter() - start
         return outputs
 
 
-def run(runner: FunctionRunner, x: Array, *, input_name: str) -> Outputs:
-    """The runner's outputs for one input, through `Comparator.run`."""
+def run(name: str, x: Array, infer: Infer, *, input_name: str = "x") -> Outputs:
+    """What a function makes of one input, through `Comparator.run`.
+
+    Args:
+        name: shown in Polygraphy's log.
+        x: (1, C, 1, H, W) fp32.
+        infer: from such an array to the outputs in fp32.
+    """
+    shape = (*x.shape[:3], None, None)
+    metadata = TensorMetadata().add(input_name, dtype=np.float32, shape=shape)
+    runner = _Runner(name, metadata, infer)
     with _quiet():
         results = Comparator.run([runner], data_loader=[{input_name: x}])
     return dict(results[runner.name][0].items())

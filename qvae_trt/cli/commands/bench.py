@@ -75,21 +75,20 @@ def bench(
     parts = options.parse_parts(part)
     if old is not None:
         measuring.check_comparable(old, sizes, parts, margin=margin, service=service)
+    settings = measuring.BenchSettings(
+        resolutions=sizes,
+        model=model,
+        engine_dir=None if missing is not None else engine_dir,
+        baselines=baseline or None,
+        backend=backend,
+        parts=parts,
+        service=service,
+        device=device,
+        limits=measuring.Limits(budget_s=budget),
+        command=output.settings.command,
+    )
     with steps("bench") as step:
-        result = measuring.bench(
-            sizes,
-            model=model,
-            engine_dir=None if missing is not None else engine_dir,
-            baselines=baseline or None,
-            backend=backend,
-            parts=parts,
-            service=service,
-            device=device,
-            limits=measuring.Limits(budget_s=budget),
-            out=out,
-            command=output.settings.command,
-            on_event=lambda event: step(event.text, event.done, event.total),
-        )
+        result = measuring.bench(settings, out=out, on_step=step)
     written = report.write_tables(result, out)
     data: dict[str, object] = result.to_dict()
     found = None if old is None else measuring.compare(old, result, margin)

@@ -46,7 +46,7 @@ def verify(
             model=model,
             resolutions=sizes,
             backend=backend,
-            on_event=lambda e: step(f"{e.engine} {e.resolution} {e.input}", e.done, e.total),
+            on_step=step,
         )
     if out is not None:
         report.write_markdown(out / "parity.md")
