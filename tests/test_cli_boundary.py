@@ -35,7 +35,9 @@ def raising(error: BaseException) -> Callable[[], object]:
 @pytest.fixture(autouse=True)
 def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the tracebacks of bugs are left."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     return tmp_path
 
 
@@ -86,14 +88,18 @@ def test_a_bug_is_3_and_leaves_its_traceback_in_a_file(
     shown = capsys.readouterr().err
     assert "ZeroDivisionError: oh" in shown
     assert "Traceback" not in shown
-    (log,) = logs.iterdir()
+    (log,) = (logs / "state" / "qvae").iterdir()
     assert str(log) in shown
     assert "in command" in log.read_text()
 
 
-def test_a_bug_without_a_file_for_it(
+def test_a_bug_where_the_folder_for_it_cannot_be_written(
     logs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (logs / "state").write_text("a file in its place")
+    assert boundary.run(raising(ZeroDivisionError("oh"))) == 3
+    (log,) = (logs / "temporary").iterdir()
+    assert str(log) in capsys.readouterr().err
     monkeypatch.setattr(tempfile, "tempdir", str(logs / "nowhere"))
     assert boundary.run(raising(ZeroDivisionError("oh"))) == 3
     assert "--verbose shows where" in capsys.readouterr().err

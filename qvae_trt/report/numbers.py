@@ -4,7 +4,11 @@ from __future__ import annotations
 
 
 def ms(value: float | None) -> str:
-    """Milliseconds with three or four digits that mean something."""
+    """Milliseconds with three or four digits that mean something.
+
+    >>> ms(0.1234), ms(27.55), ms(2304.4), ms(None)
+    ('0.12', '27.6', '2304', '–')
+    """
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -50,6 +50,10 @@ class Variant:
 
         Raises:
             UsageError: an unknown field or value, or a field twice.
+
+        >>> default = default_variant("onnxruntime", "1", "fp16")
+        >>> default.changed("attention=exp,level=2").against(default)
+        'attention=exp,level=2'
         """
         if text.strip() == DEFAULT:
             return self
