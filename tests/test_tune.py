@@ -259,10 +259,11 @@ class Bench:
     def check(self, outputs: Path, precision: str) -> tuple[Parity, str]:
         return Parity(psnr_db=50.0, relative_l2=0.01), "too far" if self.now in self.broken else ""
 
-    def tune(self, out: Path, **given: Any) -> tune.TuneResult:
+    def tune(self, out: Path, on_event: Any = None, **given: Any) -> tune.TuneResult:
         self.seen.clear()
         given = {"parts": ["decoder"], "model": "m", "backend": "onnxruntime", **given}
-        return tune.tune(SIZE, out=out, **given)
+        settings = tune.TuneSettings(resolution=SIZE, out=out, **given)
+        return tune.tune(settings, on_event=on_event)
 
 
 @pytest.fixture

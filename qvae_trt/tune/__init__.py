@@ -16,28 +16,9 @@ from qvae_trt.tune.record import (
     load,
     save,
 )
-from qvae_trt.tune.run import LIMITS, TIE, TuneEvent, TuneResult, fastest, tune
+from qvae_trt.tune.run import LIMITS, TIE, TuneEvent, TuneResult, TuneSettings, fastest, tune
 from qvae_trt.tune.variants import Variant, curated, default_variant
 
-__all__ = [
-    "FILE_NAME",
-    "LIMITS",
-    "TIE",
-    "Choice",
-    "Followed",
-    "Measurement",
-    "Parity",
-    "Subject",
-    "TuneEvent",
-    "TuneFile",
-    "TuneKey",
-    "TuneResult",
-    "Variant",
-    "curated",
-    "default_variant",
-    "fastest",
-    "follow",
-    "load",
-    "save",
-    "tune",
-]
+__all__ = ["FILE_NAME", "LIMITS", "TIE", "Choice", "Followed", "Measurement", "Parity"]
+__all__ += ["Subject", "TuneEvent", "TuneFile", "TuneKey", "TuneResult", "TuneSettings", "Variant"]
+__all__ += ["curated", "default_variant", "fastest", "follow", "load", "save", "tune"]

@@ -73,21 +73,21 @@ def tune(
 
     from qvae_trt import tune as tuning
 
+    settings = tuning.TuneSettings(
+        resolution=size,
+        out=engine_dir / tuning.FILE_NAME if out is None else out,
+        model=model,
+        backend=backend,
+        precision=precision,
+        parts=options.parse_parts(part),
+        variants=tuple(variants or ()),
+        timing_cache=timing_cache,
+        limits=replace(tuning.LIMITS, budget_s=budget),
+        force=force,
+        command=output.settings.command,
+    )
     with _progress() as on_event:
-        result = tuning.tune(
-            size,
-            out=engine_dir / tuning.FILE_NAME if out is None else out,
-            model=model,
-            backend=backend,
-            precision=precision,
-            parts=options.parse_parts(part),
-            variants=tuple(variants or ()),
-            timing_cache=timing_cache,
-            limits=replace(tuning.LIMITS, budget_s=budget),
-            force=force,
-            command=output.settings.command,
-            on_event=on_event,
-        )
+        result = tuning.tune(settings, on_event=on_event)
     output.emit(result.to_dict(), _draw)
     for name in result.parts:
         if result.chosen(name) is None:
