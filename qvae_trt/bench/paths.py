@@ -8,7 +8,6 @@ import copy
 import importlib.util
 import os
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from qvae_trt.backends import DTYPES
 from qvae_trt.bench.results import ENGINES, Fact
-from qvae_trt.errors import BenchError, EngineError, QvaeError
+from qvae_trt.errors import BenchError, EngineError
 from qvae_trt.profiles import (
     Mode,
     Part,
@@ -37,30 +36,8 @@ if TYPE_CHECKING:
     from qvae_trt.backends import Backend
     from qvae_trt.model import Model
 
-#: What may empty a cell: an expected failure, a device out of memory, a compiler or a library that
-#: is missing. Anything else is a bug and ends the bench.
-EXPECTED: Final[tuple[type[BaseException], ...]] = (
-    QvaeError,
-    RuntimeError,
-    subprocess.SubprocessError,
-    MemoryError,
-    ImportError,
-    OSError,
-)
 #: Where `qvae build` puts engines unless told otherwise.
 _DEFAULT_ENGINE_DIR: Final = Path("engines")
-
-
-def explain(error: BaseException) -> str:
-    """One line for a cell's note."""
-    if isinstance(error, QvaeError):
-        text = error.what if error.fix is None else f"{error.what}; {error.fix}"
-    elif type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
-        text = f"out of memory: {str(error).partition('. ')[0] or 'allocation refused'}"
-    else:
-        text = f"{type(error).__name__}: {error}"
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else line[:299] + "…"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from qvae_trt.backends import DTYPES
 from qvae_trt.bench.floor import count_flops, matmul_rate, on_meta
 from qvae_trt.bench.machine import gpu_id, machine_facts, nvidia_smi, version_facts
-from qvae_trt.bench.paths import EXPECTED, Prepared, Workbench, explain
+from qvae_trt.bench.paths import Prepared, Workbench
 from qvae_trt.bench.results import (
     BASELINES,
     BASELINES_ON_CPU,
@@ -28,7 +28,7 @@ from qvae_trt.bench.results import (
     with_run,
 )
 from qvae_trt.bench.service import serve, switch
-from qvae_trt.bench.timing import Limits, clock_for, measure
+from qvae_trt.bench.timing import EXPECTED, Limits, clock_for, explain, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.store import measured
@@ -323,8 +323,6 @@ def _measure(
             {path: _turn(ready[path], cast_to[path]) for path in ready},
             clock=clock,
             limits=limits,
-            explain=explain,
-            expected=EXPECTED,
         )
     finally:
         for prepared in ready.values():

@@ -9,15 +9,15 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.bench.paths import EXPECTED, Prepared, Workbench, explain
 from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing
-from qvae_trt.bench.timing import HostClock, Limits, measure
+from qvae_trt.bench.timing import EXPECTED, HostClock, Limits, explain, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import torch
 
+    from qvae_trt.bench.paths import Prepared, Workbench
     from qvae_trt.profiles import Resolution
 
 LATENTS_TO_PIL = "latents_to_pil"
@@ -153,7 +153,7 @@ def _steady(
                 return None
 
             calls[name] = call
-    samples = measure(calls, clock=HostClock(), limits=limits, explain=explain, expected=EXPECTED)
+    samples = measure(calls, clock=HostClock(), limits=limits)
     rows = []
     for name, (path, processor) in named.items():
         found = samples[name]

@@ -84,18 +84,8 @@ CLOCKS = {
 }
 
 
-DETAIL_HEAD = (
-    "size",
-    "path",
-    "median",
-    "p10",
-    "p90",
-    "min",
-    "runs",
-    "first call",
-    "memory",
-    "of the floor",
-)
+_SPREAD = ("median", "p10", "p90", "min", "runs")
+DETAIL_HEAD = ("size", "path", *_SPREAD, "first call", "memory", "of the floor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

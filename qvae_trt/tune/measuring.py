@@ -14,14 +14,12 @@ import numpy as np
 import torch
 
 from qvae_trt.bench.timing import Limits, clock_for, measure
-from qvae_trt.errors import BenchError, QvaeError
+from qvae_trt.errors import BenchError
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.workers.child import answer
 
 if TYPE_CHECKING:
     from qvae_trt.backends import Progress
-
-_EXPECTED: tuple[type[BaseException], ...] = (QvaeError, RuntimeError, MemoryError)
 
 
 def serve(request: dict[str, Any]) -> None:
@@ -77,8 +75,6 @@ def _time(engine: Engine, shape: tuple[int, ...], limits: Limits) -> dict[str, o
         {"engine": lambda index: engine.run(values[index])},
         clock=clock_for(engine.device.type),
         limits=limits,
-        explain=str,
-        expected=_EXPECTED,
     )["engine"]
     timing = found.timing(with_wall=engine.device.type == "cuda")
     if timing is None:

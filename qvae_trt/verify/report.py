@@ -25,6 +25,14 @@ SCHEMA_VERSION = 1
 Status = Literal["passed", "broken", "error", "not run"]
 
 
+#: A row's values in JSON, and the fields that have another name.
+_ROW = (
+    *("engine", "part", "mode", "flavour", "precision", "resolution", "profile", "input"),
+    *("output", "status", "reason", "fix", "reference", "yardstick"),
+)
+_FIELDS = {"profile": "profile_index", "reference": "source", "yardstick": "yardstick_source"}
+
+
 @dataclass(frozen=True, slots=True)
 class ParityRow:
     """One output of one engine on one input, or the reason why there is none.
@@ -58,34 +66,15 @@ class ParityRow:
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready: numbers that JSON has no form for are null (nan) or the text `inf`."""
-        row: dict[str, object] = {
-            "engine": self.engine,
-            "part": self.part,
-            "mode": self.mode,
-            "flavour": self.flavour,
-            "precision": self.precision,
-            "resolution": None if self.resolution is None else str(self.resolution),
-            "profile": self.profile_index,
-            "input": self.input,
-            "output": self.output,
-            "status": self.status,
-            "reason": self.reason,
-            "fix": self.fix,
-            "reference": self.source,
-            "yardstick": self.yardstick_source,
-        }
+        row: dict[str, object] = {name: getattr(self, _FIELDS.get(name, name)) for name in _ROW}
+        row["resolution"] = None if self.resolution is None else str(self.resolution)
         if self.comparison is not None:
             found = self.comparison
             row |= {name: _json(value) for name, value in asdict(found.metrics).items()}
             row |= {"nans": found.nans, "infs": found.infs, "bf16_ratio": _json(found.bf16_ratio)}
             row |= {f"bf16_{k}": _json(v) for k, v in asdict(found.yardstick).items()}
             row["verdicts"] = [
-                {
-                    "metric": v.metric,
-                    "value": _json(v.value),
-                    "bound": _json(v.bound),
-                    "passed": v.passed,
-                }
+                asdict(v) | {"value": _json(v.value), "bound": _json(v.bound)}
                 for v in found.verdicts
             ]
         return row
@@ -189,15 +178,7 @@ class VerifyReport:
             _LEGEND,
             "## Bounds",
             _markdown(
-                (
-                    "precision",
-                    "output",
-                    "PSNR dB ≥",
-                    "cosine ≥",
-                    "relative L2 ≤",
-                    "max abs ≤",
-                    "vs bf16 ≤",
-                ),
+                ("precision", "output", *_LIMITS),
                 [
                     (
                         precision,
@@ -223,35 +204,19 @@ _LEGEND = (
     "one pixel (where it is wider than one) or of two swapped channels, the smaller one, over the "
     "largest error that the bounds let pass."
 )
-HEADINGS = (
-    "engine",
-    "size",
-    "input",
-    "output",
-    "PSNR dB",
-    "cosine",
-    "rel L2",
-    "max abs",
-    "vs bf16",
-    "power",
-    "result",
-)
+_FIGURES = ("PSNR dB", "cosine", "rel L2", "max abs", "vs bf16", "power")
+HEADINGS = ("engine", "size", "input", "output", *_FIGURES, "result")
+_LIMITS = ("PSNR dB ≥", "cosine ≥", "relative L2 ≤", "max abs ≤", "vs bf16 ≤")
 
 
 def explain(verdicts: Iterable[Verdict]) -> str:
     """The bounds that do not hold: `psnr_db is 31.2, expected at least 52`."""
+    side = {"psnr_db": "least", "cosine": "least", "power": "least"}
     return "; ".join(
-        f"{v.metric} is {v.value:.4g}, expected at {_side(v.metric)} {v.bound:g}"
+        f"{v.metric} is {v.value:.4g}, expected at {side.get(v.metric, 'most')} {v.bound:g}"
         for v in verdicts
         if not v.passed
     )
-
-
-def _side(metric: str) -> str:
-    return "least" if metric in _AT_LEAST else "most"
-
-
-_AT_LEAST = ("psnr_db", "cosine", "power")
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
