@@ -17,15 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from qvae_trt.backends import DTYPES
 from qvae_trt.bench.results import ENGINES, Fact
 from qvae_trt.errors import BenchError, EngineError
-from qvae_trt.profiles import (
-    Mode,
-    Part,
-    Precision,
-    Resolution,
-    build_command,
-    choose,
-    engine_path,
-)
+from qvae_trt.profiles import Mode, Part, Precision, Resolution, build_command, choose, engine_path
 from qvae_trt.store import EngineFile
 
 if TYPE_CHECKING:

@@ -278,11 +278,7 @@ def _notes(device: str, settings: BenchSettings) -> tuple[str, ...]:
 
 
 def _floor(
-    folded: FoldedVae,
-    model: Model,
-    part: Part,
-    resolution: Resolution,
-    matmul: dict[str, Fact],
+    folded: FoldedVae, model: Model, part: Part, resolution: Resolution, matmul: dict[str, Fact]
 ) -> Floor:
     channels = model.input_channels if part == "encoder" else model.z_dim
     flops = count_flops(folded, part, resolution, channels=channels)
@@ -320,9 +316,7 @@ def _measure(
             ready[path] = prepared
             cast_to[path] = values
         samples = measure(
-            {path: _turn(ready[path], cast_to[path]) for path in ready},
-            clock=clock,
-            limits=limits,
+            {path: _turn(ready[path], cast_to[path]) for path in ready}, clock=clock, limits=limits
         )
     finally:
         for prepared in ready.values():

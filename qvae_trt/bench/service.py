@@ -213,10 +213,7 @@ def switch(
     return replace(
         row,
         timing=Timing.of(after),
-        steps={
-            "after_switch_ms": median(after),
-            "steady_ms": median(steady),
-        },
+        steps={"after_switch_ms": median(after), "steady_ms": median(steady)},
     )
 
 

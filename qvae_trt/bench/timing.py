@@ -125,12 +125,7 @@ Call = Callable[[int], object]
 """Runs a path once on the input with this index; what it returns is dropped."""
 
 
-def measure(
-    calls: Mapping[str, Call],
-    *,
-    clock: Clock,
-    limits: Limits,
-) -> dict[str, Samples]:
+def measure(calls: Mapping[str, Call], *, clock: Clock, limits: Limits) -> dict[str, Samples]:
     """Time several paths in turns: each round runs every path once, beginning with another path
     each time.
 

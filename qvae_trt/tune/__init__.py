@@ -6,16 +6,7 @@
 from __future__ import annotations
 
 from qvae_trt.tune.follow import FILE_NAME, Followed, follow
-from qvae_trt.tune.record import (
-    Choice,
-    Measurement,
-    Parity,
-    Subject,
-    TuneFile,
-    TuneKey,
-    load,
-    save,
-)
+from qvae_trt.tune.record import Choice, Measurement, Parity, Subject, TuneFile, TuneKey, load, save
 from qvae_trt.tune.run import LIMITS, TIE, TuneEvent, TuneResult, TuneSettings, fastest, tune
 from qvae_trt.tune.variants import Variant, curated, default_variant
 

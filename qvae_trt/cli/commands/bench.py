@@ -39,8 +39,7 @@ def bench(
         ),
     ] = False,
     budget: Annotated[
-        float,
-        typer.Option("--budget", metavar="SECONDS", help="Seconds for one path at one size."),
+        float, typer.Option("--budget", metavar="SECONDS", help="Seconds for one path at one size.")
     ] = 1.0,
     out: Annotated[
         Path, typer.Option("--out", help="The folder for latency.md, .json, .csv and .svg.")

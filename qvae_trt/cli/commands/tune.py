@@ -51,8 +51,7 @@ def tune(
     ] = None,
     timing_cache: options.TimingCacheOption = None,
     budget: Annotated[
-        float,
-        typer.Option("--budget", metavar="SECONDS", help="How long to time one variant."),
+        float, typer.Option("--budget", metavar="SECONDS", help="How long to time one variant.")
     ] = 2.0,
     force: Annotated[
         bool, typer.Option("--force", help="Measure again the variants that are in the file.")

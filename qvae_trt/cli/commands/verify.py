@@ -41,13 +41,7 @@ def verify(
     from qvae_trt.verify import verify as run
 
     with steps("verify") as step:
-        report = run(
-            engine_dir,
-            model=model,
-            resolutions=sizes,
-            backend=backend,
-            on_step=step,
-        )
+        report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_step=step)
     if out is not None:
         report.write_markdown(out / "parity.md")
         output.save_json(out / "parity.json", report.to_dict())
