@@ -23,10 +23,10 @@ from qvae_trt.lowerings import Lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, PRECISIONS, Resolution
 from qvae_trt.tune import (
-    Choice,
     Measurement,
     Parity,
     Subject,
+    TunedVariant,
     TuneFile,
     TuneKey,
     Variant,
@@ -73,7 +73,7 @@ def sample() -> TuneFile:
         measured("norm=conv_spread", 1.5, "broken"),
         measured("attention_chunks=1", 0, "failed"),
     )
-    choice = Choice(subject=SUBJECT, variant=rows[1].variant, default_ms=10.0, complete=True)
+    choice = TunedVariant(subject=SUBJECT, variant=rows[1].variant, default_ms=10.0, complete=True)
     return TuneFile(key=here, measurements=rows, choices={"decoder": choice}, command="qvae tune")
 
 

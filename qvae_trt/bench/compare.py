@@ -161,7 +161,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Changes:
     """A new result against an old one, and what got worse past the margin."""
 
     margin: float
@@ -191,7 +191,7 @@ class Comparison:
             f"{first.what} {first.resolution} {first.path}: {first.reason}"
         )
 
-    def verdict(self, change: Change) -> Literal["worse", "better", ""]:
+    def direction(self, change: Change) -> Literal["worse", "better", ""]:
         """Which way a change leaves the margin."""
         if change.regressed:
             return "worse"
@@ -236,7 +236,7 @@ def _check_margin(margin: float) -> None:
         raise UsageError(f"the margin is {margin}, expected 0 to 10 (0.05 is 5 %)")
 
 
-def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Comparison:
+def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Changes:
     """Hold every latency of `new` against `old`.
 
     A median regresses when it is more than `margin` (0.05: 5 %) above the old one. A cell that was
@@ -262,7 +262,7 @@ def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Compari
             "the two results have no measurement in common",
             fix="run qvae bench with the --resolution and --baseline of the old one",
         )
-    return Comparison(margin=margin, changes=changes, notes=_differences(old, new))
+    return Changes(margin=margin, changes=changes, notes=_differences(old, new))
 
 
 def _change(

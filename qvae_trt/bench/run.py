@@ -27,7 +27,7 @@ from qvae_trt.bench.results import (
     save,
     with_run,
 )
-from qvae_trt.bench.service import serve, switch
+from qvae_trt.bench.service import measure_service, switch
 from qvae_trt.bench.timing import EXPECTED, Limits, clock_for, explain, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
@@ -160,7 +160,7 @@ def bench(
                     keep()
             for index, resolution in enumerate(resolutions if settings.service else ()):
                 step(f"service {resolution}")
-                rows = serve(work, paths, resolution, limits=limits)
+                rows = measure_service(work, paths, resolution, limits=limits)
                 if len(resolutions) > 1:
                     rows += [
                         switch(work, path, resolutions[index - 1], resolution, limits=limits)

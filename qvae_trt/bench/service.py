@@ -41,7 +41,7 @@ def processors() -> dict[str, Any]:
     }
 
 
-def serve(
+def measure_service(
     bench: Workbench, paths: Sequence[str], resolution: Resolution, *, limits: Limits
 ) -> list[ServiceRow]:
     """First use of a size and steady latents → PIL for every path; a path that cannot run gives a

@@ -13,7 +13,7 @@ from qvae_trt.report.numbers import ms, times
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from qvae_trt.bench.compare import Comparison
+    from qvae_trt.bench.compare import Changes
     from qvae_trt.report.model import Entry, Report, Table
 
 
@@ -33,14 +33,14 @@ def screen(report: Report) -> RenderableType:
     )
 
 
-def comparison_table(comparison: Comparison) -> RenderableType:
+def comparison_table(comparison: Changes) -> RenderableType:
     """Every latency of a comparison; what left the margin is named, and coloured."""
     rows = []
     for change in comparison.changes:
-        verdict = comparison.verdict(change)
-        style = {"worse": "bold red", "better": "green"}.get(verdict, "")
+        direction = comparison.direction(change)
+        style = {"worse": "bold red", "better": "green"}.get(direction, "")
         medians = (ms(change.old_ms), ms(change.new_ms))
-        marked = (line(change.reason, style), Text(verdict, style=style))
+        marked = (line(change.reason, style), Text(direction, style=style))
         rows.append((change.what, str(change.resolution), line(change.path), *medians, *marked))
     return stacked(
         "",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qvae_trt.backends import Progress
 
 
-def serve(request: dict[str, Any]) -> None:
+def answer_requests(request: dict[str, Any]) -> None:
     """Measures the engine that the request names."""
     answer(request, run_engine)
 

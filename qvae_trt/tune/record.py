@@ -130,7 +130,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class TunedVariant:
     """The variant to build a part with, and where that was found out."""
 
     subject: Annotated[Subject, FLAT]
@@ -145,7 +145,7 @@ class TuneFile:
 
     key: TuneKey
     measurements: tuple[Measurement, ...] = ()
-    choices: Mapping[Part, Choice] = field(default_factory=dict)
+    choices: Mapping[Part, TunedVariant] = field(default_factory=dict)
     command: str = ""
     qvae_version: str = qvae_trt.__version__
 
@@ -210,7 +210,7 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
             read(Measurement, table, strict=True) for table in top.tables("measurements")
         )
         chosen = {
-            part: read(Choice, choices.table(part), strict=True, part=part)
+            part: read(TunedVariant, choices.table(part), strict=True, part=part)
             for part in PARTS
             if part in choices.data
         }
@@ -239,6 +239,6 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
     return file
 
 
-def _without_part(choice: Choice) -> dict[str, Any]:
+def _without_part(choice: TunedVariant) -> dict[str, Any]:
     """The part is the choice's name in the file."""
     return {name: value for name, value in write(choice).items() if name != "part"}

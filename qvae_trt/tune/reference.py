@@ -63,7 +63,7 @@ class FoldedReference:
                 metrics.append(comparison.metrics)
                 broken += [
                     f"{output} of {name}: {v.metric} {v.value:.4g}, bound {v.bound:.4g}"
-                    for v in comparison.verdicts
+                    for v in comparison.checks
                     if not v.passed
                 ]
         parity = Parity(

@@ -16,7 +16,7 @@ from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune import record
-from qvae_trt.tune.record import Choice, Measurement, Subject, TuneFile, TuneKey
+from qvae_trt.tune.record import Measurement, Subject, TunedVariant, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
 from qvae_trt.workers.parent import Child
 from qvae_trt.workplace import workplace
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: A variant must be faster than the default by more than this: measurements that are minutes apart
 #: differ by as much, and a change of variant makes every engine stale.
-TIE = 0.01
+LEAST_GAIN = 0.01
 LIMITS = Limits(budget_s=2.0, min_runs=5, max_runs=200)
 _LOCK_TIMEOUT_S = 1.0
 
@@ -197,19 +197,22 @@ def tune(settings: TuneSettings, *, on_event: OnEvent | None = None) -> TuneResu
 
 
 def fastest(measurements: Sequence[Measurement], default: Variant) -> Measurement | None:
-    """The quickest that is right; the default, if nothing is quicker by more than `TIE`."""
+    """The quickest that is right; the default, if nothing is quicker by more than `LEAST_GAIN`."""
     right = [(m.timing.median_ms, m) for m in measurements if m.status == "ok" and m.timing]
     if not right:
         return None
     best_ms, best = min(right, key=lambda pair: pair[0])
-    tied = [m for ms, m in right if m.variant == default and ms * (1.0 - TIE) <= best_ms]
+    tied = [m for ms, m in right if m.variant == default and ms * (1.0 - LEAST_GAIN) <= best_ms]
     return tied[0] if tied else best
 
 
 def measure_in_child(request: Mapping[str, object], *, progress: Progress) -> dict[str, Any]:
     """`measuring.run_engine` in a process that is gone afterwards, however this ends."""
     with Child(
-        "qvae_trt.tune.measuring:serve", name="measuring", makes="result", fix="qvae doctor"
+        "qvae_trt.tune.measuring:answer_requests",
+        name="measuring",
+        makes="result",
+        fix="qvae doctor",
     ) as child:
         return child.call(request, progress=progress)
 
@@ -303,7 +306,7 @@ class _Tuning:
         choices = {p: c for p, c in self.file.choices.items() if p != subject.part}
         if best is not None:
             default = next((m.timing for m in found if m.variant == self.default), None)
-            choices[subject.part] = Choice(
+            choices[subject.part] = TunedVariant(
                 subject=subject,
                 variant=best.variant,
                 default_ms=None if default is None else default.median_ms,

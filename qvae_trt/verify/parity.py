@@ -28,7 +28,7 @@ from qvae_trt.profiles import build_command
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import show
 from qvae_trt.verify.bounds import BOUNDS, Output
-from qvae_trt.verify.comparison import REFERENCE, YARDSTICK, compare, run
+from qvae_trt.verify.comparison import BF16, FP32, compare, run
 from qvae_trt.verify.inputs import LATENTS, PICTURES, Array
 from qvae_trt.verify.mending import rebuild
 from qvae_trt.verify.reference import (
@@ -306,7 +306,7 @@ class _Parity:
                 replace(
                     row,
                     status="passed" if found.passed else "broken",
-                    reason=explain(found.verdicts),
+                    reason=explain(found.checks),
                     output=output,
                     source=source,
                     yardstick_source=yardstick_source,
@@ -322,7 +322,7 @@ class _Parity:
         key = (part, size, name, dtype)
         if key not in self._cache:
             source = self.reference.source(size, dtype)
-            title = REFERENCE if dtype == "fp32" else YARDSTICK
+            title = FP32 if dtype == "fp32" else BF16
             outputs = run(title, x, lambda given: self.reference.run(part, given, dtype))
             if part == "encoder" and dtype == "fp32" and name == PICTURES[0]:
                 self.reference.remember(size, outputs)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qvae_trt.profiles import Mode, Part, Resolution
-    from qvae_trt.verify.comparison import Comparison, Verdict
+    from qvae_trt.verify.comparison import BoundCheck, Comparison
 
 SCHEMA_VERSION = 1
 Status = Literal["passed", "broken", "error", "not run"]
@@ -74,8 +74,7 @@ class ParityRow:
             row |= {"nans": found.nans, "infs": found.infs, "bf16_ratio": _json(found.bf16_ratio)}
             row |= {f"bf16_{k}": _json(v) for k, v in asdict(found.yardstick).items()}
             row["verdicts"] = [
-                asdict(v) | {"value": _json(v.value), "bound": _json(v.bound)}
-                for v in found.verdicts
+                asdict(v) | {"value": _json(v.value), "bound": _json(v.bound)} for v in found.checks
             ]
         return row
 
@@ -209,12 +208,12 @@ HEADINGS = ("engine", "size", "input", "output", *_FIGURES, "result")
 _LIMITS = ("PSNR dB ≥", "cosine ≥", "relative L2 ≤", "max abs ≤", "vs bf16 ≤")
 
 
-def explain(verdicts: Iterable[Verdict]) -> str:
+def explain(checks: Iterable[BoundCheck]) -> str:
     """The bounds that do not hold: `psnr_db is 31.2, expected at least 52`."""
     side = {"psnr_db": "least", "cosine": "least", "power": "least"}
     return "; ".join(
         f"{v.metric} is {v.value:.4g}, expected at {side.get(v.metric, 'most')} {v.bound:g}"
-        for v in verdicts
+        for v in checks
         if not v.passed
     )
 

@@ -190,7 +190,7 @@ def seeds(folder: Path) -> list[tuple[int, bytes]]:
         status="failed",
         reason="no kernel",
     )
-    choice = tune.Choice(subject=subject, variant=variant, default_ms=2.0, complete=True)
+    choice = tune.TunedVariant(subject=subject, variant=variant, default_ms=2.0, complete=True)
     file = tune.TuneFile(
         key=tune.TuneKey.here(backends.get("onnxruntime"), "fp16"),
         measurements=(ok, failed),
