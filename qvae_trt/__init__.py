@@ -1,6 +1,14 @@
 """TensorRT engines for the Qwen-Image VAE: export, build, compare, measure, run.
 
 Public names are resolved at first use: `import qvae_trt` imports neither torch nor TensorRT.
+
+>>> import qvae_trt
+>>> qvae_trt.Resolution.parse("1664x928")
+Resolution(height=928, width=1664)
+>>> print(qvae_trt.load_static_sizes()["16:9"])
+1664x928
+>>> len(qvae_trt.load_profiles())
+9
 """
 
 from __future__ import annotations

@@ -269,6 +269,9 @@ def pad(x: Tensor, size: tuple[int, int]) -> Tensor:
 
     Returns:
         (..., height, width).
+
+    >>> pad(torch.tensor([[1, 2, 3]]), (1, 5))
+    tensor([[1, 2, 3, 3, 2]])
     """
     for dim, target in zip((-2, -1), size, strict=True):
         length = x.shape[dim]

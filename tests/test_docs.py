@@ -488,16 +488,16 @@ def test_no_line_begins_with_a_figure(page):
 
 
 def test_figures_are_those_of_the_measurements():
-    script = ROOT / "benchmarks" / "write_figures.py"
+    script = ROOT / "tools" / "write_figures.py"
     ran = subprocess.run(
         [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
     )
-    assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}\npython benchmarks/write_figures.py"
+    assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}\npython tools/write_figures.py"
 
 
 @lru_cache(maxsize=1)
 def write_figures() -> Any:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(ROOT / "tools"))
     import write_figures as module
 
     return module

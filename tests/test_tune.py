@@ -24,10 +24,10 @@ from qvae_trt.lowerings import Lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import BACKENDS, PARTS, PRECISIONS, Resolution
 from qvae_trt.tune import (
-    Choice,
     Measurement,
     Parity,
     Subject,
+    TunedVariant,
     TuneFile,
     TuneKey,
     Variant,
@@ -74,7 +74,7 @@ def sample() -> TuneFile:
         measured("norm=conv_spread", 1.5, "broken"),
         measured("attention_chunks=1", 0, "failed"),
     )
-    choice = Choice(subject=SUBJECT, variant=rows[1].variant, default_ms=10.0, complete=True)
+    choice = TunedVariant(subject=SUBJECT, variant=rows[1].variant, default_ms=10.0, complete=True)
     return TuneFile(key=here, measurements=rows, choices={"decoder": choice}, command="qvae tune")
 
 
@@ -260,10 +260,11 @@ class Bench:
     def check(self, outputs: Path, precision: str) -> tuple[Parity, str]:
         return Parity(psnr_db=50.0, relative_l2=0.01), "too far" if self.now in self.broken else ""
 
-    def tune(self, out: Path, **given: Any) -> tune.TuneResult:
+    def tune(self, out: Path, on_event: Any = None, **given: Any) -> tune.TuneResult:
         self.seen.clear()
         given = {"parts": ["decoder"], "model": "m", "backend": "onnxruntime", **given}
-        return tune.tune(SIZE, out=out, **given)
+        settings = tune.TuneSettings(resolution=SIZE, out=out, **given)
+        return tune.tune(settings, on_event=on_event)
 
 
 @pytest.fixture

@@ -146,9 +146,6 @@ class Table:
             self.refuse(name, f"expected a whole number, {wanted}, found {_found(value)}")
         return value
 
-    def integer_or_none(self, name: str) -> int | None:
-        return None if self.value(name) is None else self.integer(name)
-
     def version(self) -> int:
         """`format_version`; of any size, so that the caller can say that it is a newer one."""
         return self.integer("format_version", least=1, most=math.inf)

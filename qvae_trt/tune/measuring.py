@@ -14,14 +14,12 @@ import numpy as np
 import torch
 
 from qvae_trt.bench.timing import Limits, clock_for, measure
-from qvae_trt.errors import BenchError, QvaeError
+from qvae_trt.errors import BenchError
 from qvae_trt.opening import Purpose
 from qvae_trt.runtime.engine import Engine
 
 if TYPE_CHECKING:
     from qvae_trt.progress import Progress
-
-_EXPECTED: tuple[type[BaseException], ...] = (QvaeError, RuntimeError, MemoryError)
 
 
 def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]:
@@ -72,8 +70,6 @@ def _time(engine: Engine, shape: tuple[int, ...], limits: Limits) -> dict[str, o
         {"engine": lambda index: engine.run(values[index])},
         clock=clock_for(engine.device.type),
         limits=limits,
-        explain=str,
-        expected=_EXPECTED,
     )["engine"]
     timing = found.timing(with_wall=engine.device.type == "cuda")
     if timing is None:

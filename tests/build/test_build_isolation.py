@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -235,8 +234,7 @@ def test_a_bug_in_the_child_is_a_bug_with_its_traceback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs = tmp_path / "logs"
-    logs.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(logs))
+    monkeypatch.setenv("XDG_STATE_HOME", str(logs))
     install(
         monkeypatch,
         tmp_path,
@@ -244,7 +242,7 @@ def test_a_bug_in_the_child_is_a_bug_with_its_traceback(
     )
     assert boundary.run(lambda: attempt(graph, tmp_path)) == 3
     assert capsys.readouterr().err.startswith("bug in qvae: ZeroDivisionError: boom\n")
-    (log,) = logs.iterdir()
+    (log,) = (logs / "qvae").iterdir()
     assert "in on_step" in log.read_text(), "the traceback of the child"
     assert "in attempt" in log.read_text(), "and that of the parent"
 

@@ -34,6 +34,7 @@ INSTRUMENTED = [
     "qvae_trt.profiles",
     "qvae_trt.files.toml_file",
     "qvae_trt.files.json_file",
+    "qvae_trt.json_rows",
     "qvae_trt.store.sidecar",
     "qvae_trt.tune.record",
     "qvae_trt.bench.results",
@@ -189,7 +190,7 @@ def seeds(folder: Path) -> list[tuple[int, bytes]]:
         status="failed",
         reason="no kernel",
     )
-    choice = tune.Choice(subject=subject, variant=variant, default_ms=2.0, complete=True)
+    choice = tune.TunedVariant(subject=subject, variant=variant, default_ms=2.0, complete=True)
     file = tune.TuneFile(
         key=tune.TuneKey.here(backends.get("onnxruntime"), "fp16"),
         measurements=(ok, failed),

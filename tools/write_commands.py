@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from qvae_trt.cli.app import app
+from qvae_trt.report.markdown import table
 
 HEAD = """# Commands
 
@@ -40,11 +41,11 @@ def describe(title: str, command: Any) -> str:
     lines = [f"## {title}", "", *(line.strip() for line in command.help.strip().splitlines()), ""]
     rows = [row(parameter) for parameter in command.params if parameter.name not in _EVERYWHERE]
     if rows:
-        lines += ["| option | does | default |", "| --- | --- | --- |", *rows, ""]
+        lines += [*table(("option", "does", "default"), rows, words=3), ""]
     return "\n".join(lines)
 
 
-def row(parameter: Any) -> str:
+def row(parameter: Any) -> tuple[str, str, str]:
     names = [*parameter.opts, *parameter.secondary_opts]
     if parameter.param_type_name == "argument":
         names = [parameter.metavar or parameter.name]
@@ -53,7 +54,7 @@ def row(parameter: Any) -> str:
     default = "" if given in (None, False) or callable(given) else f"`{given}`"
     if parameter.required:
         default = "required"
-    return f"| {spelled} | {cell(parameter.help or '')} | {default} |"
+    return spelled, cell(parameter.help or ""), default
 
 
 def cell(text: str) -> str:

@@ -10,6 +10,7 @@ from figures.measured import HOSTS, Measured, MissingError
 from figures.pictures import picture
 from figures.words import WORDS
 from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
+from qvae_trt.report.markdown import table as markdown_table
 from qvae_trt.verify.bounds import BOUNDS
 
 if TYPE_CHECKING:
@@ -303,12 +304,11 @@ _FIGURE = re.compile(r"\*{0,2}[\d–]")
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; columns of figures are set to the right, the first one never."""
+    """A table; what follows the last column of words is set to the right, the first one never."""
     rows = list(rows)
-    columns = list(zip(*rows, strict=True))[1:]
-    rules = ["---:" if all(map(_FIGURE.match, column)) else "---" for column in columns]
-    lines = [head, ["---", *rules], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    columns = list(enumerate(zip(*rows, strict=True)))[1:]
+    words = [place for place, column in columns if not all(map(_FIGURE.match, column))]
+    return "\n".join(markdown_table(head, rows, words=max(words, default=0) + 1))
 
 
 _BLOCKS: dict[str, Callable[..., str]] = {
