@@ -7,7 +7,6 @@ left out here.
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +25,6 @@ from qvae_trt.profiles import (
     engine_path,
     rebuild_command,
 )
-from qvae_trt.regular_file import check_replaceable
 from qvae_trt.store.refusals import RESULTS, refusals_named
 
 if TYPE_CHECKING:
@@ -183,20 +181,9 @@ def _check_ranges(engine: Path, profiles: Sequence[Profile]) -> None:
 
 
 def _place(source: Path, target: Path, one: Placed) -> None:
+    if one.usable:
+        store.place_file(source, target, link=one.status == "linked")
+        return
     with refusals_named("write", target, option=RESULTS):
-        if not one.usable:
-            if target.is_symlink():
-                target.unlink()
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if one.status == "copied":
-            with store.replace_file(target) as temporary:
-                shutil.copyfile(source, temporary)
-            return
-        # By way of another name, so that whoever opens it meanwhile finds the old or the new one.
-        check_replaceable(target)
-        new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        new.unlink(missing_ok=True)
-        real = source.parent.resolve() / source.name
-        new.symlink_to(os.path.relpath(real, target.parent.resolve()))
-        new.replace(target)
+        if target.is_symlink():
+            target.unlink()

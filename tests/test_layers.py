@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pictures",
         "tune",
         "lightx2v_folder",
+        "triton_repository",
     ),
     ("cli",),
 )

@@ -40,6 +40,7 @@ from qvae_trt.store.sidecar import (
 )
 from qvae_trt.store.writing import (
     check_writable,
+    place_file,
     replace_file,
     staged,
     write_engine,
@@ -59,6 +60,7 @@ __all__ = [
     "find_engines",
     "lock_engine",
     "option_in",
+    "place_file",
     "read_sidecar",
     "replace_file",
     "sha256_file",

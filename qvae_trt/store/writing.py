@@ -169,6 +169,26 @@ def _put(engine: Path, sidecar: Sidecar, temporary: Path) -> Sidecar:
     return whole
 
 
+def place_file(source: Path, target: Path, *, link: bool) -> None:
+    """Make `target` a relative link to `source`, or a copy of it. Folders are made.
+
+    Whoever opens it meanwhile finds the old or the new one. StoreError where the file system
+    refuses.
+    """
+    with refusals_named("write", target, option=RESULTS):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not link:
+            with replace_file(target) as temporary:
+                shutil.copyfile(source, temporary)
+            return
+        check_replaceable(target)
+        new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        new.unlink(missing_ok=True)
+        real = source.parent.resolve() / source.name
+        new.symlink_to(os.path.relpath(real, target.parent.resolve()))
+        new.replace(target)
+
+
 def _umask() -> int:
     # There is no call that only reads it. For the moment in between, files are private.
     mask = os.umask(0o077)
