@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-PROFILE = '[[profile]]\nmin = "64x64"\nopt = "64x64"\nmax = "128x128"\n'
+PROFILE = '[[profile]]\nmin = "16x16"\nopt = "64x64"\nmax = "128x128"\n'
 
 
 def random_weights() -> dict[str, torch.Tensor]:
