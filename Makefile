@@ -36,6 +36,7 @@ verify-slow: verify  ## and the checks that take minutes each
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint integrations/docker/Dockerfile
 
 types: $(INSTALLED)
 	$(BIN)/mypy
