@@ -117,7 +117,9 @@ def _parse(command: Any, words: list[str]) -> None:
 
 
 def test_options_named_in_a_line_exist():
-    known = {"--include"}  # of hf
+    # Of hf, ComfyUI, SGLang, Docker, and of this project's examples.
+    known = {"--include", "--fp", "--component-paths", "--file", "--tag", "--rm", "--gpus"}
+    known |= {"--volume", "--queue", "--workers", "--replicas", "--port", "--normalised", "--out"}
     pending = [typer.main.get_command(app)]
     while pending:
         command = pending.pop()
