@@ -155,6 +155,8 @@ def load(engines: Path, *, seconds: float, warm_up: float, clients: int = 8) -> 
                     count("sent")
                     count("lost")
                     continue
+                if status == 503 and stopping.is_set():
+                    return  # it takes nothing new any more
                 count("sent")
                 count("answered" if status == 200 else "refused")
                 if status == 200 and not same(body, first[index][1]):

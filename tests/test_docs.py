@@ -220,7 +220,7 @@ def test_every_command_runs_small(workplace, capsys):
             wanting = ("build", "verify", "bench", "roundtrip", "tune")
             if given[0] in wanting and "--model" not in given:
                 given += ["--model", "bundled:tiny"]
-            if given[0] == "build":
+            if given[0] in ("build", "triton"):
                 given += ["--backend", "onnxruntime"]
                 if "static" in given and "--resolution" not in given:
                     given += ["--resolution", shrunk("1664x928")]

@@ -145,9 +145,11 @@ class Front:
         return told(503, "replicas died while they ran it", retry_after=5)
 
     def counts(self) -> dict[str, dict[str, int]]:
+        """How many pictures and latents were answered with what status."""
         found: Counter[str] = Counter()
-        for (_, status), count in self.answers.items():
-            found[str(status)] += count
+        for (path, status), count in self.answers.items():
+            if path in SERVICES:
+                found[str(status)] += count
         return {"answers": dict(found)}
 
     async def drain(self) -> dict[str, dict[str, int]]:

@@ -1,10 +1,11 @@
 """Run the plugin by vLLM-Omni's own plugin loader, on the CPU, and compare.
 
     pip install ./integrations/vllm_omni
-    python integrations/vllm_omni/check.py > benchmarks/integrations/vllm_omni.json
+    python integrations/vllm_omni/check.py benchmarks/integrations/vllm_omni.json
 
 Runs where vllm-omni is installed beside qvae-trt. The weights are the bundled small ones, in a
-pipeline's place stands an object with a VAE; ONNX Runtime runs the engines.
+pipeline's place stands an object with a VAE; ONNX Runtime runs the engines. Writes what
+came out as JSON.
 """
 
 from __future__ import annotations
@@ -71,8 +72,7 @@ def main() -> int:
             "engines": vae.memory()["engines"],
             "worst": float(f"{max(decoded, encoded):.1e}"),
         }
-    json.dump(found, sys.stdout, indent=1)
-    print()
+    Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0 if found["engines"] == 2 else 1
 
 
