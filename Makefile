@@ -37,6 +37,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/line_budget.py
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint integrations/docker/Dockerfile
 
 types: $(INSTALLED)
 	$(BIN)/mypy

@@ -6,8 +6,6 @@ left out here.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qvae_trt import store
 from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import EngineError, UsageError
-from qvae_trt.files.reading import check_replaceable
-from qvae_trt.files.writing import RESULTS, refusals_named, replace_file
+from qvae_trt.files.writing import RESULTS, place_file, refusals_named
 from qvae_trt.lightx2v_loader import static_folders, unheld
 from qvae_trt.profiles import MODES, PARTS, Mode, Part, Profile, Resolution
 
@@ -167,20 +164,9 @@ def _check_ranges(engine: Path, profiles: Sequence[Profile]) -> None:
 
 
 def _place(source: Path, target: Path, one: Placed) -> None:
+    if one.usable:
+        place_file(source, target, link=one.status == "linked")
+        return
     with refusals_named("write", target, option=RESULTS):
-        if not one.usable:
-            if target.is_symlink():
-                target.unlink()
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if one.status == "copied":
-            with replace_file(target) as temporary:
-                shutil.copyfile(source, temporary)
-            return
-        # By way of another name, so that whoever opens it meanwhile finds the old or the new one.
-        check_replaceable(target)
-        new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        new.unlink(missing_ok=True)
-        real = source.parent.resolve() / source.name
-        new.symlink_to(os.path.relpath(real, target.parent.resolve()))
-        new.replace(target)
+        if target.is_symlink():
+            target.unlink()

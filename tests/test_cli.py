@@ -151,6 +151,7 @@ _COMMANDS = [
     "profiles match ? --engine-dir ?",
     "inspect ?",
     "lightx2v --out ? --engine-dir ?",
+    "triton --out ? --engine-dir ? --backend ?",
     "report ? --out ?",
     "tune --resolution ? --part ?",
     "doctor ?",

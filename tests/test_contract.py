@@ -32,6 +32,7 @@ COMMANDS = {
     "inspect": "",
     "doctor": "",
     "lightx2v": "--engine-dir --out --copy",
+    "triton": "--engine-dir --out --link",
     "report": "--out",
     "tune": "--resolution --model --backend --engine-dir",
 }

@@ -117,7 +117,9 @@ def _parse(command: Any, words: list[str]) -> None:
 
 
 def test_options_named_in_a_line_exist():
-    known = {"--include"}  # of hf
+    # Of hf, ComfyUI, SGLang, Docker, and of this project's examples.
+    known = {"--include", "--fp", "--component-paths", "--file", "--tag", "--rm", "--gpus"}
+    known |= {"--volume", "--queue", "--workers", "--replicas", "--port", "--normalised", "--out"}
     pending = [typer.main.get_command(app)]
     while pending:
         command = pending.pop()
@@ -218,7 +220,7 @@ def test_every_command_runs_small(workplace, capsys):
             wanting = ("build", "verify", "bench", "roundtrip", "tune")
             if given[0] in wanting and "--model" not in given:
                 given += ["--model", "bundled:tiny"]
-            if given[0] == "build":
+            if given[0] in ("build", "triton"):
                 given += ["--backend", "onnxruntime"]
                 if "static" in given and "--resolution" not in given:
                     given += ["--resolution", shrunk("1664x928")]

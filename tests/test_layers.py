@@ -28,7 +28,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("folding", "opening"),
     ("fused",),
     ("runtime", "export"),
-    ("build", "verify", "bench", "report", "doctor", "pictures", "tune", "lightx2v_folder"),
+    (
+        "build",
+        "verify",
+        "bench",
+        "report",
+        "doctor",
+        "pictures",
+        "tune",
+        "lightx2v_folder",
+        "triton_repository",
+    ),
     ("cli",),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

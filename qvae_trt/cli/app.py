@@ -21,6 +21,7 @@ from qvae_trt.cli.commands import (
     pictures,
     profiles,
     report,
+    triton,
 )
 from qvae_trt.cli.commands import tune as tuning
 from qvae_trt.cli.commands import verify as verifying
@@ -81,6 +82,7 @@ sizes.command("match", cls=_Command)(profiles.match)
 app.add_typer(sizes, name="profiles")
 app.command("inspect", cls=_Command)(inspect.inspect)
 app.command("lightx2v", cls=_Command)(lightx2v.lightx2v)
+app.command("triton", cls=_Command)(triton.triton)
 app.command("doctor", cls=_Command)(doctor.doctor)
 
 

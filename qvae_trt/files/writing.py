@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,6 +110,26 @@ def replace_file(path: Path) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
+
+
+def place_file(source: Path, target: Path, *, link: bool) -> None:
+    """Make `target` a relative link to `source`, or a copy of it. Folders are made.
+
+    Whoever opens it meanwhile finds the old or the new one. StoreError where the file system
+    refuses.
+    """
+    with refusals_named("write", target, option=RESULTS):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not link:
+            with replace_file(target) as temporary:
+                shutil.copyfile(source, temporary)
+            return
+        check_replaceable(target)
+        new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        new.unlink(missing_ok=True)
+        real = source.parent.resolve() / source.name
+        new.symlink_to(os.path.relpath(real, target.parent.resolve()))
+        new.replace(target)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from qvae_trt.model.load import (
     RANDOM_FULL_RGBA,
     Model,
     load_model,
+    model_of_tensors,
 )
 from qvae_trt.model.seeded import random_vae
 
@@ -26,5 +27,6 @@ __all__ = [
     "RANDOM_FULL_RGBA",
     "Model",
     "load_model",
+    "model_of_tensors",
     "random_vae",
 ]
