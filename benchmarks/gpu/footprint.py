@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from qvae_trt.runtime.selection import Engines
 from stages import STAGES, Clock, timed
 
 from qvae_trt import store
 from qvae_trt.errors import QvaeError
 from qvae_trt.model import Model, load_model
 from qvae_trt.profiles import Mode, Part, Resolution, engine_path, load_static_sizes
+from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.ladder import Settings
 from qvae_trt.runtime.vae import TrtVae
 

@@ -83,7 +83,7 @@ class Ladder:
         weakref.finalize(self, self.finite.tell)  # also at the end of the process
         self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
         self._model = None if model.source == DEFAULT_MODEL else model.source
-        self._served: Counts[tuple[str, str, _By]] = Counts()
+        self.served: Counts[tuple[str, str, _By]] = Counts()
         # Free bytes of the device when a size did not fit: tried whole again only with clearly
         # more.
         self._too_big: Recent[tuple[Part, torch.Size], int] = Recent()
@@ -158,7 +158,7 @@ class Ladder:
                     y = climb(call, x)
                 else:
                     y = tiled(partial(climb, call), x, part=call.part, tile=cut).to(x.dtype)
-                    self._served.add((call.part, str(size), "tiles"))
+                    self.served.add((call.part, str(size), "tiles"))
                 if not capturing(x):
                     self.finite.watch(f"{call.part} {size}", y)
                 return y
@@ -194,7 +194,7 @@ class Ladder:
         except ResolutionError as error:
             return _Unserved(error)
         no_engine = self._no_engine(x)
-        unfit: dict[str, str] = {mode: no_engine for mode in MODES} if no_engine else {}
+        unfit: dict[str, str] = dict.fromkeys(MODES, no_engine) if no_engine else {}
         tried = call.tried.setdefault(size, _Tried(unfit))
         while True:
             chosen = self.engines.choose(part, size, tried.unfit)
@@ -224,7 +224,7 @@ class Ladder:
                 if tried.problem is not None:
                     instead = f"the {choice.engine} engine"
                     self.notices.note(f"{call.part} {size}", tried.problem, instead=instead)
-                self._served.add((part, str(size), choice.engine))
+                self.served.add((part, str(size), choice.engine))
                 return y
 
     def _by_pytorch(self, call: _Call, x: torch.Tensor) -> torch.Tensor:
@@ -245,7 +245,7 @@ class Ladder:
                     by = "folded"
             if by == "folded":
                 y = self.pytorch.folded(call.part, x, call.dtype)
-            self._served.add((call.part, str(size), by))
+            self.served.add((call.part, str(size), by))
             return y
         except RuntimeError as error:
             if capturing(x) or not out_of_memory(error):
@@ -263,7 +263,7 @@ class Ladder:
         _refuse_captured(where, x, error)
         self.notices.give(where, error, instead="PyTorch, as diffusers ships it,")
         y = self.pytorch.video(part, x, dtype).to(x.dtype)
-        self._served.add((part, str(_size(part, x)), "pytorch"))
+        self.served.add((part, str(_size(part, x)), "pytorch"))
         return y
 
     def _no_engine(self, x: torch.Tensor) -> str | None:
@@ -356,7 +356,7 @@ class Ladder:
         return {
             "served": [
                 {"part": part, "size": size, "by": by, "calls": calls}
-                for (part, size, by), calls in self._served.all().items()
+                for (part, size, by), calls in self.served.all().items()
             ],
             "fallbacks": [
                 {"where": where, "instead": instead or None, "reason": reason, "calls": calls}

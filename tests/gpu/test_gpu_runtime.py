@@ -449,6 +449,45 @@ def test_each_gpu_has_its_own_engines_and_scratch(vae):
     equal(vae.decode(latents(STATIC)).sample, expected)
 
 
+def test_a_vae_on_another_gpu_is_there_with_all_that_it_holds(engine_dir, model, vae):
+    """The thread's current device is the first one all along."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    options = {"model": model, "backend": "tensorrt", "fallback": "raise", "cuda_graphs": True}
+    there = load_vae(engine_dir, device="cuda:1", **options)
+    assert there.device == torch.device("cuda", 1)
+    there.warm_up(STATIC, WIDE)
+    z = latents(STATIC).cpu()
+    y = there.decode(z).sample
+    assert y.device == torch.device("cuda", 1), "what is on the CPU goes where the VAE is"
+    assert {engine["device"] for engine in there.status()["engines"]} == {"cuda:1"}
+    assert torch.cuda.current_device() == 0
+    equal(y.to("cuda:0"), vae.decode(latents(STATIC)).sample)
+
+
+def test_vaes_on_two_gpus_serve_at_once(engine_dir, model, vae):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    options = {"model": model, "backend": "tensorrt", "fallback": "raise"}
+    there = load_vae(engine_dir, device="cuda:1", **options)
+    expected = [vae.decode(latents(STATIC, seed)).sample.cpu() for seed in range(4)]
+    wrong: list[BaseException] = []
+
+    def work(one: TrtVae) -> None:
+        try:
+            for seed in (0, 1, 2, 3) * 5:
+                equal(one.decode(latents(STATIC, seed).to(one.device)).sample.cpu(), expected[seed])
+        except BaseException as error:  # noqa: BLE001  reported below, in the test's thread
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in (vae, there, vae, there)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
 def test_after_a_warm_up_nothing_is_loaded(vae):
     vae.warm_up(STATIC, WIDE)
     held = vae.memory()
