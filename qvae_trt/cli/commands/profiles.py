@@ -70,6 +70,7 @@ def match(
         Path | None,
         typer.Option(
             "--engine-dir",
+            envvar="QVAE_ENGINE_DIR",
             help="Match against the engines here. [default: engines/ if it is there, else as if "
             "every engine were built]",
         ),
