@@ -14,7 +14,9 @@ from qvae_trt.report.markdown import table
 HEAD = """# Commands
 
 Written by `make docs` from the command line's own help. Sizes are `WxH`. Every command takes
-`-v`/`--verbose` (tracebacks, more words) and `--json` (the result as JSON).
+`-v`/`--verbose` (tracebacks, more words) and `--json` (the result as JSON). The environment
+variables `QVAE_MODEL`, `QVAE_BACKEND` and `QVAE_ENGINE_DIR` are the defaults of `--model`,
+`--backend` (of `qvae lightx2v` it is always `tensorrt`) and `--engine-dir`.
 
 | exit code | means |
 | --- | --- |

@@ -40,6 +40,7 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
+        envvar="QVAE_MODEL",
         help="A hub id, a local folder, a .safetensors file, bundled:tiny (offline) or "
         "random:full (for measuring speed).",
     ),
@@ -48,11 +49,14 @@ BackendOption = Annotated[
     BackendChoice,
     typer.Option(
         "--backend",
+        envvar="QVAE_BACKEND",
         callback=_say_where_auto_leads,
         help="auto: tensorrt if it imports and there is a GPU, else onnxruntime.",
     ),
 ]
-EngineDirOption = Annotated[Path, typer.Option("--engine-dir", help="Where the engines are.")]
+EngineDirOption = Annotated[
+    Path, typer.Option("--engine-dir", envvar="QVAE_ENGINE_DIR", help="Where the engines are.")
+]
 PartOption = Annotated[PartChoice, typer.Option("--part", help="Which half of the VAE.")]
 ProfilesOption = Annotated[
     Path | None,

@@ -40,7 +40,7 @@ INSTRUMENTED = [
     "qvae_trt.bench.results",
     "qvae_trt.bench.compare",
     "qvae_trt.runtime.lightx2v",
-    "qvae_trt.runtime.selection",
+    "qvae_trt.runtime.arguments",
 ]
 COUNTS = ("accepted", "refused", "findings")
 WIDTH = 8  # bytes of a count

@@ -70,6 +70,7 @@ def match(
         Path | None,
         typer.Option(
             "--engine-dir",
+            envvar="QVAE_ENGINE_DIR",
             help="Match against the engines here. [default: engines/ if it is there, else as if "
             "every engine were built]",
         ),
@@ -136,9 +137,10 @@ def _from_folder(
     if missing is not None:
         raise missing
 
-    from qvae_trt.runtime.selection import Engines, roots
+    from qvae_trt.runtime.arguments import mode_folders
+    from qvae_trt.runtime.engines import Engines
 
-    engines = Engines(roots(folder), backend=backend, weights_sha256=None)
+    engines = Engines(mode_folders(folder), backend=backend, weights_sha256=None)
     return {part: engines.checked_choice(part, size) for part in PARTS}
 
 

@@ -28,6 +28,7 @@ def tune(
         str,
         typer.Option(
             "--model",
+            envvar="QVAE_MODEL",
             help="As for build. Speed does not depend on the weights; the default needs no "
             "download.",
         ),
