@@ -43,7 +43,7 @@ def triton(
 
 
 _COLUMNS: dict[str, Any] = {
-    "": lambda model: "refused" if model["reason"] else "served",
+    "": "status",
     "model": "name",
     "why": lambda model: model["reason"] or f"of {model['engine']}",
 }
