@@ -618,9 +618,6 @@ def test_what_a_build_took_comes_from_the_latest_sidecar(tmp_path):
     assert [row["seconds"] for row in measured.builds] == [100.0]
     assert script.line(measured, "build:decoder:static", "en") == "100 s"
     assert script.line(measured, "build:decoder:profiles", "en") == "not measured yet"
-    without_sidecar = {"engines": {"decoder 928x1664": {"build_seconds": 60.0}}}
-    (tmp_path / "h100" / "static_builds.json").write_text(json.dumps(without_sidecar))
-    assert script.line(measured, "build:decoder:static", "en") == "60 s – 100 s"
 
 
 def test_figures_of_one_cell_and_of_first_uses(tmp_path):

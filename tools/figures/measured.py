@@ -157,16 +157,8 @@ class Measured:
 
     @property
     def build_seconds(self) -> list[tuple[str, str, float]]:
-        """Part, mode and seconds of every engine that was built, with or without its sidecar."""
-        rows = [(row["part"], row["mode"], row["seconds"]) for row in self.builds]
-        source = self.folder / self.host / "static_builds.json"
-        if source.is_file():
-            engines: dict[str, dict[str, Any]] = json.loads(source.read_bytes())["engines"]
-            named = [
-                (name.partition(" ")[0], row["build_seconds"]) for name, row in engines.items()
-            ]
-            rows += [(part, "static", seconds) for part, seconds in named]
-        return rows
+        """Part, mode and seconds of every engine that was built."""
+        return [(row["part"], row["mode"], row["seconds"]) for row in self.builds]
 
     def first_use(self, state: str) -> dict[str, Any]:
         """What gpu/first_use.py wrote with a `cold` or a `warm` cache of compiled kernels."""
