@@ -7,10 +7,14 @@ Arguments and results are those of the functions of the same names in `norms`, `
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from qvae_trt.fused.layout import Copied, Means
 
 
 def sum_norm(
@@ -19,18 +23,31 @@ def sum_norm(
     gain: Tensor | None = None,
     *,
     residual: Tensor | None = None,
+    copied: Copied | None = None,
     total: Tensor | None = None,
     out: Tensor | None = None,
     silu: bool = True,
 ) -> None:
     value = x.float() + bias.float().reshape(1, -1, 1, 1)
-    if residual is not None:
+    if residual is not None and copied is not None:
+        sequence = residual.float().repeat_interleave(copied.repeats, dim=1)
+        squares = sequence.unflatten(1, (-1, copied.frames, 4))[:, :, -1]
+        value = value + F.pixel_shuffle(squares.flatten(1, 2), 2) * copied.factor
+    elif residual is not None:
         value = value + residual.float()
     if total is not None:
         total.copy_(value)
     if out is not None and gain is not None:
         y = _norm(value, gain)
         out.copy_(F.silu(y) if silu else y)
+
+
+def average(x: Tensor, means: Means) -> Tensor:
+    squares = F.pixel_unshuffle(x.float(), means.side).unflatten(1, (x.shape[1], 1, -1))
+    before = squares.new_zeros(()).expand_as(squares)
+    sequence = torch.cat([before] * (means.frames - 1) + [squares], dim=2).flatten(1, 3)
+    y = sequence.unflatten(1, (-1, means.group)).mean(2) * means.factor
+    return y.to(x.dtype, memory_format=torch.channels_last)
 
 
 def stem(picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:

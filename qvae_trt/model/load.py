@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError
+from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_of
 from qvae_trt.model import hub
 from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
 from qvae_trt.model.files import PICKLES, weight_files
@@ -32,11 +33,22 @@ DEFAULT_MODEL = "Qwen/Qwen-Image"
 BUNDLED_TINY = "bundled:tiny"
 RANDOM_FULL = "random:full"
 RANDOM_FULL_RGBA = "random:full-rgba"
+RANDOM_FULL_21 = "random:full-2.1"
+RANDOM_TINY_21 = "random:tiny-2.1"
 OFFLINE_CHOICES = (
     f"Without the hub: --model {BUNDLED_TINY} (small, trained), --model {RANDOM_FULL} (full size, "
     "to measure speed), or a local folder or .safetensors file of the VAE."
 )
-_BUILT_IN = {RANDOM_FULL: 3, RANDOM_FULL_RGBA: 4}
+#: Architectures with seeded weights.
+_SEEDED: dict[str, tuple[Kind, Config]] = {
+    RANDOM_FULL: (QWEN_IMAGE, {"input_channels": 3}),
+    RANDOM_FULL_RGBA: (QWEN_IMAGE, {"input_channels": 4}),
+    RANDOM_FULL_21: (QWEN_IMAGE_21, {}),
+    RANDOM_TINY_21: (
+        QWEN_IMAGE_21,
+        {"base_dim": 8, "decoder_base_dim": 16, "dim_mult": [1, 2, 4, 4, 4], "num_res_blocks": 1},
+    ),
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -55,9 +67,13 @@ class Model:
     weights_sha256: str
 
     @property
+    def kind(self) -> Kind:
+        return kind_of(self.vae)
+
+    @property
     def input_channels(self) -> int:
-        """3 (RGB) or 4 (RGBA, the Layered VAE)."""
-        return int(self.vae.config.input_channels)
+        """3 (RGB) or 4 (RGBA: the Layered VAE, and Qwen-Image-2.1)."""
+        return int(self.vae.config[self.kind.colours[0]])
 
     @property
     def z_dim(self) -> int:
@@ -68,8 +84,8 @@ def load_model(source: str) -> Model:
     """Load a VAE.
 
     Args:
-        source: `bundled:tiny`, `random:full`, `random:full-rgba`, the path of a `.safetensors` file
-            or of a folder (a pipeline's, with `vae/` in it, or the VAE's own), or a hub id. A path
+        source: `bundled:tiny`, one of the random ones, the path of a `.safetensors` file or of a
+            folder (a pipeline's, with `vae/` in it, or the VAE's own), or a hub id. A path
             that exists comes before a hub id.
 
     Raises:
@@ -78,8 +94,9 @@ def load_model(source: str) -> Model:
     """
     if source == BUNDLED_TINY:
         vae = _load_folder(Path(__file__).resolve().parent.parent / "data" / "tiny")
-    elif source in _BUILT_IN:
-        vae = random_vae({"input_channels": _BUILT_IN[source]})
+    elif source in _SEEDED:
+        kind, config = _SEEDED[source]
+        vae = random_vae(config, kind=kind)
     else:
         vae = _load_elsewhere(source)
     return Model(vae, source, hash_tensors(vae.state_dict().items()))
@@ -120,8 +137,8 @@ def _load_folder(folder: Path) -> AutoencoderKLQwenImage:
             f"{folder}: is not a VAE's folder: expected {CONFIG_NAME} in it, or in its vae/",
             fix="Name the folder of a diffusers pipeline or of its VAE. " + OFFLINE_CHOICES,
         )
-    config = read_config(homes[0] / CONFIG_NAME)
-    return _assemble(config, read_headers(weights, where=str(homes[0])), where=homes[0])
+    kind, config = read_config(homes[0] / CONFIG_NAME)
+    return _assemble(kind, config, read_headers(weights, where=str(homes[0])), where=homes[0])
 
 
 def _load_file(path: Path) -> AutoencoderKLQwenImage:
@@ -131,12 +148,15 @@ def _load_file(path: Path) -> AutoencoderKLQwenImage:
             f"{path}: expected a .safetensors file or a folder{reason}", fix=OFFLINE_CHOICES
         )
     headers = read_headers([path], where=str(path))
-    inferred = infer_config(headers.shapes, where=str(path))
-    return _assemble(inferred | _latent_statistics(path, inferred), headers, where=path)
+    kind, inferred = infer_config(headers.shapes, where=str(path))
+    config = inferred | _latent_statistics(path, kind, inferred)
+    return _assemble(kind, config, headers, where=path)
 
 
-def _assemble(config: Config, headers: Headers, *, where: Path) -> AutoencoderKLQwenImage:
-    vae = empty_vae(config)
+def _assemble(
+    kind: Kind, config: Config, headers: Headers, *, where: Path
+) -> AutoencoderKLQwenImage:
+    vae = empty_vae(config, kind)
     check_fit(vae, headers.shapes, where=str(where))
     tensors = read_tensors(headers)
     vae.load_state_dict(tensors, strict=True, assign=True)
@@ -149,15 +169,15 @@ def _assemble(config: Config, headers: Headers, *, where: Path) -> AutoencoderKL
     return vae.eval().requires_grad_(False)
 
 
-def _latent_statistics(path: Path, inferred: Config) -> Config:
+def _latent_statistics(path: Path, kind: Kind, inferred: Config) -> Config:
     """`latents_mean` and `latents_std` of this model's config.json, if that is beside the file."""
     beside = path.with_name(CONFIG_NAME)
     if not beside.is_file():
         return {}
     try:
-        config = read_config(beside)
+        found, config = read_config(beside)
     except ModelError:
         return {}  # another model's: what the file needs is in its shapes
-    if any(config.get(name, value) != value for name, value in inferred.items()):
+    if found != kind or any(config.get(name, value) != value for name, value in inferred.items()):
         return {}
     return {name: config[name] for name in ("latents_mean", "latents_std") if name in config}

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qvae_trt.errors import ModelError, printable
-from qvae_trt.model.config import CLASS_NAME, KNOWN_LAYOUTS
+from qvae_trt.model.config import CLASS_NAMES, KNOWN_LAYOUTS
 from qvae_trt.regular_file import open_regular
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def diffusers_names(names: Iterable[str], *, where: str) -> dict[str, str]:
     prefixes = sorted({match[1] for match in map(_FIRST.fullmatch, plain.values()) if match})
     if not prefixes:
         raise ModelError(
-            f"{where}: has no tensor encoder.conv_in.weight, which every {CLASS_NAME} has",
+            f"{where}: has no tensor encoder.conv_in.weight, which every {CLASS_NAMES} has",
             fix=KNOWN_LAYOUTS,
         )
     if len(prefixes) > 1:
@@ -217,7 +217,10 @@ def zero_layers(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 #: Of the layers that stand in no residual branch: those may start, and stay, at zero.
-_ONLY_PATH = re.compile(r"(quant_conv|conv_in|conv_out|resample\.1)\.weight$|norm_out\.gamma$")
+#: A downsampler and an upsampler have a shortcut around them.
+_ONLY_PATH = re.compile(
+    r"(quant_conv|conv_in|conv_out|(?<!sampler\.)resample\.1)\.weight$|norm_out\.gamma$"
+)
 
 
 def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:

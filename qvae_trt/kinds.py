@@ -1,0 +1,91 @@
+"""The kinds of VAE that are known, and all that they differ in, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of VAE.
+
+    Attributes:
+        name: in messages.
+        class_name: of diffusers, which the configuration names.
+        stages: how many widths the network has; each but the last halves the sides.
+        z_dim: latent channels where a configuration does not say.
+        colours: names in the configuration of how many channels a picture has; all are the same.
+        default_colours: what the class takes for those that a configuration leaves out.
+        integers: the least and the most of the other whole numbers in the configuration; they keep
+            a damaged file from asking for terabytes.
+        flags: names of its booleans.
+        fixed: what the configuration must have where it says something.
+        packed: how many latents of a side its pipelines make one of: sides of pictures are
+            multiples of that many latents.
+        lists: what comes before `.toml` in the names of its files of static sizes and profiles.
+    """
+
+    name: str
+    class_name: str
+    stages: int
+    z_dim: int
+    colours: tuple[str, ...]
+    default_colours: int
+    integers: Mapping[str, tuple[int, int]]
+    flags: tuple[str, ...] = ()
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    packed: int
+    static_sizes: str
+    profiles: str
+
+    @property
+    def scale(self) -> int:
+        """How many pixels of a side one latent stands for."""
+        return 2 ** (self.stages - 1)
+
+
+_INTEGERS = {"base_dim": (1, 1024), "z_dim": (1, 256), "num_res_blocks": (1, 16)}
+
+QWEN_IMAGE = Kind(
+    name="Qwen-Image",
+    class_name="AutoencoderKLQwenImage",
+    stages=4,
+    z_dim=16,
+    colours=("input_channels",),
+    default_colours=3,
+    integers=_INTEGERS,
+    fixed={"attn_scales": []},
+    packed=2,
+    static_sizes="static.toml",
+    profiles="nine.toml",
+)
+QWEN_IMAGE_21 = Kind(
+    name="Qwen-Image-2.1",
+    class_name="AutoencoderKLQwenImage21",
+    stages=5,
+    z_dim=64,
+    colours=("in_channels", "out_channels"),
+    default_colours=4,
+    integers={**_INTEGERS, "decoder_base_dim": (1, 1024)},
+    flags=("is_residual",),
+    fixed={"attn_scales": [], "patch_size": 1, "scale_factor_spatial": 16},
+    packed=2,
+    static_sizes="static-2.1.toml",
+    profiles="nine-2.1.toml",
+)
+KINDS = (QWEN_IMAGE, QWEN_IMAGE_21)
+_BY_CLASS = {kind.class_name: kind for kind in KINDS}
+
+
+def kind_named(class_name: object) -> Kind | None:
+    """The kind with this class; None if there is none."""
+    return _BY_CLASS.get(class_name) if isinstance(class_name, str) else None
+
+
+def kind_of(vae: object) -> Kind:
+    """The kind of a VAE of diffusers."""
+    return _BY_CLASS[type(vae).__name__]
