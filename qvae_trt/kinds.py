@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qvae_trt.errors import ResolutionError
+from qvae_trt.profiles import Resolution
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -46,6 +49,24 @@ class Kind:
     def scale(self) -> int:
         """How many pixels of a side one latent stands for."""
         return 2 ** (self.stages - 1)
+
+    def latents_of(self, size: Resolution) -> tuple[int, int]:
+        """(height, width) of the latents of a picture.
+
+        Raises:
+            ResolutionError: a side is no multiple of `scale`.
+        """
+        for name, side in (("width", size.width), ("height", size.height)):
+            if side % self.scale:
+                near = (
+                    max(1, round(s / self.scale)) * self.scale for s in (size.height, size.width)
+                )
+                raise ResolutionError(
+                    f"{size}: the {name} is {side}, expected a multiple of {self.scale}, as"
+                    f" {self.name} needs",
+                    fix=f"the nearest size that it takes is {Resolution(*near)}",
+                )
+        return size.height // self.scale, size.width // self.scale
 
 
 _INTEGERS = {"base_dim": (1, 1024), "z_dim": (1, 256), "num_res_blocks": (1, 16)}

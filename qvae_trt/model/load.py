@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from qvae_trt.model.config import Config
     from qvae_trt.model.weights import Headers
+    from qvae_trt.profiles import Part, Resolution
 
 DEFAULT_MODEL = "Qwen/Qwen-Image"
 BUNDLED_TINY = "bundled:tiny"
@@ -78,6 +79,18 @@ class Model:
     @property
     def z_dim(self) -> int:
         return int(self.vae.config.z_dim)
+
+    def shape(self, part: Part, size: Resolution) -> tuple[int, int, int, int, int]:
+        """What a part takes for a picture of a size: (1, C, 1, H, W), or (1, z, 1, h, w) of
+        latents.
+
+        Raises:
+            ResolutionError: the VAE does not take that size.
+        """
+        latents = self.kind.latents_of(size)
+        if part == "encoder":
+            return 1, self.input_channels, 1, size.height, size.width
+        return 1, self.z_dim, 1, *latents
 
 
 def load_model(source: str) -> Model:
