@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ResolutionError
-from qvae_trt.profiles import Resolution
+from qvae_trt.profiles import Profile, Resolution, load_profiles, load_static_sizes, own_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +27,10 @@ class Kind:
             a damaged file from asking for terabytes.
         flags: names of its booleans.
         fixed: what the configuration must have where it says something.
-        packed: how many latents of a side its pipelines make one of: sides of pictures are
-            multiples of that many latents.
-        lists: what comes before `.toml` in the names of its files of static sizes and profiles.
+        step: what its pipelines round the sides of pictures to.
+        hub_id: of its weights.
+        sizes_file, profiles_file: in `profiles/`.
+        video: the class takes more than one frame.
     """
 
     name: str
@@ -41,14 +42,25 @@ class Kind:
     integers: Mapping[str, tuple[int, int]]
     flags: tuple[str, ...] = ()
     fixed: Mapping[str, object] = field(default_factory=dict)
-    packed: int
-    static_sizes: str
-    profiles: str
+    step: int
+    hub_id: str
+    sizes_file: str
+    profiles_file: str
+    video: bool
 
     @property
     def scale(self) -> int:
         """How many pixels of a side one latent stands for."""
         return 2 ** (self.stages - 1)
+
+    @property
+    def static_sizes(self) -> dict[str, Resolution]:
+        """Those that `build` makes where none is named, by aspect."""
+        return load_static_sizes(own_file(self.sizes_file))
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        return load_profiles(own_file(self.profiles_file))
 
     def latents_of(self, size: Resolution) -> tuple[int, int]:
         """(height, width) of the latents of a picture.
@@ -80,9 +92,11 @@ QWEN_IMAGE = Kind(
     default_colours=3,
     integers=_INTEGERS,
     fixed={"attn_scales": []},
-    packed=2,
-    static_sizes="static.toml",
-    profiles="nine.toml",
+    step=16,
+    hub_id="Qwen/Qwen-Image",
+    sizes_file="static.toml",
+    profiles_file="nine.toml",
+    video=True,
 )
 QWEN_IMAGE_21 = Kind(
     name="Qwen-Image-2.1",
@@ -94,9 +108,11 @@ QWEN_IMAGE_21 = Kind(
     integers={**_INTEGERS, "decoder_base_dim": (1, 1024)},
     flags=("is_residual",),
     fixed={"attn_scales": [], "patch_size": 1, "scale_factor_spatial": 16},
-    packed=2,
-    static_sizes="static-2.1.toml",
-    profiles="nine-2.1.toml",
+    step=32,
+    hub_id="Qwen/Qwen-Image-2.1",
+    sizes_file="static-2.1.toml",
+    profiles_file="nine-2.1.toml",
+    video=False,
 )
 KINDS = (QWEN_IMAGE, QWEN_IMAGE_21)
 _BY_CLASS = {kind.class_name: kind for kind in KINDS}
@@ -105,6 +121,11 @@ _BY_CLASS = {kind.class_name: kind for kind in KINDS}
 def kind_named(class_name: object) -> Kind | None:
     """The kind with this class; None if there is none."""
     return _BY_CLASS.get(class_name) if isinstance(class_name, str) else None
+
+
+def scale_of(latent_channels: int) -> int:
+    """Of the kind that has so many: 8 if none has."""
+    return next((kind.scale for kind in KINDS if kind.z_dim == latent_channels), QWEN_IMAGE.scale)
 
 
 def kind_of(vae: object) -> Kind:

@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "errors",
         "interrupts",
         "profiles",
+        "kinds",
         "lightx2v_loader",
         "toml_file",
         "json_file",

@@ -16,6 +16,7 @@ from qvae_trt.model.load import (
     RANDOM_FULL_RGBA,
     RANDOM_TINY_21,
     Model,
+    find_kind,
     load_model,
 )
 from qvae_trt.model.seeded import random_vae
@@ -29,6 +30,7 @@ __all__ = [
     "RANDOM_FULL_RGBA",
     "RANDOM_TINY_21",
     "Model",
+    "find_kind",
     "load_model",
     "random_vae",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError
-from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_of
+from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_of
 from qvae_trt.model import hub
 from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
 from qvae_trt.model.files import PICKLES, weight_files
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qvae_trt.model.weights import Headers
     from qvae_trt.profiles import Part, Resolution
 
-DEFAULT_MODEL = "Qwen/Qwen-Image"
+DEFAULT_MODEL = QWEN_IMAGE.hub_id
 BUNDLED_TINY = "bundled:tiny"
 RANDOM_FULL = "random:full"
 RANDOM_FULL_RGBA = "random:full-rgba"
@@ -105,20 +105,46 @@ def load_model(source: str) -> Model:
         ModelError: nothing there, another class, damaged or foreign weights, or no answer from the
             hub.
     """
-    if source == BUNDLED_TINY:
-        vae = _load_folder(Path(__file__).resolve().parent.parent / "data" / "tiny")
-    elif source in _SEEDED:
-        kind, config = _SEEDED[source]
-        vae = random_vae(config, kind=kind)
+    found = _find(source)
+    if found.headers is None:
+        vae = random_vae(found.config, kind=found.kind)
     else:
-        vae = _load_elsewhere(source)
+        vae = _assemble(found, found.headers)
     return Model(vae, source, hash_tensors(vae.state_dict().items()))
 
 
-def _load_elsewhere(source: str) -> AutoencoderKLQwenImage:
+def find_kind(source: str) -> Kind:
+    """The kind of what `load_model` takes, without its weights; without the hub for a hub id that
+    is one kind's own.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    known = {kind.hub_id: kind for kind in KINDS}
+    if source in known and _existing(source) is None:
+        return known[source]
+    return _find(source).kind
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a `--model` argument names, before its weights are read; seeded ones have no headers."""
+
+    kind: Kind
+    config: Config
+    where: Path
+    headers: Headers | None
+
+
+def _find(source: str) -> _Found:
+    if source == BUNDLED_TINY:
+        return _find_in_folder(Path(__file__).resolve().parent.parent / "data" / "tiny")
+    if source in _SEEDED:
+        kind, config = _SEEDED[source]
+        return _Found(kind, config, Path(source), None)
     path = _existing(source)
     if path is not None:
-        return _load_folder(path) if path.is_dir() else _load_file(path)
+        return _find_in_folder(path) if path.is_dir() else _find_in_file(path)
     if source.startswith(("bundled:", "random:")):
         raise ModelError(f"{source!r}: no such built-in model", fix=OFFLINE_CHOICES)
     if Path(source).suffix in (".safetensors", *PICKLES):
@@ -128,7 +154,7 @@ def _load_elsewhere(source: str) -> AutoencoderKLQwenImage:
             f"{source!r}: no such file or folder, and not a hub id (owner/name)",
             fix=OFFLINE_CHOICES,
         )
-    return _load_folder(hub.fetch(source, offline_choices=OFFLINE_CHOICES))
+    return _find_in_folder(hub.fetch(source, offline_choices=OFFLINE_CHOICES))
 
 
 def _existing(source: str) -> Path | None:
@@ -139,7 +165,7 @@ def _existing(source: str) -> Path | None:
         return None
 
 
-def _load_folder(folder: Path) -> AutoencoderKLQwenImage:
+def _find_in_folder(folder: Path) -> _Found:
     try:
         homes = [home for home in (folder / "vae", folder) if (home / CONFIG_NAME).is_file()]
         weights = weight_files(homes[0], offline_choices=OFFLINE_CHOICES) if homes else []
@@ -151,10 +177,10 @@ def _load_folder(folder: Path) -> AutoencoderKLQwenImage:
             fix="Name the folder of a diffusers pipeline or of its VAE. " + OFFLINE_CHOICES,
         )
     kind, config = read_config(homes[0] / CONFIG_NAME)
-    return _assemble(kind, config, read_headers(weights, where=str(homes[0])), where=homes[0])
+    return _Found(kind, config, homes[0], read_headers(weights, where=str(homes[0])))
 
 
-def _load_file(path: Path) -> AutoencoderKLQwenImage:
+def _find_in_file(path: Path) -> _Found:
     if path.suffix != ".safetensors":
         reason = ": pickles run code" if path.suffix in PICKLES else ""
         raise ModelError(
@@ -163,13 +189,12 @@ def _load_file(path: Path) -> AutoencoderKLQwenImage:
     headers = read_headers([path], where=str(path))
     kind, inferred = infer_config(headers.shapes, where=str(path))
     config = inferred | _latent_statistics(path, kind, inferred)
-    return _assemble(kind, config, headers, where=path)
+    return _Found(kind, config, path, headers)
 
 
-def _assemble(
-    kind: Kind, config: Config, headers: Headers, *, where: Path
-) -> AutoencoderKLQwenImage:
-    vae = empty_vae(config, kind)
+def _assemble(found: _Found, headers: Headers) -> AutoencoderKLQwenImage:
+    where = found.where
+    vae = empty_vae(found.config, found.kind)
     check_fit(vae, headers.shapes, where=str(where))
     tensors = read_tensors(headers)
     vae.load_state_dict(tensors, strict=True, assign=True)

@@ -16,6 +16,7 @@ from qvae_trt.errors import (
     ForeignEngineError,
     UsageError,
 )
+from qvae_trt.kinds import scale_of
 from qvae_trt.profiles import Profile, Resolution, choose
 from qvae_trt.runtime.failures import signature
 from qvae_trt.runtime.graphs import CapturedRun, captures
@@ -150,7 +151,9 @@ class Engine:
     @property
     def profiles(self) -> tuple[Profile, ...]:
         """The pictures that it takes, profile by profile."""
-        scale = 8 if self.part == "decoder" else 1
+        if self.sidecar is not None:
+            return self.sidecar.key.profiles
+        scale = scale_of(self.input.shape[1]) if self.part == "decoder" else 1
         return tuple(
             Profile(*(Resolution(s[3] * scale, s[4] * scale) for s in (r.min, r.opt, r.max)))
             for r in self.ranges

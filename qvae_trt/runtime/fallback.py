@@ -16,11 +16,12 @@ from torch.autograd.forward_ad import unpack_dual
 
 from qvae_trt.errors import DeviceMemoryError, QvaeError, UsageError
 from qvae_trt.folding import FoldedVae, fold
+from qvae_trt.kinds import kind_of
 from qvae_trt.runtime.fused_path import FusedPath
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import keep_while_read, made_for_all, out_of_memory
 from qvae_trt.runtime.recent import Recent
-from qvae_trt.runtime.tiling import SCALE, Tile, square_tile, tiled, usual_overlap
+from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -131,6 +132,7 @@ class PyTorchVae:
     ) -> None:
         self.fused = FusedPath(vae, cuda_graphs=cuda_graphs)
         self._source = vae
+        self._scale = kind_of(vae).scale
         self._make_room = make_room
         self._folded: FoldedVae | None = None
         self._video: AutoencoderKLQwenImage | None = None
@@ -166,9 +168,9 @@ class PyTorchVae:
             if y is not None:
                 return y
             self._too_big[size] = _free_bytes(x.device)
-        longest = max(x.shape[3:]) // (SCALE if part == "encoder" else 1)  # in latents
+        longest = max(x.shape[3:]) // (self._scale if part == "encoder" else 1)  # in latents
         for side in _TILE_SIDES:
-            if side // SCALE >= longest:
+            if side // self._scale >= longest:
                 continue  # one tile: the whole picture again
             tile = square_tile(side, usual_overlap(side))
             y = self._attempt(partial(self.tiled, part, x, tile, dtype, fuse=fuse), x.device)
@@ -183,7 +185,13 @@ class PyTorchVae:
         self, part: Part, x: torch.Tensor, tile: Tile, dtype: torch.dtype, *, fuse: bool = True
     ) -> torch.Tensor:
         """The same in tiles of this size."""
-        return tiled(lambda piece: self._whole(part, piece, dtype, fuse), x, part=part, tile=tile)
+        return tiled(
+            lambda piece: self._whole(part, piece, dtype, fuse),
+            x,
+            part=part,
+            tile=tile,
+            scale=self._scale,
+        )
 
     def _attempt(
         self, run: Callable[[], torch.Tensor], device: torch.device

@@ -26,7 +26,7 @@ from qvae_trt.runtime.finite import FiniteCheck
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import memory_named, out_of_memory
 from qvae_trt.runtime.preference import Preference
-from qvae_trt.runtime.tiling import SCALE, Tile, tiled
+from qvae_trt.runtime.tiling import Tile, tiled
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
@@ -61,6 +61,7 @@ class Server:
         self.preference = preference or Preference("engine", None, None)
         self.check_nan = check_nan
         self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
+        self._kind = model.kind
         self._model = None if model.source == DEFAULT_MODEL else model.source
         self._notices = Notices(fallback)
         self._finite = FiniteCheck(self._notices)
@@ -112,7 +113,7 @@ class Server:
     ) -> torch.Tensor:
         if x.shape[2] != 1:
             return self._video(part, x, dtype)
-        side = 1 if part == "encoder" else SCALE
+        side = 1 if part == "encoder" else self._kind.scale
         if tile is None or (x.shape[3] * side <= tile.height and x.shape[4] * side <= tile.width):
             return self._serve(part, x, dtype)
         if capturing(x):
@@ -121,7 +122,13 @@ class Server:
                 fix="vae.disable_tiling()",
             )
         whole = [
-            tiled(lambda piece: self._serve(part, piece, dtype), one, part=part, tile=tile)
+            tiled(
+                lambda piece: self._serve(part, piece, dtype),
+                one,
+                part=part,
+                tile=tile,
+                scale=self._kind.scale,
+            )
             for one in _ones(x)
         ]
         return torch.cat(whole)
@@ -171,7 +178,7 @@ class Server:
 
     def _serve(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(B, C, 1, H, W) by the best engine that works, else by PyTorch."""
-        side = 1 if part == "encoder" else SCALE
+        side = 1 if part == "encoder" else self._kind.scale
         size = Resolution(x.shape[3] * side, x.shape[4] * side)
         where = f"{part} {size}"
         y = self._by_engine(part, size, x)
@@ -273,6 +280,8 @@ class Server:
         return EngineError(f"no engine serves it\n{choice.explain()}", fix=fix)
 
     def _video(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if not self._kind.video:
+            raise UsageError(f"{part}: got {x.shape[2]} frames, {self._kind.name} takes one")
         error = UsageError(
             f"{x.shape[2]} frames: engines take one",
             fix="fallback='warn' runs video in PyTorch",
@@ -289,7 +298,7 @@ class Server:
                 f"{part}: engines cannot be traced: the trace would hold one result for ever",
                 fix="call the VAE outside of what is traced",
             )
-        channels, least = self._channels[part], SCALE if part == "encoder" else 1
+        channels, least = self._channels[part], self._kind.scale if part == "encoder" else 1
         got = _mistake(x, channels, least)
         if got is not None:
             raise UsageError(

@@ -56,7 +56,10 @@ class FoldedReference:
             self.inputs = {
                 "encoded": split_outputs("encoder", moments)["mean"],
                 "sampled": sampled_latents(
-                    resolution, mean=config.latents_mean, std=config.latents_std
+                    resolution,
+                    model.kind.latents_of(resolution),
+                    mean=config.latents_mean,
+                    std=config.latents_std,
                 ),
             }
         self._fp32 = self._all(folded, device, torch.float32)

@@ -176,8 +176,9 @@ def tune(
             file=TuneFile(key=TuneKey.here(chosen, precision), command=command),
         )
         run.take_over(held)
+        latents = loaded.kind.latents_of(resolution)
         plans = {
-            part: () if asked else curated(chosen.name, precision, part, resolution)
+            part: () if asked else curated(chosen.name, precision, part, latents)
             for part in dict.fromkeys(parts)
         }
         flat = list(dict.fromkeys([default, *asked]))

@@ -31,6 +31,7 @@ from qvae_trt.cli.options import (
     parse_resolutions,
     resolve_home,
 )
+from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
 from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, parse_aspect
 
 if TYPE_CHECKING:
@@ -92,15 +93,16 @@ def build(
     verbose: VerboseOption = False,
 ) -> int:
     """Build engines; up-to-date ones are kept."""
-    sizes = _sizes(mode, aspect, resolution)
+    _check_sizes(mode, aspect, resolution)
     need(
         mode == "profiles" or profiles_file is None,
         "--profiles was given with --mode static: expected --mode profiles",
     )
-    ranges = load_profiles(profiles_file)
+    ranges = None if profiles_file is None else load_profiles(profiles_file)
 
     from qvae_trt import backends
     from qvae_trt import build as building
+    from qvae_trt.model import find_kind
     from qvae_trt.tune import follow
 
     chosen = backends.get(backend)
@@ -109,10 +111,12 @@ def build(
     tuned = follow(tune, engine_dir=engine_dir, backend=chosen, precision=precision, parts=parts)
     for line in tuned.lines:
         output.tell(line)
+    kind = find_kind(model)
     if mode == "static":
+        sizes = _sizes(kind, aspect, resolution)
         jobs = building.plan_static(engine_dir, sizes, parts, suffix)
     else:
-        jobs = building.plan_profiles(engine_dir, ranges, parts, suffix)
+        jobs = building.plan_profiles(engine_dir, ranges or kind.profiles, parts, suffix)
     with builds() as on_event:
         results = building.build(
             jobs,
@@ -128,8 +132,10 @@ def build(
             command=output.settings.command,
             on_event=on_event,
         )
-    # What was measured is the full architecture.
-    known = {} if model == "bundled:tiny" else _estimates(results, chosen.name)
+    # What was measured is the full architecture of Qwen-Image.
+    known = (
+        {} if model == "bundled:tiny" or kind != QWEN_IMAGE else _estimates(results, chosen.name)
+    )
     data = {
         "engines": [
             r.to_dict() | ({"estimate": asdict(known[r.job])} if r.job in known else {})
@@ -194,15 +200,23 @@ def _words(known: dict[Job, Measured]) -> list[str]:
     ]
 
 
-def _sizes(
-    mode: str, aspects: list[str] | None, resolutions: list[str] | None
-) -> tuple[Resolution, ...]:
+def _check_sizes(mode: str, aspects: list[str] | None, resolutions: list[str] | None) -> None:
+    """UsageError, before anything is loaded, for what no kind of VAE has."""
     need(
         mode == "static" or not (aspects or resolutions),
         "--aspect and --resolution were given with --mode profiles: expected --mode static",
         fix="other profiles: --profiles FILE",
     )
-    known = load_static_sizes()
+    known = {aspect: size for kind in KINDS for aspect, size in kind.static_sizes.items()}
+    for name in aspects or ():
+        parse_aspect(name, sizes=known)
+    parse_resolutions(resolutions)
+
+
+def _sizes(
+    kind: Kind, aspects: list[str] | None, resolutions: list[str] | None
+) -> tuple[Resolution, ...]:
+    known = kind.static_sizes
     named = tuple(parse_aspect(name, sizes=known) for name in aspects or ())
     asked = dict.fromkeys((*named, *parse_resolutions(resolutions)))
     return tuple(asked) or tuple(known.values())

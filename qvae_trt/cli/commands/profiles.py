@@ -19,6 +19,7 @@ from qvae_trt.cli.options import (
     need,
     no_folder,
 )
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import (
     PARTS,
     Part,
@@ -27,13 +28,18 @@ from qvae_trt.profiles import (
     choose,
     engine_path,
     load_profiles,
-    load_static_sizes,
 )
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from qvae_trt.kinds import Kind
     from qvae_trt.profiles import Choice
+
+KindOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Whose sizes: as --model of build. [default: Qwen-Image's]"),
+]
 
 
 def profiles(
@@ -46,12 +52,14 @@ def profiles(
 
 def list_(
     profiles_file: ProfilesOption = None,
+    model: KindOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """List the static sizes and the profiles, in the engine's order."""
-    sizes = load_static_sizes()
-    ranges = load_profiles(profiles_file)
+    kind = _kind(model)
+    sizes = kind.static_sizes
+    ranges = kind.profiles if profiles_file is None else load_profiles(profiles_file)
     data = {
         "static": [{"aspect": aspect, "size": str(size)} for aspect, size in sizes.items()],
         "profiles": [
@@ -91,12 +99,15 @@ def match(
         ),
     ] = None,
     profiles_file: ProfilesOption = None,
+    model: KindOption = None,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Show which engine serves a size, and why the others do not."""
     resolution = Resolution.parse(size)
+    kind = _kind(model)
+    kind.latents_of(resolution)
     folder = engine_dir or (ENGINE_DIR if ENGINE_DIR.is_dir() else None)
     need(
         folder is None or profiles_file is None,
@@ -104,7 +115,9 @@ def match(
         fix="leave --profiles out",
     )
     if folder is None:
-        choices: dict[Part, Choice] = dict.fromkeys(PARTS, _as_if_built(resolution, profiles_file))
+        choices: dict[Part, Choice] = dict.fromkeys(
+            PARTS, _as_if_built(resolution, kind, profiles_file)
+        )
     else:
         choices = _from_folder(resolution, folder, backend)
     where = "as if every engine were built" if folder is None else f"with the engines in {folder}"
@@ -139,10 +152,20 @@ def match(
         output.tell(f"to build one: {command}")
 
 
-def _as_if_built(size: Resolution, profiles_file: Path | None) -> Choice:
-    sizes = load_static_sizes().values()
+def _kind(model: str | None) -> Kind:
+    if model is None:
+        return QWEN_IMAGE
+
+    from qvae_trt.model import find_kind
+
+    return find_kind(model)
+
+
+def _as_if_built(size: Resolution, kind: Kind, profiles_file: Path | None) -> Choice:
+    sizes = kind.static_sizes.values()
     built = {r: engine_path(ENGINE_DIR, "decoder", "static", "", r) for r in sizes}
-    return choose(size, static=built, profiles=load_profiles(profiles_file))
+    ranges = kind.profiles if profiles_file is None else load_profiles(profiles_file)
+    return choose(size, static=built, profiles=ranges)
 
 
 def _from_folder(size: Resolution, folder: Path, backend: BackendChoice) -> dict[Part, Choice]:
