@@ -250,8 +250,8 @@ class Encoder(nn.Module):
     def forward(self, kernels: Kernels, picture: Tensor) -> Tensor:
         """(1, C, H, W) in [-1, 1] → moments (1, 2z, H/s, W/s)."""
         first = self.layers[0]
-        gain = (first.blocks[0] if isinstance(first, Level) else cast("Block", first)).gain1
-        normal, x = kernels.stem(picture, self.stem, self.stem_bias, gain)
+        first = cast("Block", first.blocks[0] if isinstance(first, Level) else first)
+        normal, x = kernels.stem(picture, self.stem, self.stem_bias, first.gain1)
         stream = Stream(x, normal=normal)
         del normal, x
         for layer in self.layers:

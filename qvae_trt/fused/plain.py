@@ -31,8 +31,9 @@ def sum_norm(
     value = x.float() + bias.float().reshape(1, -1, 1, 1)
     if residual is not None and copied is not None:
         sequence = residual.float().repeat_interleave(copied.repeats, dim=1)
-        squares = sequence.unflatten(1, (-1, copied.frames, 4))[:, :, -1]
-        value = value + F.pixel_shuffle(squares.flatten(1, 2), 2) * copied.factor
+        height, width = residual.shape[2:]
+        squares = sequence.reshape(-1, copied.frames, 4, height, width)[:, -1]
+        value = value + F.pixel_shuffle(squares.flatten(0, 1)[None], 2) * copied.factor
     elif residual is not None:
         value = value + residual.float()
     if total is not None:
@@ -43,10 +44,12 @@ def sum_norm(
 
 
 def average(x: Tensor, means: Means) -> Tensor:
-    squares = F.pixel_unshuffle(x.float(), means.side).unflatten(1, (x.shape[1], 1, -1))
-    before = squares.new_zeros(()).expand_as(squares)
-    sequence = torch.cat([before] * (means.frames - 1) + [squares], dim=2).flatten(1, 3)
-    y = sequence.unflatten(1, (-1, means.group)).mean(2) * means.factor
+    squares = F.pixel_unshuffle(x.float(), means.side)
+    height, width = squares.shape[2:]
+    squares = squares.reshape(x.shape[1], 1, means.side**2, height, width)
+    before = [torch.zeros_like(squares)] * (means.frames - 1)
+    sequence = torch.cat([*before, squares], dim=1)
+    y = sequence.reshape(1, -1, means.group, height, width).mean(2) * means.factor
     return y.to(x.dtype, memory_format=torch.channels_last)
 
 

@@ -29,6 +29,8 @@ from qvae_trt.runtime.tiling import Tile, usual_overlap
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from diffusers import AutoencoderKLQwenImage
+
     from qvae_trt.backends import Backend
     from qvae_trt.profiles import Choice, Part
 
@@ -276,8 +278,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         itself.
 
         Raises:
-            UsageError: no whole number of pixels, a side under one latent's, or a stride that is not from 1 to
-                the side: tiles would leave gaps.
+            UsageError: no whole number of pixels, a side under one latent's, or a stride that is not
+                from 1 to the side: tiles would leave gaps.
         """
         wanted: dict[str, int] = {}
         for name, side, stride in (
@@ -383,8 +385,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
                 )
             if side < self.kind.scale or not 1 <= stride <= side:
                 raise UsageError(
-                    f"tiles of {side} pixels every {stride}: expected a side of {self.kind.scale} or"
-                    " more, and a stride from 1 to that side",
+                    f"tiles of {side} pixels every {stride}: expected a side of"
+                    f" {self.kind.scale} or more, and a stride from 1 to that side",
                     fix="give enable_tiling the sides alone, and it chooses the strides",
                 )
         return Tile(
@@ -444,7 +446,8 @@ def load_vae(
     allow_foreign: bool = False,
     prefer: Prefer = "engine",
 ) -> TrtVae:
-    """The VAE of a Qwen-Image pipeline, also of 2.1, run by engines: `pipe.vae = qvae_trt.load_vae("engines")`.
+    """The VAE of a Qwen-Image pipeline, also of 2.1, run by engines:
+    `pipe.vae = qvae_trt.load_vae("engines")`.
 
     Args:
         engine_dir: where `qvae build` put the engines. They are opened when first needed. None:

@@ -133,9 +133,8 @@ def build(
             on_event=on_event,
         )
     # What was measured is the full architecture of Qwen-Image.
-    known = (
-        {} if model == "bundled:tiny" or kind != QWEN_IMAGE else _estimates(results, chosen.name)
-    )
+    full = model != "bundled:tiny" and kind == QWEN_IMAGE
+    known = _estimates(results, chosen.name) if full else {}
     data = {
         "engines": [
             r.to_dict() | ({"estimate": asdict(known[r.job])} if r.job in known else {})
