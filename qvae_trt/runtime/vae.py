@@ -278,8 +278,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         itself.
 
         Raises:
-            UsageError: no whole number of pixels, a side under one latent's, or a stride that is not
-                from 1 to the side: tiles would leave gaps.
+            UsageError: no whole number of pixels, a side under one latent's, or a stride that is
+                not from 1 to the side: tiles would leave gaps.
         """
         wanted: dict[str, int] = {}
         for name, side, stride in (
