@@ -282,7 +282,11 @@ class Workbench:
             path,
             scratch=self._shared_scratch(),
             device=self._engine_device(),
-            expected=file.expected(backend.identity(), weights_sha256=self.model.weights_sha256),
+            expected=file.expected(
+                backend.identity(),
+                weights_sha256=self.model.weights_sha256,
+                vae=self.model.kind.name,
+            ),
             backend=backend,
         )
         load_ms = (time.perf_counter() - begin) * 1000.0

@@ -293,6 +293,7 @@ class _Run:
 
         return {
             **self.backend.identity(),
+            "vae": self.model.kind.name,
             "part": job.part,
             "mode": job.mode,
             "precision": self.precision,

@@ -91,6 +91,7 @@ class Engines:
         folders: of each mode there is (see `roots`).
         backend: a name, or a backend.
         weights_sha256: of the VAE; an engine of other weights is stale. None takes any.
+        vae: the name of its kind, for what is said of engines of another one.
         budget_bytes: for the engines loaded on one device; None keeps all.
         allow_foreign: take engines without a sidecar.
         cuda_graphs: capture one CUDA graph for each static engine.
@@ -110,6 +111,7 @@ class Engines:
         *,
         backend: str | backends.Backend,
         weights_sha256: str | None,
+        vae: str | None = None,
         budget_bytes: int | None = None,
         allow_foreign: bool = False,
         cuda_graphs: bool = False,
@@ -120,6 +122,7 @@ class Engines:
             dict(folders),
             backend=backend,
             weights_sha256=weights_sha256,
+            vae=vae,
             budget_bytes=budget_bytes,
             allow_foreign=allow_foreign,
             cuda_graphs=cuda_graphs,
@@ -129,6 +132,7 @@ class Engines:
         self._names = dict(names or {})
         self.given = bool(folders)
         self._weights_sha256 = weights_sha256
+        self._vae = vae
         self._budget_bytes = budget_bytes
         self._allow_foreign = allow_foreign
         self.cuda_graphs = cuda_graphs
@@ -354,7 +358,7 @@ class Engines:
         mode: Mode = "static" if choice.engine == "static" else "profiles"
         size = choice.resolution if mode == "static" else None
         engine = store.EngineFile(path, part, mode, size)
-        return engine.expected(identity, weights_sha256=self._weights_sha256)
+        return engine.expected(identity, weights_sha256=self._weights_sha256, vae=self._vae)
 
     def _profiles(self, path: Path) -> tuple[Profile, ...]:
         """The ranges of a profiles engine: its sidecar's, or a foreign engine's own."""

@@ -496,6 +496,7 @@ def load_vae(
         folders,
         backend=backend,
         weights_sha256=loaded.weights_sha256,
+        vae=loaded.kind.name,
         budget_bytes=memory_budget_bytes,
         allow_foreign=allow_foreign,
         cuda_graphs=cuda_graphs,

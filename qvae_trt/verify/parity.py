@@ -229,7 +229,9 @@ class _Run:
                     job.target.path,
                     backend=job.backend,
                     expected=job.target.expected(
-                        job.backend.identity(), weights_sha256=self.model.weights_sha256
+                        job.backend.identity(),
+                        weights_sha256=self.model.weights_sha256,
+                        vae=self.model.kind.name,
                     ),
                 )
             except QvaeError as error:
