@@ -102,7 +102,7 @@ def infer_config(shapes: Mapping[str, Shape], *, where: str) -> tuple[Kind, Conf
     if len(shapes.get("encoder.conv_in.weight", ())) == 4:  # no axis of time
         kind = QWEN_IMAGE_21
     ndim = 5 if kind is QWEN_IMAGE else 4
-    raw = _INFERRED[kind.name](shapes, ndim, where)
+    _shape(shapes, "encoder.conv_in.weight", ndim, where)
     z_dim = _shape(shapes, "post_quant_conv.weight", ndim, where)[0]
     if z_dim != kind.z_dim:
         raise ModelError(
@@ -110,6 +110,7 @@ def infer_config(shapes: Mapping[str, Shape], *, where: str) -> tuple[Kind, Conf
             " family",
             fix=f"If it is an {kind.class_name}, name the folder that holds its {CONFIG_NAME}.",
         )
+    raw = _INFERRED[kind.name](shapes, ndim, where)
     raw |= {"_class_name": kind.class_name, "z_dim": z_dim}
     return check_config(raw, where=f"{where} (from its tensors' shapes)")
 

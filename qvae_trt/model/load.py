@@ -47,7 +47,7 @@ _SEEDED: dict[str, tuple[Kind, Config]] = {
     RANDOM_FULL_21: (QWEN_IMAGE_21, {}),
     RANDOM_TINY_21: (
         QWEN_IMAGE_21,
-        {"base_dim": 8, "decoder_base_dim": 16, "dim_mult": [1, 2, 4, 4, 4], "num_res_blocks": 1},
+        {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1},
     ),
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)

@@ -119,7 +119,7 @@ def diffusers_names(names: Iterable[str], *, where: str) -> dict[str, str]:
     place. Where there is a prefix, what lacks it is left out: a checkpoint of more than the VAE.
 
     The original decoder counts its residual blocks and upsamplers in one sequence,
-    `num_res_blocks + 1` and then one, a stage.
+    `num_res_blocks + 1` and then one, a stage; that of Qwen-Image-2.1 stage by stage.
 
     Raises:
         ModelError: no VAE, more than one, or two tensors of one name.
@@ -151,6 +151,8 @@ def diffusers_names(names: Iterable[str], *, where: str) -> dict[str, str]:
 #: A tensor that every VAE has, with what stands before the names of all.
 _FIRST = re.compile(r"(|.*\.)encoder\.(?:conv_in|conv1)\.weight")
 _RESAMPLER = re.compile(r"decoder\.upsamples\.(\d+)\.resample\.")
+#: A block of a level of Qwen-Image-2.1.
+_NESTED = re.compile(r"(encoder|decoder)\.(down|up)samples\.(\d+)\.\2samples\.(\d+)\.(.*)")
 _PARTS = (
     (r"^conv1\.", "quant_conv."),
     (r"^conv2\.", "post_quant_conv."),
@@ -170,8 +172,13 @@ _PARTS = (
 
 
 def _diffusers_name(name: str, stage_length: int) -> str:
-    match = re.match(r"decoder\.upsamples\.(\d+)\.(.*)", name)
-    if match:
+    nested, match = _NESTED.fullmatch(name), re.match(r"decoder\.upsamples\.(\d+)\.(.*)", name)
+    if nested:
+        half, way, stage, place, rest = nested.groups()
+        resamples = rest.startswith(("resample.", "time_conv."))
+        member = f"{way}sampler" if resamples else f"resnets.{place}"
+        name = f"{half}.{way}_blocks.{stage}.{member}.{rest}"
+    elif match:
         stage, place = divmod(int(match[1]), stage_length)
         member = "upsamplers.0" if place == stage_length - 1 else f"resnets.{place}"
         name = f"decoder.up_blocks.{stage}.{member}.{match[2]}"
