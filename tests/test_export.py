@@ -103,14 +103,11 @@ def test_2_1_of_any_size(model_21: Model, part: Part, tmp_path: Path) -> None:
         torch.testing.assert_close(run(file.path, source.numpy()), target, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize(("part", "precision"), [("decoder", "bf16"), ("encoder", "fp16")])
-def test_2_1_of_one_size(model_21: Model, part: Part, precision: Precision, tmp_path: Path) -> None:
-    file = export_onnx(model_21, part, tmp_path / "p.onnx", precision=precision, resolution=SIZE)
-    source, target = expected(model_21, part, SIZE)
+def test_2_1_of_one_size_in_bf16(model_21: Model, tmp_path: Path) -> None:
+    out = tmp_path / "p.onnx"
+    file = export_onnx(model_21, "decoder", out, precision="bf16", resolution=SIZE)
+    source, target = expected(model_21, "decoder", SIZE)
     assert (file.input.shape, file.output.shape) == (tuple(source.shape), tuple(target.shape))
-    if precision == "fp16":
-        found = run(file.path, source.numpy().astype(np.float16))
-        torch.testing.assert_close(found, target, rtol=0, atol=TOLERANCE["fp16"])
 
 
 def test_rgba(tmp_path: Path) -> None:
