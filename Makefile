@@ -36,6 +36,8 @@ verify-slow: verify  ## and the checks that take minutes each
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/line_budget.py
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint integrations/docker/Dockerfile
 
 types: $(INSTALLED)
 	$(BIN)/mypy
@@ -51,7 +53,7 @@ audit: $(INSTALLED)  ## known vulnerabilities in what is installed (asks an advi
 
 docs: $(INSTALLED)  ## the guides, warnings as errors; into out/site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/python benchmarks/write_commands.py docs/commands.md
+	$(BIN)/python tools/write_commands.py docs/commands.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)  ## write the formatting that lint asks for

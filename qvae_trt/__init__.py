@@ -1,6 +1,14 @@
 """TensorRT engines for the Qwen-Image VAE: export, build, compare, measure, run.
 
 Public names are resolved at first use: `import qvae_trt` imports neither torch nor TensorRT.
+
+>>> import qvae_trt
+>>> qvae_trt.Resolution.parse("1664x928")
+Resolution(height=928, width=1664)
+>>> print(qvae_trt.load_static_sizes()["16:9"])
+1664x928
+>>> len(qvae_trt.load_profiles())
+9
 """
 
 from __future__ import annotations
@@ -26,14 +34,13 @@ from qvae_trt.errors import (
     StoreError,
     UsageError,
 )
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from qvae_trt.profiles import Profile, Resolution, load_profiles, load_static_sizes
     from qvae_trt.runtime.image_processor import QvaeImageProcessor
     from qvae_trt.runtime.lightx2v import from_lightx2v_config
     from qvae_trt.runtime.vae import TrtVae, load_vae
-
-__version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(

@@ -11,15 +11,18 @@ import platform
 import shutil
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
-from qvae_trt import __version__, backends, store
+from qvae_trt import backends, store
 from qvae_trt.backends import devices
+from qvae_trt.commands import command_line
 from qvae_trt.errors import ForeignEngineError, QvaeError
-from qvae_trt.profiles import command_line
+from qvae_trt.profiles import BACKENDS
 from qvae_trt.store import show
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,14 +61,20 @@ class Diagnosis:
         return all(check.status != "fail" for check in self.checks)
 
     def to_dict(self) -> dict[str, object]:
-        return {
-            "qvae": __version__,
-            "ok": self.ok,
-            "checks": [
-                {"name": c.name, "status": c.status, "detail": c.detail, "fix": c.fix}
-                for c in self.checks
-            ],
-        }
+        checks = [asdict(check) for check in self.checks]
+        return {"qvae": __version__, "ok": self.ok, "checks": checks}
+
+
+def _ok(name: str, detail: str) -> Check:
+    return Check(name, "ok", detail)
+
+
+def _warn(name: str, detail: str, fix: str | None) -> Check:
+    return Check(name, "warn", detail, fix)
+
+
+def _fail(name: str, detail: str, fix: str | None) -> Check:
+    return Check(name, "fail", detail, fix)
 
 
 def diagnose(engine_dir: Path) -> Diagnosis:
@@ -78,29 +87,27 @@ def diagnose(engine_dir: Path) -> Diagnosis:
 
 def _python() -> Check:
     place = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    status: Status = "ok" if sys.platform == "linux" and platform.machine() == "x86_64" else "warn"
-    fix = (
-        None
-        if status == "ok"
-        else "TensorRT's wheels are for x86-64 Linux; elsewhere use onnxruntime"
-    )
-    return Check("python", status, f"{place}, qvae {__version__}", fix)
+    detail = f"{place}, qvae {__version__}"
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        return _ok("python", detail)
+    fix = "TensorRT's wheels are for x86-64 Linux; elsewhere use onnxruntime"
+    return _warn("python", detail, fix)
 
 
 def _gpu() -> Check:
     gpus = devices.gpus()
     if not gpus:
         fix = "install NVIDIA's driver (nvidia-smi must show the GPU); else the CPU is used"
-        return Check("gpu", "warn", devices.absence(), fix)
+        return _warn("gpu", devices.absence(), fix)
     words = []
     for gpu in gpus:
         memory = "" if gpu.total_bytes is None else f", {gpu.total_bytes / 2**30:.0f} GiB"
         words.append(f"{gpu.name} (compute capability {gpu.compute_capability}{memory})")
-    return Check("gpu", "ok", f"{'; '.join(words)}; driver {gpus[0].driver or 'unknown'}")
+    return _ok("gpu", f"{'; '.join(words)}; driver {gpus[0].driver or 'unknown'}")
 
 
 def _backends() -> Iterator[Check]:
-    for name in backends.NAMES:
+    for name in BACKENDS:
         try:
             backend = backends.get(name)
             version, build, run = backend.version(), backend.can_build(), backend.can_run()
@@ -120,63 +127,43 @@ def _verdict(verdict: Verdict) -> str:
 
 def _onnxruntime_twice() -> Iterator[Check]:
     """Both wheels own the folder `onnxruntime/`; the one installed last has its libraries there."""
-    if {"onnxruntime", "onnxruntime-gpu"} <= _installed("onnxruntime", "onnxruntime-gpu"):
-        yield Check(
+    with suppress(metadata.PackageNotFoundError):
+        for name in ("onnxruntime", "onnxruntime-gpu"):
+            metadata.version(name)
+        yield _warn(
             "onnxruntime-gpu",
-            "warn",
             "onnxruntime and onnxruntime-gpu are both installed, in one folder",
             "pip uninstall -y onnxruntime && "
             "pip install --force-reinstall --no-deps onnxruntime-gpu",
         )
 
 
-def _installed(*names: str) -> set[str]:
-    found = set()
-    for name in names:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        found.add(name)
-    return found
-
-
 def _auto() -> Check:
     name = backends.resolve("auto")
-    if name == "onnxruntime" and devices.gpus():
-        fix = "pip install 'qvae-trt[gpu]'"
-        if _runs("tensorrt_rtx"):
+    if name != "onnxruntime" or not devices.gpus():
+        return _ok("--backend auto", name)
+    fix = "pip install 'qvae-trt[gpu]'"
+    with suppress(QvaeError):
+        if backends.get("tensorrt_rtx").can_run().ok:
             fix = f"--backend tensorrt_rtx with every command; or {fix}"
-        return Check("--backend auto", "warn", "onnxruntime, although there is a GPU", fix)
-    return Check("--backend auto", "ok", name)
-
-
-def _runs(name: str) -> bool:
-    try:
-        return backends.get(name).can_run().ok
-    except QvaeError:
-        return False
+    return _warn("--backend auto", "onnxruntime, although there is a GPU", fix)
 
 
 def _engines(engine_dir: Path) -> Check:
     """What is there by its sidecars, and what of it is not this machine's; no file is hashed."""
     locked = _unreadable(engine_dir)
     if locked is not None:
-        return Check(
-            "engines",
-            "warn",
-            f"{locked}: no permission to read",
-            f"let this user into it: {command_line(['chmod', 'u+rX', str(locked)])}",
-        )
+        fix = f"let this user into it: {command_line(['chmod', 'u+rX', str(locked)])}"
+        return _warn("engines", f"{locked}: no permission to read", fix)
     found = Counter(_engine_in_words(engine.path) for engine in store.find_engines(engine_dir))
     if not found:
-        return Check("engines", "ok", f"none in {engine_dir} yet")
+        return _ok("engines", f"none in {engine_dir} yet")
     told = [f"{count} of {words}" for (_, words), count in found.items()]
     detail = f"in {engine_dir}: {'; '.join(told)}"
     if all(serves for serves, _ in found):
-        return Check("engines", "ok", detail)
+        return _ok("engines", detail)
     fix = "run qvae build with the options they were built with; qvae inspect ENGINE shows them"
-    return Check("engines", "warn", detail, fix)
+    return _warn("engines", detail, fix)
 
 
 def _engine_in_words(engine: Path) -> tuple[bool, str]:
@@ -222,76 +209,58 @@ def _torch() -> Check:
     torch = importlib.import_module("torch")
     cuda = torch.version.cuda
     if cuda is not None and torch.cuda.is_available():
-        return Check("torch", "ok", f"{torch.__version__}, CUDA {cuda}")
+        return _ok("torch", f"{torch.__version__}, CUDA {cuda}")
     if not devices.gpus():
-        return Check("torch", "ok", f"{torch.__version__}, on the CPU")
+        return _ok("torch", f"{torch.__version__}, on the CPU")
     if cuda is None:
-        return Check(
-            "torch",
-            "warn",
-            f"{torch.__version__} has no CUDA",
-            "pip install --force-reinstall torch",
-        )
+        fix = "pip install --force-reinstall torch"
+        return _warn("torch", f"{torch.__version__} has no CUDA", fix)
     fix = f"install a driver that supports CUDA {cuda}, or a torch built for an older CUDA"
-    return Check("torch", "warn", f"{torch.__version__} cannot use the GPU", fix)
+    return _warn("torch", f"{torch.__version__} cannot use the GPU", fix)
 
 
 def _package(name: str) -> Check:
     try:
         importlib.import_module(name)
-        return Check(name, "ok", metadata.version(name))
+        return _ok(name, metadata.version(name))
     except (ImportError, OSError, metadata.PackageNotFoundError) as error:
         # OSError: a shared library that does not load.
-        return Check(
-            name, "fail", f"does not import: {error}", f"pip install --force-reinstall {name}"
-        )
+        return _fail(name, f"does not import: {error}", f"pip install --force-reinstall {name}")
 
 
 def _disk(engine_dir: Path) -> Check:
     folder = engine_dir.absolute()
     while not os.path.exists(folder):  # noqa: PTH110  Path.exists raises in a locked folder
         folder = folder.parent
+    fix = "name another --engine-dir"
     if not folder.is_dir():
-        return Check(
-            "disk", "fail", f"{folder} is a file, expected a folder", "name another --engine-dir"
-        )
+        return _fail("disk", f"{folder} is a file, expected a folder", fix)
     if not os.access(folder, os.W_OK):
-        detail, fix = f"{folder}: no permission to write", "name another --engine-dir"
+        detail = f"{folder}: no permission to write"
         if _unreadable(engine_dir) is None and store.find_engines(engine_dir):
             detail = f"{detail}: the engines there serve, and none can be built"
-            return Check("disk", "warn", detail, f"to build: {fix}")
-        return Check("disk", "fail", detail, fix)
+            return _warn("disk", detail, f"to build: {fix}")
+        return _fail("disk", detail, fix)
     free = shutil.disk_usage(folder).free
     detail = f"{free / 2**30:.1f} GiB free in {folder}"
     if free < _SMALLEST_BYTES:
-        return Check("disk", "fail", detail, "free some space, or name another --engine-dir")
+        return _fail("disk", detail, f"free some space, or {fix}")
     if free < _ENGINES_BYTES:
-        return Check(
-            "disk",
-            "warn",
-            f"{detail}; all engines together may need 4 GiB",
-            "free some space",
-        )
-    return Check("disk", "ok", detail)
+        return _warn("disk", f"{detail}; all engines together may need 4 GiB", "free some space")
+    return _ok("disk", detail)
 
 
 def _hub() -> Check:
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
-        return Check(
-            "model",
-            "fail",
-            f"huggingface_hub does not import: {error}",
-            "pip install huggingface_hub",
-        )
+        what = f"huggingface_hub does not import: {error}"
+        return _fail("model", what, "pip install huggingface_hub")
     cached = hub.try_to_load_from_cache(_HUB_MODEL, "vae/diffusion_pytorch_model.safetensors")
     if isinstance(cached, str):
-        return Check("model", "ok", f"{_HUB_MODEL}: in the hub's cache")
+        return _ok("model", f"{_HUB_MODEL}: in the hub's cache")
     offline = " and HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else ""
-    return Check(
-        "model",
-        "warn",
-        f"{_HUB_MODEL}: not in the hub's cache{offline} (the hub was not asked)",
-        f"hf download {_HUB_MODEL} --include 'vae/*'; offline: --model bundled:tiny",
+    fix = f"hf download {_HUB_MODEL} --include 'vae/*'; offline: --model bundled:tiny"
+    return _warn(
+        "model", f"{_HUB_MODEL}: not in the hub's cache{offline} (the hub was not asked)", fix
     )

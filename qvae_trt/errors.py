@@ -120,6 +120,9 @@ def printable(text: str, *, lines: bool = True) -> str:
 
     Args:
         lines: line breaks and tabs stay; without it the result is one line.
+
+    >>> print(printable("red: \\x1b[31m"))
+    red: \\x1b[31m
     """
     if text.isprintable():
         return text

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from qvae_trt import folding, lowerings
-from qvae_trt.backends import DTYPES, Progress, TensorSpec
 from qvae_trt.errors import BuildError, UsageError
+from qvae_trt.files.reading import sha256_file
+from qvae_trt.files.writing import replace_file
 from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.profiles import Part, Precision, Resolution
-from qvae_trt.store import replace_file, sha256_file
+from qvae_trt.tensors import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
 
     from qvae_trt.model import Model
+    from qvae_trt.progress import Progress
 
 Graph = Literal["image", "video"]
 

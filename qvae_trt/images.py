@@ -16,11 +16,11 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, Unidentifi
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from qvae_trt.commands import command_line
 from qvae_trt.errors import PictureError, StoreError
+from qvae_trt.files.reading import open_regular
+from qvae_trt.files.writing import replace_file
 from qvae_trt.kinds import scale_of
-from qvae_trt.profiles import command_line
-from qvae_trt.regular_file import open_regular
-from qvae_trt.store import replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -270,6 +270,9 @@ def pad(x: Tensor, size: tuple[int, int]) -> Tensor:
 
     Returns:
         (..., height, width).
+
+    >>> pad(torch.tensor([[1, 2, 3]]), (1, 5))
+    tensor([[1, 2, 3, 3, 2]])
     """
     for dim, target in zip((-2, -1), size, strict=True):
         length = x.shape[dim]

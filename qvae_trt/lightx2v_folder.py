@@ -6,28 +6,16 @@ left out here.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt import store
+from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import EngineError, UsageError
+from qvae_trt.files.writing import RESULTS, place_file, refusals_named
 from qvae_trt.lightx2v_loader import static_folders, unheld
-from qvae_trt.profiles import (
-    MODES,
-    PARTS,
-    Mode,
-    Part,
-    Profile,
-    Resolution,
-    build_command,
-    engine_path,
-    rebuild_command,
-)
-from qvae_trt.regular_file import check_replaceable
-from qvae_trt.store.refusals import RESULTS, refusals_named
+from qvae_trt.profiles import MODES, PARTS, Mode, Part, Profile, Resolution
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,16 +94,16 @@ def make_folder(
         )
     placed = []
     for part, mode, resolution, name in _asked_for():
-        engine = engine_path(engine_dir, part, mode, suffix, resolution)
-        path = out / name / engine.name
+        file = store.engine_file(engine_dir, part, mode, suffix, resolution)
+        engine, path = file.path, out / name / file.path.name
         found: dict[str, Any] = {"status": "copied" if copy else "linked"}
-        if not os.path.lexists(engine):
+        if not file.is_there:
             sizes = () if resolution is None else (resolution,)
             command = build_command(mode, *sizes, part=part, engine_dir=engine_dir)
             found = {"status": "missing", "fix": command}
         else:
             try:
-                _check(engine, part, mode, resolution, flavour)
+                _check(file, flavour)
             except EngineError as error:
                 found = {"status": "refused", "reason": error.what, "fix": error.fix}
         one = Placed(part=part, mode=mode, path=path, engine=engine, resolution=resolution, **found)
@@ -145,20 +133,13 @@ def _asked_for() -> Iterator[tuple[Part, Mode, Resolution | None, Path]]:
         yield part, profiles, None, Path(profiles)
 
 
-def _check(
-    engine: Path, part: Part, mode: Mode, resolution: Resolution | None, flavour: str
-) -> None:
+def _check(file: store.EngineFile, flavour: str) -> None:
     """EngineError, with what helps, for an engine that the loader would run wrongly or not at
     all.
     """
-    expected: dict[str, object] = {
-        "flavour": flavour,
-        "part": part,
-        "mode": mode,
-        "precision": "fp16",  # whatever an engine is, its output buffer is fp16
-    }
-    if resolution is not None:
-        expected["profiles"] = (Profile.fixed(resolution),)
+    engine, part = file.path, file.part
+    # Whatever an engine is, its output buffer is fp16.
+    expected = {**file.place, "flavour": flavour, "precision": "fp16"}
     sidecar = store.check_engine(engine, expected=expected)
     channels = sidecar.input.shape[1], sidecar.output.shape[1]
     if channels != _CHANNELS[part]:
@@ -167,7 +148,7 @@ def _check(
             f"{engine}: from {channels[0]} channels to {channels[1]}, expected {wanted}",
             fix="qvae_trt.from_lightx2v_config serves such a VAE in LightX2V",
         )
-    if resolution is None:
+    if file.mode == "profiles":
         _check_ranges(engine, sidecar.key.profiles)
 
 
@@ -183,20 +164,9 @@ def _check_ranges(engine: Path, profiles: Sequence[Profile]) -> None:
 
 
 def _place(source: Path, target: Path, one: Placed) -> None:
+    if one.usable:
+        place_file(source, target, link=one.status == "linked")
+        return
     with refusals_named("write", target, option=RESULTS):
-        if not one.usable:
-            if target.is_symlink():
-                target.unlink()
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if one.status == "copied":
-            with store.replace_file(target) as temporary:
-                shutil.copyfile(source, temporary)
-            return
-        # By way of another name, so that whoever opens it meanwhile finds the old or the new one.
-        check_replaceable(target)
-        new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        new.unlink(missing_ok=True)
-        real = source.parent.resolve() / source.name
-        new.symlink_to(os.path.relpath(real, target.parent.resolve()))
-        new.replace(target)
+        if target.is_symlink():
+            target.unlink()

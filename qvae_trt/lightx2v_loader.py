@@ -9,8 +9,8 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from qvae_trt.files.toml_file import TomlFile
 from qvae_trt.profiles import MAX_SIDE, Resolution, own_file
-from qvae_trt.toml_file import TomlFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,19 +8,17 @@ where the two meet.
 from __future__ import annotations
 
 import math
-import os
 import re
-import shlex
 from dataclasses import dataclass
-from functools import partial
+from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from qvae_trt.errors import ResolutionError, UsageError, printable
-from qvae_trt.toml_file import TomlFile, kind_of, quoted
+from qvae_trt.errors import ResolutionError, UsageError
+from qvae_trt.files.toml_file import TomlFile, kind_of, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 Part = Literal["encoder", "decoder"]
 Mode = Literal["static", "profiles"]
@@ -28,6 +26,8 @@ Precision = Literal["fp16", "bf16", "fp32"]
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 MODES: tuple[Mode, ...] = ("static", "profiles")
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+#: What builds and runs engines: `--backend`, and the flavour in their sidecars.
+BACKENDS: tuple[str, ...] = ("tensorrt", "tensorrt_rtx", "onnxruntime")
 
 SIDE_MULTIPLE = 8  # the VAE halves each side three times
 MAX_SIDE = 16384
@@ -125,6 +125,10 @@ class Profile:
             abs(math.log(resolution.width / self.opt.width)),
         )
 
+    def to_dict(self) -> dict[str, str]:
+        """JSON-ready."""
+        return {"min": str(self.min), "opt": str(self.opt), "max": str(self.max)}
+
     def __str__(self) -> str:
         if self.min == self.max:
             return str(self.opt)
@@ -134,15 +138,33 @@ class Profile:
 # --- which engine serves a size -----------------------------------------------------------------
 
 
+class ReasonKind(Enum):
+    """Why a way to serve a size is not taken."""
+
+    ABSENT = auto()  # there is no such engine
+    REFUSED = auto()  # it is there, and cannot be used
+    OUTSIDE = auto()  # it does not hold the size
+    NOT_FIRST = auto()  # another one comes before it
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an engine cannot be used, for programs and for people."""
+
+    kind: ReasonKind
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to serve a size, taken or not, and why."""
+    """One way to serve a size, taken or not, and why; `kind` says why not."""
 
     name: str
     accepted: bool
     reason: str
     path: Path | None = None
     profile_index: int | None = None
+    kind: ReasonKind | None = None
 
     def __str__(self) -> str:
         return f"{'+' if self.accepted else '-'} {self.name}: {self.reason}"
@@ -170,63 +192,69 @@ class Choice:
 def choose(
     resolution: Resolution,
     *,
-    static: Mapping[Resolution, Path | str],
-    profiles: Sequence[Profile] | None,
+    static: Mapping[Resolution, Path | Refusal],
+    profiles: Sequence[Profile] | Refusal | None,
     profiles_path: Path | None = None,
-    profiles_reason: str | None = None,
 ) -> Choice:
     """Static engine of exactly this size, else the nearest profile that holds it, else PyTorch.
 
     Args:
         resolution: the picture's size.
-        static: the static engines: a path, or the reason (a str) why that engine cannot be used.
-        profiles: the ranges of the profiles engine, in its order; None if there is no such engine.
+        static: the static engines: a path, or why that engine cannot be used.
+        profiles: the ranges of the profiles engine, in its order, or why it cannot be used; None if
+            there is no such engine.
         profiles_path: the profiles engine, passed through to the candidates.
-        profiles_reason: why the profiles engine cannot be used; None if it can.
-
-    A profile whose range does not hold the size is never taken, however near its `opt`. Among those
-    that hold it the smallest `Profile.distance` wins, and the first one of equals.
     """
-    found: list[Candidate] = []
     exact = static.get(resolution)
-    if isinstance(exact, Path):
-        found.append(Candidate("static", True, f"built for exactly {resolution}", exact))
+    if exact is None:
+        exact = Refusal(ReasonKind.ABSENT, f"no static engine of {resolution}")
+    if profiles is None:
+        profiles = Refusal(ReasonKind.ABSENT, "no engine with profiles")
+    if isinstance(exact, Refusal):
+        found = [Candidate("static", False, exact.reason, kind=exact.kind)]
     else:
-        found.append(Candidate("static", False, exact or f"no static engine of {resolution}"))
-    if profiles_reason is not None or profiles is None:
-        reason = profiles_reason or "no engine with profiles"
-        found.append(Candidate("profiles", False, reason, profiles_path))
+        found = [Candidate("static", True, f"built for exactly {resolution}", exact)]
+    if isinstance(profiles, Refusal):
+        reason, kind = profiles.reason, profiles.kind
+        found.append(Candidate("profiles", False, reason, profiles_path, kind=kind))
     else:
-        taken = found[0].name if found[0].accepted else None
-        found.extend(_weigh(resolution, profiles, profiles_path, taken))
+        found.extend(_weigh(resolution, profiles, profiles_path, is_first=not found[0].accepted))
     winner = next((c for c in found if c.accepted), None)
     if winner is None:
         found.append(Candidate("pytorch", True, "no engine serves this size"))
         return Choice(resolution, "pytorch", None, tuple(found))
-    found.append(Candidate("pytorch", False, f"{winner.name} serves this size"))
-    kind: Literal["static", "profiles"] = "static" if winner.profile_index is None else "profiles"
-    return Choice(resolution, kind, winner.profile_index, tuple(found))
+    reason = f"{winner.name} serves this size"
+    found.append(Candidate("pytorch", False, reason, kind=ReasonKind.NOT_FIRST))
+    engine: Literal["static", "profiles"] = "static" if winner.profile_index is None else "profiles"
+    return Choice(resolution, engine, winner.profile_index, tuple(found))
+
+
+def nearest(resolution: Resolution, profiles: Sequence[Profile]) -> int | None:
+    """The profile that serves a size: of those that hold it the one of the smallest
+    `Profile.distance`, the first of equals; None where none holds it, however near its `opt`.
+    """
+    holding = [index for index, profile in enumerate(profiles) if profile.holds(resolution)]
+    return min(holding, key=lambda index: profiles[index].distance(resolution), default=None)
 
 
 def _weigh(
-    resolution: Resolution, profiles: Sequence[Profile], path: Path | None, taken: str | None
-) -> list[Candidate]:
-    far = [p.distance(resolution) if p.holds(resolution) else math.inf for p in profiles]
-    best = min(range(len(far)), key=far.__getitem__, default=0)
-    found = []
+    resolution: Resolution, profiles: Sequence[Profile], path: Path | None, *, is_first: bool
+) -> Iterator[Candidate]:
+    best = nearest(resolution, profiles)
     for index, profile in enumerate(profiles):
-        refusal = profile.refusal(resolution)
-        accepted = refusal is None and index == best and taken is None
-        if refusal is not None:
-            reason = refusal
-        elif taken is not None:
-            reason = f"holds it, and {taken} comes first"
+        far, refusal = profile.distance(resolution), profile.refusal(resolution)
+        accepted, kind = is_first and index == best, ReasonKind.NOT_FIRST
+        if refusal is not None or best is None:
+            reason, kind = refusal or "", ReasonKind.OUTSIDE
+        elif not is_first:
+            reason = "holds it, and static comes first"
         elif accepted:
-            reason = f"holds it, nearest opt (distance {far[index]:.3f})"
+            reason = f"holds it, nearest opt (distance {far:.3f})"
         else:
-            reason = f"holds it, further than profile {best} ({far[index]:.3f}, {far[best]:.3f})"
-        found.append(Candidate(f"profile {index} {profile.opt}", accepted, reason, path, index))
-    return found
+            least = profiles[best].distance(resolution)
+            reason = f"holds it, further than profile {best} ({far:.3f}, {least:.3f})"
+        name = f"profile {index} {profile.opt}"
+        yield Candidate(name, accepted, reason, path, index, None if accepted else kind)
 
 
 # --- names of files -----------------------------------------------------------------------------
@@ -259,73 +287,6 @@ def engine_path(
     if resolution is None or mode != "static":
         raise ValueError(f"mode {mode!r}, resolution {resolution}: expected static with a size")
     return engine_dir / "static" / str(resolution) / f"vae_{part}{suffix}"
-
-
-def build_command(
-    mode: Mode,
-    *sizes: Resolution,
-    part: Part | None = None,
-    model: str | None = None,
-    backend: str | None = None,
-    precision: str | None = None,
-    engine_dir: str | Path | None = None,
-) -> str:
-    """The command that builds engines, as a hint to copy; what is None is left out, and `auto`."""
-    words = ["qvae", "build", "--mode", mode]
-    for size in sizes:
-        words += ["--resolution", str(size)]
-    given = {
-        "--part": part,
-        "--model": model,
-        "--backend": None if backend == "auto" else backend,
-        "--precision": precision,
-        "--engine-dir": engine_dir,
-    }
-    for option, value in given.items():
-        if value is not None:
-            words += [option, str(value)]
-    return command_line(words)
-
-
-def command_line(words: Iterable[str]) -> str:
-    """Words as one line to copy into a shell, also those that hold what cannot be printed."""
-    return " ".join(map(_shell_word, words))
-
-
-def _shell_word(word: str) -> str:
-    if printable(word, lines=False) == word:
-        return shlex.quote(word)
-    # bash, zsh and ksh read escapes in $'…'
-    letters = []
-    for letter in word:
-        if printable(letter, lines=False) != letter:
-            letters += [f"\\x{byte:02x}" for byte in os.fsencode(letter)]
-        else:
-            letters.append(f"\\{letter}" if letter in "\\'" else letter)
-    return f"$'{''.join(letters)}'"
-
-
-def rebuild_command(
-    engine: Path,
-    *,
-    model: str | None = None,
-    backend: str | None = None,
-    precision: str | None = None,
-) -> str:
-    """The command that builds the engine at a path that `engine_path` made; for others, the general
-    one.
-    """
-    name, folder = engine.name, engine.parent
-    part = next((part for part in PARTS if name.startswith(f"vae_{part}")), None)
-    command = partial(build_command, part=part, model=model, backend=backend, precision=precision)
-    if part is not None and folder.name == "profiles":
-        return command("profiles", engine_dir=folder.parent)
-    if part is not None and folder.parent.name == "static":
-        size = _SIZE.fullmatch(folder.name)
-        if size is not None:
-            found = Resolution(int(size[2]), int(size[1]))
-            return command("static", found, engine_dir=folder.parent.parent)
-    return "qvae build --mode static (or profiles) --engine-dir DIR"
 
 
 # --- reading the files --------------------------------------------------------------------------

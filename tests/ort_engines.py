@@ -9,9 +9,11 @@ from pathlib import Path
 
 from qvae_trt import backends, store
 from qvae_trt.export import export_onnx, recipe_sha256
+from qvae_trt.files.writing import staged
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import BUNDLED_TINY, RANDOM_TINY_21, Model, load_model
 from qvae_trt.profiles import PARTS, Mode, Part, Precision, Profile, Resolution, engine_path
+from qvae_trt.tensors import ShapeRange
 
 #: The static pair's size, and the range of the one profile of the other pair.
 STATIC = Resolution(64, 96)
@@ -67,13 +69,13 @@ def write(
     spec = backends.BuildSpec(
         input_name={"encoder": "images", "decoder": "latents"}[part],
         ranges=tuple(
-            backends.ShapeRange(*(shape(part, size, model) for size in (p.min, p.opt, p.max)))
+            ShapeRange(*(shape(part, size, model) for size in (p.min, p.opt, p.max)))
             for p in profiles
         ),
         precision=precision,
     )
-    with store.lock_engine(path, timeout_s=60), store.staged(path) as staged:
-        built = backend.build(onnx, staged, spec)
+    with store.lock_engine(path, timeout_s=60), staged(path) as temporary:
+        built = backend.build(onnx, temporary, spec)
         sidecar = store.Sidecar(
             key=store.EngineKey(
                 **backend.identity(),
@@ -90,7 +92,7 @@ def write(
             input=built.input,
             output=built.output,
         )
-        store.write_engine(path, sidecar, source=staged)
+        store.write_engine(path, sidecar, source=temporary)
     return path
 
 

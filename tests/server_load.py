@@ -1,4 +1,4 @@
-"""Load `examples/server.py` with client threads, and watch its memory.
+"""Load `examples/serve/app.py` with client threads, and watch the memory of its replica.
 
     python tests/server_load.py --seconds 300 [--out benchmarks/reliability/load.json]
 
@@ -43,13 +43,19 @@ class Server:
     """The example, in a process of its own."""
 
     def __init__(self, engines: Path, *options: str) -> None:
-        command = [sys.executable, ROOT / "examples" / "server.py", engines, "--port", "0"]
+        app = ROOT / "examples" / "serve" / "app.py"
+        command = [sys.executable, app, engines, "--port", "0"]
         command += ["--model", "bundled:tiny", "--backend", "onnxruntime", "--fallback", "silent"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [*command, *options], stdout=subprocess.PIPE, text=True, env=environment
         )
-        line = self.process.stdout.readline()
+        line = ""
+        for line in self.process.stdout:  # Ray may say something first
+            if line.startswith("listening on "):
+                break
+        else:
+            line = ""
         if not line.startswith("listening on http://127.0.0.1:"):
             raise RuntimeError(f"the server has not started: {line!r}, {self.process.wait(60)}")
         self.port = int(line.rsplit(":", 1)[1])
@@ -63,16 +69,26 @@ class Server:
         finally:
             connection.close()
 
+    def health(self) -> dict:
+        return json.loads(self.ask("GET", "/health")[1])
+
+    def inside(self) -> int:
+        """Requests that wait or run."""
+        text = self.ask("GET", "/metrics")[1].decode()
+        (line,) = (line for line in text.splitlines() if line.startswith("qvae_requests_inside"))
+        return int(line.split()[-1])
+
     def rss(self) -> int:
-        """Resident bytes."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        """Resident bytes of the replicas that have answered."""
+        page = os.sysconf("SC_PAGE_SIZE")
+        pids = [replica["pid"] for replica in self.health()["replicas"].values()]
+        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * page
 
     def stop(self) -> tuple[int, dict]:
         """SIGTERM; the exit code and what it has said last."""
         self.process.send_signal(signal.SIGTERM)
-        said, _ = self.process.communicate(timeout=60)
-        return self.process.returncode, json.loads(said or "{}")
+        said, _ = self.process.communicate(timeout=120)
+        return self.process.returncode, json.loads((said.splitlines() or ["{}"])[-1])
 
 
 @contextmanager
@@ -82,8 +98,8 @@ def server(engines: Path, *options: str) -> Iterator[Server]:
         yield made
     finally:
         if made.process.poll() is None:
-            made.process.kill()
-        made.process.communicate()
+            made.process.terminate()  # Ray's processes end with it
+        made.process.communicate(timeout=120)
 
 
 def requests(folder: Path, sizes: Sequence[Resolution] = SIZES) -> list[tuple[str, bytes]]:
@@ -139,6 +155,8 @@ def load(engines: Path, *, seconds: float, warm_up: float, clients: int = 8) -> 
                     count("sent")
                     count("lost")
                     continue
+                if status == 503 and stopping.is_set():
+                    return  # it takes nothing new any more
                 count("sent")
                 count("answered" if status == 200 else "refused")
                 if status == 200 and not same(body, first[index][1]):

@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qvae_trt.backends import TensorSpec
 from qvae_trt.profiles import Profile, Resolution
 from qvae_trt.store import EngineKey, Sidecar
+from qvae_trt.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: The first is the size of the graph without ranges.
 SIZES = ((8, 12), (4, 4), (5, 9))
 #: Slices by a size that is known only at run time. Else: more keys, values, queries; fewer results.
-FILLED = {"static": 0, "whole": 0, "unpadded": 2, "unpadded-inter": 2}
+FILLED = {"static": 0, "whole": 0, "package": 2, "unpadded-inter": 2}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,12 @@ def test_a_form_is_exact_and_has_the_operations_that_it_names(
             wanted = exact(x[:, :, 0])[:, :, None]
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-5)
     kinds = [node.op_type for node in proto.graph.node]
-    like_package = name in ("package", "scan")
-    assert ("Expand" in kinds) == like_package
-    assert ("ReduceMean" in kinds) == (like_package or "half-centre" in name)
+    in_float32 = name in ("scan", "barrier")
+    assert ("Expand" in kinds) == in_float32
+    assert ("ReduceMean" in kinds) == (in_float32 or "half-centre" in name)
     assert ("Scan" in kinds) == (name == "scan")
+    in_norm = 2
+    assert kinds.count("Conv") == in_norm + ("barrier" in name)
     assert sum(by_size(proto.graph)) == FILLED.get(name, 4)
 
 

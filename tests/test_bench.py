@@ -21,12 +21,13 @@ from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import Resolution, engine_path
 
 if TYPE_CHECKING:
-    from qvae_trt.bench import BenchResult, Step
+    from qvae_trt.bench import BenchResult
     from qvae_trt.profiles import Part
 
 STATIC = ort_engines.STATIC
 OTHER = Resolution(64, 64)
 OUTSIDE = Resolution(256, 256)
+Step = tuple[str, int, int]
 QUICK = bench.Limits(budget_s=0.02, min_runs=2, max_runs=3, warm_up=1, inputs=2)
 
 
@@ -44,14 +45,16 @@ def measured(engine_dir: Path | None, *sizes: Resolution, **options: object) -> 
         "limits": QUICK,
         "command": "qvae bench",
     }
-    return bench.bench(sizes, **{**settings, **options})  # type: ignore[arg-type]
+    told = {name: options.pop(name) for name in ("out", "on_step") if name in options}
+    given = bench.BenchSettings(resolutions=sizes, **{**settings, **options})  # type: ignore[arg-type]
+    return bench.bench(given, **told)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def whole(
     engines: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[BenchResult, list[Step], Path]:
-    steps: list[bench.Step] = []
+    steps: list[Step] = []
     out = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         # Compiling takes minutes on a CPU (the slow tier does it); this machine has no compiler.
@@ -63,7 +66,7 @@ def whole(
             baselines=bench.BASELINES,
             service=True,
             out=out,
-            on_event=steps.append,
+            on_step=lambda *step: steps.append(step),
         )
     return found, steps, out
 
@@ -177,15 +180,15 @@ def test_service_rows(whole: tuple[BenchResult, list[Step], Path]) -> None:
 
 def test_steps_are_told_in_order(whole: tuple[BenchResult, list[Step], Path]) -> None:
     steps = whole[1]
-    assert [step.done for step in steps] == [0, 1, 2, 3, 4, 5, 6]
-    assert {step.total for step in steps} == {6}
-    assert steps[0].text == "encoder 96x64"
-    assert steps[-1].text == "done"
+    assert [done for _, done, _ in steps] == [0, 1, 2, 3, 4, 5, 6]
+    assert {total for *_, total in steps} == {6}
+    assert steps[0][0] == "encoder 96x64"
+    assert steps[-1][0] == "done"
 
 
 def test_a_bench_that_is_stopped_leaves_what_it_had(engines: Path, tmp_path: Path) -> None:
-    def stop(step: Step) -> None:
-        if step.done == 1:
+    def stop(_text: str, done: int, _total: int) -> None:
+        if done == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -194,7 +197,7 @@ def test_a_bench_that_is_stopped_leaves_what_it_had(engines: Path, tmp_path: Pat
             STATIC,
             OTHER,
             out=tmp_path,
-            on_event=stop,
+            on_step=stop,
             baselines=("folded",),
             parts=("decoder",),
         )
@@ -352,17 +355,16 @@ def test_what_cannot_be_measured_is_refused_first(
     options: dict[str, object] = {
         "resolutions": (STATIC,),
         "model": BUNDLED_TINY,
-        "out": tmp_path / "o",
     }
     with pytest.raises(error, match=named):
-        bench.bench(**{**options, **change})  # type: ignore[arg-type]
+        bench.bench(bench.BenchSettings(**{**options, **change}), out=tmp_path / "o")  # type: ignore[arg-type]
     assert not (tmp_path / "o").exists()
 
 
 def test_a_gpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match="GPU"):
-        bench.bench([STATIC], model=BUNDLED_TINY, device="cuda")
+        measured(None, STATIC, device="cuda")
 
 
 def test_flops_are_those_counted_by_hand() -> None:
@@ -401,9 +403,7 @@ def test_the_matmul_rate_is_of_this_device() -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_events_and_memory_are_measured() -> None:
-    found = bench.bench(
-        [OUTSIDE], model=BUNDLED_TINY, baselines=("pytorch", "folded"), limits=QUICK
-    )
+    found = measured(None, OUTSIDE, baselines=("pytorch", "folded"), device="cuda")
     for cell in found.cells:
         assert cell.timing is not None
         assert cell.timing.wall_ms is not None

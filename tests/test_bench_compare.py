@@ -160,7 +160,7 @@ def test_a_comparison_says_in_words_what_got_worse() -> None:
     assert compare(result(), result()).summary == ("none of 20 medians is worse by more than 5 %")
     for scale, verdict in ((1.06, "worse"), (1.04, ""), (0.9, "better")):
         found = compare(result(), result(scale=scale))
-        assert {found.verdict(change) for change in found.changes} == {verdict}
+        assert {found.direction(change) for change in found.changes} == {verdict}
 
 
 def test_differences_of_the_machines_are_said() -> None:

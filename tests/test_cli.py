@@ -122,6 +122,47 @@ def test_match_looks_into_a_folder(tmp_path: Path) -> None:
     typer.main.get_command(cli.app).commands[name].make_context(name, words)
 
 
+# --- defaults from the environment ---------------------------------------------------------------
+
+_VARIABLES = {
+    "--model": "QVAE_MODEL",
+    "--backend": "QVAE_BACKEND",
+    "--engine-dir": "QVAE_ENGINE_DIR",
+}
+
+
+def test_every_command_takes_its_defaults_from_the_environment() -> None:
+    commands = typer.main.get_command(cli.app).commands
+    every = {**commands, **{f"profiles {n}": c for n, c in commands["profiles"].commands.items()}}
+    found = {
+        (name, option, parameter.envvar)
+        for name, command in every.items()
+        for parameter in command.params
+        for option in parameter.opts
+        if option in _VARIABLES
+    }
+    # LightX2V opens engines of tensorrt alone.
+    wrong = {one for one in found if one[2] != _VARIABLES[one[1]]}
+    assert wrong == {("lightx2v", "--backend", None)}
+    assert {option for _, option, _ in found} == set(_VARIABLES)
+
+
+def test_an_option_goes_before_the_environment_and_help_names_it(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    env = {**os.environ, "QVAE_ENGINE_DIR": str(tmp_path / "mine"), "QVAE_BACKEND": "onnxruntime"}
+    match = ["profiles", "match", "1664x928", "--json"]
+    ran = qvae(*match, cwd=tmp_path, env=env)
+    data = json.loads(ran.stdout)
+    assert data["engine_dir"] == str(tmp_path / "mine")
+    assert "vae_decoder.onnx" in data["decoder"]["candidates"][0]["reason"]
+    ran = qvae(*match, "--engine-dir", tmp_path / "none", cwd=tmp_path, env=env)
+    assert f"{tmp_path / 'none'}: no such folder" in ran.stderr
+    ran = qvae(*match, cwd=tmp_path, env={**env, "QVAE_BACKEND": "cuda"})
+    assert ran.returncode == 2
+    assert "QVAE_BACKEND" in ran.stderr
+    assert "QVAE_ENGINE_DIR" in qvae("verify", "--help", env={**env, "COLUMNS": "120"}).stdout
+
+
 # --- whatever is typed, never a bug --------------------------------------------------------------
 
 # `?` becomes a value: half of the lines are whole commands, so that the work behind them begins.
@@ -151,6 +192,7 @@ _COMMANDS = [
     "profiles match ? --engine-dir ?",
     "inspect ?",
     "lightx2v --out ? --engine-dir ?",
+    "triton --out ? --engine-dir ? --backend ?",
     "report ? --out ?",
     "tune --resolution ? --part ?",
     "doctor ?",

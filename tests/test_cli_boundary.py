@@ -35,7 +35,9 @@ def raising(error: BaseException) -> Callable[[], object]:
 @pytest.fixture(autouse=True)
 def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the tracebacks of bugs are left."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     return tmp_path
 
 
@@ -86,14 +88,18 @@ def test_a_bug_is_3_and_leaves_its_traceback_in_a_file(
     shown = capsys.readouterr().err
     assert "ZeroDivisionError: oh" in shown
     assert "Traceback" not in shown
-    (log,) = logs.iterdir()
+    (log,) = (logs / "state" / "qvae").iterdir()
     assert str(log) in shown
     assert "in command" in log.read_text()
 
 
-def test_a_bug_without_a_file_for_it(
+def test_a_bug_where_the_folder_for_it_cannot_be_written(
     logs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (logs / "state").write_text("a file in its place")
+    assert boundary.run(raising(ZeroDivisionError("oh"))) == 3
+    (log,) = (logs / "temporary").iterdir()
+    assert str(log) in capsys.readouterr().err
     monkeypatch.setattr(tempfile, "tempdir", str(logs / "nowhere"))
     assert boundary.run(raising(ZeroDivisionError("oh"))) == 3
     assert "--verbose shows where" in capsys.readouterr().err
@@ -108,19 +114,19 @@ def test_verbose_shows_where(error: Exception, capsys: pytest.CaptureFixture[str
 
 def test_emit_prints_json_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
     output.set_json(True)
-    output.emit({"a": math.nan, "b": [math.inf, 1], "c": {"é": None}}, lambda: "drawn")
+    output.emit({"a": math.nan, "b": [math.inf, 1], "c": {"é": None}}, lambda _: "drawn")
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1], "c": {"é": None}}
 
 
 def test_emit_draws(capsys: pytest.CaptureFixture[str]) -> None:
-    output.emit({"a": 1}, lambda: "drawn")
+    output.emit({"a": 1}, lambda _: "drawn")
     assert capsys.readouterr().out == "drawn\n"
 
 
 def test_prints_of_libraries_stay_out_of_results(capsys: pytest.CaptureFixture[str]) -> None:
     with output.results_only():
         print("a library says")
-        output.emit({}, lambda: "result")
+        output.emit({}, lambda _: "result")
     shown = capsys.readouterr()
     assert shown.out == "result\n"
     assert shown.err == "a library says\n"
@@ -142,7 +148,7 @@ import os
 from qvae_trt.cli import output
 with output.streams(), output.results_only():
     os.write(1, b"TensorRT says\\n")
-    output.emit({}, lambda: "result")
+    output.emit({}, lambda _: "result")
 os.write(1, b"after\\n")
 """
     out, err = python(code).communicate(timeout=60)
@@ -233,7 +239,7 @@ def command():
         os.write(1, b"native")
         os.write(2, b"native")
         print("printed")
-        output.emit({{}}, lambda: "result")
+        output.emit({{}}, lambda _: "result")
         sys.stdin.read()
         file.write("content")
 with output.streams():

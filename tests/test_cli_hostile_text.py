@@ -18,8 +18,10 @@ from qvae_trt import bench, store
 from qvae_trt.cli import app as cli
 from qvae_trt.cli import output
 from qvae_trt.cli.bench_tables import comparison_table, screen
+from qvae_trt.commands import command_line
 from qvae_trt.errors import StaleEngineError
-from qvae_trt.profiles import Profile, command_line, engine_path
+from qvae_trt.profiles import Profile, engine_path
+from qvae_trt.report import describe
 
 #: Clears the screen, sets the title, colours by an 8-bit code, turns the line around, and begins
 #: one that looks like ours.
@@ -105,10 +107,10 @@ def test_a_bench_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     found = bench.load(tmp_path / "latency.json")
     for as_json in (False, True):
         output.settings.as_json = as_json
-        output.emit(found.to_dict(), lambda: screen(found))
+        output.emit(found.to_dict(), lambda _: screen(describe(found)))
         seen(capsys)
     output.settings.as_json = False
-    output.emit({}, lambda: comparison_table(bench.compare(result(), found)))
+    output.emit({}, lambda _: comparison_table(bench.compare(result(), found)))
     seen(capsys)
 
 

@@ -64,7 +64,7 @@ def test_long_reasons_wrap_and_cost_no_column() -> None:
 
 def test_parity_at_80_columns_is_one_line_a_row() -> None:
     """Of the columns named to go each is there: one that was renamed would stay for ever."""
-    from qvae_trt.cli.commands.verify import _table
+    from qvae_trt.cli.commands.verify import draw
     from qvae_trt.verify import VerifyReport
     from qvae_trt.verify.report import ParityRow
 
@@ -72,7 +72,7 @@ def test_parity_at_80_columns_is_one_line_a_row() -> None:
         engine="static/1328x1328/vae_encoder.trt", part="encoder", mode="static", status="passed",
         resolution=Resolution.parse("1328x1328"), input="photograph", output="logvar",
     )  # fmt: skip
-    lines = drawn(_table(VerifyReport(rows=(row,) * 3, facts={})), 80)
+    lines = drawn(draw(VerifyReport(rows=(row,) * 3, facts={}).to_dict()), 80)
     assert sum(line.startswith("static encoder") for line in lines) == 3
     assert "No room for max abs, rel L2, cosine" in lines[-2]
 
@@ -84,6 +84,19 @@ def test_what_got_worse_is_told_without_colour() -> None:
     assert {tuple(line.split()[-3:]) for line in rows} == {("+50.0", "%", "worse")}
     lines = drawn(comparison_table(compare(result(), result(scale=0.5))), 100)
     assert sum(line.endswith(" better") for line in lines) == 20
+
+
+@pytest.mark.parametrize("line", ["profiles list", "profiles match 1600x1200", "doctor"])
+def test_the_table_is_drawn_from_what_json_prints(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is shown that `--json` lacks."""
+    cli.main([*line.split(), "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    shown = []
+    monkeypatch.setattr(output, "emit", lambda _, draw: shown.append(drawn(draw(printed), 200)))
+    cli.main(line.split())
+    assert len(shown[0]) > 3
 
 
 @pytest.mark.parametrize("columns", ["0", "-5", "", "wide"])
@@ -147,8 +160,7 @@ def test_profiles_are_not_judged_by_static_engines(known: None) -> None:
 def test_a_dry_run_says_about_how_long_and_on_what(known: None) -> None:
     jobs = plan_static(Path("engines"), [Resolution.parse(s) for s in ("1664x928", "640x480")])
     results = [JobResult(job, "planned", "not built yet") for job in jobs]
-    found = build._estimates(results, "tensorrt")
-    text = "\n".join(drawn(build._table(results, found), 80))
+    text = "\n".join(drawn(build.draw({"engines": build.plain(results, "tensorrt")}), 80))
     assert "~180.0" in text
     assert "~60.0" in text
     assert "NVIDIA H200 with tensorrt 8.6.1" in text
@@ -158,8 +170,9 @@ def test_a_dry_run_says_about_how_long_and_on_what(known: None) -> None:
 def test_what_was_built_here_is_no_estimate(known: None) -> None:
     (job,) = plan_static(Path("engines"), [Resolution.parse("1664x928")], ("decoder",))
     results = [JobResult(job, "planned", "stale", seconds=12.0, engine_bytes=2**20)]
-    assert build._estimates(results, "tensorrt") == {}
-    assert "~" not in "\n".join(drawn(build._table(results, {}), 80))
+    assert "~" not in "\n".join(
+        drawn(build.draw({"engines": build.plain(results, "tensorrt")}), 80)
+    )
 
 
 def test_the_file_of_what_was_measured_is_read() -> None:

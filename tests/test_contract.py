@@ -32,6 +32,7 @@ COMMANDS = {
     "inspect": "",
     "doctor": "",
     "lightx2v": "--engine-dir --out --copy",
+    "triton": "--engine-dir --out --link",
     "report": "--out",
     "tune": "--resolution --model --backend --engine-dir",
 }
@@ -182,7 +183,7 @@ def test_only_the_toml_files_hold_shapes(root: Path) -> None:
 
 def test_the_commands_page_is_up_to_date(root: Path, tmp_path: Path) -> None:
     written = tmp_path / "commands.md"
-    command = [sys.executable, str(root / "benchmarks" / "write_commands.py"), str(written)]
+    command = [sys.executable, str(root / "tools" / "write_commands.py"), str(written)]
     subprocess.run(command, check=True)
     assert (root / "docs" / "commands.md").read_text("utf-8") == written.read_text("utf-8"), (
         "make docs writes it anew"

@@ -117,7 +117,9 @@ def _parse(command: Any, words: list[str]) -> None:
 
 
 def test_options_named_in_a_line_exist():
-    known = {"--include"}  # of hf
+    # Of hf, ComfyUI, SGLang, Docker, and of this project's examples.
+    known = {"--include", "--fp", "--component-paths", "--file", "--tag", "--rm", "--gpus"}
+    known |= {"--volume", "--queue", "--workers", "--replicas", "--port", "--normalised", "--out"}
     pending = [typer.main.get_command(app)]
     while pending:
         command = pending.pop()
@@ -218,7 +220,7 @@ def test_every_command_runs_small(workplace, capsys):
             wanting = ("build", "verify", "bench", "roundtrip", "tune")
             if given[0] in wanting and "--model" not in given:
                 given += ["--model", "bundled:tiny"]
-            if given[0] == "build":
+            if given[0] in ("build", "triton"):
                 given += ["--backend", "onnxruntime"]
                 if "static" in given and "--resolution" not in given:
                     given += ["--resolution", shrunk("1664x928")]
@@ -488,16 +490,16 @@ def test_no_line_begins_with_a_figure(page):
 
 
 def test_figures_are_those_of_the_measurements():
-    script = ROOT / "benchmarks" / "write_figures.py"
+    script = ROOT / "tools" / "write_figures.py"
     ran = subprocess.run(
         [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
     )
-    assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}\npython benchmarks/write_figures.py"
+    assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}\npython tools/write_figures.py"
 
 
 @lru_cache(maxsize=1)
 def write_figures() -> Any:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(ROOT / "tools"))
     import write_figures as module
 
     return module

@@ -19,7 +19,7 @@ from qvae_trt import backends, doctor, store
 from qvae_trt.backends import Device, Verdict, devices
 from qvae_trt.cli import app as cli
 from qvae_trt.errors import BackendError
-from qvae_trt.profiles import engine_path
+from qvae_trt.profiles import BACKENDS, engine_path
 
 H100 = Device("NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000, "580.95.05")
 Usage = namedtuple("Usage", "total used free")
@@ -58,7 +58,7 @@ class FakeBackend:
 def test_every_check_has_a_state_and_trouble_has_a_mend(tmp_path: Path) -> None:
     found = doctor.diagnose(tmp_path)
     names = [c.name for c in found.checks]
-    assert {"python", "gpu", *backends.NAMES, "torch", "diffusers", "disk", "model"} <= set(names)
+    assert {"python", "gpu", *BACKENDS, "torch", "diffusers", "disk", "model"} <= set(names)
     assert len(names) == len(set(names))
     for c in found.checks:
         assert c.status in {"ok", "warn", "fail"}
@@ -183,7 +183,7 @@ def test_without_onnxruntime_nothing_is_left(
 
 def test_both_onnxruntimes_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """They share a folder; the CPU one hides the CUDA provider of the other."""
-    monkeypatch.setattr(doctor, "_installed", lambda *names: set(names))
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "1.2.3")
     found = check("onnxruntime-gpu", tmp_path)
     assert found.status == "warn"
     assert "pip uninstall -y onnxruntime" in str(found.fix)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from qvae_trt.errors import EngineError
-from qvae_trt.json_file import Table, parse_object
+from qvae_trt.files.json_file import Table, parse_object
 from qvae_trt.profiles import Resolution
 
 
@@ -50,8 +50,6 @@ def test_depth_and_digits():
         ("text", "1", "expected text, found 1"),
         ("text", '"\\ud800"', 'expected text, found "\\ud800"'),
         ("sha256", '"abc"', 'expected 64 hexadecimal digits in lower case, found "abc"'),
-        ("resolution", '"64X48"', "expected 64x48"),
-        ("resolution", '"63x48"', "width is 63"),
         ("flag", "0", "expected true or false"),
         ("integer", "true", f"expected a whole number, 0 to {1 << 62}, found true"),
         ("integer", "-1", f"expected a whole number, 0 to {1 << 62}, found -1"),
@@ -74,13 +72,19 @@ def test_a_value_of_another_kind(read, value, says):
     assert caught.value.what.startswith("inner.a")
 
 
+@pytest.mark.parametrize(("value", "says"), [("64X48", "expected 64x48"), ("63x48", "width is 63")])
+def test_a_text_that_stands_for_something_else(value, says):
+    with pytest.raises(EngineError, match=says):
+        table(f'{{"a": "{value}"}}').parsed("a", Resolution.parse)
+
+
 def test_values():
     one = table('{"a": 1, "b": null, "c": {}, "d": [{"e": "64x48"}], "f": "x"}')
     assert (one.integer("a"), one.number("a"), one.positive("a")) == (1, 1.0, 1.0)
-    nothing = (one.integer_or_none, one.number_or_none, one.text_or_none, one.table_or_none)
-    assert [read("b") for read in nothing] == [None] * 4
+    nothing = (one.number_or_none, one.text_or_none, one.table_or_none)
+    assert [read("b") for read in nothing] == [None] * 3
     (inner,) = one.tables("d")
-    assert (inner.where, inner.resolution("e")) == ("d[0].", Resolution(48, 64))
+    assert (inner.where, inner.parsed("e", Resolution.parse)) == ("d[0].", Resolution(48, 64))
     assert one.choice("f", ("x", "y")) == "x"
     with pytest.raises(EngineError, match="f: expected one of y, z"):
         one.choice("f", ("y", "z"))

@@ -14,25 +14,21 @@ import pytest
 import qvae_trt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 PACKAGE = Path(qvae_trt.__file__).parent
+# From the bottom up.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("version", "errors", "progress", "interrupts"),
+    ("commands", "files"),
+    ("profiles",),
+    ("tensors", "kinds", "lowerings", "lightx2v_loader", "json_rows"),
+    ("store", "workers"),
+    ("backends", "model", "images"),
+    ("folding", "opening"),
+    ("fused",),
+    ("runtime", "export"),
     (
-        "errors",
-        "interrupts",
-        "profiles",
-        "kinds",
-        "lightx2v_loader",
-        "toml_file",
-        "json_file",
-        "regular_file",
-        "workplace",
-    ),
-    ("store", "backends", "workers"),
-    ("model", "folding", "lowerings", "images", "fused", "runtime"),
-    (
-        "export",
         "build",
         "verify",
         "bench",
@@ -41,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pictures",
         "tune",
         "lightx2v_folder",
+        "triton_repository",
     ),
     ("cli",),
 )
@@ -88,7 +85,9 @@ def _walk(node: ast.AST, *, functions: bool) -> Iterator[ast.AST]:
 
 
 def _imports(module: str, *, functions: bool = True) -> set[str]:
-    """The modules that a module imports, by their full names."""
+    """The modules that a module imports, by their full names; a package only for what it defines
+    itself, since its modules know it as the folder that they are in.
+    """
     path = MODULES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
@@ -97,10 +96,8 @@ def _imports(module: str, *, functions: bool = True) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            found.add(base)
-            found.update(
-                f"{base}.{alias.name}" for alias in node.names if f"{base}.{alias.name}" in MODULES
-            )
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            found.update(name if name in MODULES else base for name in names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
             "importlib.import_module",
             "import_module",
@@ -110,6 +107,27 @@ def _imports(module: str, *, functions: bool = True) -> set[str]:
             if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                 found.add(argument.value)
     return found
+
+
+def _cycle(imports: Mapping[str, set[str]]) -> list[str]:
+    """A circle of modules that import each other, the first one at both ends; none if there is
+    none.
+    """
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        for other in sorted(imports.get(module, ())):
+            circle = visit(other, [*way, module])
+            if circle:
+                return circle
+        done.add(module)
+        return []
+
+    return next(filter(None, (visit(module, []) for module in imports)), [])
 
 
 def test_every_module_has_a_layer():
@@ -129,6 +147,33 @@ def test_imports_go_down(module):
     assert up == set()
 
 
+def test_no_module_imports_itself_by_way_of_others():
+    assert _cycle({module: _imports(module) for module in MODULES}) == []
+
+
+def test_no_room_imports_itself_by_way_of_others():
+    rooms: dict[str, set[str]] = {room: set() for room in LAYER_OF}
+    for module in MODULES:
+        if _top(module):
+            rooms[_top(module)] |= {_top(o) for o in _imports(module) if o in MODULES}
+    assert _cycle({room: others - {room, ""} for room, others in rooms.items()}) == []
+
+
+def test_a_circle_of_imports_is_found():
+    assert _cycle({"a": {"b", "d"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
+    assert _cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_below_imports_the_package_root(module):
+    assert "qvae_trt" not in _imports(module)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if _top(m) == "store"])
+def test_the_store_does_not_know_backends(module):
+    assert {other for other in _imports(module) if _top(other) == "backends"} == set()
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_libraries_stay_in_their_homes(module):
     for other in _imports(module):
@@ -136,7 +181,8 @@ def test_libraries_stay_in_their_homes(module):
         assert homes is None or _top(module) in homes, f"{module} imports {other}"
 
 
-LIGHT = [m for m in MODULES if _top(m) in (*LAYERS[0], "store", "cli", "backends", "workers")]
+LIGHT_NAMES = (*sum(LAYERS[:5], ()), "cli", "backends")
+LIGHT = [m for m in MODULES if _top(m) in LIGHT_NAMES]
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -168,10 +214,8 @@ def test_importing_is_light(statement):
 
 def test_importing_the_package_loads_neither_the_command_line_nor_the_runtime():
     loaded = _loaded_by("import qvae_trt")
-    assert {name for name in loaded if name.startswith("qvae_trt")} == {
-        "qvae_trt",
-        "qvae_trt.errors",
-    }
+    names = {"qvae_trt", "qvae_trt.errors", "qvae_trt.version"}
+    assert {name for name in loaded if name.startswith("qvae_trt")} == names
     assert loaded & {"typer", "rich", "fcntl"} == set()
 
 

@@ -20,7 +20,7 @@ from ort_engines import STATIC, WIDE, tiny
 from PIL import Image
 
 import qvae_trt
-from qvae_trt.backends import BuildSpec, ShapeRange, Verdict
+from qvae_trt.backends import BuildSpec, Verdict
 from qvae_trt.backends.tensorrt import TensorRT
 from qvae_trt.errors import EngineError, QvaeError, UsageError
 from qvae_trt.export import export_onnx
@@ -29,6 +29,7 @@ from qvae_trt.profiles import PARTS, engine_path, load_profiles, load_static_siz
 from qvae_trt.runtime import lightx2v
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.lightx2v import from_lightx2v_config, pack, unpack
+from qvae_trt.tensors import ShapeRange
 
 
 @pytest.fixture(scope="session")

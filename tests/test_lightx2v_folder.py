@@ -12,7 +12,6 @@ import pytest
 import store_cases
 
 from qvae_trt import store
-from qvae_trt.backends import TensorSpec
 from qvae_trt.cli.app import main
 from qvae_trt.errors import EngineError, StoreError, UsageError
 from qvae_trt.lightx2v_folder import make_folder
@@ -24,6 +23,7 @@ from qvae_trt.profiles import (
     load_profiles,
     load_static_sizes,
 )
+from qvae_trt.tensors import TensorSpec
 
 WIDE = Resolution(1056, 1584)
 NINE = load_profiles()

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import ProfileError, ResolutionError, UsageError
 from qvae_trt.profiles import (
     Profile,
+    ReasonKind,
+    Refusal,
     Resolution,
     choose,
     engine_path,
     load_profiles,
     load_static_sizes,
     parse_aspect,
-    rebuild_command,
 )
 
 R = Resolution
@@ -286,9 +288,14 @@ def test_a_static_engine_of_another_size_does_not_serve():
 
 
 def test_an_unusable_static_engine_gives_its_reason():
-    choice = choose(R(512, 512), static={R(512, 512): "other GPU"}, profiles=load_profiles())
+    choice = choose(
+        R(512, 512),
+        static={R(512, 512): Refusal(ReasonKind.REFUSED, "other GPU")},
+        profiles=load_profiles(),
+    )
     assert choice.engine == "profiles"
     assert choice.candidates[0].reason == "other GPU"
+    assert choice.candidates[0].kind is ReasonKind.REFUSED
 
 
 def test_a_nearer_profile_that_does_not_hold_the_size_is_not_taken():
@@ -337,13 +344,13 @@ def test_no_engine_serves_it():
     assert choice.candidates[-1].accepted
     assert len(choice.candidates) == 1 + 9 + 1
     for candidate in choice.candidates[1:-1]:
-        assert "is not in" in candidate.reason
+        assert candidate.kind is ReasonKind.OUTSIDE
 
 
 def test_a_profiles_engine_that_cannot_be_used_gives_its_reason():
-    choice = choose(
-        R(512, 512), static={}, profiles=load_profiles(), profiles_reason="TensorRT 10, not 11"
-    )
+    refusal = Refusal(ReasonKind.REFUSED, "TensorRT 10, not 11")
+    choice = choose(R(512, 512), static={}, profiles=refusal)
+    assert [c.kind for c in choice.candidates] == [ReasonKind.ABSENT, ReasonKind.REFUSED, None]
     assert choice.engine == "pytorch"
     assert "- profiles: TensorRT 10, not 11" in choice.explain()
 
@@ -362,6 +369,7 @@ def test_one_way_is_taken_and_every_way_has_a_reason(h, w, with_static, with_pro
     )
     assert sum(c.accepted for c in choice.candidates) == 1
     assert all(c.reason for c in choice.candidates)
+    assert all((c.kind is None) == c.accepted for c in choice.candidates)
     assert len(choice.explain().splitlines()) == len(choice.candidates)
     if choice.profile_index is not None:
         assert load_profiles()[choice.profile_index].holds(size)

@@ -20,7 +20,8 @@ from qvae_trt.bench import BenchResult, Cell
 from qvae_trt.cli.bench_tables import comparison_table, screen
 from qvae_trt.errors import StoreError, UsageError
 from qvae_trt.profiles import Resolution
-from qvae_trt.report import charts, svg, view
+from qvae_trt.report import charts, describe, numbers, svg
+from qvae_trt.report.model import labels
 from qvae_trt.report.svg import Bar, Chart
 
 if TYPE_CHECKING:
@@ -71,16 +72,16 @@ def evil() -> BenchResult:
     ],
 )
 def test_milliseconds(value: float | None, shown: str) -> None:
-    assert view.ms(value) == shown
+    assert numbers.ms(value) == shown
 
 
 def test_other_numbers() -> None:
-    assert view.times(3.876) == "3.88×"
-    assert view.times(None) == "–"
-    assert view.size(3 * 2**29) == "1.50 GiB"
-    assert view.size(10 * 2**20) == "10 MiB"
-    assert view.share(0.384) == "38 %"
-    assert view.share(0.0042) == "0.42 %"
+    assert numbers.times(3.876) == "3.88×"
+    assert numbers.times(None) == "–"
+    assert numbers.size(3 * 2**29) == "1.50 GiB"
+    assert numbers.size(10 * 2**20) == "10 MiB"
+    assert numbers.share(0.384) == "38 %"
+    assert numbers.share(0.0042) == "0.42 %"
 
 
 # --- the screen ---
@@ -94,7 +95,7 @@ def drawn(shown: object, width: int = 100, *, colour: bool = False) -> str:
 
 
 def test_the_screen_at_80_columns_loses_nothing() -> None:
-    text = drawn(screen(partial()), width=80)
+    text = drawn(screen(describe(partial())), width=80)
     assert "…" not in text
     for piece in (
         "1664x928",
@@ -113,17 +114,17 @@ def test_the_screen_at_80_columns_loses_nothing() -> None:
 
 
 def test_means_say_over_how_many_sizes() -> None:
-    assert [line.split() for line in drawn(screen(result())).splitlines()].count(
+    assert [line.split() for line in drawn(screen(describe(result()))).splitlines()].count(
         ["mean", "2.00×", "4.00×", "5.00×", "4.50×"]
     ) == 2  # fmt: skip
-    text = drawn(screen(partial()), width=80)
+    text = drawn(screen(describe(partial())), width=80)
     assert [line.split() for line in text.splitlines()].count(
         ["mean", "of", "1", "2.00×", "5.00×", "4.50×"]
     ) == 2  # fmt: skip
 
 
 def test_the_fastest_is_bold_and_speed_ups_are_coloured() -> None:
-    text = drawn(screen(result()), colour=True)
+    text = drawn(screen(describe(result())), colour=True)
     assert "\x1b[1m20.0" in text, "the fastest is bold"
     assert "\x1b[1;32m 5.00×" in text, "twice and more is bold green"
     slow = result(paths=("pytorch", "folded"))
@@ -136,12 +137,12 @@ def test_the_fastest_is_bold_and_speed_ups_are_coloured() -> None:
             for c in slow.cells
         ),
     )
-    assert "\x1b[31m 0.20×" in drawn(screen(worse), colour=True), "slower is red"
+    assert "\x1b[31m 0.20×" in drawn(screen(describe(worse)), colour=True), "slower is red"
 
 
 def test_markup_in_names_is_text() -> None:
     odd = result(machine={"gpu": "[red]GPU[/red] [/]"}, absent=())
-    assert "[red]GPU[/red] [/]" in drawn(screen(odd))
+    assert "[red]GPU[/red] [/]" in drawn(screen(describe(odd)))
 
 
 def test_regressions_are_red() -> None:
@@ -171,7 +172,7 @@ def tables(markdown: str) -> list[list[list[str]]]:
 
 
 def test_markdown_tables_are_tables() -> None:
-    text = report.markdown(partial(), charts=["latency.svg"])
+    text = report.markdown(describe(partial()), charts=["latency.svg"])
     found = tables(text)
     decode = found[0]
     assert decode[0] == ["size", "pytorch", "folded", "static", "profiles"]
@@ -192,7 +193,11 @@ def test_markdown_tables_are_tables() -> None:
 
 
 def test_markdown_of_hostile_text_is_text() -> None:
-    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(report.markdown(evil()))
+    html = (
+        MarkdownIt("commonmark", {"html": True})
+        .enable("table")
+        .render(report.markdown(describe(evil())))
+    )
     page = Page(html)
     assert "script" not in page.tags
     assert "a" not in page.tags
@@ -200,7 +205,7 @@ def test_markdown_of_hostile_text_is_text() -> None:
 
 
 def test_an_unfinished_bench_says_so() -> None:
-    text = report.markdown(result(complete=False))
+    text = report.markdown(describe(result(complete=False)))
     assert "> The bench ended before it was done" in text
 
 
@@ -208,7 +213,7 @@ def test_a_merge_shows_its_ties() -> None:
     merged = bench.merge(
         [result(paths=("pytorch", "static")), result(scale=1.2, paths=("pytorch", "folded"))]
     )
-    text = report.markdown(merged)
+    text = report.markdown(describe(merged))
     assert "1.200 to 1.200 times" in text
     assert "compare speed-ups, not milliseconds" in text
     assert "### Machine, run 2" in text
@@ -311,7 +316,7 @@ def test_bars_are_as_long_as_their_values() -> None:
         subtitle="s",
         series=("pytorch", "static"),
         groups=(("1x1", {"pytorch": Bar(value=100.0), "static": Bar(value=25.0, best=True)}),),
-        text=view.ms,
+        text=numbers.ms,
         labels={},
     )
     root = ET.fromstring(svg.document([chart], width=500))
@@ -488,7 +493,7 @@ def test_before_and_after_are_told_apart(tmp_path: Path) -> None:
     page = html(tmp_path, result(), result(scale=0.9, created="2026-02-01T00:00:00+00:00"))
     assert "2026-01-02" in page.text
     assert "2026-02-01" in page.text
-    assert view.labels([result(), result()])[1].endswith("(#2)")
+    assert labels([result(), result()])[1].endswith("(#2)")
 
 
 def test_no_result_makes_no_page(tmp_path: Path) -> None:

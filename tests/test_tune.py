@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 from qvae_trt import backends, store, tune
 from qvae_trt.backends import devices
 from qvae_trt.bench.results import Timing
+from qvae_trt.build import BuildSettings
 from qvae_trt.cli import app as cli
 from qvae_trt.errors import BackendError, BenchError, BuildError, EngineError, QvaeError, UsageError
 from qvae_trt.lowerings import Lowering
 from qvae_trt.model import load_model
-from qvae_trt.profiles import PARTS, PRECISIONS, Resolution
+from qvae_trt.profiles import BACKENDS, PARTS, PRECISIONS, Resolution
 from qvae_trt.tune import (
-    Choice,
     Measurement,
     Parity,
     Subject,
+    TunedVariant,
     TuneFile,
     TuneKey,
     Variant,
@@ -73,7 +74,7 @@ def sample() -> TuneFile:
         measured("norm=conv_spread", 1.5, "broken"),
         measured("attention_chunks=1", 0, "failed"),
     )
-    choice = Choice(subject=SUBJECT, variant=rows[1].variant, default_ms=10.0, complete=True)
+    choice = TunedVariant(subject=SUBJECT, variant=rows[1].variant, default_ms=10.0, complete=True)
     return TuneFile(key=here, measurements=rows, choices={"decoder": choice}, command="qvae tune")
 
 
@@ -238,9 +239,9 @@ class Bench:
             lambda source: SimpleNamespace(source=source, weights_sha256=self.weights),
         )
 
-    def build(self, jobs: Any, **given: Any) -> list[Any]:
-        (part,) = given["lowerings"]
-        variant = Variant(given["lowerings"][part], given["level"])
+    def build(self, jobs: Any, settings: BuildSettings, **_: Any) -> list[Any]:
+        (lowering,) = settings.lowerings.values()
+        variant = Variant(lowering, settings.level)
         self.now = variant.against(DEFAULT)
         self.seen.append(self.now)
         fault = self.fails.get(self.now)
@@ -259,10 +260,11 @@ class Bench:
     def check(self, outputs: Path, precision: str) -> tuple[Parity, str]:
         return Parity(psnr_db=50.0, relative_l2=0.01), "too far" if self.now in self.broken else ""
 
-    def tune(self, out: Path, **given: Any) -> tune.TuneResult:
+    def tune(self, out: Path, on_event: Any = None, **given: Any) -> tune.TuneResult:
         self.seen.clear()
         given = {"parts": ["decoder"], "model": "m", "backend": "onnxruntime", **given}
-        return tune.tune(SIZE, out=out, **given)
+        settings = tune.TuneSettings(resolution=SIZE, out=out, **given)
+        return tune.tune(settings, on_event=on_event)
 
 
 @pytest.fixture
@@ -448,7 +450,7 @@ def test_a_variant_as_text() -> None:
         assert Variant(Lowering()).changed(str(variant)) == variant
 
 
-@pytest.mark.parametrize("flavour", backends.NAMES)
+@pytest.mark.parametrize("flavour", BACKENDS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("part", PARTS)
 def test_curated_variants_can_be_built(flavour: str, precision: Any, part: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 from verify_engines import SIZES, fp16_engines, only, rewrite
 
 from qvae_trt import backends, store
+from qvae_trt.commands import build_command
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -20,9 +21,9 @@ from qvae_trt.errors import (
     ParityError,
 )
 from qvae_trt.model import BUNDLED_TINY, Model
-from qvae_trt.profiles import PARTS, Profile, Resolution, build_command, engine_path
+from qvae_trt.profiles import PARTS, Profile, Resolution, engine_path
 from qvae_trt.runtime.engine import Engine
-from qvae_trt.verify import VerifyEvent, reference, verify
+from qvae_trt.verify import reference, verify
 from qvae_trt.verify.mending import rebuild
 from qvae_trt.verify.reference import PROOF_SIZE, Reference, exact_fp32, fast_bf16
 
@@ -128,17 +129,19 @@ def test_fp32_engines_keep_the_tighter_bounds(tmp_path_factory):
 
 
 def test_only_the_sizes_asked_for_are_run(engines):
-    seen: list[VerifyEvent] = []
+    seen: list[tuple[str, int, int]] = []
     sizes = [Resolution(64, 96), Resolution(48, 112)]
-    report = verify(engines, model=BUNDLED_TINY, resolutions=sizes, on_event=seen.append)
+    report = verify(
+        engines, model=BUNDLED_TINY, resolutions=sizes, on_step=lambda *s: seen.append(s)
+    )
     assert report.ok
     assert {(row.mode, str(row.resolution)) for row in report.rows} == {
         ("static", "96x64"),
         ("profiles", "96x64"),
         ("profiles", "112x48"),
     }
-    assert [event.done for event in seen] == list(range(len(seen)))
-    assert {event.total for event in seen} == {len(seen)}
+    assert [done for _, done, _ in seen] == list(range(len(seen)))
+    assert {total for *_, total in seen} == {len(seen)}
 
 
 def test_nothing_reaches_stdout(engines, capsys):

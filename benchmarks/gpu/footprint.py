@@ -24,8 +24,9 @@ from qvae_trt import store
 from qvae_trt.errors import QvaeError
 from qvae_trt.model import Model, load_model
 from qvae_trt.profiles import Mode, Part, Resolution, engine_path, load_static_sizes
-from qvae_trt.runtime.selection import Engines
-from qvae_trt.runtime.vae import TrtVae, make_vae
+from qvae_trt.runtime.engines import Engines
+from qvae_trt.runtime.ladder import Settings
+from qvae_trt.runtime.vae import TrtVae
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ def vae_of(model: Model, engine_dir: Path, mode: Mode) -> TrtVae:
     engines = Engines(
         {mode: engine_dir / mode}, backend="tensorrt", weights_sha256=model.weights_sha256
     )
-    return make_vae(model, engines, fallback="raise", device=None, dtype=None)
+    return TrtVae(model, engines, Settings(fallback="raise"))
 
 
 def one(clock: Clock, vae: TrtVae, part: Part, size: Resolution) -> dict[str, float]:

@@ -15,17 +15,18 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from qvae_trt.backends import (
+from qvae_trt.backends import devices
+from qvae_trt.backends.devices import Device
+from qvae_trt.backends.protocol import (
     BuildOutcome,
     BuildSpec,
-    Progress,
     Session,
-    ShapeRange,
-    TensorSpec,
     Verdict,
-    devices,
+    check_shape,
+    describe,
+    selected,
 )
-from qvae_trt.backends.devices import Device
+from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import (
     BackendError,
     BuildError,
@@ -34,16 +35,18 @@ from qvae_trt.errors import (
     ExecutionError,
     ForeignEngineError,
 )
-from qvae_trt.profiles import rebuild_command
-from qvae_trt.store.refusals import refusals_named
-from qvae_trt.workplace import workplace
+from qvae_trt.files.workplace import workplace
+from qvae_trt.files.writing import refusals_named
+from qvae_trt.progress import silent
+from qvae_trt.tensors import ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qvae_trt.backends import DTypeName
     from qvae_trt.profiles import Precision
+    from qvae_trt.progress import Progress
+    from qvae_trt.tensors import DTypeName
 
 RANGES_KEY = "qvae.ranges"
 _DTYPES: dict[str, DTypeName] = {
@@ -82,34 +85,34 @@ class OnnxRuntime:
     def uses_cuda(self) -> bool:
         return _CUDA in self._ort.get_available_providers() and bool(devices.gpus())
 
+    def _gpu(self) -> Device | None:
+        return devices.gpu() if self.uses_cuda else None
+
     def device(self) -> Device | None:
-        return devices.gpu() if self.uses_cuda else Device("cpu")
+        return self._gpu() if self.uses_cuda else Device("cpu")
 
     def identity(self) -> dict[str, str | None]:
         """See `backends.Backend.identity`."""
-        device = devices.gpu() if self.uses_cuda else None
+        gpu = self._gpu()
         return {
             "flavour": self.name,
             "flavour_version": self.version(),
-            "gpu": device.name if device else "cpu",
-            "compute_capability": device.compute_capability if device else None,
+            "gpu": gpu.name if gpu else "cpu",
+            "compute_capability": gpu.compute_capability if gpu else None,
         }
 
     def can_build(self) -> Verdict:
         return self.can_run()
 
     def can_run(self) -> Verdict:
-        device = devices.gpu() if self.uses_cuda else None
-        where = device.name if device else "the CPU"
+        gpu = self._gpu()
+        where = gpu.name if gpu else "the CPU"
         return Verdict(True, f"onnxruntime {self.version()} on {where}")
 
     def supports(self, precision: Precision) -> Verdict:
         if precision == "bf16":
-            return Verdict(
-                False,
-                f"onnxruntime {self.version()} has no bf16 convolution",
-                "--precision fp16 or --precision fp32",
-            )
+            what = f"onnxruntime {self.version()} has no bf16 convolution"
+            return Verdict(False, what, "--precision fp16 or --precision fp32")
         return Verdict(True, f"onnxruntime has {precision}")
 
     def build(
@@ -119,7 +122,7 @@ class OnnxRuntime:
         spec.check()
         self.supports(spec.precision).require()
         started = time.perf_counter()
-        say = progress or (lambda _stage, _done, _total: True)
+        say = progress or silent
         if not onnx.is_file():
             raise BuildError(f"{onnx}: no such ONNX file", fix="export it: qvae export --out DIR")
         options = self._options()
@@ -160,35 +163,8 @@ class OnnxRuntime:
         options = self._options()
         # The file holds the optimized graph; what is left is this processor's own layout.
         session = self._session(engine, options, EngineError)
-        source, result = _describe(session, EngineError)
-        ranges, example = _read_ranges(engine, session, len(source.shape))
         device_id = devices.current_index() if self.uses_cuda else None
-        return OnnxRuntimeSession(session, source, result, ranges, example, device_id=device_id)
-
-    def inspect(self, engine: Path) -> dict[str, object]:
-        """Tensors, profiles, providers and the count of each operation."""
-        session = self.open(engine)
-        import onnx
-
-        graph = onnx.load(str(engine), load_external_data=False).graph
-        session.close()
-        return {
-            "backend": self.name,
-            "version": self.version(),
-            "input": _as_json(session.input),
-            "output": _as_json(session.output),
-            "profiles": [
-                {"min": list(r.min), "opt": list(r.opt), "max": list(r.max)} for r in session.ranges
-            ],
-            "scratch_bytes": None,
-            "profile_scratch_bytes": None,
-            "providers": self._providers(),
-            "operations": dict(Counter(node.op_type for node in graph.node).most_common()),
-            "layers": [
-                {"Name": node.name, "LayerType": node.op_type, "Outputs": list(node.output)}
-                for node in graph.node
-            ],
-        }
+        return OnnxRuntimeSession(engine, session, device_id=device_id)
 
     def _providers(self) -> list[str]:
         return [_CUDA, _CPU] if self.uses_cuda else [_CPU]
@@ -224,42 +200,27 @@ class OnnxRuntimeSession:
 
     capturable = False
 
-    def __init__(
-        self,
-        session: Any,
-        source: TensorSpec,
-        result: TensorSpec,
-        ranges: tuple[ShapeRange, ...],
-        example: tuple[tuple[int, ...], tuple[int, ...]],
-        *,
-        device_id: int | None,
-    ) -> None:
-        self._session: Any = session
+    def __init__(self, path: Path, session: Any, *, device_id: int | None) -> None:
+        self._path, self._session = path, session
         self._device_id = device_id or 0
-        self._example = example
-        self.input, self.output, self.ranges = source, result, ranges
         self.device_type: Literal["cuda", "cpu"] = "cpu" if device_id is None else "cuda"
+        self.input, self.output = _describe(session, EngineError)
+        self.ranges, self._example = _read_ranges(path, session, len(self.input.shape))
         self._selected: tuple[int, ...] | None = None
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:  # noqa: ARG002
         """Takes note of the shape. Returns 0: ONNX Runtime brings its own scratch."""
         self._live()
-        if not 0 <= profile < len(self.ranges):
-            raise EngineError(f"profile {profile}: the engine has {len(self.ranges)}")
-        refusal = self.ranges[profile].refusal(shape)
-        if refusal is not None:
-            raise EngineError(f"{self.input.name} {list(shape)}: {refusal} (profile {profile})")
+        check_shape(self, shape, profile)
         self._selected = shape
         return 0
 
     def output_shape(self) -> tuple[int, ...]:
         """By the ratio of output to input sides, of which the file holds an example."""
-        if self._selected is None:
-            raise EngineError("no shape selected: call select() first")
-        before, after = self._example
+        shape, (before, after) = selected(self._selected), self._example
         return tuple(
             side if now == then else side * now // then
-            for side, now, then in zip(after, self._selected, before, strict=True)
+            for side, now, then in zip(after, shape, before, strict=True)
         )
 
     def execute(
@@ -273,26 +234,44 @@ class OnnxRuntimeSession:
     ) -> None:
         """Runs. Raises: EngineError (nothing selected), ExecutionError, DeviceMemoryError."""
         session = self._live()
-        if self._selected is None:
-            raise EngineError("no shape selected: call select() first")
+        shape = selected(self._selected)
         if self.device_type == "cuda":
             status = devices.synchronize(stream)
             if status != 0:
                 raise ExecutionError(f"the caller's CUDA stream failed (error {status})")
+        import numpy
+
         binding = session.io_binding()
-        for bind, tensor, shape, pointer in (
-            (binding.bind_input, self.input, self._selected, input_ptr),
+        for bind, tensor, sides, pointer in (
+            (binding.bind_input, self.input, shape, input_ptr),
             (binding.bind_output, self.output, self.output_shape(), output_ptr),
         ):
-            dtype = _numpy_type(tensor.dtype)
-            bind(tensor.name, self.device_type, self._device_id, dtype, shape, pointer)
+            dtype = numpy.dtype(tensor.dtype)
+            bind(tensor.name, self.device_type, self._device_id, dtype, sides, pointer)
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             if not _is_from_onnxruntime(error):
                 raise
-            text = f"the engine failed on {list(self._selected)}: {_first_line(error)}"
+            text = f"the engine failed on {list(shape)}: {_first_line(error)}"
             raise (DeviceMemoryError if _is_memory(error) else ExecutionError)(text) from error
+
+    def inspect(self) -> dict[str, object]:
+        """Tensors, profiles, providers and the count of each operation."""
+        import onnx
+
+        nodes = onnx.load(str(self._path), load_external_data=False).graph.node
+        return {
+            **describe(self),
+            "scratch_bytes": None,
+            "profile_scratch_bytes": None,
+            "providers": self._live().get_providers(),
+            "operations": dict(Counter(node.op_type for node in nodes).most_common()),
+            "layers": [
+                {"Name": node.name, "LayerType": node.op_type, "Outputs": list(node.output)}
+                for node in nodes
+            ],
+        }
 
     def close(self) -> None:
         self._session = None
@@ -342,12 +321,10 @@ def _write(
     # Weights that the graph has in a file of their own stay there, named from the graph's folder.
     model = onnx.load(str(optimized), load_external_data=False)
     onnx.load_external_data_for_model(model, str(weights_in))
-    held = {
-        "profiles": [[list(r.min), list(r.opt), list(r.max)] for r in ranges],
-        "example": [list(shape) for shape in example],
-    }
     entry = model.metadata_props.add()
-    entry.key, entry.value = RANGES_KEY, json.dumps(held)
+    entry.key = RANGES_KEY
+    profiles = [(sizes.min, sizes.opt, sizes.max) for sizes in ranges]
+    entry.value = json.dumps({"profiles": profiles, "example": example})
     with refusals_named("write", out):
         onnx.save(model, str(out))
 
@@ -411,16 +388,6 @@ def _read_ranges(
             fix=f"build it again: {_rebuild(engine)} --force",
         ) from error
     return ranges, (before, after)
-
-
-def _as_json(tensor: TensorSpec) -> dict[str, object]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
-
-
-def _numpy_type(dtype: DTypeName) -> Any:
-    import numpy
-
-    return numpy.dtype(dtype)
 
 
 def _is_from_onnxruntime(error: Exception) -> bool:

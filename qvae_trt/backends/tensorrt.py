@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import importlib
-import json
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.backends import BuildOutcome, BuildSpec, Progress, Session, Verdict, devices
+from qvae_trt.backends import devices
+from qvae_trt.backends.protocol import BuildOutcome, BuildSpec, Session, Verdict
 from qvae_trt.backends.trt_build import PlanBuilder
 from qvae_trt.backends.trt_log import Log
-from qvae_trt.backends.trt_session import (
-    TensorRTSession,
-    describe,
-    read_ranges,
-    scratch_of_engine,
-)
+from qvae_trt.backends.trt_session import TensorRTSession
+from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import BackendError, EngineError, StaleEngineError
-from qvae_trt.profiles import rebuild_command
-from qvae_trt.regular_file import open_regular
+from qvae_trt.files.reading import read_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qvae_trt.backends.devices import Device
     from qvae_trt.profiles import Precision
+    from qvae_trt.progress import Progress
 
 _INSTALL = {
     "tensorrt": "pip install tensorrt (needs an NVIDIA GPU), or --backend onnxruntime",
@@ -83,58 +80,50 @@ class TensorRT:
         }
 
     def can_build(self) -> Verdict:
+        name = f"{self.name} {self._version}"
         if not hasattr(self._trt, "Builder"):
-            return Verdict(
-                False, f"this {self.name} {self._version} runs engines only", _INSTALL[self.name]
-            )
+            return Verdict(False, f"this {name} runs engines only", _INSTALL[self.name])
         if self._is_rtx:
-            return Verdict(True, f"{self.name} {self._version} builds without a GPU")
+            return Verdict(True, f"{name} builds without a GPU")
         return self._needs_gpu("building")
 
     def can_run(self) -> Verdict:
         verdict = self._needs_gpu("running")
         device = self.device()
-        if not verdict.ok or device is None or not self._is_rtx:
-            return verdict
         # An engine built with the defaults fits 8.0 and up; 7.5 must be built for by name, 9.0 is
         # in no list.
         known = getattr(self._trt, "ComputeCapability", None)
+        if device is None or not self._is_rtx or known is None:
+            return verdict
         wanted = f"SM{(device.compute_capability or '').replace('.', '')}"
-        if known is not None and (not hasattr(known, wanted) or wanted == "SM75"):
-            return Verdict(
-                False,
-                f"TensorRT-RTX {self._version} does not run on {device.name} "
-                f"(compute capability {device.compute_capability}; expected 8.0, 8.6, 8.9 or 12.x)",
-                "--backend tensorrt",
-            )
-        return verdict
+        if hasattr(known, wanted) and wanted != "SM75":
+            return verdict
+        return Verdict(
+            False,
+            f"TensorRT-RTX {self._version} does not run on {device.name} "
+            f"(compute capability {device.compute_capability}; expected 8.0, 8.6, 8.9 or 12.x)",
+            "--backend tensorrt",
+        )
 
     def _needs_gpu(self, doing: str) -> Verdict:
-        device = self.device()
-        if device is None:
-            return Verdict(
-                False,
-                f"{self.name} {self._version}: {doing} needs an NVIDIA GPU; {devices.absence()}",
-                "on this machine: --backend onnxruntime",
-            )
-        return Verdict(True, f"{self.name} {self._version} on {device.name}")
+        name, device = f"{self.name} {self._version}", self.device()
+        if device is not None:
+            return Verdict(True, f"{name} on {device.name}")
+        what = f"{name}: {doing} needs an NVIDIA GPU; {devices.absence()}"
+        return Verdict(False, what, "on this machine: --backend onnxruntime")
 
     def supports(self, precision: Precision) -> Verdict:
-        if precision == "bf16" and not hasattr(self._trt.DataType, "BF16"):
-            return Verdict(
-                False,
-                f"TensorRT {self._version} has no bf16 (TensorRT 10 has)",
-                "--precision fp16",
-            )
+        what = f"{self.name} {self._version} has {precision}"
+        if precision != "bf16":
+            return Verdict(True, what)
+        if not hasattr(self._trt.DataType, "BF16"):
+            what = f"TensorRT {self._version} has no bf16 (TensorRT 10 has)"
+            return Verdict(False, what, "--precision fp16")
         device = None if self._is_rtx else self.device()
-        if precision == "bf16" and device is not None and _older(device, 8):
-            return Verdict(
-                False,
-                f"{device.name} has no bf16 (compute capability {device.compute_capability}, "
-                "expected 8.0 or more)",
-                "--precision fp16",
-            )
-        return Verdict(True, f"{self.name} {self._version} has {precision}")
+        if device is not None and _older(device, 8):
+            what = f"{device.name} has no bf16 (compute capability {device.compute_capability}, "
+            return Verdict(False, f"{what}expected 8.0 or more)", "--precision fp16")
+        return Verdict(True, what)
 
     def build(
         self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress | None = None
@@ -143,31 +132,16 @@ class TensorRT:
         spec.check()
         self.supports(spec.precision).require()
         self.can_build().require()
-        builder = PlanBuilder(
-            self._trt,
-            self._log,
-            flavour=self.name,
-            gpu=str(self.identity()["gpu"]),
-            spec=spec,
-            progress=progress,
-        )
-        return builder.build(onnx, out)
+        gpu = str(self.identity()["gpu"])
+        return PlanBuilder(
+            self._trt, self._log, flavour=self.name, gpu=gpu, spec=spec, progress=progress
+        ).build(onnx, out)
 
     def open(self, engine: Path) -> Session:
         """Deserialises. That runs code of the engine's maker: only open what you built."""
-        runtime, plan = self._deserialize(engine)
-        return TensorRTSession(self._trt, self._log, runtime, plan)
-
-    def _deserialize(self, engine: Path) -> tuple[Any, Any]:
         self.can_run().require()
         rebuild = rebuild_command(engine, backend=self.name)
-        try:
-            with open_regular(engine) as file:
-                data = file.read()
-        except OSError as error:
-            raise EngineError(
-                f"{engine}: cannot be read: {error.strerror}", fix=f"build it: {rebuild}"
-            ) from error
+        data = read_bytes(engine, fault=partial(EngineError, fix=f"build it: {rebuild}"))
         if not data:
             raise EngineError(f"{engine}: empty file", fix=f"build it: {rebuild}")
         with self._log.listen() as heard:
@@ -185,43 +159,8 @@ class TensorRT:
                     f"{engine}: {self.name} {self._version} does not load it",
                     fix=f"build it again: {rebuild} --force",
                 )
-        return runtime, plan
-
-    def inspect(self, engine: Path) -> dict[str, object]:
-        """Tensors, profiles, memory and layers of an engine file; needs what running needs."""
-        runtime, plan = self._deserialize(engine)
-        source, result = describe(self._trt, plan)
-        inspector = plan.create_engine_inspector()
-        if inspector is None:
-            raise EngineError(f"{engine}: {self.name} {self._version} does not inspect it")
-        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
-        found = (
-            json.loads(text, strict=False) if text else {}
-        )  # 8.6 leaves control characters in it
-        ranges = read_ranges(plan, source)
-        report: dict[str, object] = {
-            "backend": self.name,
-            "version": self._version,
-            "input": {"name": source.name, "dtype": source.dtype, "shape": list(source.shape)},
-            "output": {"name": result.name, "dtype": result.dtype, "shape": list(result.shape)},
-            "profiles": [
-                {"min": list(r.min), "opt": list(r.opt), "max": list(r.max)} for r in ranges
-            ],
-            "scratch_bytes": scratch_of_engine(plan),
-            "profile_scratch_bytes": _scratch_of_profiles(plan, len(ranges)),
-            "layers": found.get("Layers", []),
-        }
-        del inspector, plan, runtime
-        return report
+        return TensorRTSession(self._trt, self._log, runtime, plan)
 
 
 def _older(device: Device, major: int) -> bool:
     return int((device.compute_capability or "0").partition(".")[0]) < major
-
-
-def _scratch_of_profiles(plan: Any, count: int) -> list[int] | None:
-    for name in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
-        ask = getattr(plan, name, None)
-        if ask is not None:
-            return [int(ask(index)) for index in range(count)]
-    return None  # 8.6 knows only the largest

@@ -13,21 +13,24 @@ import re
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.backends import BuildOutcome, BuildSpec, Progress, TensorSpec
+from qvae_trt.backends.protocol import BuildOutcome, BuildSpec
 from qvae_trt.backends.trt_session import DTYPE_NAMES
 from qvae_trt.errors import BackendError, BuildError, QvaeError, StoreError, UsageError
-from qvae_trt.regular_file import open_regular
-from qvae_trt.store import replace_file
-from qvae_trt.store.refusals import refusals_named
+from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.writing import refusals_named, replace_file
+from qvae_trt.progress import silent
+from qvae_trt.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from qvae_trt.backends import DTypeName
     from qvae_trt.backends.trt_log import Log, Messages
+    from qvae_trt.progress import Progress
+    from qvae_trt.tensors import DTypeName
 
 _log = logging.getLogger(__name__)
 _STEPS = 1000  # of a whole build, as progress is told
@@ -62,7 +65,7 @@ class PlanBuilder:
     ) -> None:
         self._trt, self._log = trt, log
         self._flavour, self._gpu, self._spec = flavour, gpu, spec
-        self._progress = progress or _silent
+        self._progress = progress or silent
         self._flags: dict[str, str] = {}
         self._warnings: list[str] = []
 
@@ -106,16 +109,19 @@ class PlanBuilder:
             network = self._create_network(builder, heard)
             tensors = self._parse(network, onnx, heard)
             config = self._configure(builder, tensors[0], heard)
-            timings = self._attach_cache(config, cache)
-            monitor = self._watch(config)
+            attached = cache is not None and self._attach_cache(config, cache)
+            monitor, adapter = _Monitor(self._progress), None
+            if hasattr(self._trt, "IProgressMonitor"):
+                adapter = config.progress_monitor = monitor.adapter(self._trt)
             self._go_on("build", 0)
             plan = builder.build_serialized_network(network, config)
+            del adapter
             monitor.reraise()
             if plan is None:
                 what = f"TensorRT built no engine of {onnx.name}"
                 return tensors, heard.explain(BuildError, what)
-            if timings is not None:
-                self._keep_cache(config)
+            if attached and self._spec.timing_cache is not None:
+                self._keep_cache(config, self._spec.timing_cache)
         self._go_on("build", _STEPS)
         for text in heard.warnings:
             _log.info("TensorRT: %s", text)
@@ -214,24 +220,16 @@ class PlanBuilder:
         source = self._trt.TacticSource
         wanted = os.environ.get(TACTIC_SOURCES_VARIABLE)
         if wanted is not None:
-            names = [name for name in re.split(r"[\s,]+", wanted) if name]
-            unknown = [name for name in names if not hasattr(source, name)]
+            names = re.findall(r"[^\s,]+", wanted)
+            unknown = ", ".join(name for name in names if not hasattr(source, name))
             if unknown:
-                raise UsageError(
-                    f"{TACTIC_SOURCES_VARIABLE}: this TensorRT has no {', '.join(unknown)}"
-                )
-        elif hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+                raise UsageError(f"{TACTIC_SOURCES_VARIABLE}: this TensorRT has no {unknown}")
+        elif self._flags["typing"] == "strong":
             return
         else:
-            names = [
-                name
-                for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", *_TACTIC_LIBRARIES)
-                if hasattr(source, name) and _has_library(name)
-            ]
-        mask = 0
-        for name in names:
-            mask |= 1 << int(getattr(source, name))
-        if not config.set_tactic_sources(mask):
+            known = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", *_TACTIC_LIBRARIES)
+            names = [name for name in known if hasattr(source, name) and _has_library(name)]
+        if not config.set_tactic_sources(sum(1 << int(getattr(source, n)) for n in set(names))):
             raise BuildError(f"TensorRT refused the tactic sources {' '.join(names)}")
         self._flags["tactic_sources"] = " ".join(names)
 
@@ -271,12 +269,10 @@ class PlanBuilder:
             return None
         path = self._cache_path(self._spec.timing_cache)
         try:
-            with open_regular(path) as file:
-                return file.read()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            self._warn(f"timing cache {path} not read: {error.strerror}")
+            return read_bytes(path, fault=StoreError)
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                self._warn(f"timing cache not read: {error.what}")
             return b""
 
     def _cache_path(self, base: Path) -> Path:
@@ -284,44 +280,31 @@ class PlanBuilder:
             base, gpu=self._gpu, version=self._trt.__version__, precision=self._spec.precision
         )
 
-    def _attach_cache(self, config: Any, held: bytes | None) -> Any:
-        if held is None:
-            return None
-        cache = _create_cache(config, held)
-        if held and (cache is None or not config.set_timing_cache(cache, False)):
-            self._warn("timing cache refused by TensorRT, started a new one")
-            held, cache = b"", _create_cache(config, b"")
-            attached = cache is not None and config.set_timing_cache(cache, False)
-        else:
-            attached = cache is not None and (bool(held) or config.set_timing_cache(cache, False))
-        if not attached:
-            self._warn("TensorRT took no timing cache, built without one")
-            return None
-        self._flags["timing_cache"] = f"{len(held)} bytes read"
-        return cache
+    def _attach_cache(self, config: Any, stored: bytes) -> bool:
+        """Whether TensorRT took a timing cache: the one of the file, or a new one."""
+        for data in dict.fromkeys((stored, b"")):
+            cache = _create_cache(config, data)
+            if cache is not None and config.set_timing_cache(cache, False):
+                self._flags["timing_cache"] = f"{len(data)} bytes read"
+                return True
+            if data:
+                self._warn("timing cache refused by TensorRT, started a new one")
+        self._warn("TensorRT took no timing cache, built without one")
+        return False
 
-    def _keep_cache(self, config: Any) -> None:
-        if self._spec.timing_cache is None:
-            return
-        path = self._cache_path(self._spec.timing_cache)
+    def _keep_cache(self, config: Any, base: Path) -> None:
         cache = config.get_timing_cache()
-        held = None if cache is None else cache.serialize()
-        if held is None:
+        timings = None if cache is None else cache.serialize()
+        if timings is None:
             self._warn("TensorRT gave no timing cache back")
             return
         try:
-            with replace_file(path) as temporary:
-                temporary.write_bytes(memoryview(held))
+            with replace_file(self._cache_path(base)) as temporary:
+                temporary.write_bytes(memoryview(timings))
         except StoreError as error:
             self._warn(f"timing cache not kept: {error.what}")
 
     # --- progress -------------------------------------------------------------------------------
-
-    def _watch(self, config: Any) -> _Monitor:
-        monitor = _Monitor(self._progress)
-        if hasattr(self._trt, "IProgressMonitor"):
-            config.progress_monitor = monitor.attach(self._trt)
-        return monitor
 
     def _go_on(self, stage: str, done: int) -> None:
         if not self._progress(stage, done, _STEPS):
@@ -340,14 +323,13 @@ class _Monitor:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._lock = threading.Lock()  # builders report from threads of their own
-        self._open: dict[str, tuple[str | None, int, int]] = {}  # name: parent, done, steps
+        self._phases: dict[str, tuple[str | None, int, int]] = {}  # name: parent, done, steps
         self._shown = 0
-        self._stopped = False
-        self._raised: BaseException | None = None
-        self._adapter: Any = None
+        self._stopped_by: BaseException | None = None
 
-    def attach(self, trt: Any) -> Any:
-        start, step, finish = self._start, self._step, self._finish
+    def adapter(self, trt: Any) -> Any:
+        """For the builder's configuration, which does not keep it alive."""
+        monitor = self
 
         class Adapter(trt.IProgressMonitor):
             def __init__(self) -> None:
@@ -356,57 +338,54 @@ class _Monitor:
             def phase_start(
                 self, phase_name: str, parent_phase: str | None, num_steps: int
             ) -> None:
-                start(phase_name, parent_phase, num_steps)
+                monitor.start(phase_name, parent_phase, num_steps)
 
             def step_complete(self, phase_name: str, step_index: int) -> bool:
-                return step(phase_name, step_index + 1)
+                return monitor.step(phase_name, step_index + 1)
 
             def phase_finish(self, phase_name: str) -> None:
-                finish(phase_name)
+                monitor.finish(phase_name)
 
-        self._adapter = Adapter()  # TensorRT does not keep it alive
-        return self._adapter
+        return Adapter()
 
-    def _start(self, name: str, parent: str | None, steps: int) -> None:
+    def start(self, name: str, parent: str | None, steps: int) -> None:
         with self._lock:
-            self._open[name] = (parent, 0, max(1, steps))
+            self._phases[name] = (parent, 0, max(1, steps))
         self._tell(name)
 
-    def _step(self, name: str, done: int) -> bool:
+    def step(self, name: str, done: int) -> bool:
         with self._lock:
-            parent, _, steps = self._open.get(name, (None, 0, max(1, done)))
-            self._open[name] = (parent, done, steps)
+            parent, _, steps = self._phases.get(name, (None, 0, max(1, done)))
+            self._phases[name] = (parent, done, steps)
         return self._tell(name)
 
-    def _finish(self, name: str) -> None:
+    def finish(self, name: str) -> None:
         with self._lock:
-            self._open.pop(name, None)
+            self._phases.pop(name, None)
 
     def _fraction(self, name: str, depth: int = 0) -> float:
-        _, done, steps = self._open[name]
-        inside = [n for n, (parent, _, _) in self._open.items() if parent == name and n != name]
+        _, done, steps = self._phases[name]
+        inside = [n for n, (parent, _, _) in self._phases.items() if parent == name and n != name]
         part = max((self._fraction(n, depth + 1) for n in inside if depth < 20), default=0.0)
         return min(1.0, (done + part) / steps)
 
     def _tell(self, name: str) -> bool:
         with self._lock:
-            roots = [n for n, (parent, _, _) in self._open.items() if parent not in self._open]
+            phases = self._phases.items()
+            roots = [n for n, (parent, _, _) in phases if parent not in self._phases]
             now = int(_STEPS * max((self._fraction(n) for n in roots), default=0.0))
-            self._shown = max(self._shown, now)
-            shown = self._shown
-        if not self._stopped:
+            self._shown = shown = max(self._shown, now)
+        if self._stopped_by is None:
             try:
-                self._stopped = not self._progress(name, shown, _STEPS)
+                if not self._progress(name, shown, _STEPS):
+                    self._stopped_by = KeyboardInterrupt()
             except BaseException as error:  # noqa: BLE001  not into C++; reraise() raises it
-                self._raised = error
-                self._stopped = True
-        return not self._stopped
+                self._stopped_by = error
+        return self._stopped_by is None
 
     def reraise(self) -> None:
-        if self._raised is not None:
-            raise self._raised
-        if self._stopped:
-            raise KeyboardInterrupt
+        if self._stopped_by is not None:
+            raise self._stopped_by
 
 
 def timing_cache_path(base: Path, *, gpu: str, version: str, precision: str) -> Path:
@@ -435,10 +414,8 @@ def _types_in(graph: Path) -> dict[str, DTypeName]:
     """The float tensors of an ONNX graph with their types, weights aside."""
     import onnx
 
-    names: dict[int, DTypeName] = {
-        onnx.TensorProto.FLOAT16: "float16",
-        onnx.TensorProto.FLOAT: "float32",
-    }
+    proto = onnx.TensorProto
+    names: dict[int, DTypeName] = {proto.FLOAT16: "float16", proto.FLOAT: "float32"}
     inferred = onnx.shape_inference.infer_shapes(onnx.load(str(graph))).graph
     values = [*inferred.input, *inferred.value_info, *inferred.output]
     kinds = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -479,18 +456,10 @@ def _constrain(trt: Any, network: Any, types: Mapping[str, DTypeName]) -> Counte
 
 
 def _has_library(source: str) -> bool:
-    libraries = _TACTIC_LIBRARIES.get(source)
-    if libraries is None:
-        return True
-    *names, symbol = libraries
+    """Whether a tactic source has its library here; those of TensorRT itself need none."""
+    *names, symbol = _TACTIC_LIBRARIES.get(source, ("",))
     for name in names:
-        try:
+        with suppress(OSError):
             if hasattr(ctypes.CDLL(name), symbol):
                 return True
-        except OSError:
-            continue
-    return False
-
-
-def _silent(stage: str, done: int, total: int) -> bool:  # noqa: ARG001
-    return True
+    return not names

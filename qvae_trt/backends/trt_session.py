@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from qvae_trt.backends import ALIGNMENT_BYTES, DTypeName, ShapeRange, TensorSpec
+from qvae_trt.backends.protocol import ALIGNMENT_BYTES, check_shape, describe, selected
 from qvae_trt.errors import EngineError, ExecutionError
+from qvae_trt.tensors import DTypeName, ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
     from qvae_trt.backends.trt_log import Log
@@ -14,29 +16,26 @@ if TYPE_CHECKING:
 DTYPE_NAMES: dict[str, DTypeName] = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
 
 
-def describe(trt: Any, engine: Any) -> tuple[TensorSpec, TensorSpec]:
+def _read_tensors(trt: Any, engine: Any) -> tuple[TensorSpec, TensorSpec]:
     """The engine's input and output. EngineError unless there is one of each, of a float type."""
-    found: dict[str, list[TensorSpec]] = {"INPUT": [], "OUTPUT": []}
+    sources: list[TensorSpec] = []
+    results: list[TensorSpec] = []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
-        mode = engine.get_tensor_mode(name)
-        dtype = DTYPE_NAMES.get(engine.get_tensor_dtype(name).name)
-        if dtype is None:
-            raise EngineError(
-                f"tensor {name} is {engine.get_tensor_dtype(name).name}: expected a float type"
-            )
-        way = "INPUT" if mode == trt.TensorIOMode.INPUT else "OUTPUT"
-        found[way].append(TensorSpec(name, dtype, tuple(engine.get_tensor_shape(name))))
-    if len(found["INPUT"]) != 1 or len(found["OUTPUT"]) != 1:
+        kind = engine.get_tensor_dtype(name).name
+        if kind not in DTYPE_NAMES:
+            raise EngineError(f"tensor {name} is {kind}: expected a float type")
+        way = sources if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else results
+        way.append(TensorSpec(name, DTYPE_NAMES[kind], tuple(engine.get_tensor_shape(name))))
+    if len(sources) != 1 or len(results) != 1:
         raise EngineError(
-            f"the engine has {len(found['INPUT'])} inputs and {len(found['OUTPUT'])} outputs: "
-            "expected one of each",
+            f"{len(sources)} inputs and {len(results)} outputs in the engine: expected one of each",
             fix="engines that qvae build makes have one of each",
         )
-    return found["INPUT"][0], found["OUTPUT"][0]
+    return sources[0], results[0]
 
 
-def read_ranges(engine: Any, tensor: TensorSpec) -> tuple[ShapeRange, ...]:
+def _read_ranges(engine: Any, tensor: TensorSpec) -> tuple[ShapeRange, ...]:
     """The input's shapes, profile by profile."""
     count = engine.num_optimization_profiles
     if -1 not in tensor.shape:
@@ -47,7 +46,7 @@ def read_ranges(engine: Any, tensor: TensorSpec) -> tuple[ShapeRange, ...]:
     )
 
 
-def scratch_of_engine(engine: Any) -> int:
+def _scratch_of_engine(engine: Any) -> int:
     """Scratch bytes for the engine's largest shape over all its profiles."""
     size = getattr(engine, "device_memory_size_v2", None)
     return int(engine.device_memory_size if size is None else size)
@@ -60,10 +59,10 @@ class TensorRTSession:
     capturable = True
 
     def __init__(self, trt: Any, log: Log, runtime: Any, engine: Any) -> None:
-        self._log = log
+        self._trt, self._log = trt, log
         self._runtime, self._engine = runtime, engine  # the context is valid only as long as these
-        self.input, self.output = describe(trt, engine)
-        self.ranges = read_ranges(engine, self.input)
+        self.input, self.output = _read_tensors(trt, engine)
+        self.ranges = _read_ranges(engine, self.input)
         strategy = getattr(trt, "ExecutionContextAllocationStrategy", None)
         with log.listen() as heard:
             if strategy is None:  # 8.6
@@ -76,7 +75,7 @@ class TensorRTSession:
         # every run would cost time.
         context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
         self._context = context
-        self._selected: tuple[int, tuple[int, ...]] | None = None
+        self._profile, self._shape = 0, cast("tuple[int, ...] | None", None)
         self._needed_bytes = 0
         self._scratch: tuple[int, int] | None = None
 
@@ -87,15 +86,11 @@ class TensorRTSession:
             the engine's largest.
         Raises: EngineError (no such profile, shape outside it), ExecutionError, DeviceMemoryError.
         """
-        if (profile, shape) == self._selected:
+        if (profile, shape) == (self._profile, self._shape):
             return self._needed_bytes
         context = self._live()
-        if not 0 <= profile < len(self.ranges):
-            raise EngineError(f"profile {profile}: the engine has {len(self.ranges)}")
-        refusal = self.ranges[profile].refusal(shape)
-        if refusal is not None:
-            raise EngineError(f"{self.input.name} {list(shape)}: {refusal} (profile {profile})")
-        self._selected = self._scratch = None
+        check_shape(self, shape, profile)
+        self._shape = self._scratch = None
         with self._log.listen() as heard:
             if context.active_optimization_profile != profile and (
                 not context.set_optimization_profile_async(profile, stream)
@@ -104,7 +99,7 @@ class TensorRTSession:
             if not context.set_input_shape(self.input.name, shape):
                 raise heard.explain(ExecutionError, f"TensorRT refused the shape {list(shape)}")
             update = getattr(context, "update_device_memory_size_for_shapes", None)
-            most = scratch_of_engine(self._engine)
+            most = _scratch_of_engine(self._engine)
             needed = most if update is None else int(update())
         # 0 is what TensorRT answers where it fails.
         if needed < 0 or heard.errors or (needed == 0 and most > 0):
@@ -112,18 +107,17 @@ class TensorRTSession:
                 ExecutionError, f"TensorRT does not say how much scratch {list(shape)} takes"
             )
         self._needed_bytes = needed
-        self._selected = (profile, shape)
+        self._profile, self._shape = profile, shape
         return needed
 
     def output_shape(self) -> tuple[int, ...]:
         """The output's shape for the selected input. EngineError where TensorRT cannot tell."""
         context = self._live()
-        if self._selected is None:
-            raise EngineError("no shape selected: call select() first")
+        asked = selected(self._shape)
         shape = tuple(context.get_tensor_shape(self.output.name))
         if not shape or min(shape) <= 0:
             raise EngineError(
-                f"{self.output.name} has shape {list(shape)} for input {list(self._selected[1])}: "
+                f"{self.output.name} has shape {list(shape)} for input {list(asked)}: "
                 "expected positive sides"
             )
         return shape
@@ -137,8 +131,7 @@ class TensorRTSession:
             DeviceMemoryError.
         """
         context = self._live()
-        if self._selected is None:
-            raise EngineError("no shape selected: call select() first")
+        shape = selected(self._shape)
         if scratch_bytes < self._needed_bytes or scratch_ptr % ALIGNMENT_BYTES:
             raise EngineError(
                 f"scratch of {scratch_bytes} bytes at {scratch_ptr:#x}: expected "
@@ -164,17 +157,40 @@ class TensorRTSession:
         if not done or heard.errors:
             self._scratch = None
             raise heard.explain(
-                ExecutionError, f"the engine failed on {self.input.name} {list(self._selected[1])}"
+                ExecutionError, f"the engine failed on {self.input.name} {list(shape)}"
             )
+
+    def inspect(self) -> dict[str, object]:
+        """Tensors, profiles, memory and layers."""
+        plan = self._engine
+        text = plan.create_engine_inspector().get_engine_information(
+            self._trt.LayerInformationFormat.JSON
+        )
+        # 8.6 leaves control characters in it.
+        layers = json.loads(text, strict=False).get("Layers", []) if text else []
+        return {
+            **describe(self),
+            "scratch_bytes": _scratch_of_engine(plan),
+            "profile_scratch_bytes": _scratch_of_profiles(plan, len(self.ranges)),
+            "layers": layers,
+        }
 
     def close(self) -> None:
         """Frees context, engine and their device memory, in that order."""
         self._context = None
         self._engine = None
         self._runtime = None
-        self._selected = None
+        self._shape = None
 
     def _live(self) -> Any:
         if self._context is None:
             raise EngineError("the engine is closed")
         return cast("Any", self._context)
+
+
+def _scratch_of_profiles(plan: Any, count: int) -> list[int] | None:
+    for name in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
+        ask = getattr(plan, name, None)
+        if ask is not None:
+            return [int(ask(index)) for index in range(count)]
+    return None  # 8.6 knows only the largest

@@ -7,26 +7,35 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, ServiceRow, Tie, Timing, plain
+from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, ServiceRow, Tie, Timing
 from qvae_trt.errors import BenchError, UsageError
+from qvae_trt.json_rows import write
+from qvae_trt.profiles import Part, Resolution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qvae_trt.profiles import Part, Resolution
-
 #: A tie further off than this says that the machine was not in the same state in both runs.
 TIE_TOLERANCE = 0.05
+#: What runs must have in common to share a table.
+_SUBJECT = ("model", "weights_sha256", "precision")
 
 
 def same_machine(left: Run, right: Run) -> bool:
     """Same device and driver; a CPU is told by its name and the cores it gives."""
-    return _identity(left) == _identity(right)
+    return _machine(left) == _machine(right)
 
 
-def _identity(run: Run) -> tuple[object, ...]:
+def _machine(run: Run) -> tuple[object, ...]:
     names = ("gpu", "driver", "gpu_memory_mib") if run.device == "cuda" else ("cpu", "cpu_count")
     return (run.device, *(run.machine.get(name) for name in names))
+
+
+def _key(row: Cell | ServiceRow) -> tuple[object, ...]:
+    """Equal for two measurements of the same thing."""
+    if isinstance(row, Cell):
+        return (row.part, row.resolution, row.path)
+    return (row.kind, row.path, row.resolution, row.processor, row.previous)
 
 
 def merge(results: Sequence[BenchResult]) -> BenchResult:
@@ -42,44 +51,40 @@ def merge(results: Sequence[BenchResult]) -> BenchResult:
     if not results:
         raise BenchError("nothing to merge: expected at least one latency.json")
     first = results[0].runs[0]
-    for result in results:
-        for run in result.runs:
-            if not same_machine(first, run):
-                raise BenchError(
-                    f"two machines cannot share a table: {_name(first)} and {_name(run)}",
-                    fix="qvae report A.json B.json compares them side by side",
-                )
-            for what in ("model", "weights_sha256", "precision"):
-                one, other = getattr(first, what), getattr(run, what)
-                if one != other:
-                    raise BenchError(
-                        f"runs of different {what} cannot share a table: {one} and {other}",
-                        fix="qvae report A.json B.json compares them side by side",
-                    )
+    beside = "qvae report A.json B.json compares them side by side"
+    for run in (run for result in results for run in result.runs):
+        if not same_machine(first, run):
+            names = f"{_name(first)} and {_name(run)}"
+            raise BenchError(f"two machines cannot share a table: {names}", fix=beside)
+        for what in _SUBJECT:
+            expected, found = getattr(first, what), getattr(run, what)
+            if expected != found:
+                words = f"runs of different {what} cannot share a table: {expected} and {found}"
+                raise BenchError(words, fix=beside)
     runs: list[Run] = []
-    cells: dict[tuple[Part, Resolution, str], Cell] = {}
-    ties: list[Tie] = []
-    parts: dict[str, list[Any]] = {"floors": [], "service": []}
+    cells: dict[tuple[object, ...], Cell] = {}
+    parts: dict[str, list[Any]] = {"floors": [], "service": [], "ties": []}
     for result in results:
         offset = len(runs)
         runs += result.runs
-        ties += [replace(tie, run=tie.run + offset) for tie in result.ties]
         for name, rows in parts.items():
             rows += [replace(row, run=row.run + offset) for row in getattr(result, name)]
         for cell in result.cells:
             moved = replace(cell, run=cell.run + offset)
-            key = (cell.part, cell.resolution, cell.path)
-            kept = cells.get(key)
-            if kept is None or (kept.timing is None and moved.timing is not None):
-                cells[key] = moved
-            elif cell.path == REFERENCE and kept.timing is not None and moved.timing is not None:
-                ties.append(
+            kept = cells.setdefault(_key(cell), moved)
+            if moved.timing is None or kept is moved:
+                continue
+            if kept.timing is None:
+                cells[_key(cell)] = moved
+            elif cell.path == REFERENCE:
+                median_ms = moved.timing.median_ms
+                parts["ties"].append(
                     Tie(
                         part=cell.part,
                         resolution=cell.resolution,
                         run=moved.run,
-                        median_ms=moved.timing.median_ms,
-                        ratio=moved.timing.median_ms / kept.timing.median_ms,
+                        median_ms=median_ms,
+                        ratio=median_ms / kept.timing.median_ms,
                     )
                 )
     return BenchResult(
@@ -87,18 +92,17 @@ def merge(results: Sequence[BenchResult]) -> BenchResult:
         cells=tuple(cells.values()),
         floors=tuple(parts["floors"]),
         service=_distinct_service(parts["service"]),
-        ties=tuple(ties),
+        ties=tuple(parts["ties"]),
     )
 
 
 def _distinct_service(rows: Sequence[ServiceRow]) -> tuple[ServiceRow, ...]:
     kept: dict[tuple[object, ...], ServiceRow] = {}
     for row in rows:
-        key = (row.kind, row.path, row.resolution, row.processor, row.previous)
         # A row without a measurement has no processor: it goes once its path was measured in
         # another run.
-        if key not in kept or (kept[key].timing is None and row.timing is not None):
-            kept[key] = row
+        if kept.setdefault(_key(row), row).timing is None and row.timing is not None:
+            kept[_key(row)] = row
     measured = {(row.kind, row.path, row.resolution) for row in rows if row.timing is not None}
     return tuple(
         row
@@ -133,20 +137,10 @@ def group(results: Sequence[BenchResult]) -> list[list[int]]:
 
 def _completes(left: BenchResult, right: BenchResult) -> bool:
     one, other = left.runs[0], right.runs[0]
-    if not same_machine(one, other):
-        return False
-    if (one.model, one.weights_sha256, one.precision) != (
-        other.model,
-        other.weights_sha256,
-        other.precision,
-    ):
+    if not same_machine(one, other) or any(getattr(one, n) != getattr(other, n) for n in _SUBJECT):
         return False
     found = [
-        {
-            (cell.part, cell.resolution, cell.path)
-            for cell in result.cells
-            if cell.timing is not None and cell.path != REFERENCE
-        }
+        {_key(cell) for cell in result.cells if cell.timing and cell.path != REFERENCE}
         for result in (left, right)
     ]
     return not found[0] & found[1] and all(found)
@@ -167,7 +161,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Changes:
     """A new result against an old one, and what got worse past the margin."""
 
     margin: float
@@ -197,7 +191,7 @@ class Comparison:
             f"{first.what} {first.resolution} {first.path}: {first.reason}"
         )
 
-    def verdict(self, change: Change) -> Literal["worse", "better", ""]:
+    def direction(self, change: Change) -> Literal["worse", "better", ""]:
         """Which way a change leaves the margin."""
         if change.regressed:
             return "worse"
@@ -205,7 +199,7 @@ class Comparison:
         return "better" if faster else ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, **plain(self)}
+        return {"ok": self.ok, **write(self)}
 
 
 def check_comparable(
@@ -242,7 +236,7 @@ def _check_margin(margin: float) -> None:
         raise UsageError(f"the margin is {margin}, expected 0 to 10 (0.05 is 5 %)")
 
 
-def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Comparison:
+def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Changes:
     """Hold every latency of `new` against `old`.
 
     A median regresses when it is more than `margin` (0.05: 5 %) above the old one. A cell that was
@@ -253,83 +247,58 @@ def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Compari
         BenchError: the two have no measurement in common.
     """
     _check_margin(margin)
-    changes = []
-    seen = {(cell.part, cell.resolution, cell.path): cell for cell in new.cells}
-    for cell in old.cells:
-        after = seen.get((cell.part, cell.resolution, cell.path))
-        if cell.timing is not None and after is not None:
-            changes.append(
-                _change(
-                    cell.part,
-                    cell.resolution,
-                    cell.path,
-                    cell.timing,
-                    after.timing,
-                    after.notes,
-                    margin,
-                )
-            )
-    served = {
-        (row.kind, row.path, row.resolution, row.processor, row.previous): row
-        for row in new.service
-    }
-    for row in old.service:
-        later = served.get((row.kind, row.path, row.resolution, row.processor, row.previous))
-        # First use is one sample of disk and driver: too coarse for a margin.
-        if row.timing is not None and later is not None and row.kind != "first_use":
-            what = row.kind if row.processor is None else f"{row.kind} ({row.processor})"
-            changes.append(
-                _change(
-                    what, row.resolution, row.path, row.timing, later.timing, later.notes, margin
-                )
-            )
+    measured: list[Cell | ServiceRow] = [*new.cells, *new.service]
+    later = {_key(row): row for row in measured}
+    # First use is one sample of disk and driver: too coarse for a margin.
+    rows: list[Cell | ServiceRow] = [*old.cells]
+    rows += [row for row in old.service if row.kind != "first_use"]
+    changes = tuple(
+        _change(row, row.timing, later[_key(row)], margin)
+        for row in rows
+        if row.timing is not None and _key(row) in later
+    )
     if not changes:
         raise BenchError(
             "the two results have no measurement in common",
             fix="run qvae bench with the --resolution and --baseline of the old one",
         )
-    return Comparison(margin=margin, changes=tuple(changes), notes=_differences(old, new))
+    return Changes(margin=margin, changes=changes, notes=_differences(old, new))
 
 
 def _change(
-    what: str,
-    resolution: Resolution,
-    path: str,
-    old: Timing,
-    new: Timing | None,
-    notes: Sequence[str],
-    margin: float,
+    row: Cell | ServiceRow, before: Timing, after: Cell | ServiceRow, margin: float
 ) -> Change:
-    if new is None:
-        ratio, regressed = None, True
-        reason = "no longer measured" + (f": {notes[0]}" if notes else "")
+    what = row.part if isinstance(row, Cell) else row.kind
+    if isinstance(row, ServiceRow) and row.processor is not None:
+        what = f"{what} ({row.processor})"
+    if after.timing is None:
+        ratio = None
+        reason = "no longer measured" + (f": {after.notes[0]}" if after.notes else "")
     else:
-        ratio = new.median_ms / old.median_ms
-        regressed = ratio > 1 + margin
+        ratio = after.timing.median_ms / before.median_ms
         reason = f"{(ratio - 1) * 100:+.1f} %"
     return Change(
         what=what,
-        resolution=resolution,
-        path=path,
-        old_ms=old.median_ms,
-        new_ms=None if new is None else new.median_ms,
+        resolution=row.resolution,
+        path=row.path,
+        old_ms=before.median_ms,
+        new_ms=None if after.timing is None else after.timing.median_ms,
         ratio=ratio,
-        regressed=regressed,
+        regressed=ratio is None or ratio > 1 + margin,
         reason=reason,
     )
 
 
-def _differences(old: BenchResult, new: BenchResult) -> tuple[str, ...]:
+def _differences(earlier: BenchResult, later: BenchResult) -> tuple[str, ...]:
     notes = []
-    before, after = old.runs[0], new.runs[0]
+    before, after = earlier.runs[0], later.runs[0]
     if not same_machine(before, after):
         notes.append(f"different machines: {_name(before)}, then {_name(after)}")
-    for what in ("model", "precision"):
-        one, other = getattr(before, what), getattr(after, what)
-        if one != other:
-            notes.append(f"different {what}: {one}, then {other}")
-    for name in sorted({*before.versions, *after.versions}):
-        one, other = before.versions.get(name), after.versions.get(name)
-        if one != other:
-            notes.append(f"{name}: {one or 'absent'}, then {other or 'absent'}")
+    named = ("model", "precision")
+    pairs = [(f"different {name}", getattr(before, name), getattr(after, name)) for name in named]
+    pairs += [
+        (name, before.versions.get(name, "absent"), after.versions.get(name, "absent"))
+        for name in sorted({*before.versions, *after.versions})
+    ]
+    notes += [f"{what}: {old}, then {new}" for what, old, new in pairs if old != new]
     return tuple(notes)

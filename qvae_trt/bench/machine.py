@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import qvae_trt
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from qvae_trt.bench.results import Fact
@@ -121,7 +121,7 @@ def version_facts(device: str) -> dict[str, str]:
     import torch
 
     versions = {
-        "qvae": qvae_trt.__version__,
+        "qvae": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
     }

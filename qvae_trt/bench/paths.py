@@ -8,25 +8,19 @@ import copy
 import importlib.util
 import os
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from qvae_trt.backends import DTYPES
 from qvae_trt.bench.results import ENGINES, Fact
-from qvae_trt.errors import BenchError, EngineError, QvaeError
-from qvae_trt.profiles import (
-    Mode,
-    Part,
-    Precision,
-    Resolution,
-    build_command,
-    choose,
-    engine_path,
-)
-from qvae_trt.store import EngineFile
+from qvae_trt.commands import build_command
+from qvae_trt.errors import BenchError, EngineError
+from qvae_trt.opening import Purpose
+from qvae_trt.profiles import nearest
+from qvae_trt.store import EngineFile, engine_file
+from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,31 +29,10 @@ if TYPE_CHECKING:
 
     from qvae_trt.backends import Backend
     from qvae_trt.model import Model
+    from qvae_trt.profiles import Mode, Part, Precision, Resolution
 
-#: What may empty a cell: an expected failure, a device out of memory, a compiler or a library that
-#: is missing. Anything else is a bug and ends the bench.
-EXPECTED: Final[tuple[type[BaseException], ...]] = (
-    QvaeError,
-    RuntimeError,
-    subprocess.SubprocessError,
-    MemoryError,
-    ImportError,
-    OSError,
-)
 #: Where `qvae build` puts engines unless told otherwise.
 _DEFAULT_ENGINE_DIR: Final = Path("engines")
-
-
-def explain(error: BaseException) -> str:
-    """One line for a cell's note."""
-    if isinstance(error, QvaeError):
-        text = error.what if error.fix is None else f"{error.what}; {error.fix}"
-    elif type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
-        text = f"out of memory: {str(error).partition('. ')[0] or 'allocation refused'}"
-    else:
-        text = f"{type(error).__name__}: {error}"
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else line[:299] + "…"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,11 +73,9 @@ class Workbench:
         self.dtype = cast("torch.dtype", getattr(torch, DTYPES[precision]))
         self.engine_dir = engine_dir
         self.backend = backend
-        self._vae: Any = None
-        self._folded: Any = None
-        self._fused: Any = None
         self._scratch: Any = None
-        self._backend: Any = None
+        #: The backend, once an engine was asked for; else None.
+        self.opened: Any = None
 
     def prepare(self, name: str, part: Part, resolution: Resolution) -> Prepared:
         """Make a path ready. Raises one of EXPECTED where it cannot be measured here; the message
@@ -116,7 +87,7 @@ class Workbench:
             return self._shipped(part)
         if name == "fused":
             return self._fuse(part)
-        folded = self._fold()
+        folded = self._folded
         call = folded.encode if part == "encoder" else folded.decode
         if name == "compiled":
             call = self._compile(call)
@@ -173,30 +144,50 @@ class Workbench:
         del output
         return prepared.weights_bytes + int(peak)
 
-    @property
-    def opened(self) -> Any:
-        """The backend, once an engine was asked for; else None."""
-        return self._backend
-
     def versions(self) -> dict[str, str]:
         """The backend's own version, known once an engine was asked for."""
-        return {} if self._backend is None else {self._backend.name: self._backend.version()}
+        return {} if self.opened is None else {self.opened.name: self.opened.version()}
 
     def close(self) -> None:
-        self._vae = self._folded = self._fused = None
+        for name in ("_vae", "_folded", "_fused"):
+            self.__dict__.pop(name, None)
         if self._scratch is not None:
             self._scratch.release()
             self._scratch = None
         self.empty_caches()
 
-    def _shipped(self, part: Part) -> Prepared:
-        if self._vae is None:
-            import torch
+    @property
+    def _place(self) -> torch.device:
+        import torch
 
-            # Module's own `to`: that of diffusers warns of modules kept in float32, though none is.
-            self._vae = torch.nn.Module.to(
-                copy.deepcopy(self.model.vae), device=self.device, dtype=self.dtype
-            )
+        index = f":{torch.cuda.current_device()}" if self.device == "cuda" else ""
+        return torch.device(f"{self.device}{index}")
+
+    @cached_property
+    def _vae(self) -> Any:
+        import torch
+
+        # Module's own `to`: that of diffusers warns of modules kept in float32, though none is.
+        vae = copy.deepcopy(self.model.vae)
+        return torch.nn.Module.to(vae, device=self.device, dtype=self.dtype)
+
+    @cached_property
+    def _folded(self) -> Any:
+        import torch
+
+        from qvae_trt.folding import fold
+
+        folded: Any = fold(self.model.vae)
+        folded = folded.to(device=self.device, dtype=self.dtype)
+        return folded.to(memory_format=torch.channels_last)
+
+    @cached_property
+    def _fused(self) -> Any:
+        from qvae_trt import fused
+
+        return fused.load(self.model.vae, self._place)
+
+    def _shipped(self, part: Part) -> Prepared:
         vae = self._vae
         if part == "encoder":
             inner, outer = vae.encoder, vae.quant_conv
@@ -213,34 +204,13 @@ class Workbench:
         return Prepared(name="pytorch", dtype=self.dtype, call=call, weights_bytes=weights)
 
     def _fuse(self, part: Part) -> Prepared:
-        if self._fused is None:
-            import torch
-
-            from qvae_trt import fused
-
-            place = torch.device(self.device)
-            if place.type == "cuda":
-                place = torch.device("cuda", torch.cuda.current_device())
-            self._fused = fused.load(self.model.vae, place)
-        half = self._fused.encoder if part == "encoder" else self._fused.decoder
+        encodes = part == "encoder"
         return Prepared(
             name="fused",
             dtype=self._fused.dtype,
-            call=self._fused.encode if part == "encoder" else self._fused.decode,
-            weights_bytes=_parameter_bytes(half),
+            call=self._fused.encode if encodes else self._fused.decode,
+            weights_bytes=_parameter_bytes(self._fused.encoder if encodes else self._fused.decoder),
         )
-
-    def _fold(self) -> Any:
-        if self._folded is None:
-            import torch
-
-            from qvae_trt.folding import fold
-
-            folded = fold(self.model.vae)
-            self._folded = cast("Any", folded.to(device=self.device, dtype=self.dtype)).to(
-                memory_format=torch.channels_last
-            )
-        return self._folded
 
     def _compile(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         import torch
@@ -277,16 +247,13 @@ class Workbench:
         path = file.path
         before = _free_bytes(self.device)
         begin = time.perf_counter()
-        # What the run-time refuses is not timed.
         engine: Any = Engine.open(
-            path,
+            file,
+            Purpose.BENCH,
             scratch=self._shared_scratch(),
-            device=self._engine_device(),
-            expected=file.expected(
-                backend.identity(),
-                weights_sha256=self.model.weights_sha256,
-                vae=self.model.kind.name,
-            ),
+            device=self._place,
+            weights_sha256=self.model.weights_sha256,
+            vae=self.model.kind.name,
             backend=backend,
         )
         load_ms = (time.perf_counter() - begin) * 1000.0
@@ -321,24 +288,17 @@ class Workbench:
     def _usable_backend(self) -> Backend:
         from qvae_trt import backends
 
-        if self._backend is None:
-            self._backend = backends.get(self.backend)
-        self._backend.can_run().require()
-        return self._backend
-
-    def _engine_device(self) -> torch.device:
-        import torch
-
-        if self.device == "cuda":
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device(self.device)
+        if self.opened is None:
+            self.opened = backends.get(self.backend)
+        self.opened.can_run().require()
+        return cast("Backend", self.opened)
 
     def _engine_file(
         self, engine_dir: Path, backend: Backend, mode: Mode, part: Part, resolution: Resolution
     ) -> EngineFile:
-        path = engine_path(engine_dir, part, mode, backend.suffix, resolution)
-        if not path.exists():
-            sizes = (resolution,) if mode == "static" else ()
+        sizes = (resolution,) if mode == "static" else ()
+        file = engine_file(engine_dir, part, mode, backend.suffix, *sizes)
+        if not file.is_there:
             command = build_command(
                 mode,
                 *sizes,
@@ -346,28 +306,27 @@ class Workbench:
                 backend=backend.name,
                 engine_dir=None if engine_dir == _DEFAULT_ENGINE_DIR else engine_dir,
             )
-            raise EngineError(f"no engine {path.relative_to(engine_dir)}", fix=command)
-        return EngineFile(path, part, mode, resolution if mode == "static" else None)
+            raise EngineError(f"no engine {file.path.relative_to(engine_dir)}", fix=command)
+        return file
 
     def _shared_scratch(self) -> Any:
         if self._scratch is None and self.device == "cuda":
             from qvae_trt.runtime.scratch import shared_scratch
 
-            self._scratch = shared_scratch(self._engine_device())
+            self._scratch = shared_scratch(self._place)
         return self._scratch
 
 
 def _pick_profile(
     engine: Any, mode: Mode, resolution: Resolution, path: Path
 ) -> tuple[int, dict[str, Fact]]:
-    """The profile that `choose` takes for this size, and its name for the result."""
+    """The profile that serves this size, and its name for the result."""
     if mode == "static" or engine.sidecar is None:
         return 0, {}
     profiles = engine.sidecar.key.profiles
-    choice = choose(resolution, static={}, profiles=profiles, profiles_path=path)
-    if choice.profile_index is None:
+    index = nearest(resolution, profiles)
+    if index is None:
         raise EngineError(f"no profile of {path.name} holds {resolution}")
-    index = choice.profile_index
     return index, {"profile_index": index, "profile": str(profiles[index])}
 
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from qvae_trt import store
 from qvae_trt.errors import BenchError
-from qvae_trt.json_file import Plain, Table, parse_object, read_bytes
+from qvae_trt.files.json_file import Plain, Table, parse_object
+from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.writing import write_text
+from qvae_trt.json_rows import Count, Positive, read, write
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
@@ -38,17 +40,24 @@ REFERENCE: Final = "pytorch"
 Fact = Plain
 
 
+def _matmul(table: Table, name: str) -> Mapping[str, Fact] | None:
+    facts = table.table_or_none(name)
+    if facts is not None:
+        facts.positive("tflops")
+    return None if facts is None else facts.plain()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Latency in milliseconds. On a GPU the percentiles are between two CUDA events; `wall_ms` is
     the median on the host.
     """
 
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    min_ms: float
-    runs: int
+    median_ms: Positive
+    p10_ms: Positive
+    p90_ms: Positive
+    min_ms: Positive
+    runs: Count
     wall_ms: float | None = None
 
     @staticmethod
@@ -66,7 +75,11 @@ class Timing:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The quantile of ascending values, linear between neighbours (numpy's default)."""
+    """The quantile of ascending values, linear between neighbours (numpy's default).
+
+    >>> quantile([1.0, 2.0, 4.0], 0.75)
+    3.0
+    """
     place = share * (len(ordered) - 1)
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
@@ -148,7 +161,7 @@ class Run:
     precision: str
     machine: Mapping[str, Fact] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    matmul: Mapping[str, Fact] | None = None
+    matmul: Annotated[Mapping[str, Fact] | None, _matmul] = None
     settings: Mapping[str, Fact] = field(default_factory=dict)
     complete: bool = True
     notes: tuple[str, ...] = ()
@@ -251,71 +264,47 @@ class BenchResult:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, as `data/latency.schema.json` describes it."""
         cells = [
-            plain(cell) | {"speedup": self.speedup(cell), "floor_share": self.floor_share(cell)}
+            write(cell) | {"speedup": self.speedup(cell), "floor_share": self.floor_share(cell)}
             for cell in self.cells
         ]
         return {
             "schema": SCHEMA,
             "version": VERSION,
             "complete": self.complete,
-            **plain(self),
+            **write(self),
             "cells": cells,
         }
-
-
-def plain(value: Any) -> Any:
-    """What JSON takes of a row: fields by their names, sizes as `WxH`."""
-    if isinstance(value, Resolution):
-        return str(value)
-    if is_dataclass(value):
-        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, tuple):
-        return [plain(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
 
 
 def load(path: Path) -> BenchResult:
     """Read a `latency.json`. Raises BenchError if it is missing, no JSON, or no bench result."""
     if path.is_dir():
         path = path / "latency.json"
-    unread = partial(BenchError, fix=_MAKE_ONE)
-    raw = read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=unread)
-    fault = partial(_malformed, str(path))
-    return _read(parse_object(raw, most_bytes=MAX_FILE_BYTES, fault=fault), str(path))
-
-
-def _malformed(where: str, why: str) -> BenchError:
-    return BenchError(f"{where}: malformed bench result: {why}")
-
-
-def _read(root: Table, where: str) -> BenchResult:
+    root = parse_object(
+        read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=partial(BenchError, fix=_MAKE_ONE)),
+        most_bytes=MAX_FILE_BYTES,
+        fault=lambda why: BenchError(f"{path}: malformed bench result: {why}"),
+    )
     found = root.data.get("schema")
     if found != SCHEMA:
         raise BenchError(
-            f"{where}: this is no bench result: schema is {found!a:.100}, expected {SCHEMA!r}",
+            f"{path}: this is no bench result: schema is {found!a:.100}, expected {SCHEMA!r}",
             fix=_MAKE_ONE,
         )
     version = root.integer("version")
     if version != VERSION:
         raise BenchError(
-            f"{where}: schema version {version}, this qvae reads version {VERSION}",
+            f"{path}: schema version {version}, this qvae reads version {VERSION}",
             fix="pip install --upgrade qvae-trt" if version > VERSION else "run qvae bench again",
         )
     # What is not read here is left alone: a later qvae may add to this format.
-    runs = tuple(_read_run(item) for item in root.tables("runs"))
-    if not runs:
+    result = read(BenchResult, root)
+    if not result.runs:
         root.refuse("runs", "expected at least one run, found none")
-    result = BenchResult(
-        runs=runs,
-        cells=tuple(_read_cell(item) for item in root.tables("cells")),
-        floors=tuple(_read_floor(item) for item in root.tables("floors")),
-        service=tuple(_read_service(item) for item in root.tables("service")),
-        ties=tuple(_read_tie(item) for item in root.tables("ties")),
-    )
     for name in ("cells", "floors", "service", "ties"):
         for row in getattr(result, name):
-            if row.run >= len(runs):
-                root.refuse(name, f"a row names run {row.run}, there are {len(runs)}")
+            if row.run >= len(result.runs):
+                root.refuse(name, f"a row names run {row.run}, there are {len(result.runs)}")
     seen: set[tuple[Part, Resolution, str]] = set()
     for cell in result.cells:
         key = (cell.part, cell.resolution, cell.path)
@@ -325,96 +314,10 @@ def _read(root: Table, where: str) -> BenchResult:
     return result
 
 
-def _read_run(table: Table) -> Run:
-    matmul = table.table_or_none("matmul")
-    if matmul is not None:
-        matmul.positive("tflops")
-    return Run(
-        created=table.text("created"),
-        command=table.text("command"),
-        device=table.text("device"),
-        model=table.text("model"),
-        weights_sha256=table.text("weights_sha256"),
-        precision=table.text("precision"),
-        machine=table.table("machine").plain(),
-        versions=table.table("versions").texts(),
-        matmul=None if matmul is None else matmul.plain(),
-        settings=table.table("settings").plain(),
-        complete=table.flag("complete"),
-        notes=table.lines("notes"),
-    )
-
-
-def _read_cell(table: Table) -> Cell:
-    return Cell(
-        part=table.choice("part", PARTS),
-        resolution=table.resolution("resolution"),
-        path=table.text("path"),
-        run=table.integer("run"),
-        timing=_read_timing_or_none(table),
-        peak_bytes=table.integer_or_none("peak_bytes"),
-        weights_bytes=table.integer_or_none("weights_bytes"),
-        detail=table.table("detail").plain(),
-        notes=table.lines("notes"),
-    )
-
-
-def _read_floor(table: Table) -> Floor:
-    return Floor(
-        part=table.choice("part", PARTS),
-        resolution=table.resolution("resolution"),
-        flops=table.integer("flops"),
-        floor_ms=table.number("floor_ms"),
-        run=table.integer("run"),
-    )
-
-
-def _read_service(table: Table) -> ServiceRow:
-    steps = table.table("steps")
-    return ServiceRow(
-        kind=table.text("kind"),
-        path=table.text("path"),
-        resolution=table.resolution("resolution"),
-        run=table.integer("run"),
-        processor=table.text_or_none("processor"),
-        previous=None if table.value("previous") is None else table.resolution("previous"),
-        timing=_read_timing_or_none(table),
-        steps={name: steps.number(name) for name in steps.data},
-        notes=table.lines("notes"),
-    )
-
-
-def _read_tie(table: Table) -> Tie:
-    return Tie(
-        part=table.choice("part", PARTS),
-        resolution=table.resolution("resolution"),
-        run=table.integer("run"),
-        median_ms=table.number("median_ms"),
-        ratio=table.number("ratio"),
-    )
-
-
-def _read_timing_or_none(table: Table) -> Timing | None:
-    timing = table.table_or_none("timing")
-    return None if timing is None else read_timing(timing)
-
-
-def read_timing(table: Table) -> Timing:
-    """What `asdict` makes of a `Timing`."""
-    return Timing(
-        median_ms=table.positive("median_ms"),
-        p10_ms=table.positive("p10_ms"),
-        p90_ms=table.positive("p90_ms"),
-        min_ms=table.positive("min_ms"),
-        runs=table.integer("runs", least=1),
-        wall_ms=table.number_or_none("wall_ms"),
-    )
-
-
 def save(result: BenchResult, path: Path) -> None:
     """Write `latency.json`, whole or not at all. Raises StoreError."""
     text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    store.write_text(path, text + "\n")
+    write_text(path, text + "\n")
 
 
 def with_run(result: BenchResult, **changes: Any) -> BenchResult:

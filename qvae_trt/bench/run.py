@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qvae_trt.backends import DTYPES
 from qvae_trt.bench.floor import count_flops, matmul_rate, on_meta
 from qvae_trt.bench.machine import gpu_id, machine_facts, nvidia_smi, version_facts
-from qvae_trt.bench.paths import EXPECTED, Prepared, Workbench, explain
+from qvae_trt.bench.paths import Prepared, Workbench
 from qvae_trt.bench.results import (
     BASELINES,
     BASELINES_ON_CPU,
@@ -27,11 +26,12 @@ from qvae_trt.bench.results import (
     save,
     with_run,
 )
-from qvae_trt.bench.service import serve, switch
-from qvae_trt.bench.timing import Limits, clock_for, measure
+from qvae_trt.bench.service import measure_service, switch
+from qvae_trt.bench.timing import EXPECTED, Limits, clock_for, explain, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.store import measured
+from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,37 +42,15 @@ if TYPE_CHECKING:
     from qvae_trt.model import Model
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Progress: what is measured now, and how many of the sizes and parts are done."""
-
-    text: str
-    done: int
-    total: int
+#: Told before each size and part, and at the end: in words, how many are done, and of how many.
+OnStep = Callable[[str, int, int], object]
 
 
-OnStep = Callable[[Step], None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings:
+    """What to measure.
 
-
-def bench(
-    resolutions: Sequence[Resolution],
-    *,
-    model: str,
-    engine_dir: Path | None = None,
-    baselines: Sequence[str] | None = None,
-    backend: str = "auto",
-    parts: Sequence[Part] = PARTS,
-    service: bool = False,
-    device: str | None = None,
-    limits: Limits | None = None,
-    out: Path | None = None,
-    command: str = "",
-    on_event: OnStep | None = None,
-) -> BenchResult:
-    """Measure every path that can run here, at each size; what cannot run is an empty cell with its
-    reason.
-
-    Args:
+    Attributes:
         resolutions: sizes of the pictures, in the order of the table.
         model: what `--model` takes.
         engine_dir: where the engines are; None leaves the engine columns out.
@@ -83,11 +61,31 @@ def bench(
         service: measure latents → PIL, first use and switching of sizes too.
         device: "cuda" or "cpu"; None takes the GPU if there is one. PyTorch runs in bf16 on a GPU
             and in fp32 on a CPU, engines in their own precision.
-        limits: how long to measure; None is right for tables.
+        limits: how long to measure; the default is right for tables.
+        command: what the user typed, for the record.
+    """
+
+    resolutions: Sequence[Resolution]
+    model: str
+    engine_dir: Path | None = None
+    baselines: Sequence[str] | None = None
+    backend: str = "auto"
+    parts: Sequence[Part] = PARTS
+    service: bool = False
+    device: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    command: str = ""
+
+
+def bench(
+    settings: BenchSettings, *, out: Path | None = None, on_step: OnStep | None = None
+) -> BenchResult:
+    """Measure every path that can run here, at each size; what cannot run is an empty cell with its
+    reason.
+
+    Args:
         out: a folder; `latency.json` there is brought up to date after each size, so that a bench
             that is killed leaves what it had measured, with `complete` false.
-        command: what the user typed, for the record.
-        on_event: called before each size, and once more at the end.
 
     Raises:
         UsageError: an unknown path, part or device, no size, a size twice.
@@ -99,49 +97,52 @@ def bench(
 
     from qvae_trt.model import load_model
 
-    _check(resolutions, baselines or BASELINES, parts, device)
-    device = _device(device)
-    asked = baselines
-    if baselines is None:
-        baselines = BASELINES if device == "cuda" else BASELINES_ON_CPU
-    paths = [
-        path for path in PATHS if path in baselines or (path in ENGINES and engine_dir is not None)
-    ]
-    if not paths:
-        raise UsageError(
-            "nothing to measure: no baseline and no engine folder",
-            fix=f"--baseline {REFERENCE}, or --engine-dir DIR",
-        )
-    limits = limits or Limits()
+    _check(settings)
+    device = _device(settings.device)
+    resolutions, parts, limits = settings.resolutions, settings.parts, settings.limits
+    paths = _paths(settings, device)
     precision: Precision = "bf16" if device == "cuda" else "fp32"
-    loaded = load_model(model)
+    loaded = load_model(settings.model)
     work = Workbench(
-        loaded, device=device, precision=precision, engine_dir=engine_dir, backend=backend
+        loaded,
+        device=device,
+        precision=precision,
+        engine_dir=settings.engine_dir,
+        backend=settings.backend,
     )
     # Before the machine is described: after the product the clocks are those of a GPU at work.
     matmul = matmul_rate(device, getattr(torch, DTYPES[precision]))
-    run = _describe_run(
-        loaded,
-        matmul=matmul,
+    run = Run(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=settings.command,
         device=device,
+        model=loaded.source,
+        weights_sha256=loaded.weights_sha256,
         precision=precision,
-        backend=backend,
-        limits=limits,
-        command=command,
-        notes=_notes(device, engine_dir, asked),
+        machine=machine_facts(device),
+        versions=version_facts(device),
+        matmul=matmul,
+        settings={
+            "backend": settings.backend,
+            "batch": 1,
+            **asdict(limits),
+            "dtype": DTYPES[precision],
+            "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
+        },
+        complete=False,
+        notes=_notes(device, settings),
     )
     result = BenchResult(runs=(run,))
-    target = None if out is None else out / "latency.json"
-    total = len(parts) * len(resolutions) + (len(resolutions) if service else 0)
+    total = len(parts) * len(resolutions) + (len(resolutions) if settings.service else 0)
     done = 0
 
     def step(text: str) -> None:
-        if on_event is not None:
-            on_event(Step(text, done, total))
+        if on_step is not None:
+            on_step(text, done, total)
 
     def keep() -> None:
-        if target is not None:
-            save(result, target)
+        if out is not None:
+            save(result, out / "latency.json")
 
     keep()
     try:
@@ -157,9 +158,9 @@ def bench(
                     )
                     done += 1
                     keep()
-            for index, resolution in enumerate(resolutions if service else ()):
+            for index, resolution in enumerate(resolutions if settings.service else ()):
                 step(f"service {resolution}")
-                rows = serve(work, paths, resolution, limits=limits)
+                rows = measure_service(work, paths, resolution, limits=limits)
                 if len(resolutions) > 1:
                     rows += [
                         switch(work, path, resolutions[index - 1], resolution, limits=limits)
@@ -177,7 +178,7 @@ def bench(
         versions={**run.versions, **work.versions()},
     )
     keep()
-    _remember(result, work, engine_dir)
+    _remember(result, work, settings.engine_dir)
     step("done")
     return result
 
@@ -200,45 +201,6 @@ def _remember(result: BenchResult, work: Workbench, engine_dir: Path | None) -> 
         measured.remember(engine_dir / measured.FILE_NAME, machine_here(work.opened), medians)
 
 
-def _describe_run(
-    model: Model,
-    *,
-    matmul: dict[str, Fact],
-    device: str,
-    precision: Precision,
-    backend: str,
-    limits: Limits,
-    command: str,
-    notes: tuple[str, ...],
-) -> Run:
-    import torch
-
-    return Run(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command,
-        device=device,
-        model=model.source,
-        weights_sha256=model.weights_sha256,
-        precision=precision,
-        machine=machine_facts(device),
-        versions=version_facts(device),
-        matmul=matmul,
-        settings={
-            "backend": backend,
-            "batch": 1,
-            "budget_s": limits.budget_s,
-            "min_runs": limits.min_runs,
-            "max_runs": limits.max_runs,
-            "warm_up": limits.warm_up,
-            "inputs": limits.inputs,
-            "dtype": DTYPES[precision],
-            "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
-        },
-        complete=False,
-        notes=notes,
-    )
-
-
 def _end_clocks(device: str) -> dict[str, Fact]:
     if device != "cuda":
         return {}
@@ -246,29 +208,41 @@ def _end_clocks(device: str) -> dict[str, Fact]:
     return {f"{n}_end": ended[n] for n in ("clock_sm_mhz", "temperature_c") if n in ended}
 
 
-def _check(
-    resolutions: Sequence[Resolution],
-    baselines: Sequence[str],
-    parts: Sequence[str],
-    device: str | None,
-) -> None:
-    if not resolutions:
+def _check(settings: BenchSettings) -> None:
+    if not settings.resolutions:
         raise UsageError("no size to measure", fix="qvae bench --resolution 1024x1024")
-    for resolution in resolutions:
+    for resolution in settings.resolutions:
         resolution.check()
+    baselines = settings.baselines or ()
     for what, given, known in (
-        ("size", [str(resolution) for resolution in resolutions], None),
+        ("size", settings.resolutions, settings.resolutions),
         ("baseline", baselines, BASELINES),
-        ("part", parts, PARTS),
-        ("device", [device or "cpu"], ("cpu", "cuda")),
+        ("part", settings.parts, PARTS),
+        ("device", (settings.device or "cpu",), ("cpu", "cuda")),
     ):
         for name in given:
-            if known is not None and name not in known:
-                raise UsageError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
+            if name not in known:
+                raise UsageError(
+                    f"unknown {what} {name!r}: expected one of {', '.join(map(str, known))}"
+                )
             if list(given).count(name) > 1:
                 raise UsageError(f"{what} {name} is given more than once")
-    if not parts:
+    if not settings.parts:
         raise UsageError(f"no part to measure: expected one of {', '.join(PARTS)}")
+
+
+def _paths(settings: BenchSettings, device: str) -> list[str]:
+    baselines = settings.baselines
+    if baselines is None:
+        baselines = BASELINES if device == "cuda" else BASELINES_ON_CPU
+    engines = ENGINES if settings.engine_dir is not None else ()
+    paths = [path for path in PATHS if path in baselines or path in engines]
+    if not paths:
+        raise UsageError(
+            "nothing to measure: no baseline and no engine folder",
+            fix=f"--baseline {REFERENCE}, or --engine-dir DIR",
+        )
+    return paths
 
 
 def _device(asked: str | None) -> str:
@@ -283,7 +257,8 @@ def _device(asked: str | None) -> str:
     return asked or ("cuda" if found else "cpu")
 
 
-def _notes(device: str, engine_dir: Path | None, asked: Sequence[str] | None) -> tuple[str, ...]:
+def _notes(device: str, settings: BenchSettings) -> tuple[str, ...]:
+    asked = settings.baselines
     notes = []
     if device == "cpu":
         if asked is None:
@@ -295,7 +270,7 @@ def _notes(device: str, engine_dir: Path | None, asked: Sequence[str] | None) ->
         notes.append(
             "Memory is left empty on a CPU: a process shows no clean peak of one call there."
         )
-    if engine_dir is None:
+    if settings.engine_dir is None:
         notes.append("No engine folder was given: engines were not measured.")
     if asked is not None and REFERENCE not in asked:
         notes.append(f"{REFERENCE} was not measured, so there is no speed-up.")
@@ -303,11 +278,7 @@ def _notes(device: str, engine_dir: Path | None, asked: Sequence[str] | None) ->
 
 
 def _floor(
-    folded: FoldedVae,
-    model: Model,
-    part: Part,
-    resolution: Resolution,
-    matmul: dict[str, Fact],
+    folded: FoldedVae, model: Model, part: Part, resolution: Resolution, matmul: dict[str, Fact]
 ) -> Floor:
     flops = count_flops(folded, part, model.shape(part, resolution))
     tflops = float(matmul["tflops"] or 0.0)
@@ -344,11 +315,7 @@ def _measure(
             ready[path] = prepared
             cast_to[path] = values
         samples = measure(
-            {path: _turn(ready[path], cast_to[path]) for path in ready},
-            clock=clock,
-            limits=limits,
-            explain=explain,
-            expected=EXPECTED,
+            {path: _turn(ready[path], cast_to[path]) for path in ready}, clock=clock, limits=limits
         )
     finally:
         for prepared in ready.values():

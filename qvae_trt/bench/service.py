@@ -9,15 +9,15 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.bench.paths import EXPECTED, Prepared, Workbench, explain
 from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing
-from qvae_trt.bench.timing import HostClock, Limits, measure
+from qvae_trt.bench.timing import EXPECTED, HostClock, Limits, explain, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import torch
 
+    from qvae_trt.bench.paths import Prepared, Workbench
     from qvae_trt.profiles import Resolution
 
 LATENTS_TO_PIL = "latents_to_pil"
@@ -43,7 +43,7 @@ def processors(step: int) -> dict[str, Any]:
     }
 
 
-def serve(
+def measure_service(
     bench: Workbench, paths: Sequence[str], resolution: Resolution, *, limits: Limits
 ) -> list[ServiceRow]:
     """First use of a size and steady latents → PIL for every path; a path that cannot run gives a
@@ -155,7 +155,7 @@ def _steady(
                 return None
 
             calls[name] = call
-    samples = measure(calls, clock=HostClock(), limits=limits, explain=explain, expected=EXPECTED)
+    samples = measure(calls, clock=HostClock(), limits=limits)
     rows = []
     for name, (path, processor) in named.items():
         found = samples[name]
@@ -215,10 +215,7 @@ def switch(
     return replace(
         row,
         timing=Timing.of(after),
-        steps={
-            "after_switch_ms": median(after),
-            "steady_ms": median(steady),
-        },
+        steps={"after_switch_ms": median(after), "steady_ms": median(steady)},
     )
 
 

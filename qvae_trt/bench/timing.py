@@ -7,10 +7,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from subprocess import SubprocessError
+from typing import Final, Protocol
 
 from qvae_trt.bench.results import Timing
-from qvae_trt.errors import UsageError
+from qvae_trt.errors import QvaeError, UsageError
+
+#: What may empty a cell: an expected failure, a device out of memory, a compiler or a library that
+#: is missing. Anything else is a bug and ends the bench.
+EXPECTED: Final[tuple[type[BaseException], ...]] = (
+    *(QvaeError, RuntimeError, SubprocessError, MemoryError, ImportError, OSError),
+)
+
+
+def explain(error: BaseException) -> str:
+    """One line for a cell's note."""
+    if isinstance(error, QvaeError):
+        text = error.what if error.fix is None else f"{error.what}; {error.fix}"
+    elif type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        text = f"out of memory: {str(error).partition('. ')[0] or 'allocation refused'}"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else line[:299] + "…"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,27 +125,19 @@ Call = Callable[[int], object]
 """Runs a path once on the input with this index; what it returns is dropped."""
 
 
-def measure(
-    calls: Mapping[str, Call],
-    *,
-    clock: Clock,
-    limits: Limits,
-    explain: Callable[[BaseException], str],
-    expected: tuple[type[BaseException], ...],
-) -> dict[str, Samples]:
+def measure(calls: Mapping[str, Call], *, clock: Clock, limits: Limits) -> dict[str, Samples]:
     """Time several paths in turns: each round runs every path once, beginning with another path
     each time.
 
-    So a clock that sinks or a neighbour that wakes up meets all paths alike. `expected` are the
-    exceptions that empty one cell instead of ending the bench; `explain` turns them into the cell's
-    note.
+    So a clock that sinks or a neighbour that wakes up meets all paths alike. What is EXPECTED
+    empties one cell instead of ending the bench.
     """
     samples = {name: Samples() for name in calls}
 
     def turn(name: str, index: int) -> float:
         try:
             device_ms, wall_ms = clock.time(lambda: calls[name](index % limits.inputs))
-        except expected as error:
+        except EXPECTED as error:
             samples[name].failure = explain(error)
             return 0.0
         samples[name].device_ms.append(device_ms)

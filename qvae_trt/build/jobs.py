@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qvae_trt.backends import ShapeRange
 from qvae_trt.errors import QvaeError, UsageError
 from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path
+from qvae_trt.tensors import ShapeRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -76,9 +76,7 @@ class JobResult:
             "engine": str(self.job.path),
             "part": self.job.part,
             "mode": self.job.mode,
-            "profiles": [
-                {"min": str(p.min), "opt": str(p.opt), "max": str(p.max)} for p in self.job.profiles
-            ],
+            "profiles": [profile.to_dict() for profile in self.job.profiles],
             "status": self.status,
             "reason": self.reason,
             "seconds": self.seconds,
@@ -115,12 +113,8 @@ def plan_static(
     suffix: str = ".trt",
 ) -> list[Job]:
     """A job for each size and part; a size given twice counts once. UsageError if there is none."""
-    jobs = [
-        Job(part, "static", engine_path(engine_dir, part, "static", suffix, size), (fixed,))
-        for size, fixed in ((size, Profile.fixed(size)) for size in dict.fromkeys(sizes))
-        for part in dict.fromkeys(parts)
-    ]
-    return _some(jobs)
+    ranges = [(Profile.fixed(size),) for size in dict.fromkeys(sizes)]
+    return _plan(engine_dir, "static", ranges, parts, suffix)
 
 
 def plan_profiles(
@@ -130,19 +124,21 @@ def plan_profiles(
     suffix: str = ".trt",
 ) -> list[Job]:
     """One job a part, each with all profiles. UsageError if there is none."""
-    if not profiles:
-        raise UsageError("no profiles given: expected at least one")
-    return _some(
-        [
-            Job(
-                part, "profiles", engine_path(engine_dir, part, "profiles", suffix), tuple(profiles)
-            )
-            for part in dict.fromkeys(parts)
-        ]
-    )
+    return _plan(engine_dir, "profiles", [tuple(profiles)] if profiles else [], parts, suffix)
 
 
-def _some(jobs: list[Job]) -> list[Job]:
+def _plan(
+    engine_dir: Path,
+    mode: Mode,
+    engines: Sequence[tuple[Profile, ...]],
+    parts: Sequence[Part],
+    suffix: str,
+) -> list[Job]:
+    jobs = [
+        Job(part, mode, engine_path(engine_dir, part, mode, suffix, profiles[0].opt), profiles)
+        for profiles in engines
+        for part in dict.fromkeys(parts)
+    ]
     if not jobs:
-        raise UsageError("nothing to build: no size or no part given")
+        raise UsageError("nothing to build: no size, profile or part given")
     return jobs

@@ -6,15 +6,14 @@ import logging
 import math
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
-from qvae_trt.backends import BuildSpec, Progress
-from qvae_trt.build.ahead import Ahead, Wanted
-from qvae_trt.build.builder import BuildChild
+from qvae_trt.backends import BuildSpec
+from qvae_trt.build.children import Ahead, BuildChild, Wanted
 from qvae_trt.build.jobs import Event, Job, JobResult
 from qvae_trt.errors import (
     BuildError,
@@ -24,7 +23,8 @@ from qvae_trt.errors import (
     StoreError,
     os_words,
 )
-from qvae_trt.workplace import sweep, workplace
+from qvae_trt.files.workplace import sweep, workplace
+from qvae_trt.files.writing import staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,31 +34,16 @@ if TYPE_CHECKING:
     from qvae_trt.lowerings import Lowering
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision
+    from qvae_trt.progress import Progress
 
 _log = logging.getLogger(__name__)
 
 
-def build(
-    jobs: Sequence[Job],
-    *,
-    model: str,
-    backend: str = "auto",
-    precision: Precision = "fp16",
-    level: int | None = None,
-    timing_cache: Path | None = None,
-    lowerings: Mapping[Part, Lowering] | None = None,
-    levels: Mapping[Part, int] | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    command: str = "",
-    on_event: Callable[[Event], None] | None = None,
-    isolate: bool = True,
-    child: BuildChild | None = None,
-) -> list[JobResult]:
-    """Builds what is missing or stale, keeps what is up to date.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """How engines are built.
 
-    Args:
-        jobs: from `plan_static` or `plan_profiles`, with the backend's suffix.
+    Attributes:
         model: as `load_model` takes it.
         backend: a name as `backends.get` takes it.
         level: TensorRT's builder optimization level, 0 to 5; an engine that was built with another
@@ -69,10 +54,35 @@ def build(
         force: build engines that are up to date, too.
         dry_run: say what would be built and why; write nothing.
         command: the command line, for the sidecars.
+    """
+
+    model: str
+    backend: str = "auto"
+    precision: Precision = "fp16"
+    level: int | None = None
+    timing_cache: Path | None = None
+    lowerings: Mapping[Part, Lowering] = field(default_factory=dict)
+    levels: Mapping[Part, int] = field(default_factory=dict)
+    force: bool = False
+    dry_run: bool = False
+    command: str = ""
+
+
+def build(
+    jobs: Sequence[Job],
+    settings: BuildSettings,
+    *,
+    on_event: Callable[[Event], None] = lambda _: None,
+    child: BuildChild | None = None,
+) -> list[JobResult]:
+    """Builds what is missing or stale, keeps what is up to date. TensorRT engines are built in
+    another process, the next one too unless one fails.
+
+    Args:
+        jobs: from `plan_static` or `plan_profiles`, with the backend's suffix.
         on_event: told of every step, in the calling thread except for the progress of a build
-            that is not isolated.
-        isolate: build TensorRT engines in another process, the next one too unless one fails.
-        child: that process, where several calls share it.
+            that is not in another process.
+        child: that process, where several calls share it; then no graph is exported ahead.
 
     Returns: one result a job, in their order. Failed jobs carry their error.
     Raises:
@@ -80,73 +90,50 @@ def build(
         ModelError: the weights cannot be had.
         KeyboardInterrupt: passed on, with child processes ended and nothing half written.
     """
-    chosen = backends.get(backend)
-    chosen.supports(precision).require()
-    if not dry_run:
-        chosen.can_build().require()
+    backend = backends.get(settings.backend)
+    backend.supports(settings.precision).require()
+    if not settings.dry_run:
+        backend.can_build().require()
     for job in jobs:
-        if job.path.suffix != chosen.suffix:
-            raise ValueError(f"{job.path}: {chosen.name} makes engines named *{chosen.suffix}")
+        if job.path.suffix != backend.suffix:
+            raise ValueError(f"{job.path}: {backend.name} makes engines named *{backend.suffix}")
     from qvae_trt.model import load_model
 
-    loaded = load_model(model)
-    if not dry_run:
+    model = load_model(settings.model)
+    if not settings.dry_run:
         sweep()  # also where every engine is kept
-    isolated = isolate and chosen.name != "onnxruntime"
-    with BuildChild() as own, Ahead(loaded, precision) as ahead:
-        run = _Run(
-            jobs=jobs,
-            backend=chosen,
-            model=loaded,
-            precision=precision,
-            level=level,
-            timing_cache=timing_cache,
-            lowerings=lowerings or {},
-            levels=levels or {},
-            force=force,
-            dry_run=dry_run,
-            command=command,
-            on_event=on_event or _silent,
-            child=(child or own) if isolated else None,
+    with ExitStack() as stack:
+        ahead = None
+        if backend.name == "onnxruntime":
+            child = None
+        elif child is None:
+            child = stack.enter_context(BuildChild())
             # TensorRT-RTX builds in less time than another process takes to start.
-            ahead=ahead if isolated and chosen.name == "tensorrt" else None,
-        )
-        return [run.one(job, index) for index, job in enumerate(jobs)]
+            if backend.name == "tensorrt":
+                ahead = stack.enter_context(Ahead(model, settings.precision))
+        run = _Build(jobs, settings, backend, model, on_event, child, ahead)
+        return [run.result(job, index) for index, job in enumerate(jobs)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """The settings of one call of `build`."""
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """One call of `build`."""
 
     jobs: Sequence[Job]
+    settings: BuildSettings
     backend: Backend
     model: Model
-    precision: Precision
-    level: int | None
-    timing_cache: Path | None
-    lowerings: Mapping[Part, Lowering]
-    levels: Mapping[Part, int]
-    force: bool
-    dry_run: bool
-    command: str
     on_event: Callable[[Event], None]
     child: BuildChild | None
     ahead: Ahead | None
 
-    def one(self, job: Job, index: int) -> JobResult:
+    def result(self, job: Job, index: int) -> JobResult:
         event = partial(Event, job=job, index=index, count=len(self.jobs))
         try:
             result = self._decide(job, event)
-        except QvaeError as error:
-            result = JobResult(job, "failed", error.what, error=error)
-        except MemoryError:
-            failure = BuildError(
-                f"{job.title}: out of memory on the host", fix="close other programs"
-            )
-            result = JobResult(job, "failed", failure.what, error=failure)
-        except OSError as error:  # a folder that this user may not enter, a disk that fails
-            refused = _refused(error)
-            result = JobResult(job, "failed", refused.what, error=refused)
+        except (QvaeError, MemoryError, OSError) as error:
+            told = _told(error, job)
+            result = JobResult(job, "failed", told.what, error=told)
         for text in result.warnings:
             self.on_event(event(kind="warning", text=text))
         self.on_event(event(kind="end", text=result.reason, result=result))
@@ -160,15 +147,14 @@ class _Run:
         self._check_ranges(job)
         expected = self._expected(job)
         reason, held = self._why_build(job, expected)
-        if reason is None and not self.force:
-            if not self.dry_run:
+        if reason is None and not self.settings.force:
+            if not self.settings.dry_run:
                 store.clean_up(job.path)
             return _kept(job, held, "up to date")
         reason = reason or "up to date; built again because it was asked for"
-        if self.dry_run:
-            seconds = None if held is None else held.build_seconds
-            size = None if held is None else held.engine_bytes
-            return JobResult(job, "planned", reason, seconds, size)
+        if self.settings.dry_run:
+            took, size = (held.build_seconds, held.engine_bytes) if held else (None, None)
+            return JobResult(job, "planned", reason, took, size)
         waited: list[str] = []
 
         def on_wait(holder: str) -> None:
@@ -178,7 +164,7 @@ class _Run:
         with store.lock_engine(job.path, on_wait=on_wait):
             # Another build may have finished it since, with or without a wait for its lock.
             again, held = self._why_build(job, expected)
-            if again is None and (waited or not self.force):
+            if again is None and (waited or not self.settings.force):
                 builder = waited[0] if waited else "another build"
                 return _kept(job, held, f"up to date: {builder} built it meanwhile")
             self.on_event(event(kind="start", text=reason))
@@ -205,16 +191,16 @@ class _Run:
         self, job: Job, expected: Mapping[str, object], reason: str, progress: Progress
     ) -> JobResult:
         started = time.perf_counter()
-        with self._graph(job, progress) as exported, store.staged(job.path) as staged:
+        with self._graph(job, progress) as exported, staged(job.path) as temporary:
             self._start_next(job)
             spec = BuildSpec(
                 input_name=exported.input.name,
                 ranges=job.ranges(self.model),
-                precision=self.precision,
+                precision=self.settings.precision,
                 level=self._level(job.part),
-                timing_cache=self.timing_cache,
+                timing_cache=self.settings.timing_cache,
             )
-            outcome = self._run_backend(exported.path, staged, spec, progress)
+            outcome = self._run_backend(exported.path, temporary, spec, progress)
             seconds = time.perf_counter() - started
             key = store.EngineKey(**expected, onnx_sha256=exported.sha256)  # type: ignore[arg-type]
             written = store.write_engine(
@@ -224,10 +210,10 @@ class _Run:
                     input=outcome.input,
                     output=outcome.output,
                     build_flags=outcome.flags,
-                    command=self.command,
+                    command=self.settings.command,
                     build_seconds=round(seconds, 3),
                 ),
-                source=staged,
+                source=temporary,
             )
         return JobResult(
             job, "built", reason, seconds, written.engine_bytes, warnings=outcome.warnings
@@ -246,7 +232,7 @@ class _Run:
                     self.model,
                     job.part,
                     stack.enter_context(workplace()) / f"{job.part}.onnx",
-                    precision=self.precision,
+                    precision=self.settings.precision,
                     resolution=job.resolution,
                     lowering=self._lowering(job.part),
                     progress=progress,
@@ -259,7 +245,10 @@ class _Run:
             return
         for later in self.jobs[self.jobs.index(job) + 1 :]:
             try:
-                wanted = self.force or self._why_build(later, self._expected(later))[0] is not None
+                wanted = (
+                    self.settings.force
+                    or self._why_build(later, self._expected(later))[0] is not None
+                )
             except OSError:  # that engine's own failure, told when its turn comes
                 continue
             if wanted:
@@ -281,11 +270,14 @@ class _Run:
     def _lowering(self, part: Part) -> Lowering:
         from qvae_trt.lowerings import choose_lowering
 
-        named = self.lowerings.get(part)
-        return named or choose_lowering(self.backend.name, self.backend.version(), self.precision)
+        settings, backend = self.settings, self.backend
+        return settings.lowerings.get(part) or choose_lowering(
+            backend.name, backend.version(), settings.precision
+        )
 
     def _level(self, part: Part) -> int | None:
-        return self.levels.get(part) if self.level is None else self.level
+        level = self.settings.level
+        return self.settings.levels.get(part) if level is None else level
 
     def _expected(self, job: Job) -> dict[str, object]:
         """The engine's key but for the hash of its ONNX, which takes an export to know."""
@@ -296,7 +288,7 @@ class _Run:
             "vae": self.model.kind.name,
             "part": job.part,
             "mode": job.mode,
-            "precision": self.precision,
+            "precision": self.settings.precision,
             "lowering": self._lowering(job.part).canonical(),
             "profiles": job.profiles,
             "weights_sha256": self.model.weights_sha256,
@@ -333,8 +325,13 @@ def _one_line(error: QvaeError) -> str:
     return error.what
 
 
-def _refused(error: OSError) -> StoreError:
-    fix = None
+def _told(error: QvaeError | MemoryError | OSError, job: Job) -> QvaeError:
+    if isinstance(error, QvaeError):
+        return error
+    if isinstance(error, MemoryError):
+        what = f"{job.title}: out of memory on the host"
+        return BuildError(what, fix="close other programs")
+    fix = None  # a folder that this user may not enter, a disk that fails
     if isinstance(error, PermissionError) and error.filename is not None:
         folder = Path(error.filename).parent
         fix = f"let this user into {folder}, or name another folder: --engine-dir DIR"
@@ -347,7 +344,3 @@ def _sidecar_or_none(path: Path) -> store.Sidecar | None:
     except QvaeError as error:
         _log.debug("%s", error)
         return None
-
-
-def _silent(event: Event) -> None:
-    """Nobody wants to hear."""

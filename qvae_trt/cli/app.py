@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from qvae_trt import __version__
 from qvae_trt.cli import boundary, output
 from qvae_trt.cli.commands import (
     bench,
@@ -22,10 +21,12 @@ from qvae_trt.cli.commands import (
     pictures,
     profiles,
     report,
+    triton,
 )
 from qvae_trt.cli.commands import tune as tuning
 from qvae_trt.cli.commands import verify as verifying
 from qvae_trt.cli.options import resolve_home
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,6 +82,7 @@ sizes.command("match", cls=_Command)(profiles.match)
 app.add_typer(sizes, name="profiles")
 app.command("inspect", cls=_Command)(inspect.inspect)
 app.command("lightx2v", cls=_Command)(lightx2v.lightx2v)
+app.command("triton", cls=_Command)(triton.triton)
 app.command("doctor", cls=_Command)(doctor.doctor)
 
 

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,7 +19,7 @@ import typer
 from qvae_trt import interrupts
 from qvae_trt.cli import output
 from qvae_trt.errors import QvaeError, os_words
-from qvae_trt.workers.parent import ChildError
+from qvae_trt.workers import ChildError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,14 +121,24 @@ def _bug(error: Exception) -> int:
 
 def _kept(trace: str) -> str:
     """Where the traceback of a bug is: a build of an hour need not be repeated to see it."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="qvae-bug-", suffix=".log", encoding="utf-8", delete=False
-        ) as file:
-            file.write(f"{output.settings.command}\n\n{trace}")
-    except OSError:
-        return "the same command with --verbose shows where; "
-    return f"its traceback is in {file.name}; "
+    for folder in (_state_folder(), None):  # None: of temporary files
+        with contextlib.suppress(OSError):
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", prefix="qvae-bug-", suffix=".log", dir=folder, encoding="utf-8", delete=False
+            ) as file:
+                file.write(f"{output.settings.command}\n\n{trace}")
+            return f"its traceback is in {file.name}; "
+    return "the same command with --verbose shows where; "
+
+
+def _state_folder() -> Path | None:
+    """For what a user's programs leave: `XDG_STATE_HOME`, by default ~/.local/state."""
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        return (given if given.is_absolute() else Path.home() / ".local" / "state") / "qvae"
+    return None
 
 
 def _os_fix(error: OSError) -> str | None:

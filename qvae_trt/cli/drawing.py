@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qvae_trt.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
@@ -36,7 +37,7 @@ _STYLES = {
 
 def table(
     headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[str | Text]],
     *,
     title: str | None = None,
     spare: Sequence[str] = (),
@@ -45,14 +46,47 @@ def table(
     """A table; columns of numbers are set to the right, and words of state are coloured.
 
     Args:
-        headers, rows: as text.
+        headers, rows: as text, which may come from a file.
         title: a line above it.
         spare: columns to leave out, the first one first, where a terminal is too narrow for all;
             a line below says so.
         wraps: columns of words that may take several lines; without it the last.
     """
-    shown = [tuple(map(printable, row)) for row in rows]
-    return _Table(tuple(headers), shown, title, tuple(spare), tuple(wraps) or (headers[-1],))
+    shown = [[_styled(cell) for cell in row] for row in rows]
+    heads = tuple(printable(header, lines=False) for header in headers)
+    return _Table(heads, shown, title, tuple(spare), tuple(wraps) or (heads[-1],))
+
+
+def records(rows: Sequence[Any], columns: Mapping[str, Any], **more: Any) -> RenderableType:
+    """A table of plain data: columns by their headers, each the name of a value or a function of
+    the row; what is None is a dash. `more` is `table`'s.
+    """
+    cells = [
+        [row[column] if isinstance(column, str) else column(row) for column in columns.values()]
+        for row in rows
+    ]
+    shown = [["–" if cell is None else str(cell) for cell in row] for row in cells]
+    return table(tuple(columns), shown, **more)
+
+
+def mib(name: str) -> Callable[[Any], str | None]:
+    """A column of sizes in MiB."""
+    return lambda row: None if row[name] is None else f"{row[name] / 2**20:.1f}"
+
+
+def line(text: str, style: str = "") -> Text:
+    """A line that may hold text from a file."""
+    from rich.text import Text
+
+    return Text(printable(text, lines=False), style=style)
+
+
+def _styled(cell: str | Text) -> Text:
+    from rich.text import Text
+
+    if isinstance(cell, Text):
+        return cell
+    return Text(printable(cell), style=_STYLES.get(cell.split(":")[0], ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +94,21 @@ class _Table:
     """Decides on its columns when it is drawn, since only then its width is known."""
 
     headers: tuple[str, ...]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Text]]
     title: str | None
     spare: tuple[str, ...]
     wraps: tuple[str, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
         if self.title is not None:  # Rich would fold its own title at the table's width.
-            yield Text(self.title, style="bold")
+            yield line(self.title, "bold")
         left_out: list[str] = []
         while not self._fits(left_out, options.max_width) and len(left_out) < len(self.spare):
             left_out.append(self.spare[len(left_out)])
         yield self._draw(left_out, whole=self._fits(left_out, options.max_width))
         if left_out:
             words = f"No room for {', '.join(left_out)}: a wider terminal or --json shows them."
-            yield Text(words, style="dim")
+            yield line(words, "dim")
 
     def _fits(self, left_out: Sequence[str], width: int) -> bool:
         from rich.cells import cell_len
@@ -84,20 +116,19 @@ class _Table:
         needed = -_GAP
         for index, header in enumerate(self.headers):
             if header not in left_out or not header:
-                longest = max(cell_len(text) for text in (header, *(r[index] for r in self.rows)))
+                longest = max(cell_len(header), *(row[index].cell_len for row in self.rows), 0)
                 needed += _GAP + (min(longest, _WRAPPED) if header in self.wraps else longest)
         return needed <= width
 
     def _draw(self, left_out: Sequence[str], *, whole: bool) -> RenderableType:
         from rich import box
         from rich.table import Table
-        from rich.text import Text
 
         kept = [i for i, header in enumerate(self.headers) if not header or header not in left_out]
         drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for index in kept:
             header = self.headers[index]
-            numbers = bool(self.rows) and all(_is_number(row[index]) for row in self.rows)
+            numbers = bool(self.rows) and all(_NUMBER(row[index].plain) for row in self.rows)
             drawn.add_column(
                 header,
                 justify="right" if numbers else "left",
@@ -105,18 +136,12 @@ class _Table:
                 no_wrap=whole and header not in self.wraps,
             )
         for row in self.rows:
-            cells = [row[index] for index in kept]
-            drawn.add_row(
-                *(Text(cell, style=_STYLES.get(cell.split(":")[0], "")) for cell in cells)
-            )
+            drawn.add_row(*(row[index] for index in kept))
         return drawn
 
 
-def _is_number(text: str) -> bool:
-    return (
-        text in {"", "–", "inf", "nan"}
-        or text.lstrip("-~").replace(".", "", 1).replace("e", "").isdigit()
-    )
+# With what may stand behind a number: a speed-up, a note, a unit.
+_NUMBER = re.compile(r"([-~+]?[\d.e]+( %)?|–|inf|nan)?( ?\d+(\.\d+)?×)?( \[\d+\])?").fullmatch
 
 
 def stacked(*drawn: RenderableType) -> RenderableType:
@@ -130,7 +155,7 @@ def tree(title: str, value: object) -> RenderableType:
     """Nested plain data as an indented tree; long lists are cut, with their length."""
     from rich.tree import Tree
 
-    root = Tree(_plain(title))
+    root = Tree(line(title))
     _grow(root, value)
     return root
 
@@ -139,14 +164,14 @@ def _grow(node: Tree, value: object) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if isinstance(item, dict | list) and item and not _is_flat(item):
-                _grow(node.add(_plain(str(key))), item)
+                _grow(node.add(line(str(key))), item)
             else:
-                node.add(_plain(f"{key}: {_inline(item)}"))
+                node.add(line(f"{key}: {_inline(item)}"))
     elif isinstance(value, list):
         for item in value[:_LONGEST_LIST]:
-            node.add(_plain(_inline(item)))
+            node.add(line(_inline(item)))
         if len(value) > _LONGEST_LIST:
-            node.add(_plain(f"… {len(value)} in all; --json has every one"))
+            node.add(line(f"… {len(value)} in all; --json has every one"))
 
 
 def _is_flat(value: object) -> bool:
@@ -169,9 +194,3 @@ def _inline(value: object) -> str:
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _plain(text: str) -> Text:
-    from rich.text import Text
-
-    return Text(printable(text, lines=False))

@@ -10,8 +10,8 @@ from qvae_trt.cli import output
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from qvae_trt.backends import Progress
     from qvae_trt.build import Event
+    from qvae_trt.progress import Progress
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qvae_trt.cli.output import set_json, set_verbose, tell
+from qvae_trt.commands import build_command
 from qvae_trt.errors import EngineError, UsageError
-from qvae_trt.profiles import PARTS, Part, Resolution, build_command
+from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,7 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
+        envvar="QVAE_MODEL",
         help="A hub id, a local folder, a .safetensors file, bundled:tiny (offline) or "
         "random:full (for measuring speed).",
     ),
@@ -47,11 +49,14 @@ BackendOption = Annotated[
     BackendChoice,
     typer.Option(
         "--backend",
+        envvar="QVAE_BACKEND",
         callback=_say_where_auto_leads,
         help="auto: tensorrt if it imports and there is a GPU, else onnxruntime.",
     ),
 ]
-EngineDirOption = Annotated[Path, typer.Option("--engine-dir", help="Where the engines are.")]
+EngineDirOption = Annotated[
+    Path, typer.Option("--engine-dir", envvar="QVAE_ENGINE_DIR", help="Where the engines are.")
+]
 PartOption = Annotated[PartChoice, typer.Option("--part", help="Which half of the VAE.")]
 ProfilesOption = Annotated[
     Path | None,

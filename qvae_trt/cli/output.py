@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.segment import Segment
 
 from qvae_trt.errors import printable
-from qvae_trt.store import write_text
+from qvae_trt.files.writing import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -145,13 +145,13 @@ def _tell_warning(message: Warning | str, *_where: object, **_more: object) -> N
     tell(f"warning: {message}", style="yellow")
 
 
-def emit(data: Mapping[str, object], draw: Callable[[], RenderableType]) -> None:
-    """Print a result: `data` as JSON with `--json`, else what `draw` returns."""
+def emit(data: Mapping[str, Any], draw: Callable[[Any], RenderableType]) -> None:
+    """Print a result: `data` as JSON with `--json`, else what `draw` makes of the same data."""
     stream = settings.results or sys.stdout
     if settings.as_json:
         stream.write(_to_json(data))
     else:
-        console(stream).print(draw(), crop=False)  # a command to copy stays in one line
+        console(stream).print(draw(data), crop=False)  # a command to copy stays in one line
     stream.flush()
 
 

@@ -107,13 +107,17 @@ def attend_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Ten
     the denominators too. Numerators and denominators carry the scale, which keeps sums of up to
     57,600 terms inside fp16, and their quotient does not.
 
+    Past 32,768 keys the values are centred as in :func:`attend`, where N is known. Where it is
+    not, they are not: in TensorRT 8.6 on an H100 the mean alone takes 3 ms of 9 at 27,744 tokens,
+    and 48,128 keys without it cost 3 % (random:full) to 5 % (bundled:tiny) of what attention adds.
+
     Args:
         query, key: (B, N, C), the query already scaled by 1 / sqrt(C).
         value: (B, N, C + 8), as :func:`with_ones` makes them.
         chunks: how many runs, where N is as much.
     """
     channels, tokens = query.shape[2], key.shape[1]
-    if type(tokens) is int and tokens <= _FEW_KEYS:
+    if type(tokens) is not int or tokens <= _FEW_KEYS:
         return _mix_by_exp(query, key, value, chunks)
     centre = _mean(value)[..., :channels]
     value = value - torch.cat([centre, torch.zeros_like(centre[..., :_ALIGNMENT])], dim=2)
@@ -170,12 +174,13 @@ def _runs(query: Tensor, chunks: int) -> list[Tensor]:
 def _align_tokens(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Pad keys and values to whole 16-byte rows of scores, as fast products need them.
 
-    It repeats real keys, so that no row maximum changes; its values and denominators are 0. A
-    number of tokens that is known only at run time is padded by 1 to 8, since nothing may be empty.
+    It repeats real keys, so that no row maximum changes; its values and denominators are 0. Where
+    the number of tokens is known only at run time nothing is padded: 8.6 then holds scores and
+    exponentials of all runs apart, 8.3 instead of 4.3 GB at 48,128 tokens.
     """
     tokens = key.shape[1]
-    if type(tokens) is int and tokens % _ALIGNMENT == 0:
+    if type(tokens) is not int or tokens % _ALIGNMENT == 0:
         return key, value
-    padding = (tokens // _ALIGNMENT + 1) * _ALIGNMENT - tokens
+    padding = -tokens % _ALIGNMENT
     key = torch.cat([key, key[:, :padding]], dim=1)
     return key, torch.cat([value, torch.zeros_like(value[:, :padding])], dim=1)

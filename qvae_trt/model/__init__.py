@@ -18,6 +18,7 @@ from qvae_trt.model.load import (
     Model,
     find_kind,
     load_model,
+    model_of_tensors,
 )
 from qvae_trt.model.seeded import random_vae
 
@@ -32,5 +33,6 @@ __all__ = [
     "Model",
     "find_kind",
     "load_model",
+    "model_of_tensors",
     "random_vae",
 ]

@@ -7,7 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError, printable
-from qvae_trt.json_file import Table, parse_object, read_bytes
+from qvae_trt.files.json_file import Table, parse_object
+from qvae_trt.files.reading import read_bytes
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_named
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from qvae_trt.errors import ModelError
-from qvae_trt.json_file import parse_object, read_bytes
+from qvae_trt.files.json_file import parse_object
+from qvae_trt.files.reading import read_bytes
 from qvae_trt.model.config import CONFIG_NAME, MAX_JSON_BYTES
 
 if TYPE_CHECKING:

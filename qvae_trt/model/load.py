@@ -15,7 +15,9 @@ from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
 from qvae_trt.model.files import PICKLES, weight_files
 from qvae_trt.model.seeded import empty_vae, random_vae
 from qvae_trt.model.weights import (
+    as_fp32,
     check_fit,
+    diffusers_names,
     hash_tensors,
     read_headers,
     read_tensors,
@@ -24,7 +26,10 @@ from qvae_trt.model.weights import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from diffusers import AutoencoderKLQwenImage
+    from torch import Tensor
 
     from qvae_trt.model.config import Config
     from qvae_trt.model.weights import Headers
@@ -111,6 +116,26 @@ def load_model(source: str) -> Model:
     else:
         vae = _assemble(found, found.headers)
     return Model(vae, source, hash_tensors(vae.state_dict().items()))
+
+
+def model_of_tensors(tensors: Mapping[str, Tensor], *, where: str) -> Model:
+    """The VAE of tensors that another program has loaded, in diffusers' names or the original ones.
+
+    Args:
+        tensors: on any device, of any floating dtype; they are copied.
+        where: what messages call them.
+
+    Raises:
+        ModelError: not the weights of a VAE of this family.
+    """
+    own = diffusers_names(tensors, where=where)
+    named = {name: as_fp32(tensors[key].cpu(), key, where) for key, name in own.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+    kind, config = infer_config(shapes, where=where)
+    vae = empty_vae(config, kind)
+    check_fit(vae, shapes, where=where)
+    vae.load_state_dict({name: tensor.clone() for name, tensor in named.items()}, assign=True)
+    return Model(vae.eval().requires_grad_(False), "", hash_tensors(named.items()))
 
 
 def find_kind(source: str) -> Kind:

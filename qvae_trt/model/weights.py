@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qvae_trt.errors import ModelError, printable
+from qvae_trt.files.reading import open_regular
 from qvae_trt.model.config import CLASS_NAMES, KNOWN_LAYOUTS
-from qvae_trt.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -70,7 +70,7 @@ def read_tensors(headers: Headers) -> dict[str, Tensor]:
     for path, names in headers.files.items():
         with _opened(path) as file:
             for own, name in names.items():
-                tensors[name] = _as_fp32(file.get_tensor(own), own, path)
+                tensors[name] = as_fp32(file.get_tensor(own), own, path)
     return tensors
 
 
@@ -101,7 +101,8 @@ def _refuse_impostors(path: Path) -> None:
         )
 
 
-def _as_fp32(tensor: Tensor, name: str, path: Path) -> Tensor:
+def as_fp32(tensor: Tensor, name: str, path: Path | str) -> Tensor:
+    """ModelError for integers, NaN and infinity."""
     if not tensor.is_floating_point():
         what = f"found {tensor.dtype}, expected floating-point weights"
         raise ModelError(f"{path}: {shown([name])}: {what}")

@@ -1,4 +1,7 @@
-"""Results of `qvae bench` as files: Markdown, JSON, CSV, SVG, HTML."""
+"""Results of `qvae bench` as files: Markdown, JSON, CSV, SVG, HTML.
+
+`describe` works out what a result shows; the other modules lay it out.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,13 @@ from typing import TYPE_CHECKING
 from qvae_trt.bench.compare import group, merge
 from qvae_trt.bench.results import save
 from qvae_trt.errors import UsageError
-from qvae_trt.report import charts, svg, view
+from qvae_trt.files.writing import write_text
+from qvae_trt.json_rows import write
+from qvae_trt.report import svg
 from qvae_trt.report.html import page
 from qvae_trt.report.markdown import markdown
-from qvae_trt.store import write_text
+from qvae_trt.report.model import Report, contrast, describe, labels
+from qvae_trt.report.numbers import ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,37 +26,14 @@ if TYPE_CHECKING:
 
     from qvae_trt.bench.results import BenchResult
 
-__all__ = [
-    "csv_text",
-    "markdown",
-    "page",
-    "write_html",
-    "write_tables",
-]
+__all__ = ["Report", "csv_text", "describe", "markdown", "write_html", "write_tables"]
 
 _WIDTH = 960
-_COLUMNS = [
-    "part",
-    "resolution",
-    "width",
-    "height",
-    "path",
-    "median_ms",
-    "p10_ms",
-    "p90_ms",
-    "min_ms",
-    "wall_ms",
-    "runs",
-    "speedup",
-    "peak_bytes",
-    "weights_bytes",
-    "floor_ms",
-    "floor_share",
-    "first_ms",
-    "engine",
-    "run",
-    "notes",
-]
+_TIMES = ("median_ms", "p10_ms", "p90_ms", "min_ms", "wall_ms", "runs")
+_COLUMNS = (
+    *("part", "resolution", "width", "height", "path", *_TIMES, "speedup", "peak_bytes"),
+    *("weights_bytes", "floor_ms", "floor_share", "first_ms", "engine", "run", "notes"),
+)
 
 
 def write_tables(result: BenchResult, out: Path) -> list[Path]:
@@ -60,39 +43,26 @@ def write_tables(result: BenchResult, out: Path) -> list[Path]:
     Raises:
         StoreError: the folder cannot be written.
     """
-    pictures = {
-        name: drawn
-        for name, drawn in (
-            ("latency.svg", charts.latency(result)),
-            ("speedup.svg", charts.speedup(result)),
-            ("memory.svg", charts.memory(result)),
-        )
-        if drawn or name == "latency.svg"
-    }
+    report = describe(result)
     save(result, out / "latency.json")
     write_text(out / "latency.csv", csv_text(result))
-    for name, drawn in pictures.items():
-        write_text(out / name, _picture(drawn, view.title(result)))
-    write_text(out / "latency.md", markdown(result, charts=list(pictures)))
-    for name in ("speedup.svg", "memory.svg"):
-        if name not in pictures:
+    pictures = []
+    for name in ("latency", "speedup", "memory"):
+        path = out / f"{name}.svg"
+        if report.charts[name] or name == "latency":
+            pictures.append(path)
+            write_text(path, _picture(report.charts[name], report.title))
+        else:
             # A picture of an earlier result would stand beside tables that it does not belong to.
-            (out / name).unlink(missing_ok=True)
-    return [out / name for name in ("latency.md", "latency.json", "latency.csv", *pictures)]
+            path.unlink(missing_ok=True)
+    write_text(out / "latency.md", markdown(report, charts=[path.name for path in pictures]))
+    return [out / "latency.md", out / "latency.json", out / "latency.csv", *pictures]
 
 
 def _picture(drawn: Sequence[svg.Chart], title: str) -> str:
     if not drawn:
-        drawn = [
-            svg.Chart(
-                title=title,
-                subtitle="Nothing was measured.",
-                series=(),
-                groups=(),
-                text=view.ms,
-                labels={},
-            )
-        ]
+        nothing = "Nothing was measured."
+        drawn = [svg.Chart(title=title, subtitle=nothing, series=(), groups=(), text=ms)]
     columns = min(len(drawn), 2)
     return svg.document(drawn, width=_WIDTH if columns == 2 else _WIDTH * 2 // 3, columns=columns)
 
@@ -101,36 +71,22 @@ def csv_text(result: BenchResult) -> str:
     """Every cell, measured or not, a line each; numbers as they were measured, bytes as bytes."""
     floors = {(floor.part, floor.resolution, floor.run): floor.floor_ms for floor in result.floors}
     file = io.StringIO()
-    writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for cell in result.cells:
-        timing = cell.timing
-        row: dict[str, object] = {
-            "part": cell.part,
-            "resolution": str(cell.resolution),
-            "width": cell.resolution.width,
-            "height": cell.resolution.height,
-            "path": cell.path,
-            "speedup": result.speedup(cell),
-            "peak_bytes": cell.peak_bytes,
-            "weights_bytes": cell.weights_bytes,
-            "floor_ms": floors.get((cell.part, cell.resolution, cell.run)),
-            "floor_share": result.floor_share(cell),
-            "first_ms": cell.detail.get("first_ms"),
-            "engine": cell.detail.get("engine"),
-            "run": cell.run,
-            "notes": "; ".join(cell.notes),
-        }
-        if timing is not None:
-            row |= {
-                "median_ms": timing.median_ms,
-                "p10_ms": timing.p10_ms,
-                "p90_ms": timing.p90_ms,
-                "min_ms": timing.min_ms,
-                "wall_ms": timing.wall_ms,
-                "runs": timing.runs,
+        row = {name: cell.detail.get(name) for name in ("first_ms", "engine")}
+        row |= write(cell) | (write(cell.timing) or {})
+        writer.writerow(
+            row
+            | {
+                "width": cell.resolution.width,
+                "height": cell.resolution.height,
+                "speedup": result.speedup(cell),
+                "floor_ms": floors.get((cell.part, cell.resolution, cell.run)),
+                "floor_share": result.floor_share(cell),
+                "notes": "; ".join(cell.notes),
             }
-        writer.writerow({name: "" if value is None else value for name, value in row.items()})
+        )
     return file.getvalue()
 
 
@@ -152,4 +108,6 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
             "nothing to report", fix="qvae report RESULTS/latency.json --out report.html"
         )
     merged = [merge([results[index] for index in members]) for members in group(results)]
-    write_text(out, page(merged, view.labels(merged)))
+    names = labels(merged)
+    compared = contrast(merged, names) if len(merged) > 1 else None
+    write_text(out, page([describe(result) for result in merged], names, compared))

@@ -4,18 +4,19 @@ another.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from qvae_trt.bench.results import REFERENCE, BenchResult
-from qvae_trt.report import view
+from qvae_trt.report.numbers import ms, times
 from qvae_trt.report.svg import Bar, Chart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from qvae_trt.bench.results import Cell
-    from qvae_trt.profiles import Part
+    from qvae_trt.bench.results import Cell, Timing
+    from qvae_trt.profiles import Part, Resolution
 
 _VERB = {"encoder": "Encode", "decoder": "Decode"}
 _ORDER: tuple[Part, ...] = ("decoder", "encoder")
@@ -25,13 +26,10 @@ def latency(result: BenchResult) -> list[Chart]:
     """Medians by size, a bar a path, with the whisker from p10 to p90; one chart a part."""
 
     def bar(cell: Cell) -> Bar | None:
-        took = cell.timing
-        if took is None:
-            return None
-        return Bar(value=took.median_ms, low=took.p10_ms, high=took.p90_ms)
+        return None if cell.timing is None else _whiskered(cell.timing)
 
     words = ("latency in ms, less is better", "median, whisker p10 to p90")
-    return _each_part(result, words, view.ms, bar)
+    return _each_part(result, words, ms, bar)
 
 
 def speedup(result: BenchResult) -> list[Chart]:
@@ -42,7 +40,7 @@ def speedup(result: BenchResult) -> list[Chart]:
         return None if ratio is None else Bar(value=ratio)
 
     words = ("speed-up, more is better", "stock diffusers is 1 (dashed)")
-    return _each_part(result, words, view.times, bar, reference=1.0)
+    return _each_part(result, words, times, bar, reference=1.0)
 
 
 def memory(result: BenchResult) -> list[Chart]:
@@ -57,69 +55,67 @@ def memory(result: BenchResult) -> list[Chart]:
 
 def service(result: BenchResult) -> list[Chart]:
     """Latents → PIL by size, a bar a path with its fastest post-processing."""
-    groups = []
-    rows = [
-        row for row in result.service if row.kind == "latents_to_pil" and row.timing is not None
-    ]
-    for resolution in dict.fromkeys(row.resolution for row in rows):
-        bars: dict[str, Bar] = {}
-        for path in result.paths:
-            timings = [
-                row.timing
-                for row in rows
-                if row.resolution == resolution and row.path == path and row.timing is not None
-            ]
-            if timings:
-                timing = min(timings, key=lambda found: found.median_ms)
-                bars[path] = Bar(value=timing.median_ms, low=timing.p10_ms, high=timing.p90_ms)
-        groups.append((str(resolution), _marked(bars, _least(bars))))
+    bars: dict[Resolution, dict[str, Bar]] = {}
+    for row in result.service:
+        if row.kind == "latents_to_pil" and row.timing is not None:
+            group = bars.setdefault(row.resolution, {})
+            if row.path not in group or row.timing.median_ms < group[row.path].value:
+                group[row.path] = _whiskered(row.timing)
     chart = _chart(
         "Latents to PIL: latency in ms, less is better",
         f"{result.runs[0].place}; decode and the faster post-processing of each path",
         result.paths,
-        groups,
-        view.ms,
+        [(str(resolution), _marked(group, _least(group))) for resolution, group in bars.items()],
+        ms,
     )
     return [] if chart.empty else [chart]
 
 
-def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> list[Chart]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """One cell that several results have: their medians, None where a result has none."""
+
+    part: Part
+    resolution: Resolution
+    path: str
+    medians: tuple[float | None, ...]
+
+
+def contrasts(results: Sequence[BenchResult]) -> Iterator[Shared]:
+    """Cells measured in at least two of the results, by part, path, then size."""
+    sizes = dict.fromkeys(size for result in results for size in result.resolutions)
+    paths = dict.fromkeys(path for result in results for path in result.paths)
+    for part, path, resolution in product(_ORDER, paths, sizes):
+        cells = [result.cell(part, resolution, path) for result in results]
+        medians = tuple(c.timing.median_ms if c and c.timing else None for c in cells)
+        if sum(m is not None for m in medians) > 1:
+            yield Shared(part=part, resolution=resolution, path=path, medians=medians)
+
+
+def contrast(shared: Sequence[Shared], names: Sequence[str]) -> list[Chart]:
     """Results side by side: for each part the path that most of them share, engines before
     PyTorch.
     """
-    rows = view.contrasts(results)
-    charts = []
+    made = []
+    series = {str(index): name for index, name in enumerate(names)}
     for part in _ORDER:
         for path in ("static", "profiles", "fused", "compiled", "folded", REFERENCE):
-            found = [row for row in rows if row.part == part and row.path == path]
-            if not found:
+            rows = [row for row in shared if row.part == part and row.path == path]
+            if not rows:
                 continue
-            keys = [str(index) for index in range(len(results))]
             groups = []
-            for row in found:
-                known = [m for m in row.medians if m is not None]
-                bars = {
-                    key: Bar(value=median, best=median == min(known))
-                    for key, median in zip(keys, row.medians, strict=True)
+            for row in rows:
+                timed = {
+                    key: Bar(value=median)
+                    for key, median in zip(series, row.medians, strict=True)
                     if median is not None
                 }
-                groups.append((str(row.resolution), bars))
-            charts.append(
-                Chart(
-                    title=f"{_VERB[part]}, {path}: latency in ms, less is better",
-                    subtitle="the same path in each file; medians",
-                    series=tuple(keys),
-                    groups=tuple(groups),
-                    text=view.ms,
-                    labels=dict(zip(keys, names, strict=True)),
-                )
-            )
+                groups.append((str(row.resolution), _marked(timed, _least(timed))))
+            title = f"{_VERB[part]}, {path}: latency in ms, less is better"
+            subtitle = "the same path in each file; medians"
+            made.append(_chart(title, subtitle, tuple(series), groups, ms, labels=series))
             break
-    return charts
-
-
-def _parts(result: BenchResult) -> list[Part]:
-    return [part for part in _ORDER if part in result.parts]
+    return made
 
 
 def _each_part(
@@ -136,7 +132,7 @@ def _each_part(
     """
     title, subtitle = words
     charts = []
-    for part in _parts(result):
+    for part in (part for part in _ORDER if part in result.parts):
         groups = []
         for resolution in result.resolutions:
             cells = [result.cell(part, resolution, path) for path in result.paths]
@@ -157,6 +153,10 @@ def _each_part(
     return [chart for chart in charts if not chart.empty]
 
 
+def _whiskered(timing: Timing) -> Bar:
+    return Bar(value=timing.median_ms, low=timing.p10_ms, high=timing.p90_ms)
+
+
 def _least(bars: dict[str, Bar]) -> str | None:
     """Of one alone nothing is said."""
     return min(bars, key=lambda path: bars[path].value) if len(bars) > 1 else None
@@ -173,6 +173,7 @@ def _chart(
     groups: Sequence[tuple[str, dict[str, Bar]]],
     text: Callable[[float], str],
     reference: float | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Chart:
     return Chart(
         title=title,
@@ -180,6 +181,6 @@ def _chart(
         series=tuple(paths),
         groups=tuple((label, bars) for label, bars in groups if bars),
         text=text,
-        labels={},
+        labels=labels or {},
         reference=reference,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
@@ -63,7 +63,7 @@ class Chart:
     series: tuple[str, ...]
     groups: tuple[tuple[str, Mapping[str, Bar]], ...]
     text: Callable[[float], str]
-    labels: Mapping[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
     reference: float | None = None
 
     @property

@@ -45,45 +45,33 @@ class EngineCache:
         self._lock = threading.Lock()
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """What is loaded, least recently used first, after what was replaced and is in use."""
+    def loaded(self) -> list[tuple[Path, int]]:
+        """What is loaded, with the bytes of each file: what was replaced and is in use, then least
+        recently used first.
+        """
         with self._lock:
-            return (*(entry.engine.path for entry in self._replaced), *self._entries)
-
-    @property
-    def bytes(self) -> int:
-        with self._lock:
-            return self._bytes()
+            return self._loaded()
 
     @contextmanager
-    def lease(self, path: Path, load: Callable[[], Engine]) -> Iterator[Engine]:
+    def lease(self, path: Path, load: Callable[[], Engine] | None) -> Iterator[Engine | None]:
         """The engine of a file, as the file is now, pinned until the end of the block.
 
         Args:
             path: the engine's file.
             load: opens it if it is not loaded; one call at a time for each file. What it raises
-                goes through.
+                goes through. None: nothing is loaded or closed, and there may be no engine.
         """
-        entry = self._pin(path, load)
-        try:
-            yield entry.engine
-        finally:
-            with self._lock:
-                entry.pins -= 1
-            self._make_room(0)
-
-    @contextmanager
-    def loaded(self, path: Path) -> Iterator[Engine | None]:
-        """The engine of a file, as the file is now, if it is loaded; pinned until the end of the
-        block. Loads and closes nothing.
-        """
-        entry = self._loaded(path)
+        entry = self._pin(path)
+        if entry is None and load is not None:
+            entry = self._load(path, load)
         try:
             yield None if entry is None else entry.engine
         finally:
             if entry is not None:
                 with self._lock:
                     entry.pins -= 1
+            if load is not None:
+                self._make_room(0)
 
     def release_idle(self) -> int:
         """Close every engine that nobody uses; how many bytes that was."""
@@ -95,14 +83,21 @@ class EngineCache:
         """
         self._close(lambda other: other == path)
 
-    def _pin(self, path: Path, load: Callable[[], Engine]) -> _Entry:
-        entry = self._loaded(path)
-        if entry is not None:
+    def _pin(self, path: Path) -> _Entry | None:
+        files = signature(path)
+        with self._lock:
+            entry = self._entries.get(path)
+            if entry is None or entry.engine.files != files:
+                return None
+            entry.pins += 1
+            self._entries.move_to_end(path)
             return entry
+
+    def _load(self, path: Path, load: Callable[[], Engine]) -> _Entry:
         with self._lock:
             loading = self._loading.setdefault(path, threading.Lock())
         with loading:
-            entry = self._loaded(path)
+            entry = self._pin(path)
             if entry is None:
                 with self._lock:
                     old = self._entries.pop(path, None)
@@ -116,19 +111,11 @@ class EngineCache:
                     self._entries[path] = entry
         return entry
 
-    def _loaded(self, path: Path) -> _Entry | None:
-        files = signature(path)
-        with self._lock:
-            entry = self._entries.get(path)
-            if entry is None or entry.engine.files != files:
-                return None
-            entry.pins += 1
-            self._entries.move_to_end(path)
-            return entry
-
     def _make_room(self, size: int) -> None:
         budget = self._budget_bytes
-        self._close(lambda _: budget is not None and self._bytes() + size > budget)
+        self._close(
+            lambda _: budget is not None and size + sum(b for _, b in self._loaded()) > budget
+        )
 
     def _close(self, wanted: Callable[[Path], bool]) -> int:
         """Close the idle engines that were replaced or are wanted, oldest first, asking under the
@@ -146,6 +133,6 @@ class EngineCache:
             engine.close()
         return sum(engine.bytes for engine in freed)
 
-    def _bytes(self) -> int:
+    def _loaded(self) -> list[tuple[Path, int]]:
         entries = (*self._replaced, *self._entries.values())
-        return sum(entry.engine.bytes for entry in entries)
+        return [(entry.engine.path, entry.engine.bytes) for entry in entries]

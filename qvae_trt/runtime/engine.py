@@ -1,40 +1,32 @@
-"""One engine: its tensors, its turn on the device, its run."""
+"""One engine: its tensors, its turn on the device, its run, and how it is freed."""
 
 from __future__ import annotations
 
 import logging
-import warnings
 import weakref
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from qvae_trt import backends, store
-from qvae_trt.errors import (
-    EngineError,
-    ExecutionError,
-    ForeignEngineError,
-    UsageError,
-)
+from qvae_trt.errors import EngineError, ExecutionError, UsageError
 from qvae_trt.kinds import scale_of
-from qvae_trt.profiles import Profile, Resolution, choose
+from qvae_trt.opening import Purpose, open_engine
+from qvae_trt.profiles import Profile, Resolution
 from qvae_trt.runtime.failures import signature
 from qvae_trt.runtime.graphs import CapturedRun, captures
-from qvae_trt.runtime.holdings import Holdings, drop, free_dropped, on
-from qvae_trt.runtime.memory import memory_named
-from qvae_trt.runtime.recent import Recent
+from qvae_trt.runtime.memory import memory_named, on
 from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from qvae_trt.profiles import Part
     from qvae_trt.runtime.failures import Signature
 
 _LOG = logging.getLogger(__name__)
-# How often an engine that is replaced while it is loaded is looked at again.
-_LOOKS = 5
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -75,37 +67,39 @@ class Engine:
         self._wants_graph = (
             cuda_graph and self.device.type == "cuda" and self.static and session.capturable
         )
-        self._held = Holdings(session, self.device, self._scratch)
-        self._finalizer = weakref.finalize(self, drop, self._held)
+        self._held = _Held(session, self.device, self._scratch)
+        # Garbage is collected anywhere, also where a lock is held and while an engine is captured:
+        # nothing is waited for there, and the next `free_dropped` frees it.
+        self._finalizer = weakref.finalize(self, _dropped.append, self._held)
         self._finalizer.atexit = False  # nobody frees then what it leaves
         # The scratch buffer of the last run: TensorRT may have work to do, which no capture takes,
         # at the first run on another one.
         self._ran_on: int | None = None
         self._closed = False
-        # Only of sizes that ran: choosing costs more than launching.
-        self._nearest: Recent[Resolution, int] = Recent()
 
     @classmethod
     def open(
         cls,
-        path: Path,
+        engine: store.EngineFile | Path,
+        purpose: Purpose = Purpose.SERVE,
         *,
         scratch: Scratch | None = None,
         device: torch.device | None = None,
         allow_foreign: bool = False,
-        expected: Mapping[str, object] | None = None,
+        weights_sha256: str | None = None,
+        vae: str | None = None,
         backend: backends.Backend | None = None,
         cuda_graph: bool = False,
     ) -> Engine:
         """Check an engine file against its sidecar, and load it.
 
         Args:
-            path: the engine.
+            engine: see `opening.check`, as weights_sha256 and vae.
+            purpose: what for.
             scratch: whose turns it takes; without one, its device's shared one.
             device: the CUDA device to load on; without one, the current one.
             allow_foreign: load an engine that has no sidecar. Deserialising runs code: only what
                 one has built.
-            expected: fields of `EngineKey` that must hold.
             backend: what loads it; without one, what the sidecar or the suffix says.
             cuda_graph: capture a static engine at its second run and replay it afterwards.
 
@@ -115,19 +109,27 @@ class Engine:
             BackendError: what loads it is absent.
         """
         free_dropped()
-        session, sidecar, files = _open_checked(
-            path, expected or {}, allow_foreign, backend, device
-        )
+        with on(device):  # GPUs of one machine may differ
+            opened = open_engine(
+                engine,
+                purpose,
+                backend=backend,
+                weights_sha256=weights_sha256,
+                vae=vae,
+                allow_foreign=allow_foreign,
+                loading=captures.none,
+            )
+        session = opened.session
         if device is not None and device.type != session.device_type:
             session.close()
             raise EngineError(
-                f"{path}: runs on {session.device_type}, the tensors are on {device.type}"
+                f"{opened.path}: runs on {session.device_type}, the tensors are on {device.type}"
             )
         return cls(
             session,
-            path=path,
-            files=files,
-            sidecar=sidecar,
+            path=opened.path,
+            files=opened.files,
+            sidecar=opened.sidecar,
             scratch=scratch,
             device=device,
             cuda_graph=cuda_graph,
@@ -159,22 +161,6 @@ class Engine:
             for r in self.ranges
         )
 
-    def profile_for(self, resolution: Resolution) -> int:
-        """Index of the profile nearest to a picture's size, by the rule of `profiles.choose`.
-
-        The choice may be older than the engine, whose file was built anew meanwhile.
-
-        Raises:
-            EngineError: no profile holds the size.
-        """
-        index = self._nearest.get(resolution)
-        if index is None:
-            choice = choose(resolution, static={}, profiles=self.profiles)
-            if choice.profile_index is None:
-                raise EngineError(f"{self.path}: as it is loaded:\n{choice.explain()}")
-            index = self._nearest[resolution] = choice.profile_index
-        return index
-
     def run(self, x: torch.Tensor, *, profile: int = 0) -> torch.Tensor:
         """Run on the current stream, without waiting for the result.
 
@@ -195,31 +181,33 @@ class Engine:
             )
         room = memory_named(self.device, f"memory free for input and output of {self.path.name}")
         with room, on(self.device):
-            return self._run_here(x, profile)
+            data = x.to(self.device, _DTYPES[self.input.dtype]).contiguous()
+            stream = None
+            if self.device.type == "cuda":
+                stream = torch.cuda.current_stream(self.device)
+                if torch.cuda.is_current_stream_capturing():
+                    return self._enqueue_captured(data, profile, stream)
+            free_dropped()
+            if stream is not None and x.is_cuda:
+                # The caller may drop it at once, and may have allocated it on another stream.
+                x.record_stream(stream)
+            return self._enqueue(data, profile, stream)
 
-    def _run_here(self, given: torch.Tensor, profile: int) -> torch.Tensor:
-        x = given.to(self.device, _DTYPES[self.input.dtype]).contiguous()
-        stream = None if self.device.type != "cuda" else torch.cuda.current_stream(self.device)
-        if stream is not None and torch.cuda.is_current_stream_capturing():
-            return self._run_captured(x, profile, stream)
-        free_dropped()
-        if stream is not None and given.is_cuda:
-            # The caller may drop it at once, and may have allocated it on another stream.
-            given.record_stream(stream)
-        return self._run(x, profile, stream)
-
-    def _run(self, x: torch.Tensor, profile: int, stream: torch.cuda.Stream | None) -> torch.Tensor:
+    def _enqueue(
+        self, x: torch.Tensor, profile: int, stream: torch.cuda.Stream | None
+    ) -> torch.Tensor:
         handle = 0 if stream is None else stream.cuda_stream
         with self._scratch.turn(stream):
             size = self._live().select(tuple(x.shape), profile, handle)
             pointer = self._scratch.reserve(size, stream)
             y = self._output()
             if not self._replay(x, y, pointer, size, handle):
-                self._execute(x if stream is None else _aligned(x), y, pointer, size, handle)
+                x = x if stream is None else _aligned(x)
+                self._session.execute(**_pointers(x, y, pointer, size, handle))
                 self._ran_on = self._scratch.generation
         return y
 
-    def _run_captured(
+    def _enqueue_captured(
         self, x: torch.Tensor, profile: int, stream: torch.cuda.Stream
     ) -> torch.Tensor:
         """Inside `torch.cuda.graph` of the caller: nothing may wait, and the addresses stay with
@@ -241,20 +229,10 @@ class Engine:
             size = self._live().select(tuple(x.shape), profile, stream.cuda_stream)
             y = self._output()
             scratch = self._scratch.private(size)
-            self._execute(_aligned(x), y, aligned(scratch), size, stream.cuda_stream)
+            x = _aligned(x)
+            self._session.execute(**_pointers(x, y, aligned(scratch), size, stream.cuda_stream))
             self.captured = True
         return y
-
-    def _execute(
-        self, x: torch.Tensor, y: torch.Tensor, scratch_ptr: int, scratch_bytes: int, stream: int
-    ) -> None:
-        self._session.execute(
-            input_ptr=x.data_ptr(),
-            output_ptr=y.data_ptr(),
-            scratch_ptr=scratch_ptr,
-            scratch_bytes=scratch_bytes,
-            stream=stream,
-        )
 
     def _live(self) -> backends.Session:
         if self._closed:
@@ -268,35 +246,32 @@ class Engine:
     def _replay(
         self, x: torch.Tensor, y: torch.Tensor, pointer: int, size: int, stream: int
     ) -> bool:
-        """Whether the engine's own graph ran. One that CUDA refuses is not tried again."""
-        if not self._wants_graph or self._ran_on != self._scratch.generation:
+        """Whether the engine's own graph ran. It is captured anew if scratch has moved, and one
+        that CUDA refuses is not tried again.
+        """
+        generation = self._scratch.generation
+        if not self._wants_graph or self._ran_on != generation:
             return False
         try:
-            graph = self._captured_run(x, y, pointer, size)
-            if graph is not None:
-                graph.replay(x, y, stream)
+            if self._held.graph is not None and self._held.graph.generation != generation:
+                self._held.free_graph()
+            if self._held.graph is None:
+                self._held.graph = CapturedRun.capture(
+                    lambda source, result, on_stream: self._session.execute(
+                        **_pointers(source, result, pointer, size, on_stream)
+                    ),
+                    x=x,
+                    y=y,
+                    generation=generation,
+                )
+            if self._held.graph is not None:
+                self._held.graph.replay(x, y, stream)
         except (RuntimeError, EngineError) as error:
             _LOG.warning("%s: runs without a CUDA graph: %s", self.path, error)
             # A graph that failed is freed by `close`, which waits: part of it may have run.
             self._wants_graph = False
             return False
-        return graph is not None
-
-    def _captured_run(
-        self, x: torch.Tensor, y: torch.Tensor, pointer: int, size: int
-    ) -> CapturedRun | None:
-        """The graph, captured anew if scratch has moved; None while no engine can be captured."""
-        generation = self._scratch.generation
-        if self._held.graph is not None and self._held.graph.generation != generation:
-            self._held.free_graph()
-        if self._held.graph is None:
-            self._held.graph = CapturedRun.capture(
-                lambda source, result, stream: self._execute(source, result, pointer, size, stream),
-                x=x,
-                y=y,
-                generation=generation,
-            )
-        return self._held.graph
+        return self._held.graph is not None
 
     def close(self) -> None:
         """Wait for its last run and free it; closing twice does nothing."""
@@ -313,36 +288,67 @@ def _aligned(x: torch.Tensor) -> torch.Tensor:
     return x if x.data_ptr() % backends.ALIGNMENT_BYTES == 0 else x.clone()
 
 
-def _open_checked(
-    path: Path,
-    expected: Mapping[str, object],
-    allow_foreign: bool,
-    backend: backends.Backend | None,
-    device: torch.device | None,
-) -> tuple[backends.Session, store.Sidecar | None, Signature]:
-    """The engine that the sidecar was read for: either may be replaced while the other is read."""
-    for _ in range(_LOOKS):
-        files = signature(path)
-        if not path.is_file():
-            raise EngineError(f"{path}: no such engine", fix="qvae build makes it")
-        sidecar: store.Sidecar | None = None
-        try:
-            sidecar = store.check_engine(path, expected=expected)
-        except ForeignEngineError as error:
-            if not allow_foreign:
-                raise
-            warnings.warn(f"{error.what}; loaded because it was asked for", stacklevel=3)
-        with on(device), captures.none():
-            session = (backend or backends.for_engine(path, sidecar)).open(path)
-            if signature(path) == files:
-                return session, sidecar, files
-            session.close()
-    raise EngineError(
-        f"{path}: replaced {_LOOKS} times while it was loaded", fix="wait until qvae build is done"
-    )
+def _pointers(
+    x: torch.Tensor, y: torch.Tensor, scratch_ptr: int, scratch_bytes: int, stream: int
+) -> dict[str, int]:
+    """What `Session.execute` takes. The caller keeps both tensors until it is enqueued."""
+    return {
+        "input_ptr": x.data_ptr(),
+        "output_ptr": y.data_ptr(),
+        "scratch_ptr": scratch_ptr,
+        "scratch_bytes": scratch_bytes,
+        "stream": stream,
+    }
 
 
 def _device(kind: str) -> torch.device:
     return (
         torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
     )
+
+
+@dataclass(slots=True)
+class _Held:
+    """What an engine holds on the device, freed once the device is done with it, also where the
+    engine was dropped and not closed.
+    """
+
+    session: backends.Session
+    device: torch.device
+    scratch: Scratch
+    graph: CapturedRun | None = None
+
+    def free(self) -> None:
+        """Wait for the last run, and free everything."""
+        try:
+            self.free_graph()
+        finally:
+            # The thread's device may be another. No lock is held here that a capture waits for.
+            with on(self.device), captures.none():
+                self.session.close()
+
+    def free_graph(self) -> None:
+        """Wait for the last run, and free the graph: its tensors may be in use on another stream
+        than the one they go back to.
+        """
+        self.scratch.drain()
+        graph, self.graph = self.graph, None
+        if graph is not None:
+            with on(self.device):
+                graph.close()
+
+
+_dropped: deque[_Held] = deque()
+
+
+def free_dropped() -> None:
+    """Free what engines left behind that were dropped and not closed."""
+    while _dropped:
+        try:
+            held = _dropped.popleft()
+        except IndexError:  # another thread was faster
+            return
+        try:
+            held.free()
+        except RuntimeError as error:  # of CUDA: not the caller's, whose own engine may be well
+            _LOG.warning("what a dropped engine held was not freed: %s", error)

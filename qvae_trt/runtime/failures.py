@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STRIKES, PAUSE_S = 3, 60.0
 
 Signature = tuple[object, ...]
+signature = store.signature
 
 
 class Failures:
@@ -92,11 +93,6 @@ class Failures:
         with self._lock:
             self._failed.clear()
             self._strikes.clear()
-
-
-def signature(path: Path) -> Signature:
-    """Changes when the engine or its sidecar does."""
-    return tuple(store.stamp_of(file) for file in (path, store.sidecar_path(path)))
 
 
 def bare(error: QvaeError) -> QvaeError:

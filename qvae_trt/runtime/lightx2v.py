@@ -16,9 +16,11 @@ from qvae_trt.errors import UsageError
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lightx2v_loader import static_folders
 from qvae_trt.model import load_model
+from qvae_trt.runtime.arguments import named_folder
+from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.image_processor import QvaeImageProcessor
-from qvae_trt.runtime.selection import Engines, named_folder
-from qvae_trt.runtime.vae import TrtVae, make_vae
+from qvae_trt.runtime.ladder import Settings
+from qvae_trt.runtime.vae import TrtVae
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -223,11 +225,10 @@ def from_lightx2v_config(
         {mode: folder} if path else {},
         backend=backend,
         weights_sha256=model.weights_sha256,
-        names=_their_names(folder) if path and mode == "static" else None,
+        names=_their_names(folder) if path and mode == "static" else {},
     )
-    vae = make_vae(
-        model, engines, fallback=fallback, device=device, dtype=dtype or _lightx2v_dtype()
-    )
+    settings = Settings(fallback=fallback)
+    vae = TrtVae(model, engines, settings, device=device, dtype=dtype or _lightx2v_dtype())
     if tiling:
         vae.enable_tiling()
     return LightX2VVae(vae, layers=layers if layered else None, offload=offload)

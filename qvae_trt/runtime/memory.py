@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from qvae_trt.errors import DeviceMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -36,10 +37,30 @@ def memory_named(device: torch.device, what: str) -> Iterator[None]:
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        raise DeviceMemoryError(
-            f"{device}: no {what}",
-            fix="free device memory, or call vae.release_memory() and torch.cuda.empty_cache()",
-        ) from error
+        raise no_memory(device, what) from error
+
+
+def no_memory(device: torch.device, what: str) -> DeviceMemoryError:
+    """For what there is none."""
+    return DeviceMemoryError(
+        f"{device}: no {what}",
+        fix="free device memory, or call vae.release_memory() and torch.cuda.empty_cache()",
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """What an allocation could get: free on the device, and held by PyTorch but unused. 0 on the
+    CPU.
+    """
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def allocated_bytes(device: torch.device) -> int:
+    """What PyTorch's tensors hold on a device. 0 on the CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 @contextmanager
@@ -61,3 +82,10 @@ def keep_while_read(module: torch.nn.Module, device: torch.device) -> None:
         stream = torch.cuda.current_stream(device)
         for tensor in chain(module.parameters(), module.buffers()):
             tensor.record_stream(stream)
+
+
+def on(device: torch.device | None) -> AbstractContextManager[object]:
+    """A device as the thread's current one, where it is a GPU."""
+    if device is None or device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.device(device)

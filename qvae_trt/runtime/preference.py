@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from qvae_trt.errors import StoreError, UsageError
+from qvae_trt.errors import StoreError
 from qvae_trt.store import measured
 
 if TYPE_CHECKING:
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from qvae_trt.profiles import Choice, Part
 
 Prefer = Literal["engine", "fastest"]
-
-
-def check_preference(prefer: str) -> None:
-    """UsageError for a word that is no `Prefer`."""
-    if prefer not in get_args(Prefer):
-        known = ", ".join(get_args(Prefer))
-        raise UsageError(f"prefer is {prefer!r}, expected one of {known}")
 
 
 def machine_here(backend: Backend | None) -> dict[str, str]:
@@ -46,7 +39,6 @@ class Preference:
     """
 
     def __init__(self, prefer: Prefer, folder: Path | None, backend: Backend | None) -> None:
-        check_preference(prefer)
         self._measured: measured.Measured | None = None
         if prefer == "engine" or folder is None:
             return
@@ -74,4 +66,4 @@ class Preference:
 
     def _warn(self, why: str) -> None:
         text = f"prefer='fastest' takes engines first: {why}\n  fix: qvae bench --resolution WxH"
-        warnings.warn(text, UserWarning, stacklevel=5)
+        warnings.warn(text, UserWarning, stacklevel=4)

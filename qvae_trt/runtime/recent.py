@@ -1,9 +1,10 @@
-"""A dictionary that forgets: what is kept for each size must not grow with every new size."""
+"""Dictionaries that forget: what is kept for each size must not grow with every new size."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -18,3 +19,19 @@ class Recent(OrderedDict[_Key, _Value]):
         self.move_to_end(key)
         while len(self) > _MOST:
             self.popitem(last=False)
+
+
+class Counts(Generic[_Key]):
+    """How often each of the 256 keys came that came last. Several threads may count."""
+
+    def __init__(self) -> None:
+        self._counts: Recent[_Key, int] = Recent()
+        self._lock = threading.Lock()
+
+    def add(self, key: _Key) -> None:
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def all(self) -> dict[_Key, int]:
+        with self._lock:
+            return dict(self._counts)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -20,10 +19,19 @@ from qvae_trt.errors import ModelError, UsageError
 from qvae_trt.kinds import kind_named
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS, Resolution
-from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning, check_mode
-from qvae_trt.runtime.preference import Prefer, Preference, check_preference
-from qvae_trt.runtime.selection import Engines, lasting_source, named_folder, roots
-from qvae_trt.runtime.serving import Server
+from qvae_trt.runtime.arguments import (
+    check_word,
+    empty_on,
+    lasting_source,
+    mode_folders,
+    named_folder,
+    sides,
+    whole,
+)
+from qvae_trt.runtime.engines import Engines
+from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning
+from qvae_trt.runtime.ladder import Ladder, Settings
+from qvae_trt.runtime.preference import Prefer, Preference
 from qvae_trt.runtime.tiling import Tile, usual_overlap
 
 if TYPE_CHECKING:
@@ -71,13 +79,18 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         self,
         model: Model,
         engines: Engines,
+        settings: Settings,
         *,
-        fallback: FallbackMode = "warn",
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        check_nan: bool = False,
-        preference: Preference | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        if settings.fallback == "raise" and engines.folders and engines.refusal is not None:
+            raise engines.refusal
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype is None:
+            on_gpu = empty_on(device, torch.float32).is_cuda
+            dtype = torch.bfloat16 if on_gpu else torch.float32
         super().__init__()
         self.eval()
         # Pipelines write down the class of what they hold, by this name and `__class__`.
@@ -85,14 +98,12 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         # Says where and in what dtype this VAE is, and is what `.to(...)` moves and casts. A
         # parameter, since offload hooks ask a module's first parameter for its device; an empty
         # one, since engines hold the weights.
-        self._place = torch.nn.Parameter(_nothing(device, dtype), requires_grad=False)
+        self._place = torch.nn.Parameter(empty_on(device, dtype), requires_grad=False)
         self.register_to_config(
             **{k: v for k, v in model.vae.config.items() if not k.startswith("_")}
         )
         self._model = (model,)  # a tuple, so that nothing of it is registered, moved or cast
-        self._server = Server(
-            model, engines, fallback=fallback, check_nan=check_nan, preference=preference
-        )
+        self._ladder = Ladder(model, engines, settings)
         self.z_dim: int = model.vae.config.z_dim
         self.input_channels: int = model.input_channels
         self.temperal_downsample = list(model.vae.config.temperal_downsample)
@@ -143,7 +154,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
     def __deepcopy__(self, memo: dict[int, Any]) -> TrtVae:
         """A VAE with a place and attributes of its own, on the same engines and weights."""
         twin = type(self).__new__(type(self))
-        memo.update({id(self): twin, id(self._server): self._server, id(self._model): self._model})
+        memo.update({id(self): twin, id(self._ladder): self._ladder, id(self._model): self._model})
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
@@ -159,14 +170,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
             )
         switches = {name: getattr(self, name) for name in _SWITCHES}
         place = {"device": str(self.device), "dtype": self.dtype}
-        server = self._server
-        options = {
-            "fallback": server.fallback,
-            "check_nan": server.check_nan,
-            "preference": server.preference,
-        }
-        engines = server.engines
-        return _load_again, (model.source, model.weights_sha256, engines, options | place, switches)
+        made_of = self._ladder.engines, self._ladder.settings
+        return _load_again, (model.source, model.weights_sha256, *made_of, place, switches)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -199,17 +204,18 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         return self._shipped().post_quant_conv
 
     def _shipped(self) -> AutoencoderKLQwenImage:
-        return self._server.shipped(self.device, self.dtype)
+        return self._ladder.pytorch.shipped(self.device, self.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> TrtVae:
         before = self.device
         super()._apply(fn, recurse)
         if self.device != before:
             # Off the device (model offload moves it after every use): what is large there goes.
-            self._server.leave_device()
+            self._ladder.leave_device()
         return self
 
     @apply_forward_hook
+    @torch.compiler.disable
     def encode(
         self, x: torch.Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
@@ -228,10 +234,11 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
             UsageError: not such a tensor.
             QvaeError: with `fallback="raise"`, why no engine serves it.
         """
-        posterior = DiagonalGaussianDistribution(self._run("encoder", x))
+        posterior = DiagonalGaussianDistribution(self._ladder.serve("encoder", x, **self._how()))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     @apply_forward_hook
+    @torch.compiler.disable
     def decode(
         self, z: torch.Tensor, return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor]:
@@ -248,7 +255,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         Raises:
             As `encode`.
         """
-        sample = self._run("decoder", z)
+        sample = self._ladder.serve("decoder", z, **self._how())
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(
@@ -288,16 +295,16 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         ):
             if side is not None:
                 wanted[f"tile_sample_min_{name}"] = side
-                if _whole(side):
+                if whole(side):
                     wanted[f"tile_sample_stride_{name}"] = side - usual_overlap(side)
             if stride is not None:
                 wanted[f"tile_sample_stride_{name}"] = stride
         before = {name: getattr(self, name) for name in wanted}
-        self._set(wanted)
+        self.__dict__.update(wanted)
         try:
             self._tile()
         except UsageError:
-            self._set(before)
+            self.__dict__.update(before)
             raise
         self.use_tiling = True
 
@@ -323,17 +330,19 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
             UsageError: other sizes or parts. Else as `encode`.
         """
         shapes: list[tuple[Part, tuple[int, ...]]] = []
-        for height, width in map(_sides, sizes):
-            scale = self.kind.scale
+        scale = self.kind.scale
+        for height, width in map(sides, sizes):
             of_latents = (1, self.z_dim, 1, height // scale, width // scale)
-            for part in map(_part, parts):
+            for part in parts:
+                check_word("the part", part, PARTS)
                 of_pixels = (1, self.input_channels, 1, height, width)
                 shapes.append((part, of_pixels if part == "encoder" else of_latents))
         # A graph is captured at the second run on the scratch memory of the largest size.
-        for _ in range(3 if self._server.engines.cuda_graphs else 1):
+        for _ in range(3 if self._ladder.engines.cuda_graphs else 1):
             for part, shape in shapes:
+                zeros = torch.zeros(shape, device=self.device, dtype=self.dtype)
                 with torch.no_grad():
-                    self._run(part, torch.zeros(shape, device=self.device, dtype=self.dtype))
+                    self._ladder.serve(part, zeros, **self._how())
 
     def choice(self, part: Part, resolution: Resolution) -> Choice:
         """Which engine serves a size, with the reason for each candidate;
@@ -347,7 +356,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
                 f"got the size {resolution!r}, expected a qvae_trt.Resolution",
                 fix='qvae_trt.Resolution.parse("1664x928"), or Resolution(height=928, width=1664)',
             )
-        return self._server.choice(_part(part), resolution, self.device)
+        check_word("the part", part, PARTS)
+        return self._ladder.choice(part, resolution, self.device)
 
     def release_memory(self, *, engines: bool = True) -> None:
         """Give memory back: scratch to PyTorch's allocator, PyTorch's copies of the weights, and
@@ -357,29 +367,62 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
             engines: False keeps the engines loaded.
         """
         if engines:
-            self._server.release()
+            self._ladder.release()
         else:
-            self._server.leave_device()
+            self._ladder.leave_device()
 
     def memory(self) -> dict[str, int]:
         """How many engines are loaded, and what they and the shared scratch hold, in bytes."""
-        return self._server.engines.memory()
+        held = self._ladder.engines.held().values()
+        sizes = [size for loaded, _ in held for _, size in loaded]
+        scratch_bytes = sum(scratch for _, scratch in held)
+        return {
+            "engines": len(sizes),
+            "engine_bytes": sum(sizes),
+            "scratch_bytes": scratch_bytes,
+        }
 
-    @torch.compiler.disable
-    def _run(self, part: Part, given: torch.Tensor) -> torch.Tensor:
+    def status(self) -> dict[str, Any]:
+        """What operators ask, as plain values (JSON takes them), without waiting for the device.
+
+        Of what served and of the reasons, the 256 that came last are kept, and counted since this
+        VAE was made.
+
+        Returns:
+            `device`, `dtype`, and lists of dicts: `served` (`part`, `size` as WxH, `by`: `static`,
+            `profiles`, `fused`, `folded`, `pytorch` for video, `tiles`; `calls`), one call a
+            picture or tile; `fallbacks` (`where`, `instead`: what served, None where the error was
+            raised; `reason`, `calls`); `engines` that are loaded (`path`, `device`, `bytes`).
+            `memory`: of each device `engine_bytes`, `scratch_bytes`, and `pytorch_bytes`, which are
+            all that PyTorch's tensors hold there, scratch with them.
+        """
+        place = {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
+        return place | self._ladder.status(self.device)
+
+    def __repr__(self) -> str:
+        status = self.status()
+        calls: dict[str, int] = {}
+        for served in status["served"]:
+            calls[served["by"]] = calls.get(served["by"], 0) + served["calls"]
+        served_by = ", ".join(f"{by} {count}" for by, count in calls.items()) or "nothing yet"
+        fallbacks = sum(fallback["calls"] for fallback in status["fallbacks"])
+        mib = sum(engine["bytes"] for engine in status["engines"]) / 2**20
+        return (
+            f"TrtVae({status['device']}, {status['dtype']}; served: {served_by};"
+            f" fallbacks: {fallbacks}; engines: {len(status['engines'])}, {mib:.0f} MiB)"
+        )
+
+    def _how(self) -> dict[str, Any]:
+        """Where and how `Ladder.serve` is to serve."""
         tile = self._tile() if self.use_tiling else None
-        return self._server.run(part, given, device=self.device, dtype=self.dtype, tile=tile)
-
-    def _set(self, attributes: dict[str, int]) -> None:
-        for name, value in attributes.items():
-            setattr(self, name, value)
+        return {"device": self.device, "dtype": self.dtype, "tile": tile}
 
     def _tile(self) -> Tile:
         # Read anew at each use: as diffusers' own, these attributes may be set one by one.
-        sides = self.tile_sample_min_height, self.tile_sample_min_width
+        lengths = self.tile_sample_min_height, self.tile_sample_min_width
         strides = self.tile_sample_stride_height, self.tile_sample_stride_width
-        for side, stride in zip(sides, strides, strict=True):
-            if not (_whole(side) and _whole(stride)):
+        for side, stride in zip(lengths, strides, strict=True):
+            if not (whole(side) and whole(stride)):
                 raise UsageError(
                     f"tiles of {side!r} pixels every {stride!r}: expected whole numbers"
                 )
@@ -390,10 +433,10 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
                     fix="give enable_tiling the sides alone, and it chooses the strides",
                 )
         return Tile(
-            height=sides[0],
-            width=sides[1],
-            overlap_height=sides[0] - strides[0],
-            overlap_width=sides[1] - strides[1],
+            height=lengths[0],
+            width=lengths[1],
+            overlap_height=lengths[0] - strides[0],
+            overlap_width=lengths[1] - strides[1],
         )
 
 
@@ -412,7 +455,8 @@ def _load_again(
     source: str,
     weights_sha256: str,
     engines: Engines,
-    options: dict[str, Any],
+    settings: Settings,
+    place: dict[str, Any],
     switches: dict[str, Any],
 ) -> TrtVae:
     """What a pickled VAE becomes.
@@ -427,8 +471,8 @@ def _load_again(
             f" {model.weights_sha256[:12]}…, expected {weights_sha256[:12]}…",
             fix="vae.save_pretrained(FOLDER), and pickle load_vae(..., model=FOLDER)",
         )
-    vae = make_vae(model, engines, **options)
-    vae._set(switches)
+    vae = TrtVae(model, engines, settings, **place)
+    vae.__dict__.update(switches)
     return vae
 
 
@@ -477,8 +521,9 @@ def load_vae(
         UsageError: an argument of another kind: an unknown fallback or backend, a folder of the
             engines of one mode, a device that is not there, a budget that is not a number of bytes.
     """
-    check_mode(fallback)  # before the weights are read
-    check_preference(prefer)
+    # Before the weights are read.
+    check_word("fallback", fallback, get_args(FallbackMode))
+    check_word("prefer", prefer, get_args(Prefer))
     model = os.fspath(model) if isinstance(model, os.PathLike) else model
     if not isinstance(model, str | Model):
         raise UsageError(
@@ -490,7 +535,8 @@ def load_vae(
         raise UsageError(f"memory_budget_bytes is {budget!r}, expected a number of bytes")
     if not isinstance(backend, str) and not hasattr(backend, "can_run"):
         raise UsageError(f"the backend is {backend!r}, expected a name such as 'auto'")
-    folders = {} if engine_dir is None else roots(named_folder(engine_dir))
+    folder = None if engine_dir is None else named_folder(engine_dir)
+    folders = {} if folder is None else mode_folders(folder)
     loaded = load_model(lasting_source(model)) if isinstance(model, str) else model
     engines = Engines(
         folders,
@@ -503,77 +549,6 @@ def load_vae(
     )
     if device is None and backend != "auto" and engines.device_type == "cpu":
         device = "cpu"
-    folder = None if engine_dir is None else named_folder(engine_dir)
-    return make_vae(
-        loaded,
-        engines,
-        fallback=fallback,
-        device=device,
-        dtype=dtype,
-        check_nan=check_nan,
-        preference=Preference(prefer, folder, engines.backend),
-    )
-
-
-def make_vae(
-    model: Model,
-    engines: Engines,
-    *,
-    fallback: FallbackMode,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-    check_nan: bool = False,
-    preference: Preference | None = None,
-) -> TrtVae:
-    """A `TrtVae` with the defaults of `load_vae` for what is None."""
-    if fallback == "raise" and engines.given and engines.refusal is not None:
-        raise engines.refusal
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype is None:
-        on_gpu = _nothing(device, torch.float32).is_cuda
-        dtype = torch.bfloat16 if on_gpu else torch.float32
-    return TrtVae(
-        model,
-        engines,
-        fallback=fallback,
-        device=device,
-        dtype=dtype,
-        check_nan=check_nan,
-        preference=preference,
-    )
-
-
-def _part(name: str) -> Part:
-    for part in PARTS:
-        if name == part:
-            return part
-    raise UsageError(f"the part is {name!r}, expected one of {', '.join(PARTS)}")
-
-
-def _whole(number: object) -> bool:
-    return isinstance(number, Integral)
-
-
-def _sides(size: object) -> tuple[int, int]:
-    if isinstance(size, Resolution):
-        return size.height, size.width
-    if isinstance(size, tuple | list) and len(size) == 2:
-        height, width = size
-        if _whole(height) and _whole(width) and height > 0 and width > 0:
-            return height, width
-    raise UsageError(f"got the size {size!r}, expected (height, width) in pixels")
-
-
-def _nothing(device: torch.device | str, dtype: object) -> torch.Tensor:
-    """An empty tensor there. UsageError where there can be none."""
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise UsageError(f"dtype is {dtype!r}, expected a floating one such as torch.bfloat16")
-    try:
-        return torch.empty(0, device=device, dtype=dtype)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"device is {str(device)!r}, where no tensor can be: {reason}",
-            fix="device='cpu' is always there; qvae doctor lists the GPUs",
-        ) from error
+    preference = Preference(prefer, folder, engines.adapter)
+    settings = Settings(fallback=fallback, check_nan=check_nan, preference=preference)
+    return TrtVae(loaded, engines, settings, device=device, dtype=dtype)

@@ -26,9 +26,15 @@ No step looks at the clock.
 
 from __future__ import annotations
 
-from qvae_trt.store.checking import check_engine, differences, option_in, read_sidecar, words_of
-from qvae_trt.store.finding import EngineFile, find_engines
-from qvae_trt.store.hashing import sha256_file, stamp_of
+from qvae_trt.store.checking import (
+    check_engine,
+    differences,
+    option_in,
+    read_sidecar,
+    signature,
+    words_of,
+)
+from qvae_trt.store.finding import EngineFile, engine_file, find_engines
 from qvae_trt.store.locking import clean_up, lock_engine
 from qvae_trt.store.sidecar import (
     FORMAT_VERSION,
@@ -38,13 +44,7 @@ from qvae_trt.store.sidecar import (
     show,
     sidecar_path,
 )
-from qvae_trt.store.writing import (
-    check_writable,
-    replace_file,
-    staged,
-    write_engine,
-    write_text,
-)
+from qvae_trt.store.writing import write_engine
 
 __all__ = [
     "FORMAT_VERSION",
@@ -53,20 +53,16 @@ __all__ = [
     "Mismatch",
     "Sidecar",
     "check_engine",
-    "check_writable",
     "clean_up",
     "differences",
+    "engine_file",
     "find_engines",
     "lock_engine",
     "option_in",
     "read_sidecar",
-    "replace_file",
-    "sha256_file",
     "show",
     "sidecar_path",
-    "staged",
-    "stamp_of",
+    "signature",
     "words_of",
     "write_engine",
-    "write_text",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from qvae_trt.backends import NAMES
+from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError
-from qvae_trt.profiles import rebuild_command
-from qvae_trt.store.hashing import open_regular, read_all, sha256_file, stamp_of
+from qvae_trt.files.reading import open_regular, read_bytes, sha256_file, stamp_of
+from qvae_trt.profiles import BACKENDS
 from qvae_trt.store.sidecar import (
     ANY_GPU,
     KEY_FIELDS,
@@ -24,7 +25,7 @@ from qvae_trt.store.sidecar import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 _NOTHING: Mapping[str, object] = {}
@@ -57,8 +58,8 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
         EngineError: missing, no regular file, unreadable, or its sidecar is.
     """
     for _ in range(_LOOKS):
-        with open_regular(engine):
-            pass  # a missing engine is said before a missing sidecar
+        with _readable(engine):  # a missing engine is said before a missing sidecar
+            open_regular(engine).close()
         before = _state(engine)
         sidecar = read_sidecar(engine)
         found = differences(sidecar.key, expected) or _differences_of_file(engine, sidecar)
@@ -71,14 +72,18 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
     fields = {mismatch.field for mismatch in found}
     # All that differs between two backends; with more, no backend takes it.
     flavour = sidecar.key.flavour
-    if flavour in NAMES and {"flavour"} <= fields <= {"flavour", "flavour_version"}:
+    if flavour in BACKENDS and {"flavour"} <= fields <= {"flavour", "flavour_version"}:
         fix = f"backend={flavour!r} (--backend {flavour}) takes it; or {fix}"
     raise StaleEngineError(f"{engine}: not the engine asked for:{lines}", fix=fix)
 
 
+def signature(engine: Path) -> tuple[object, ...]:
+    """Changes when the engine or its sidecar does."""
+    return stamp_of(engine), stamp_of(sidecar_path(engine))
+
+
 def _state(engine: Path) -> tuple[object, ...]:
-    paths = (engine, sidecar_path(engine), next_sidecar_path(engine))
-    return tuple(stamp_of(path) for path in paths)
+    return *signature(engine), stamp_of(next_sidecar_path(engine))
 
 
 def _rebuild(
@@ -146,20 +151,33 @@ def next_sidecar_if_valid(engine: Path) -> Sidecar | None:
 
 
 def _differences_of_file(engine: Path, sidecar: Sidecar) -> list[Mismatch]:
-    with open_regular(engine) as file:
-        size = file.seek(0, 2)
-    if size != sidecar.engine_bytes:
-        return [Mismatch("engine_bytes", f"{size} bytes", f"{sidecar.engine_bytes} bytes")]
-    digest = sha256_file(engine)
+    with _readable(engine):
+        size = engine.stat().st_size
+        if size != sidecar.engine_bytes:
+            return [Mismatch("engine_bytes", f"{size} bytes", f"{sidecar.engine_bytes} bytes")]
+        digest = sha256_file(engine)
     if digest != sidecar.engine_sha256:
         return [Mismatch("engine_sha256", show(digest), show(sidecar.engine_sha256))]
     return []
 
 
+@contextmanager
+def _readable(engine: Path) -> Iterator[None]:
+    """EngineError for an engine file that cannot be read."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        fix = f"build it: {rebuild_command(engine)}"
+        raise EngineError(f"{engine}: no such file", fix=fix) from error
+    except OSError as error:
+        raise EngineError(f"{engine}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the path
+        raise EngineError(f"{str(engine)!r}: cannot be read: {error}") from error
+
+
 def _read(engine: Path, path: Path) -> Sidecar:
     try:
-        with open_regular(path) as file:
-            raw = read_all(file, path, MAX_SIDECAR_BYTES + 1)
+        raw = read_bytes(path, most_bytes=MAX_SIDECAR_BYTES, fault=EngineError)
     except EngineError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise

@@ -34,6 +34,11 @@ class EngineFile:
     resolution: Resolution | None = None
 
     @property
+    def is_there(self) -> bool:
+        """Also what is no file, a folder or a link to nowhere: whoever opens it says so."""
+        return os.path.lexists(self.path)
+
+    @property
     def place(self) -> dict[str, object]:
         """The fields of `EngineKey` that its place in the folder decides."""
         fields: dict[str, object] = {"part": self.part, "mode": self.mode}
@@ -48,13 +53,21 @@ class EngineFile:
         weights_sha256: str | None,
         vae: str | None = None,
     ) -> dict[str, object]:
-        """What its key has to be to serve here: for `check_engine`, whoever opens it.
+        """What its key has to be to serve here.
 
         Args:
             identity: of the backend that runs it, see `Backend.identity`.
             weights_sha256, vae: of the VAE, and the name of its kind; None takes any.
         """
         return {**identity, **self.place, "vae": vae, "weights_sha256": weights_sha256}
+
+
+def engine_file(
+    engine_dir: Path, part: Part, mode: Mode, suffix: str, resolution: Resolution | None = None
+) -> EngineFile:
+    """The engine of a part, and of a size if static, there or not; `suffix`: its backend's."""
+    path = engine_path(engine_dir, part, mode, suffix, resolution)
+    return EngineFile(path, part, mode, resolution)
 
 
 def find_engines(engine_dir: Path) -> list[EngineFile]:
@@ -64,17 +77,12 @@ def find_engines(engine_dir: Path) -> list[EngineFile]:
     ]
     places.append(("profiles", None))
     return [
-        EngineFile(path, part, mode, size)
+        file
         for mode, size in places
         for part in PARTS
         for suffix in _SUFFIXES
-        if _there(path := engine_path(engine_dir, part, mode, suffix, size))
+        if (file := engine_file(engine_dir, part, mode, suffix, size)).is_there
     ]
-
-
-def _there(path: Path) -> bool:
-    """Also what is no file, a folder or a link to nowhere: whoever opens it says so."""
-    return os.path.lexists(path)
 
 
 def _static_sizes(engine_dir: Path) -> set[Resolution]:

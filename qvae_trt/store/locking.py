@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import StoreError
+from qvae_trt.files.writing import refusals_named, staged_files, sync
 from qvae_trt.store.checking import next_sidecar_if_valid
-from qvae_trt.store.refusals import refusals_named
 from qvae_trt.store.sidecar import next_sidecar_path, sidecar_path
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def lock_engine(
     try:
         with refusals_named("clean up beside", engine):
             finish_replacement(engine)
-            for leftover in _staged_files(engine):
+            for leftover in staged_files(engine):
                 leftover.unlink(missing_ok=True)
         yield
     finally:
@@ -124,7 +124,7 @@ def clean_up(engine: Path) -> None:
     Does nothing while another process holds the lock, or where the folder cannot be written to.
     """
     with suppress(StoreError, OSError):
-        left = next_sidecar_path(engine), lock_path(engine), *_staged_files(engine)
+        left = next_sidecar_path(engine), lock_path(engine), *staged_files(engine)
         if any(path.exists() for path in left):
             with lock_engine(engine, timeout_s=0):
                 pass
@@ -139,26 +139,3 @@ def finish_replacement(engine: Path) -> None:
         sync(engine.parent)
     else:
         following.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def staged_prefix(path: Path) -> str:
-    """How the private files beside a file begin. Cut, since a name holds 255 bytes."""
-    return f".{path.name[:60]}."
-
-
-def _staged_files(engine: Path) -> list[Path]:
-    prefix = staged_prefix(engine)
-    return [
-        entry
-        for entry in engine.parent.iterdir()
-        if entry.name.startswith(prefix) and entry.name.endswith(".tmp") and not entry.is_dir()
-    ]

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from qvae_trt.errors import StoreError
-from qvae_trt.json_file import parse_object, read_bytes
+from qvae_trt.files.json_file import parse_object
+from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.writing import write_text
 from qvae_trt.profiles import PARTS, Resolution
-from qvae_trt.store.writing import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

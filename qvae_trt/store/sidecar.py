@@ -6,10 +6,8 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-import qvae_trt
-from qvae_trt.backends import DTypeName, TensorSpec
 from qvae_trt.errors import EngineError, printable
-from qvae_trt.json_file import is_sha256, parse_object
+from qvae_trt.files.json_file import is_sha256, parse_object
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import (
     MODES,
@@ -19,17 +17,19 @@ from qvae_trt.profiles import (
     Part,
     Precision,
     Profile,
+    Resolution,
 )
+from qvae_trt.tensors import DTYPES, TensorSpec
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qvae_trt.json_file import Table
+    from qvae_trt.files.json_file import Table
 
 FORMAT_VERSION = 1
 MAX_SIDECAR_BYTES = 1 << 20
 ANY_GPU = "any"
-_DTYPES: tuple[DTypeName, ...] = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class EngineKey:
     """All that decides whether an engine file can stand in for the one that would be built now.
 
     Attributes:
-        flavour: the backend's name, as in `backends.NAMES`; `flavour_version` its library's
+        flavour: the backend's name, as in `profiles.BACKENDS`; `flavour_version` its library's
             version.
         gpu: the GPU's name, `"cpu"`, or `"any"` for an engine that is not tied to one.
         compute_capability: `"9.0"`, or None where there is none or any will do.
@@ -83,7 +83,7 @@ class Sidecar:
     created: str = ""
     engine_sha256: str = ""
     engine_bytes: int = 0
-    qvae_version: str = qvae_trt.__version__
+    qvae_version: str = __version__
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, object]:
@@ -92,8 +92,8 @@ class Sidecar:
             "format_version": self.format_version,
             "engine": {"sha256": self.engine_sha256, "bytes": self.engine_bytes},
             "key": {name: _plain(getattr(self.key, name)) for name in KEY_FIELDS},
-            "input": _plain_tensor(self.input),
-            "output": _plain_tensor(self.output),
+            "input": self.input.to_dict(),
+            "output": self.output.to_dict(),
             "build_flags": dict(self.build_flags),
             "build_seconds": self.build_seconds,
             "command": self.command,
@@ -209,7 +209,7 @@ def _read_key(table: Table) -> EngineKey:
 
 
 def _read_profile(table: Table) -> Profile:
-    low, opt, high = (table.resolution(name) for name in ("min", "opt", "max"))
+    low, opt, high = (table.parsed(name, Resolution.parse) for name in ("min", "opt", "max"))
     profile = Profile(low, opt, high)
     if not profile.holds(opt):
         table.refuse("opt", "expected min <= opt <= max")
@@ -220,14 +220,12 @@ def _read_tensor(table: Table) -> TensorSpec:
     shape = [side for side in table.list("shape") if type(side) is int and side >= -1]
     if len(shape) < len(table.list("shape")):
         table.refuse("shape", "no list of sides")
-    return TensorSpec(table.text("name"), table.choice("dtype", _DTYPES), tuple(shape))
+    return TensorSpec(
+        table.text("name"), table.choice("dtype", tuple(DTYPES.values())), tuple(shape)
+    )
 
 
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
-        return [{name: str(getattr(p, name)) for name in ("min", "opt", "max")} for p in value]
+        return [profile.to_dict() for profile in value]
     return value
-
-
-def _plain_tensor(tensor: TensorSpec) -> dict[str, object]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}

@@ -7,37 +7,18 @@ from __future__ import annotations
 
 from qvae_trt.tune.follow import FILE_NAME, Followed, follow
 from qvae_trt.tune.record import (
-    Choice,
     Measurement,
     Parity,
     Subject,
+    TunedVariant,
     TuneFile,
     TuneKey,
     load,
     save,
 )
-from qvae_trt.tune.run import LIMITS, TIE, TuneEvent, TuneResult, fastest, tune
+from qvae_trt.tune.run import LEAST_GAIN, LIMITS, TuneEvent, TuneResult, TuneSettings, fastest, tune
 from qvae_trt.tune.variants import Variant, curated, default_variant
 
-__all__ = [
-    "FILE_NAME",
-    "LIMITS",
-    "TIE",
-    "Choice",
-    "Followed",
-    "Measurement",
-    "Parity",
-    "Subject",
-    "TuneEvent",
-    "TuneFile",
-    "TuneKey",
-    "TuneResult",
-    "Variant",
-    "curated",
-    "default_variant",
-    "fastest",
-    "follow",
-    "load",
-    "save",
-    "tune",
-]
+__all__ = ["FILE_NAME", "LEAST_GAIN", "LIMITS", "Followed", "Measurement", "Parity", "TunedVariant"]
+__all__ += ["Subject", "TuneEvent", "TuneFile", "TuneKey", "TuneResult", "TuneSettings", "Variant"]
+__all__ += ["curated", "default_variant", "fastest", "follow", "load", "save", "tune"]

@@ -14,19 +14,12 @@ import numpy as np
 import torch
 
 from qvae_trt.bench.timing import Limits, clock_for, measure
-from qvae_trt.errors import BenchError, QvaeError
+from qvae_trt.errors import BenchError
+from qvae_trt.opening import Purpose
 from qvae_trt.runtime.engine import Engine
-from qvae_trt.workers.child import answer
 
 if TYPE_CHECKING:
-    from qvae_trt.backends import Progress
-
-_EXPECTED: tuple[type[BaseException], ...] = (QvaeError, RuntimeError, MemoryError)
-
-
-def serve(request: dict[str, Any]) -> None:
-    """Measures the engine that the request names."""
-    answer(request, run_engine)
+    from qvae_trt.progress import Progress
 
 
 def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]:
@@ -42,7 +35,7 @@ def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]
         QvaeError: the engine does not load or does not run.
     """
     limits = Limits(**request["limits"])
-    engine = Engine.open(Path(request["engine"]))
+    engine = Engine.open(Path(request["engine"]), Purpose.BENCH)
     try:
         inputs = np.load(request["inputs"], allow_pickle=False)
         progress("run", 0, 2)
@@ -77,8 +70,6 @@ def _time(engine: Engine, shape: tuple[int, ...], limits: Limits) -> dict[str, o
         {"engine": lambda index: engine.run(values[index])},
         clock=clock_for(engine.device.type),
         limits=limits,
-        explain=str,
-        expected=_EXPECTED,
     )["engine"]
     timing = found.timing(with_wall=engine.device.type == "cuda")
     if timing is None:

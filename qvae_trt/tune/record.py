@@ -38,26 +38,26 @@ A choice must be among the measurements, with status "ok".
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import qvae_trt
 from qvae_trt import store
-from qvae_trt.bench.results import Timing, read_timing
+from qvae_trt.bench.results import Timing
 from qvae_trt.errors import BenchError, UsageError
-from qvae_trt.json_file import parse_object, read_bytes
-from qvae_trt.lowerings import Lowering
-from qvae_trt.profiles import PARTS, PRECISIONS, Part, Precision, Resolution
+from qvae_trt.files.json_file import parse_object
+from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.writing import write_text
+from qvae_trt.json_rows import FLAT, AnyNumber, Sha256, read, write
+from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune.variants import Variant
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from qvae_trt.backends import Backend
-    from qvae_trt.json_file import Table
 
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 4 << 20
@@ -104,15 +104,15 @@ class Subject:
 
     part: Part
     resolution: Resolution
-    weights_sha256: str
-    recipe_sha256: str
+    weights_sha256: Sha256
+    recipe_sha256: Sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
     """The worst output's distance from the fp32 network."""
 
-    psnr_db: float | None
+    psnr_db: AnyNumber
     relative_l2: float | None
 
 
@@ -120,8 +120,8 @@ class Parity:
 class Measurement:
     """One variant: built, compared with the fp32 network, timed."""
 
-    subject: Subject
-    variant: Variant
+    subject: Annotated[Subject, FLAT]
+    variant: Annotated[Variant, FLAT]
     model: str
     status: Status
     reason: str = ""
@@ -131,42 +131,15 @@ class Measurement:
     engine_bytes: int | None = None
     memory_bytes: int | None = None
 
-    def to_dict(self) -> dict[str, object]:
-        return {
-            "part": self.subject.part,
-            "resolution": str(self.subject.resolution),
-            **_plain_variant(self.variant),
-            "model": self.model,
-            "weights_sha256": self.subject.weights_sha256,
-            "recipe_sha256": self.subject.recipe_sha256,
-            "status": self.status,
-            "reason": self.reason,
-            "timing": None if self.timing is None else asdict(self.timing),
-            "parity": None if self.parity is None else asdict(self.parity),
-            "build_seconds": self.build_seconds,
-            "engine_bytes": self.engine_bytes,
-            "memory_bytes": self.memory_bytes,
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class TunedVariant:
     """The variant to build a part with, and where that was found out."""
 
-    subject: Subject
-    variant: Variant
+    subject: Annotated[Subject, FLAT]
+    variant: Annotated[Variant, FLAT]
     default_ms: float | None
     complete: bool
-
-    def to_dict(self) -> dict[str, object]:
-        return {
-            **_plain_variant(self.variant),
-            "resolution": str(self.subject.resolution),
-            "weights_sha256": self.subject.weights_sha256,
-            "recipe_sha256": self.subject.recipe_sha256,
-            "default_ms": self.default_ms,
-            "complete": self.complete,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +148,9 @@ class TuneFile:
 
     key: TuneKey
     measurements: tuple[Measurement, ...] = ()
-    choices: Mapping[Part, Choice] = field(default_factory=dict)
+    choices: Mapping[Part, TunedVariant] = field(default_factory=dict)
     command: str = ""
-    qvae_version: str = qvae_trt.__version__
+    qvae_version: str = __version__
 
     def find(self, subject: Subject, variant: Variant) -> Measurement | None:
         return next(
@@ -194,16 +167,16 @@ class TuneFile:
             "format_version": FORMAT_VERSION,
             "qvae_version": self.qvae_version,
             "command": self.command,
-            "key": asdict(self.key),
-            "choice": {part: choice.to_dict() for part, choice in self.choices.items()},
-            "measurements": [m.to_dict() for m in self.measurements],
+            "key": write(self.key),
+            "choice": {part: _without_part(choice) for part, choice in self.choices.items()},
+            "measurements": write(self.measurements),
         }
 
 
 def save(file: TuneFile, path: Path) -> None:
     """Write it, whole or not at all. Raises StoreError."""
     text = json.dumps(file.to_dict(), indent=2, ensure_ascii=True, allow_nan=False)
-    store.write_text(path, text + "\n")
+    write_text(path, text + "\n")
 
 
 def load(path: Path) -> TuneFile:
@@ -233,13 +206,16 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
             "newer qvae",
             fix="use that version of qvae, or run qvae tune again",
         )
-    key = top.table("key")
     choices = top.table("choice")
     choices.only(*PARTS)
     try:
-        measurements = tuple(_read_measurement(table) for table in top.tables("measurements"))
+        measurements = tuple(
+            read(Measurement, table, strict=True) for table in top.tables("measurements")
+        )
         chosen = {
-            part: _read_choice(choices.table(part), part) for part in PARTS if part in choices.data
+            part: read(TunedVariant, choices.table(part), strict=True, part=part)
+            for part in PARTS
+            if part in choices.data
         }
     except UsageError as error:  # a lowering that this qvae does not have
         raise BenchError(
@@ -249,18 +225,14 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
     file = TuneFile(
         qvae_version=top.text("qvae_version"),
         command=top.text("command"),
-        key=TuneKey(
-            flavour=key.text("flavour"),
-            flavour_version=key.text("flavour_version"),
-            gpu=key.text("gpu"),
-            compute_capability=key.text_or_none("compute_capability"),
-            precision=key.choice("precision", PRECISIONS),
-        ),
+        key=read(TuneKey, top.table("key"), strict=True),
         measurements=measurements,
         choices=chosen,
     )
-    key.end()
     top.end()
+    for table, row in zip(top.tables("measurements"), measurements, strict=True):
+        if (row.timing is not None and row.parity is not None) is (row.status == "failed"):
+            table.refuse("status", f"{row.status} does not fit timing and parity")
     if len({(m.subject, m.variant) for m in measurements}) < len(measurements):
         top.refuse("measurements", "one variant twice")
     for part in file.choices:
@@ -270,72 +242,6 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
     return file
 
 
-def _read_measurement(table: Table) -> Measurement:
-    timing = table.table_or_none("timing")
-    parity = table.table_or_none("parity")
-    measurement = Measurement(
-        subject=_read_subject(table, table.choice("part", PARTS)),
-        variant=_read_variant(table),
-        model=table.text("model"),
-        status=table.choice("status", cast("tuple[Status, ...]", get_args(Status))),
-        reason=table.text("reason"),
-        timing=None if timing is None else _read_timing(timing),
-        parity=None if parity is None else _read_parity(parity),
-        build_seconds=table.number_or_none("build_seconds"),
-        engine_bytes=table.integer_or_none("engine_bytes"),
-        memory_bytes=table.integer_or_none("memory_bytes"),
-    )
-    table.end()
-    measured = measurement.timing is not None and measurement.parity is not None
-    if measured is (measurement.status == "failed"):
-        table.refuse("status", f"{measurement.status} does not fit timing and parity")
-    return measurement
-
-
-def _read_timing(table: Table) -> Timing:
-    timing = read_timing(table)
-    table.end()
-    return timing
-
-
-def _read_parity(table: Table) -> Parity:
-    parity = Parity(
-        psnr_db=table.number_or_none("psnr_db", least=-math.inf),
-        relative_l2=table.number_or_none("relative_l2"),
-    )
-    table.end()
-    return parity
-
-
-def _read_choice(table: Table, part: Part) -> Choice:
-    choice = Choice(
-        subject=_read_subject(table, part),
-        variant=_read_variant(table),
-        default_ms=table.number_or_none("default_ms"),
-        complete=table.flag("complete"),
-    )
-    table.end()
-    return choice
-
-
-def _read_subject(table: Table, part: Part) -> Subject:
-    return Subject(
-        part=part,
-        resolution=table.resolution("resolution"),
-        weights_sha256=table.sha256("weights_sha256"),
-        recipe_sha256=table.sha256("recipe_sha256"),
-    )
-
-
-def _read_variant(table: Table) -> Variant:
-    text, level = table.text("lowering"), table.integer_or_none("level")
-    lowering = Lowering.parse(text)
-    if lowering.canonical() != text:
-        raise UsageError(f"lowering {text!r}, expected every field, as {lowering.canonical()}")
-    if level is not None and level > 5:
-        table.refuse("level", f"{level}, expected 0 to 5 or null")
-    return Variant(lowering, level)
-
-
-def _plain_variant(variant: Variant) -> dict[str, object]:
-    return {"lowering": variant.lowering.canonical(), "level": variant.level}
+def _without_part(choice: TunedVariant) -> dict[str, Any]:
+    """The part is the choice's name in the file."""
+    return {name: value for name, value in write(choice).items() if name != "part"}

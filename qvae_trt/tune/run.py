@@ -10,27 +10,29 @@ from typing import TYPE_CHECKING, Any, Literal
 from qvae_trt import backends, store
 from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
-from qvae_trt.build import Event, build, plan_static
-from qvae_trt.build.builder import BuildChild
+from qvae_trt.build import BuildSettings, Event, build, plan_static
+from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
+from qvae_trt.files.workplace import workplace
+from qvae_trt.json_rows import write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune import record
-from qvae_trt.tune.record import Choice, Measurement, Subject, TuneFile, TuneKey
+from qvae_trt.tune.record import Measurement, Subject, TunedVariant, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
-from qvae_trt.workers.parent import Child
-from qvae_trt.workplace import workplace
+from qvae_trt.workers import Child
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from qvae_trt.backends import Backend, Progress
+    from qvae_trt.backends import Backend
     from qvae_trt.model import Model
+    from qvae_trt.progress import Progress
     from qvae_trt.tune.reference import FoldedReference
 
 #: A variant must be faster than the default by more than this: measurements that are minutes apart
 #: differ by as much, and a change of variant makes every engine stale.
-TIE = 0.01
+LEAST_GAIN = 0.01
 LIMITS = Limits(budget_s=2.0, min_runs=5, max_runs=200)
 _LOCK_TIMEOUT_S = 1.0
 
@@ -84,7 +86,7 @@ class TuneResult:
             "default": str(self.default),
             "variants": [
                 {
-                    **row.to_dict(),
+                    **write(row),
                     "variant": row.variant.against(self.default),
                     "chosen": row == self.chosen(row.subject.part),
                 }
@@ -93,32 +95,15 @@ class TuneResult:
         }
 
 
-OnEvent = Callable[[TuneEvent], None]
+OnEvent = Callable[[TuneEvent], object]
+Tell = Callable[..., None]
 
 
-def tune(
-    resolution: Resolution,
-    *,
-    out: Path,
-    model: str,
-    backend: str = "auto",
-    precision: Precision = "fp16",
-    parts: Sequence[Part] = PARTS,
-    variants: Sequence[str] = (),
-    timing_cache: Path | None = None,
-    limits: Limits = LIMITS,
-    force: bool = False,
-    command: str = "",
-    on_event: OnEvent | None = None,
-) -> TuneResult:
-    """Measure variants at one size and write the fastest one that is right into a file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneSettings:
+    """What to measure, and how.
 
-    Every variant is built as `build` builds it, into a temporary folder, run and timed in a process
-    of its own, and compared with the folded fp32 network under `verify.BOUNDS`. The file is brought
-    up to date after each; a variant that it holds already, of the same machine, backend, size,
-    weights and graph, is not measured again. One that failed is.
-
-    Args:
+    Attributes:
         out: the tune file.
         model: as `load_model` takes it. A lowering is not tied to weights, but the comparison is
             made with these.
@@ -126,6 +111,29 @@ def tune(
             `curated`, each from the best so far.
         timing_cache: kept between runs; without one, between the variants of this run.
         force: measure again what the file holds.
+        command: the command line, for the record.
+    """
+
+    resolution: Resolution
+    out: Path
+    model: str
+    backend: str = "auto"
+    precision: Precision = "fp16"
+    parts: Sequence[Part] = PARTS
+    variants: Sequence[str] = ()
+    timing_cache: Path | None = None
+    limits: Limits = LIMITS
+    force: bool = False
+    command: str = ""
+
+
+def tune(settings: TuneSettings, *, on_event: OnEvent | None = None) -> TuneResult:
+    """Measure variants at one size and write the fastest one that is right into a file.
+
+    Every variant is built as `build` builds it, into a temporary folder, run and timed in a process
+    of its own, and compared with the folded fp32 network under `verify.BOUNDS`. The file is brought
+    up to date after each; a variant that it holds already, of the same machine, backend, size,
+    weights and graph, is not measured again. One that failed is.
 
     Raises:
         UsageError: a variant that cannot be.
@@ -134,52 +142,48 @@ def tune(
         ModelError, StoreError.
         KeyboardInterrupt: passed on; what was measured is in the file.
     """
-    resolution.check()
-    if not parts:
+    settings.resolution.check()
+    if not settings.parts:
         raise UsageError(f"no part to tune: expected one of {', '.join(PARTS)}")
-    chosen = backends.get(backend)
-    chosen.supports(precision).require()
-    chosen.can_build().require()
-    chosen.can_run().require()
-    default = default_variant(chosen.name, chosen.version(), precision)
-    asked = [default.changed(text) for text in variants]
-    if not has_levels(chosen.name) and any(variant.level is not None for variant in asked):
+    backend, precision = backends.get(settings.backend), settings.precision
+    backend.supports(precision).require()
+    backend.can_build().require()
+    backend.can_run().require()
+    default = default_variant(backend.name, backend.version(), precision)
+    asked = [default.changed(text) for text in settings.variants]
+    if not has_levels(backend.name) and any(variant.level is not None for variant in asked):
         raise UsageError(
-            f"{chosen.name} has no builder levels", fix="leave level= out of --variants"
+            f"{backend.name} has no builder levels", fix="leave level= out of --variants"
         )
-    held = record.load(out) if out.exists() else None
+    out = settings.out
+    earlier = record.load(out) if out.exists() else None
 
     from qvae_trt.export import recipe_sha256
     from qvae_trt.model import load_model
 
-    loaded = load_model(model)
+    loaded = load_model(settings.model)
     with (
         store.lock_engine(out, timeout_s=_LOCK_TIMEOUT_S),
         workplace() as folder,
         BuildChild() as child,
     ):
-        run = _Run(
-            path=out,
-            backend=chosen,
+        run = _Tuning(
+            settings=settings,
+            backend=backend,
             model=loaded,
             recipe=recipe_sha256(),
-            resolution=resolution,
-            precision=precision,
             default=default,
-            timing_cache=timing_cache or _shared_timings(chosen, folder),
-            limits=limits,
-            force=force,
-            command=command,
+            timing_cache=settings.timing_cache or _shared_timings(backend, folder),
             folder=folder,
             child=child,
-            on_event=on_event or _silent,
-            file=TuneFile(key=TuneKey.here(chosen, precision), command=command),
+            on_event=on_event or (lambda _: None),
+            file=TuneFile(key=TuneKey.here(backend, precision), command=settings.command),
         )
-        run.take_over(held)
-        latents = loaded.kind.latents_of(resolution)
+        run.take_over(earlier)
+        latents = loaded.kind.latents_of(settings.resolution)
         plans = {
-            part: () if asked else curated(chosen.name, precision, part, latents)
-            for part in dict.fromkeys(parts)
+            part: () if asked else curated(backend.name, precision, part, latents)
+            for part in dict.fromkeys(settings.parts)
         }
         flat = list(dict.fromkeys([default, *asked]))
         run.total = sum(len(flat) + _count(axes, default) for axes in plans.values())
@@ -195,21 +199,22 @@ def tune(
 
 
 def fastest(measurements: Sequence[Measurement], default: Variant) -> Measurement | None:
-    """The quickest that is right; the default, if nothing is quicker by more than `TIE`."""
+    """The quickest that is right; the default, if nothing is quicker by more than `LEAST_GAIN`."""
     right = [(m.timing.median_ms, m) for m in measurements if m.status == "ok" and m.timing]
     if not right:
         return None
     best_ms, best = min(right, key=lambda pair: pair[0])
-    tied = [m for ms, m in right if m.variant == default and ms * (1.0 - TIE) <= best_ms]
+    tied = [m for ms, m in right if m.variant == default and ms * (1.0 - LEAST_GAIN) <= best_ms]
     return tied[0] if tied else best
 
 
 def measure_in_child(request: Mapping[str, object], *, progress: Progress) -> dict[str, Any]:
     """`measuring.run_engine` in a process that is gone afterwards, however this ends."""
-    with Child(
-        "qvae_trt.tune.measuring:serve", name="measuring", makes="result", fix="qvae doctor"
-    ) as child:
-        return child.call(request, progress=progress)
+    from qvae_trt.tune.measuring import run_engine
+
+    with Child("measuring", makes="result", fix="qvae doctor") as child:
+        measured: dict[str, Any] = child.call(run_engine, request, progress=progress)
+    return measured
 
 
 def _shared_timings(backend: Backend, folder: Path) -> Path | None:
@@ -224,20 +229,15 @@ def _count(axes: Sequence[Axis], default: Variant) -> int:
 
 
 @dataclass(kw_only=True)
-class _Run:
+class _Tuning:
     """One call of `tune`."""
 
-    path: Path
+    settings: TuneSettings
     backend: Backend
     model: Model
     recipe: str
-    resolution: Resolution
-    precision: Precision
     default: Variant
     timing_cache: Path | None
-    limits: Limits
-    force: bool
-    command: str
     folder: Path
     child: BuildChild
     on_event: OnEvent
@@ -247,62 +247,57 @@ class _Run:
     subjects: list[Subject] = field(default_factory=list)
     reference: FoldedReference | None = None
 
-    def take_over(self, held: TuneFile | None) -> None:
+    def take_over(self, earlier: TuneFile | None) -> None:
         """Keep what an earlier run measured here, and see now whether the file can be written."""
-        if held is not None:
-            other = held.key.differences(self.file.key)
+        if earlier is not None:
+            other = earlier.key.differences(self.file.key)
             if other:
-                self.on_event(TuneEvent(kind="note", text=f"{self.path} is replaced: {other}"))
+                words = f"{self.settings.out} is replaced: {other}"
+                self.on_event(TuneEvent(kind="note", text=words))
             else:
-                self._keep(held)
-        record.save(self.file, self.path)
+                # Of another graph nothing can be learnt that this version could build.
+                rows = [m for m in earlier.measurements if m.subject.recipe_sha256 == self.recipe]
+                self.file = replace(self.file, measurements=tuple(rows), choices=earlier.choices)
+                kept = {p: c for p, c in earlier.choices.items() if self.file.chosen(p) is not None}
+                self.file = replace(self.file, choices=kept)
+        self._save()
 
-    def _keep(self, held: TuneFile) -> None:
-        # Of another graph nothing can be learnt that this version could build.
-        measurements = tuple(m for m in held.measurements if m.subject.recipe_sha256 == self.recipe)
-        kept = replace(held, command=self.command, measurements=measurements)
-        choices = {p: c for p, c in kept.choices.items() if kept.chosen(p) is not None}
-        self.file = replace(kept, choices=choices, qvae_version=self.file.qvae_version)
+    def _save(self) -> None:
+        record.save(self.file, self.settings.out)
 
     def part(self, part: Part, flat: Sequence[Variant], axes: Sequence[Axis]) -> None:
-        subject = self._subject(part)
-        self.subjects.append(subject)
-        self.reference = None
-        found: list[Measurement] = []
-        for variant in flat:
-            self._one(subject, variant, found)
-        for name, values in axes:
-            best = fastest(found, self.default)
-            base = self.default if best is None else best.variant
-            for value in values:
-                variant = base.changed(f"{name}={value}")
-                if variant != base:
-                    self._one(subject, variant, found)
-        self._choose(subject, complete=True)
-        record.save(self.file, self.path)
-
-    def _subject(self, part: Part) -> Subject:
-        return Subject(
+        subject = Subject(
             part=part,
-            resolution=self.resolution,
+            resolution=self.settings.resolution,
             weights_sha256=self.model.weights_sha256,
             recipe_sha256=self.recipe,
         )
+        self.subjects.append(subject)
+        self.reference = None
+        found = [self._one(subject, variant) for variant in flat]
+        for name, values in axes:
+            best = fastest(found, self.default)
+            base = self.default if best is None else best.variant
+            variants = [base.changed(f"{name}={value}") for value in values]
+            found += [self._one(subject, variant) for variant in variants if variant != base]
+        self._choose(subject, complete=True)
+        self._save()
 
-    def _one(self, subject: Subject, variant: Variant, found: list[Measurement]) -> None:
-        self._tell("start", subject, variant)
-        held = self.file.find(subject, variant)
-        if held is not None and held.status != "failed" and not self.force:
-            measurement, text = held, "measured before"
+    def _one(self, subject: Subject, variant: Variant) -> Measurement:
+        told = self._teller(subject, variant)
+        told("start")
+        before = self.file.find(subject, variant)
+        if before is not None and before.status != "failed" and not self.settings.force:
+            measurement, text = before, "measured before"
         else:
-            measurement, text = self._measure(subject, variant), ""
-            rest = tuple(m for m in self.file.measurements if m is not held)
+            measurement, text = self._measure(subject, variant, told), ""
+            rest = tuple(m for m in self.file.measurements if m is not before)
             self.file = replace(self.file, measurements=(*rest, measurement))
-        found.append(measurement)
         self._choose(subject, complete=False)
-        record.save(self.file, self.path)
+        self._save()
         self.done += 1
-        self._tell("end", subject, variant, text=text, measurement=measurement)
+        told("end", text, measurement)
+        return measurement
 
     def _choose(self, subject: Subject, *, complete: bool) -> None:
         # Those that an earlier run asked for by name count, too.
@@ -311,7 +306,7 @@ class _Run:
         choices = {p: c for p, c in self.file.choices.items() if p != subject.part}
         if best is not None:
             default = next((m.timing for m in found if m.variant == self.default), None)
-            choices[subject.part] = Choice(
+            choices[subject.part] = TunedVariant(
                 subject=subject,
                 variant=best.variant,
                 default_ms=None if default is None else default.median_ms,
@@ -319,70 +314,62 @@ class _Run:
             )
         self.file = replace(self.file, choices=choices)
 
-    def _tell(
-        self,
-        kind: Literal["start", "stage", "end"],
-        subject: Subject,
-        variant: Variant,
-        *,
-        text: str = "",
-        measurement: Measurement | None = None,
-    ) -> None:
-        self.on_event(
-            TuneEvent(
-                kind=kind,
-                text=text,
-                part=subject.part,
-                variant=variant.against(self.default),
-                measurement=measurement,
-                done=self.done,
-                total=self.total,
-            )
-        )
+    def _teller(self, subject: Subject, variant: Variant) -> Tell:
+        """Tells of one variant: the kind of event, its text, the measurement."""
+
+        def tell(
+            kind: Literal["start", "stage", "end"],
+            text: str = "",
+            measurement: Measurement | None = None,
+        ) -> None:
+            event = TuneEvent(kind=kind, text=text, part=subject.part, measurement=measurement)
+            words = variant.against(self.default)
+            self.on_event(replace(event, variant=words, done=self.done, total=self.total))
+
+        return tell
 
     # --- one variant --------------------------------------------------------------------------
 
-    def _measure(self, subject: Subject, variant: Variant) -> Measurement:
+    def _measure(self, subject: Subject, variant: Variant, tell: Tell) -> Measurement:
         measurement = Measurement(
             subject=subject, variant=variant, model=self.model.source, status="failed"
         )
         place = self.folder / "variant"
         try:
-            reference = self._reference(subject, variant)
-            engine, measurement = self._build(measurement, place)
-            return self._judge(measurement, engine, place, reference)
+            if self.reference is None:
+                from qvae_trt.tune.reference import FoldedReference
+
+                tell("stage", "PyTorch fp32")
+                size = self.settings.resolution
+                self.reference = FoldedReference(self.model, subject.part, size)
+            engine, measurement = self._build(measurement, place, tell)
+            return self._judge(measurement, engine, place, self.reference, tell)
         except QvaeError as error:
             return replace(measurement, reason=" ".join(error.what.split()) or "failed")
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _reference(self, subject: Subject, variant: Variant) -> FoldedReference:
-        if self.reference is None:
-            from qvae_trt.tune.reference import FoldedReference
+    def _build(self, measurement: Measurement, place: Path, tell: Tell) -> tuple[Path, Measurement]:
+        part, variant = measurement.subject.part, measurement.variant
 
-            self._tell("stage", subject, variant, text="PyTorch fp32")
-            self.reference = FoldedReference(self.model, subject.part, self.resolution)
-        return self.reference
-
-    def _build(self, measurement: Measurement, place: Path) -> tuple[Path, Measurement]:
-        subject, variant = measurement.subject, measurement.variant
-
-        def tell(event: Event) -> None:
+        def pass_on(event: Event) -> None:
             if event.kind == "progress":
                 of = f" {event.done}/{event.total}" if event.total else ""
-                self._tell("stage", subject, variant, text=f"{event.text}{of}")
+                tell("stage", f"{event.text}{of}")
 
-        jobs = plan_static(place, [self.resolution], [subject.part], self.backend.suffix)
+        jobs = plan_static(place, [self.settings.resolution], [part], self.backend.suffix)
         (built,) = build(
             jobs,
-            model=self.model.source,
-            backend=self.backend.name,
-            precision=self.precision,
-            level=variant.level,
-            timing_cache=self.timing_cache,
-            lowerings={subject.part: variant.lowering},
-            command=self.command,
-            on_event=tell,
+            BuildSettings(
+                model=self.model.source,
+                backend=self.backend.name,
+                precision=self.settings.precision,
+                level=variant.level,
+                timing_cache=self.timing_cache,
+                lowerings={part: variant.lowering},
+                command=self.settings.command,
+            ),
+            on_event=pass_on,
             child=self.child,
         )
         if built.error is not None:
@@ -393,26 +380,28 @@ class _Run:
         )
 
     def _judge(
-        self, measurement: Measurement, engine: Path, place: Path, reference: FoldedReference
+        self,
+        measurement: Measurement,
+        engine: Path,
+        place: Path,
+        reference: FoldedReference,
+        tell: Tell,
     ) -> Measurement:
         inputs, outputs = place / "inputs.npy", place / "outputs.npy"
         reference.write_inputs(inputs)
 
         def progress(stage: str, _done: int, _total: int) -> bool:
-            self._tell("stage", measurement.subject, measurement.variant, text=stage)
+            tell("stage", stage)
             return True
 
-        request = {
-            "engine": str(engine),
-            "inputs": str(inputs),
-            "outputs": str(outputs),
-            "limits": asdict(self.limits),
-        }
-        answer = measure_in_child(request, progress=progress)
+        request = {"engine": str(engine), "inputs": str(inputs), "outputs": str(outputs)}
+        answer = measure_in_child(
+            {**request, "limits": asdict(self.settings.limits)}, progress=progress
+        )
         timing = Timing(**answer["timing"])
         if not timing.min_ms > 0:
             raise BenchError(f"a run of {timing.min_ms} ms cannot be")
-        parity, broken = reference.check(outputs, self.precision)
+        parity, broken = reference.check(outputs, self.settings.precision)
         return replace(
             measurement,
             status="broken" if broken else "ok",
@@ -421,7 +410,3 @@ class _Run:
             parity=parity,
             memory_bytes=answer["memory_bytes"],
         )
-
-
-def _silent(event: TuneEvent) -> None:
-    """Nobody wants to hear."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from qvae_trt.errors import UsageError
 from qvae_trt.lowerings import Lowering, choose_lowering
 
 if TYPE_CHECKING:
+    from qvae_trt.files.json_file import Table
     from qvae_trt.profiles import Part, Precision
 
 DEFAULT = "default"
@@ -19,12 +20,24 @@ Axis = tuple[str, tuple[str, ...]]
 """A field of a variant, and the values of it that are tried."""
 
 
+def _lowering(table: Table, name: str) -> Lowering:
+    text = table.text(name)
+    lowering = Lowering.parse(text)
+    if lowering.canonical() != text:
+        raise UsageError(f"{name} {text!r}, expected every field, as {lowering.canonical()}")
+    return lowering
+
+
+def _level_or_none(table: Table, name: str) -> int | None:
+    return None if table.value(name) is None else table.integer(name, most=_MAX_LEVEL)
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to build an engine. `level` None is TensorRT's own default."""
 
-    lowering: Lowering
-    level: int | None = None
+    lowering: Annotated[Lowering, _lowering]
+    level: Annotated[int | None, _level_or_none] = None
 
     def __str__(self) -> str:
         """All of it, as :meth:`changed` reads it."""
@@ -37,6 +50,10 @@ class Variant:
 
         Raises:
             UsageError: an unknown field or value, or a field twice.
+
+        >>> default = default_variant("onnxruntime", "1", "fp16")
+        >>> default.changed("attention=exp,level=2").against(default)
+        'attention=exp,level=2'
         """
         if text.strip() == DEFAULT:
             return self

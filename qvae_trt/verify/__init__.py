@@ -8,16 +8,8 @@ against the one that PyTorch has in bf16 on the same input. Bounds and their rea
 
 from __future__ import annotations
 
-from qvae_trt.verify.bounds import BOUNDS, REASONS, Bounds
-from qvae_trt.verify.parity import VerifyEvent, verify
+from qvae_trt.verify.bounds import BOUNDS, REASONS
+from qvae_trt.verify.parity import verify
 from qvae_trt.verify.report import ParityRow, VerifyReport
 
-__all__ = [
-    "BOUNDS",
-    "REASONS",
-    "Bounds",
-    "ParityRow",
-    "VerifyEvent",
-    "VerifyReport",
-    "verify",
-]
+__all__ = ["BOUNDS", "REASONS", "ParityRow", "VerifyReport", "verify"]

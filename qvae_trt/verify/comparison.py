@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Infer = Callable[[Array], Outputs]
 
-REFERENCE, YARDSTICK, ENGINE = "PyTorch fp32", "PyTorch bf16", "engine"
+FP32, BF16, ENGINE = "PyTorch fp32", "PyTorch bf16", "engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class BoundCheck:
     """One bound: what was seen, what was asked, and whether it holds."""
 
     metric: str
@@ -70,42 +70,43 @@ class Comparison:
     bf16_ratio: float
     nans: int
     infs: int
-    verdicts: tuple[Verdict, ...]
+    checks: tuple[BoundCheck, ...]
 
     @property
     def passed(self) -> bool:
-        return all(verdict.passed for verdict in self.verdicts)
+        return all(check.passed for check in self.checks)
 
 
-class FunctionRunner(BaseRunner):
-    """A Polygraphy runner of any function from one array to named arrays.
+class _Runner(BaseRunner):
+    """A Polygraphy runner of a function from one array to named arrays."""
 
-    Args:
-        name: shown in Polygraphy's log.
-        input_name: the engine's input tensor.
-        channels: of the input; height and width are free.
-        infer: (1, channels, 1, H, W) fp32 -> outputs in fp32.
-    """
-
-    def __init__(self, name: str, *, input_name: str, channels: int, infer: Infer) -> None:
+    def __init__(self, name: str, metadata: TensorMetadata, infer: Infer) -> None:
         super().__init__(name=name)
-        self._input_name = input_name
-        self._channels = channels
+        self._metadata = metadata
         self._infer = infer
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        shape = (1, self._channels, 1, None, None)
-        return TensorMetadata().add(self._input_name, dtype=np.float32, shape=shape)
+        return self._metadata
 
     def infer_impl(self, feed_dict: Mapping[str, Array]) -> Outputs:
         start = time.perf_counter()
-        outputs = self._infer(feed_dict[self._input_name])
+        (x,) = feed_dict.values()
+        outputs = self._infer(x)
         self.inference_time = time.perf_counter() - start
         return outputs
 
 
-def run(runner: FunctionRunner, x: Array, *, input_name: str) -> Outputs:
-    """The runner's outputs for one input, through `Comparator.run`."""
+def run(name: str, x: Array, infer: Infer, *, input_name: str = "x") -> Outputs:
+    """What a function makes of one input, through `Comparator.run`.
+
+    Args:
+        name: shown in Polygraphy's log.
+        x: (1, C, 1, H, W) fp32.
+        infer: from such an array to the outputs in fp32.
+    """
+    shape = (*x.shape[:3], None, None)
+    metadata = TensorMetadata().add(input_name, dtype=np.float32, shape=shape)
+    runner = _Runner(name, metadata, infer)
     with _quiet():
         results = Comparator.run([runner], data_loader=[{input_name: x}])
     return dict(results[runner.name][0].items())
@@ -128,7 +129,7 @@ def compare(
     found: dict[Output, Comparison] = {}
     for name, scale in scales.items():
         bf16 = _plain_metrics(name, reference[name], yardstick[name], scale)
-        metrics, verdicts = measured[name]
+        metrics, checks = measured[name]
         ratio = _ratio(metrics.relative_l2, bf16.relative_l2)
         limit = limits[name]
         nans, infs = int(np.isnan(engine[name]).sum()), int(np.isinf(engine[name]).sum())
@@ -139,11 +140,11 @@ def compare(
             bf16_ratio=ratio,
             nans=nans,
             infs=infs,
-            verdicts=(
-                Verdict("finite", float(nans + infs), 0.0, _finite(name, engine[name])),
-                *verdicts,
-                Verdict("bf16_ratio", ratio, limit.bf16_ratio, ratio <= limit.bf16_ratio),
-                Verdict("power", power, 1.0, power > 1.0),
+            checks=(
+                BoundCheck("finite", float(nans + infs), 0.0, _finite(name, engine[name])),
+                *checks,
+                BoundCheck("bf16_ratio", ratio, limit.bf16_ratio, ratio <= limit.bf16_ratio),
+                BoundCheck("power", power, 1.0, power > 1.0),
             ),
         )
     return found
@@ -182,7 +183,7 @@ def _metrics(
     other: Outputs,
     scales: Mapping[Output, _Scale],
     limits: Mapping[Output, Bounds],
-) -> dict[Output, tuple[Metrics, tuple[Verdict, ...]]]:
+) -> dict[Output, tuple[Metrics, tuple[BoundCheck, ...]]]:
     atol = {name: scales[name].max_abs_bound(name, limits[name].max_abs) for name in scales}
     functions = (
         PsnrCompareFunc({n: limits[n].psnr_db - scales[n].psnr_shift_db for n in scales}),
@@ -192,12 +193,12 @@ def _metrics(
         SimpleCompareFunc(atol=atol, rtol=0.0, check_error_stat="max"),
     )
     results = RunResults()
-    results.append((REFERENCE, [IterationResult(reference, 0.0, REFERENCE)]))
+    results.append((FP32, [IterationResult(reference, 0.0, FP32)]))
     results.append((ENGINE, [IterationResult(other, 0.0, ENGINE)]))
     with _quiet(), np.errstate(all="ignore"):
         accuracy = Comparator.compare_accuracy(results, compare_func=list(functions))
-    rows = [result[REFERENCE, ENGINE][0] for result in accuracy]
-    found: dict[Output, tuple[Metrics, tuple[Verdict, ...]]] = {}
+    rows = [result[FP32, ENGINE][0] for result in accuracy]
+    found: dict[Output, tuple[Metrics, tuple[BoundCheck, ...]]] = {}
     for name, scale in scales.items():
         psnr, cosine, l2, largest = (row.get(name, False) for row in rows)
         metrics = Metrics(
@@ -207,20 +208,20 @@ def _metrics(
             max_abs=getattr(largest, "max_absdiff", math.inf),
         )
         limit = limits[name]
-        verdicts = (
-            Verdict("psnr_db", metrics.psnr_db, limit.psnr_db, bool(psnr)),
-            Verdict("cosine", metrics.cosine, limit.cosine, bool(cosine)),
-            Verdict("relative_l2", metrics.relative_l2, limit.relative_l2, bool(l2)),
-            Verdict("max_abs", metrics.max_abs, atol[name], bool(largest)),
+        checks = (
+            BoundCheck("psnr_db", metrics.psnr_db, limit.psnr_db, bool(psnr)),
+            BoundCheck("cosine", metrics.cosine, limit.cosine, bool(cosine)),
+            BoundCheck("relative_l2", metrics.relative_l2, limit.relative_l2, bool(l2)),
+            BoundCheck("max_abs", metrics.max_abs, atol[name], bool(largest)),
         )
-        found[name] = (metrics, verdicts)
+        found[name] = (metrics, checks)
     return found
 
 
 def _plain_metrics(name: Output, reference: Array, other: Array, scale: _Scale) -> Metrics:
     """The same metrics with no bounds, for the yardstick, which is no engine."""
-    first = IterationResult({name: reference}, 0.0, REFERENCE)
-    second = IterationResult({name: other}, 0.0, YARDSTICK)
+    first = IterationResult({name: reference}, 0.0, FP32)
+    second = IterationResult({name: other}, 0.0, BF16)
     functions = (PsnrCompareFunc(0.0), CosineSimilarityCompareFunc(0.0), L2CompareFunc(0.0))
     with _quiet(), np.errstate(all="ignore"):
         psnr, cosine, l2 = (function(first, second)[name] for function in functions)

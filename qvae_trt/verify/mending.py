@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvae_trt import backends, store
-from qvae_trt.profiles import command_line, rebuild_command
+from qvae_trt import store
+from qvae_trt.commands import command_line, rebuild_command
+from qvae_trt.profiles import BACKENDS
 
 if TYPE_CHECKING:
     from qvae_trt.model import Model
@@ -34,7 +35,7 @@ def rebuild(
         general = rebuild_command(
             engine.path,
             model=model.source,
-            backend=key.flavour if key.flavour in backends.NAMES else None,
+            backend=key.flavour if key.flavour in BACKENDS else None,
             precision=key.precision,
         )
         words = shlex.split(general)

@@ -6,14 +6,15 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-import qvae_trt
 from qvae_trt import backends, store
+from qvae_trt.commands import build_command
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -23,17 +24,11 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.model import load_model
-from qvae_trt.profiles import build_command
+from qvae_trt.opening import Purpose
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import show
 from qvae_trt.verify.bounds import BOUNDS, Output
-from qvae_trt.verify.comparison import (
-    REFERENCE,
-    YARDSTICK,
-    FunctionRunner,
-    compare,
-    run,
-)
+from qvae_trt.verify.comparison import BF16, FP32, compare, run
 from qvae_trt.verify.inputs import LATENTS, PICTURES, Array
 from qvae_trt.verify.mending import rebuild
 from qvae_trt.verify.reference import (
@@ -44,8 +39,9 @@ from qvae_trt.verify.reference import (
     Source,
     split_outputs,
 )
-from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain
+from qvae_trt.verify.report import ParityRow, VerifyReport, explain
 from qvae_trt.verify.targets import ends_of, sizes_of
+from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,18 +52,8 @@ if TYPE_CHECKING:
     from qvae_trt.store import EngineFile, Sidecar
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyEvent:
-    """What is about to run: step `done` + 1 of `total`."""
-
-    done: int
-    total: int
-    engine: str
-    resolution: Resolution
-    input: str
-
-
-OnEvent = Callable[[VerifyEvent], None]
+#: Told what is about to run: its words, how many steps are done, and of how many.
+OnStep = Callable[[str, int, int], object]
 
 
 def verify(
@@ -76,7 +62,7 @@ def verify(
     model: str,
     resolutions: Sequence[Resolution] = (),
     backend: str = "auto",
-    on_event: OnEvent | None = None,
+    on_step: OnStep | None = None,
 ) -> VerifyReport:
     """Compare every engine under a folder with PyTorch.
 
@@ -91,7 +77,7 @@ def verify(
         model: what the engines were built from, as `load_model` takes it.
         resolutions: only these sizes; without any, the sizes above.
         backend: only engines of this backend; `auto` takes all.
-        on_event: told before each comparison.
+        on_step: told before each comparison.
 
     Returns: a report with a row for each output compared, and one for each engine that was not
         run, with the reason. `report.ok` is False where a bound is broken or nothing could be run.
@@ -111,8 +97,9 @@ def verify(
         )
     loaded = load_model(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parity = _Run(engine_dir, loaded, Reference(loaded, device=device), on_event)
-    parity.plan(targets, resolutions=resolutions, wanted=wanted)
+    parity = _Parity(engine_dir, loaded, Reference(loaded, device=device), on_step)
+    for engine in targets:
+        parity.plan(engine, resolutions, wanted)
     parity.execute()
     parity.missing(resolutions)
     return VerifyReport(
@@ -124,150 +111,146 @@ def verify(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """One engine with the sizes and inputs that it is to run."""
+    """One engine with the sizes that it is to run, each with its profile.
+
+    Attributes:
+        row: makes a row of this engine.
+        steps: with the input, which is compared; ends: of its ranges, where it must run.
+    """
 
     target: EngineFile
     sidecar: Sidecar
     backend: Backend
-    sizes: tuple[tuple[Resolution, int], ...]
-    ends: tuple[tuple[Resolution, int], ...]
-
-    def steps(self, *, every_input: bool) -> list[tuple[Resolution, int, str]]:
-        names = PICTURES if self.target.part == "encoder" else LATENTS
-        return [
-            (size, profile, name)
-            for size, profile in self.sizes
-            for name in (names if every_input or size.pixels <= DIFFUSERS_CPU_PIXELS else names[:1])
-        ]
+    row: Callable[..., ParityRow]
+    steps: list[tuple[Resolution, int, str]]
+    ends: list[tuple[Resolution, int]]
 
 
-class _Run:
+class _Parity:
     """One call of `verify`: what is to run, and the rows so far."""
 
     def __init__(
-        self, engine_dir: Path, model: Model, reference: Reference, on_event: OnEvent | None
+        self, engine_dir: Path, model: Model, reference: Reference, on_step: OnStep | None
     ) -> None:
         self.engine_dir = engine_dir
         self.model = model
         self.reference = reference
-        self.on_event = on_event
+        self.on_step = on_step
         self.rows: list[ParityRow] = []
         self.versions: dict[str, str] = {}
         self._jobs: list[_Job] = []
-        self._held: set[Resolution] = set()
+        self._sizes: set[Resolution] = set()
         self._done = 0
         self._responses: dict[Part, dict[Output, float]] = {}
         self._cache: dict[tuple[Part, Resolution, str, Dtype], tuple[Outputs, Source]] = {}
 
     def plan(
-        self,
-        targets: Sequence[EngineFile],
-        *,
-        resolutions: Sequence[Resolution],
-        wanted: str | None,
+        self, target: EngineFile, resolutions: Sequence[Resolution], wanted: str | None
     ) -> None:
-        """Sort the engines into those that can run here and those that cannot, with the reason."""
-        for target in targets:
-            try:
-                sidecar = store.read_sidecar(target.path)
-            except ForeignEngineError as error:
-                self._note(target, None, "not run", error.what)
-                continue
-            except QvaeError as error:
-                self._note(target, None, "error", error.what, fix=self._rebuild(target, None))
-                continue
-            flavour = sidecar.key.flavour
-            if wanted is not None and flavour != wanted:
-                self._note(
-                    target, sidecar, "not run", f"built by {show(flavour)}, asked for {wanted}"
-                )
-                continue
-            profiles, every_profile = sidecar.key.profiles, flavour != "onnxruntime"
-            sizes = sizes_of(
-                profiles,
-                static=target.mode == "static",
-                asked=resolutions,
-                every_profile=every_profile,
+        """A job for an engine that can run here; for one that cannot, a row with the reason."""
+        name = target.path.relative_to(self.engine_dir).as_posix()
+        row = partial(ParityRow, engine=name, part=target.part, mode=target.mode)
+        whole = partial(row, resolution=target.resolution)
+        try:
+            sidecar = store.read_sidecar(target.path)
+        except ForeignEngineError as error:
+            self.rows.append(whole(status="not run", reason=error.what))
+            return
+        except QvaeError as error:
+            fix = self._rebuild(target, None)
+            self.rows.append(whole(status="error", reason=error.what, fix=fix))
+            return
+        flavour, precision = sidecar.key.flavour, sidecar.key.precision
+        row = partial(row, flavour=flavour, precision=precision)
+        whole = partial(whole, flavour=flavour, precision=precision)
+        if wanted is not None and flavour != wanted:
+            reason = f"built by {show(flavour)}, asked for {wanted}"
+            self.rows.append(whole(status="not run", reason=reason))
+            return
+        profiles, every_profile = sidecar.key.profiles, flavour != "onnxruntime"
+        static = target.mode == "static"
+        sizes = sizes_of(profiles, static=static, asked=resolutions, every_profile=every_profile)
+        if not sizes:
+            return
+        self._sizes |= {size for size, _ in sizes}
+        try:
+            backend = backends.for_engine(target.path, sidecar)
+            backend.can_run().require()
+            backend.supports(precision).require()
+        except BackendError as error:
+            self.rows.append(whole(status="not run", reason=error.what))
+            return
+        self.versions[backend.name] = backend.version()
+        names = PICTURES if target.part == "encoder" else LATENTS
+        several = self.reference.device.type != "cpu"
+        self._jobs.append(
+            _Job(
+                target=target,
+                sidecar=sidecar,
+                backend=backend,
+                row=row,
+                steps=[
+                    (size, profile, name)
+                    for size, profile in sizes
+                    for name in names[: 2 if several or size.pixels <= DIFFUSERS_CPU_PIXELS else 1]
+                ],
+                ends=[]
+                if resolutions
+                else ends_of(profiles, every_profile=every_profile, besides=sizes),
             )
-            if not sizes:
-                continue
-            self._held |= {size for size, _ in sizes}
-            try:
-                backend = backends.for_engine(target.path, sidecar)
-                backend.can_run().require()
-                backend.supports(sidecar.key.precision).require()
-            except BackendError as error:
-                self._note(target, sidecar, "not run", error.what)
-                continue
-            self.versions[backend.name] = backend.version()
-            ends = (
-                [] if resolutions else ends_of(profiles, every_profile=every_profile, besides=sizes)
-            )
-            self._jobs.append(_Job(target, sidecar, backend, tuple(sizes), tuple(ends)))
+        )
 
     def missing(self, resolutions: Sequence[Resolution]) -> None:
         """A row for each size asked for that no engine holds."""
-        for size in resolutions:
-            if size not in self._held:
-                self.rows.append(
-                    ParityRow(
-                        engine="–",
-                        part=None,
-                        mode=None,
-                        status="error",
-                        reason=f"no engine holds {size}",
-                        resolution=size,
-                    )
-                )
+        self.rows += [
+            ParityRow(
+                engine="–",
+                part=None,
+                mode=None,
+                status="error",
+                reason=f"no engine holds {size}",
+                resolution=size,
+            )
+            for size in resolutions
+            if size not in self._sizes
+        ]
 
     def execute(self) -> None:
         for job in self._jobs:
+            target = job.target
+            whole = partial(job.row, resolution=target.resolution)
             try:
                 engine = Engine.open(
-                    job.target.path,
+                    target,
+                    Purpose.VERIFY,
                     backend=job.backend,
-                    expected=job.target.expected(
-                        job.backend.identity(),
-                        weights_sha256=self.model.weights_sha256,
-                        vae=self.model.kind.name,
-                    ),
+                    weights_sha256=self.model.weights_sha256,
+                    vae=self.model.kind.name,
                 )
             except QvaeError as error:
-                self._done += self._count(job)
-                stale = isinstance(error, StaleEngineError)
-                fix = None if stale else error.fix
-                self._note(
-                    job.target,
-                    job.sidecar,
-                    "error",
-                    _one_line(error),
-                    fix=fix or self._rebuild(job.target, job.sidecar),
-                )
+                self._done += len(job.steps) + len(job.ends)
+                fix = None if isinstance(error, StaleEngineError) else error.fix
+                fix = fix or self._rebuild(target, job.sidecar)
+                self.rows.append(whole(status="error", reason=_one_line(error), fix=fix))
                 continue
-            self._doubt(job)
+            self._doubt(job, whole)
             try:
-                for size, profile, name in self._steps(job):
-                    self._step(job, engine, size, profile, name)
+                for size, profile, name in job.steps:
+                    self._compare(job, engine, size, profile, name)
                 for size, profile in job.ends:
                     self._try(job, engine, size, profile)
             finally:
                 engine.close()
 
-    def _steps(self, job: _Job) -> list[tuple[Resolution, int, str]]:
-        return job.steps(every_input=self.reference.device.type != "cpu")
-
-    def _count(self, job: _Job) -> int:
-        return len(self._steps(job)) + len(job.ends)
-
-    def _begin(self, target: EngineFile, size: Resolution, name: str) -> None:
-        if self.on_event is not None:
-            total = sum(self._count(job) for job in self._jobs)
-            self.on_event(VerifyEvent(self._done, total, self._name(target), size, name))
+    def _begin(self, row: ParityRow) -> None:
+        if self.on_step is not None:
+            total = sum(len(job.steps) + len(job.ends) for job in self._jobs)
+            self.on_step(f"{row.engine} {row.resolution} {row.input}", self._done, total)
         self._done += 1
 
-    def _doubt(self, job: _Job) -> None:
+    def _doubt(self, job: _Job, whole: Callable[..., ParityRow]) -> None:
         """A row for each output that PyTorch's own does not move with the input: an engine can only
         agree with it, whatever it does with its input.
         """
@@ -276,80 +259,63 @@ class _Run:
             self._responses[part] = self.reference.response(part)
         for output, change in self._responses[part].items():
             if change <= bounds[output].relative_l2:
-                self._note(
-                    job.target,
-                    job.sidecar,
-                    "broken",
-                    f"{output}: the same for any input, in PyTorch as well",
-                    fix=f"No build mends the weights of {self.model.source}: name other ones.",
-                )
+                reason = f"{output}: the same for any input, in PyTorch as well"
+                fix = f"No build mends the weights of {self.model.source}: name other ones."
+                self.rows.append(whole(status="broken", reason=reason, fix=fix))
 
     def _try(self, job: _Job, engine: Engine, size: Resolution, profile: int) -> None:
         """An end of a range: the engine must run there."""
         part = job.target.part
         name = PICTURES[0] if part == "encoder" else LATENTS[1]
-        self._begin(job.target, size, name)
-        status: Status = "passed"
-        reason, fix = "it runs at the end of a range, and was not compared there", None
+        reason = "it runs at the end of a range, and was not compared there"
+        row = job.row(
+            resolution=size, profile_index=profile, input=name, status="passed", reason=reason
+        )
+        self._begin(row)
         try:
             outputs = _run_engine(engine, part, self.reference.input(part, name, size), profile)
             if not all(np.isfinite(value).all() for value in outputs.values()):
-                status, reason = "broken", "NaN or infinity at the end of a range"
+                reason, fix = "NaN or infinity at the end of a range", self._mend(job)
+                row = replace(row, status="broken", reason=reason, fix=fix)
         except DeviceMemoryError as error:
-            status, reason = "not run", error.what
+            row = replace(row, status="not run", reason=error.what)
         except QvaeError as error:
-            status, reason, fix = "error", error.what, error.fix
-        if status in ("broken", "error"):
-            fix = fix or self._rebuild(job.target, job.sidecar, force=True)
-        self._note(
-            job.target, job.sidecar, status, reason, size=size, profile=profile, name=name, fix=fix
-        )
+            fix = error.fix or self._mend(job)
+            row = replace(row, status="error", reason=error.what, fix=fix)
+        self.rows.append(row)
 
-    def _step(self, job: _Job, engine: Engine, size: Resolution, profile: int, name: str) -> None:
-        target, precision = job.target, job.sidecar.key.precision
-        self._begin(target, size, name)
-        index = profile if target.mode == "profiles" else None
-        x = self.reference.input(target.part, name, size)
-        runner = FunctionRunner(
-            self._name(target),
-            input_name=engine.input.name,
-            channels=x.shape[1],
-            infer=lambda given: _run_engine(engine, target.part, given, profile),
-        )
+    def _compare(
+        self, job: _Job, engine: Engine, size: Resolution, profile: int, name: str
+    ) -> None:
+        part = job.target.part
+        index = profile if job.target.mode == "profiles" else None
+        row = job.row(resolution=size, profile_index=index, input=name, status="error")
+        self._begin(row)
+        x = self.reference.input(part, name, size)
         try:
-            outputs = run(runner, x, input_name=engine.input.name)
-        except QvaeError as error:
-            self._note(
-                target,
-                job.sidecar,
-                "error",
-                error.what,
-                size=size,
-                profile=index,
-                name=name,
-                fix=error.fix or self._rebuild(target, job.sidecar, force=True),
+            outputs = run(
+                row.engine,
+                x,
+                lambda given: _run_engine(engine, part, given, profile),
+                input_name=engine.input.name,
             )
+        except QvaeError as error:
+            self.rows.append(replace(row, reason=error.what, fix=error.fix or self._mend(job)))
             return
-        fp32, source = self._torch(target.part, size, name, x, "fp32")
-        bf16, yardstick_source = self._torch(target.part, size, name, x, "bf16")
-        for output, found in compare(fp32, bf16, outputs, BOUNDS[precision]).items():
+        fp32, source = self._torch(part, size, name, x, "fp32")
+        bf16, yardstick_source = self._torch(part, size, name, x, "bf16")
+        bounds = BOUNDS[job.sidecar.key.precision]
+        for output, found in compare(fp32, bf16, outputs, bounds).items():
             self.rows.append(
-                ParityRow(
-                    engine=self._name(target),
-                    part=target.part,
-                    mode=target.mode,
+                replace(
+                    row,
                     status="passed" if found.passed else "broken",
-                    reason=explain(found.verdicts),
-                    flavour=job.sidecar.key.flavour,
-                    precision=precision,
-                    resolution=size,
-                    profile_index=index,
-                    input=name,
+                    reason=explain(found.checks),
                     output=output,
                     source=source,
                     yardstick_source=yardstick_source,
                     comparison=found,
-                    fix=None if found.passed else self._rebuild(target, job.sidecar, force=True),
+                    fix=None if found.passed else self._mend(job),
                 )
             )
 
@@ -360,13 +326,8 @@ class _Run:
         key = (part, size, name, dtype)
         if key not in self._cache:
             source = self.reference.source(size, dtype)
-            runner = FunctionRunner(
-                REFERENCE if dtype == "fp32" else YARDSTICK,
-                input_name="x",
-                channels=x.shape[1],
-                infer=lambda given: self.reference.run(part, given, dtype),
-            )
-            outputs = run(runner, x, input_name="x")
+            title = FP32 if dtype == "fp32" else BF16
+            outputs = run(title, x, lambda given: self.reference.run(part, given, dtype))
             if part == "encoder" and dtype == "fp32" and name == PICTURES[0]:
                 self.reference.remember(size, outputs)
             while len(self._cache) >= _KEPT:
@@ -374,39 +335,11 @@ class _Run:
             self._cache[key] = (outputs, source)
         return self._cache[key]
 
-    def _name(self, target: EngineFile) -> str:
-        return target.path.relative_to(self.engine_dir).as_posix()
+    def _mend(self, job: _Job) -> str:
+        return self._rebuild(job.target, job.sidecar, force=True)
 
     def _rebuild(self, target: EngineFile, sidecar: Sidecar | None, *, force: bool = False) -> str:
         return rebuild(target, sidecar, engine_dir=self.engine_dir, model=self.model, force=force)
-
-    def _note(
-        self,
-        target: EngineFile,
-        sidecar: Sidecar | None,
-        status: Status,
-        reason: str,
-        *,
-        size: Resolution | None = None,
-        profile: int | None = None,
-        name: str | None = None,
-        fix: str | None = None,
-    ) -> None:
-        self.rows.append(
-            ParityRow(
-                engine=self._name(target),
-                part=target.part,
-                mode=target.mode,
-                status=status,
-                reason=reason,
-                flavour=None if sidecar is None else sidecar.key.flavour,
-                precision=None if sidecar is None else sidecar.key.precision,
-                resolution=size or target.resolution,
-                profile_index=profile,
-                input=name,
-                fix=fix,
-            )
-        )
 
 
 #: PyTorch results kept at once: both dtypes of both inputs of one part and size.
@@ -436,7 +369,7 @@ def _facts(
         "weights": model.weights_sha256,
         "reference device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "qvae": qvae_trt.__version__,
+        "qvae": __version__,
         **{name: importlib.metadata.version(name) for name in names},
         **versions,
     }

@@ -5,23 +5,32 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from qvae_trt.commands import build_command
 from qvae_trt.errors import ParityError
-from qvae_trt.profiles import build_command
-from qvae_trt.store import write_text
+from qvae_trt.files.writing import write_text
+from qvae_trt.report.markdown import table
 from qvae_trt.verify.bounds import BOUNDS, REASONS
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from qvae_trt.profiles import Mode, Part, Resolution
-    from qvae_trt.verify.comparison import Comparison, Verdict
+    from qvae_trt.verify.comparison import BoundCheck, Comparison
 
 SCHEMA_VERSION = 1
 Status = Literal["passed", "broken", "error", "not run"]
+
+
+#: A row's values in JSON, and the fields that have another name.
+_ROW = (
+    *("engine", "part", "mode", "flavour", "precision", "resolution", "profile", "input"),
+    *("output", "status", "reason", "fix", "reference", "yardstick"),
+)
+_FIELDS = {"profile": "profile_index", "reference": "source", "yardstick": "yardstick_source"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,35 +66,15 @@ class ParityRow:
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready: numbers that JSON has no form for are null (nan) or the text `inf`."""
-        row: dict[str, object] = {
-            "engine": self.engine,
-            "part": self.part,
-            "mode": self.mode,
-            "flavour": self.flavour,
-            "precision": self.precision,
-            "resolution": None if self.resolution is None else str(self.resolution),
-            "profile": self.profile_index,
-            "input": self.input,
-            "output": self.output,
-            "status": self.status,
-            "reason": self.reason,
-            "fix": self.fix,
-            "reference": self.source,
-            "yardstick": self.yardstick_source,
-        }
+        row: dict[str, object] = {name: getattr(self, _FIELDS.get(name, name)) for name in _ROW}
+        row["resolution"] = None if self.resolution is None else str(self.resolution)
         if self.comparison is not None:
             found = self.comparison
             row |= {name: _json(value) for name, value in asdict(found.metrics).items()}
             row |= {"nans": found.nans, "infs": found.infs, "bf16_ratio": _json(found.bf16_ratio)}
             row |= {f"bf16_{k}": _json(v) for k, v in asdict(found.yardstick).items()}
             row["verdicts"] = [
-                {
-                    "metric": v.metric,
-                    "value": _json(v.value),
-                    "bound": _json(v.bound),
-                    "passed": v.passed,
-                }
-                for v in found.verdicts
+                asdict(v) | {"value": _json(v.value), "bound": _json(v.bound)} for v in found.checks
             ]
         return row
 
@@ -110,11 +99,6 @@ class VerifyReport:
         """Something ran and no bound is broken. What cannot run here counts neither way."""
         counts = self.counts
         return counts["passed"] > 0 and counts["broken"] == 0 and counts["error"] == 0
-
-    @property
-    def summary(self) -> str:
-        """One line: how many rows passed, and how many did not."""
-        return ", ".join(f"{n} {status}" for status, n in self.counts.items() if n) or "no engines"
 
     def require(self) -> None:
         """Raise unless `ok`.
@@ -174,10 +158,6 @@ class VerifyReport:
             "rows": [row.to_dict() for row in self.rows],
         }
 
-    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Headings, and one line of text for each row."""
-        return HEADINGS, [_cells(row) for row in self.rows]
-
     def write_markdown(self, path: Path) -> None:
         """The table with its bounds and their reasons.
 
@@ -187,26 +167,17 @@ class VerifyReport:
         write_text(path, self.to_markdown())
 
     def to_markdown(self) -> str:
-        headings, lines = self.table()
         verdict = "All bounds kept" if self.ok else "NOT PROVEN"
         paragraphs = [
             "# Parity with PyTorch fp32",
-            f"**{verdict}**: {self.summary}, in {self.seconds:.0f} s.",
-            _markdown_table(("fact", "value"), [(k, v) for k, v in self.facts.items()]),
+            f"**{verdict}**: {summary(self.counts)}, in {self.seconds:.0f} s.",
+            _markdown(("fact", "value"), self.facts.items()),
             _reference_note(self),
-            _markdown_table(headings, lines),
+            _markdown(HEADINGS, (cells(row.to_dict()) for row in self.rows)),
             _LEGEND,
             "## Bounds",
-            _markdown_table(
-                (
-                    "precision",
-                    "output",
-                    "PSNR dB ≥",
-                    "cosine ≥",
-                    "relative L2 ≤",
-                    "max abs ≤",
-                    "vs bf16 ≤",
-                ),
+            _markdown(
+                ("precision", "output", *_LIMITS),
                 [
                     (
                         precision,
@@ -232,56 +203,39 @@ _LEGEND = (
     "one pixel (where it is wider than one) or of two swapped channels, the smaller one, over the "
     "largest error that the bounds let pass."
 )
-HEADINGS = (
-    "engine",
-    "size",
-    "input",
-    "output",
-    "PSNR dB",
-    "cosine",
-    "rel L2",
-    "max abs",
-    "vs bf16",
-    "power",
-    "result",
-)
+_FIGURES = ("PSNR dB", "cosine", "rel L2", "max abs", "vs bf16", "power")
+HEADINGS = ("engine", "size", "input", "output", *_FIGURES, "result")
+_LIMITS = ("PSNR dB ≥", "cosine ≥", "relative L2 ≤", "max abs ≤", "vs bf16 ≤")
 
 
-def explain(verdicts: Iterable[Verdict]) -> str:
+def explain(checks: Iterable[BoundCheck]) -> str:
     """The bounds that do not hold: `psnr_db is 31.2, expected at least 52`."""
+    side = {"psnr_db": "least", "cosine": "least", "power": "least"}
     return "; ".join(
-        f"{v.metric} is {v.value:.4g}, expected at {_side(v.metric)} {v.bound:g}"
-        for v in verdicts
+        f"{v.metric} is {v.value:.4g}, expected at {side.get(v.metric, 'most')} {v.bound:g}"
+        for v in checks
         if not v.passed
     )
 
 
-def _side(metric: str) -> str:
-    return "least" if metric in _AT_LEAST else "most"
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The line of a row as `ParityRow.to_dict` has it, under `HEADINGS`."""
+    size = row["resolution"] or "–"
+    if row["profile"] is not None:
+        size += f" [{row['profile']}]"
+    result = row["status"] if row["status"] == "passed" else f"{row['status']}: {row['reason']}"
+    head = (row["engine"], size, row["input"] or "–", row["output"] or "–")
+    if "verdicts" not in row:
+        return (*head, *("–",) * 6, f"{row['status']}: {row['reason']}")
+    power = next(_number(v["value"]) for v in row["verdicts"] if v["metric"] == "power")
+    forms = {"psnr_db": ".1f", "cosine": ".7f", "relative_l2": ".1e", "max_abs": ".1e"}
+    figures = (format(_number(row[name]), form) for name, form in forms.items())
+    return (*head, *figures, f"{_number(row['bf16_ratio']):.2g}", f"{power:.0f}", result)
 
 
-_AT_LEAST = ("psnr_db", "cosine", "power")
-
-
-def _cells(row: ParityRow) -> tuple[str, ...]:
-    size = "–" if row.resolution is None else str(row.resolution)
-    if row.profile_index is not None:
-        size += f" [{row.profile_index}]"
-    head = (row.engine, size, row.input or "–", row.output or "–")
-    if row.comparison is None:
-        return (*head, *("–",) * 6, f"{row.status}: {row.reason}")
-    found = row.comparison
-    power = next(v.value for v in found.verdicts if v.metric == "power")
-    return (
-        *head,
-        f"{found.metrics.psnr_db:.1f}",
-        f"{found.metrics.cosine:.7f}",
-        f"{found.metrics.relative_l2:.1e}",
-        f"{found.metrics.max_abs:.1e}",
-        f"{found.bf16_ratio:.2g}",
-        f"{power:.0f}" if math.isfinite(power) else str(power),
-        row.status if row.status == "passed" else f"{row.status}: {row.reason}",
-    )
+def summary(counts: Mapping[Status, int]) -> str:
+    """One line: how many rows passed, and how many did not."""
+    return ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "no engines"
 
 
 def _reference_note(report: VerifyReport) -> str:
@@ -297,13 +251,14 @@ def _reference_note(report: VerifyReport) -> str:
     )
 
 
-def _markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return (
-            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-        )
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(table(head, escaped, words=len(head)))
 
-    return "\n".join([line(headings), line(["---"] * len(headings)), *map(line, lines)])
+
+def _number(value: float | str | None) -> float:
+    """A figure as `_json` wrote it."""
+    return math.nan if value is None else float(value)
 
 
 def _json(value: float) -> float | str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qvae_trt.profiles import Profile, Resolution, choose
+from qvae_trt.profiles import Profile, Resolution, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,12 +35,9 @@ def sizes_of(
         opts = sorted((p.opt for p in profiles), key=lambda r: (r.pixels, r))
         sizes = opts if every_profile else [opts[0], opts[-1]]
         sizes += [between] if (between := off_grid(profiles)) is not None else []
-    found: list[tuple[Resolution, int]] = []
-    for size in sorted(set(sizes), key=lambda r: (r.pixels, r)):
-        choice = choose(size, static={}, profiles=profiles)
-        if choice.profile_index is not None:
-            found.append((size, choice.profile_index))
-    return found
+    ordered = sorted(set(sizes), key=lambda r: (r.pixels, r))
+    served = [(size, nearest(size, profiles)) for size in ordered]
+    return [(size, index) for size, index in served if index is not None]
 
 
 def ends_of(

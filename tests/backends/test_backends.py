@@ -11,8 +11,9 @@ import pytest
 from fake_gpus import H200, put_gpu
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange, Verdict, devices
+from qvae_trt.backends import BuildSpec, Verdict, devices
 from qvae_trt.errors import BackendError, EngineError, UsageError
+from qvae_trt.tensors import ShapeRange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

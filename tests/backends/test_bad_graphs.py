@@ -11,8 +11,9 @@ import pytest
 import small_graphs
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange
+from qvae_trt.backends import BuildSpec
 from qvae_trt.errors import BackendError, BuildError, EngineError
+from qvae_trt.tensors import ShapeRange
 
 WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
 SPEC = BuildSpec(input_name="latents", ranges=(WIDE,), precision="fp16")

@@ -17,7 +17,7 @@ import small_graphs
 from fake_gpus import H200, put_gpu
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange, TensorSpec
+from qvae_trt.backends import BuildSpec
 from qvae_trt.backends import onnxruntime as adapter
 from qvae_trt.errors import (
     BackendError,
@@ -30,6 +30,7 @@ from qvae_trt.errors import (
     UsageError,
 )
 from qvae_trt.profiles import Resolution, engine_path
+from qvae_trt.tensors import ShapeRange, TensorSpec
 
 WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
 SMALL = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))
@@ -297,7 +298,7 @@ def test_progress_and_cancel(backend: backends.Backend, tmp_path: Path) -> None:
 
 
 def test_inspect(backend: backends.Backend, engine: Path) -> None:
-    report: Any = backend.inspect(engine)
+    report: Any = backend.open(engine).inspect()
     assert json.loads(json.dumps(report)) == report
     assert report["operations"]["Conv"] == 1
     assert [p["opt"] for p in report["profiles"]] == [list(WIDE.opt), list(SMALL.opt)]

@@ -18,7 +18,7 @@ import small_graphs
 from fake_gpus import put_gpu
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, Device, ShapeRange, trt_build
+from qvae_trt.backends import BuildSpec, Device, trt_build
 from qvae_trt.errors import (
     BackendError,
     BuildError,
@@ -30,6 +30,7 @@ from qvae_trt.export import export_onnx
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution
+from qvae_trt.tensors import ShapeRange, TensorSpec
 
 WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
 SMALL = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))
@@ -53,8 +54,8 @@ def fixed_graph(tmp_path: Path) -> Path:
 
 def test_outcome_and_file(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
     outcome = backend.build(graph, tmp_path / "e.trt", spec())
-    assert outcome.input == backends.TensorSpec("latents", "float16", (1, 4, 1, -1, -1))
-    assert outcome.output == backends.TensorSpec("images", "float16", (1, 3, 1, -1, -1))
+    assert outcome.input == TensorSpec("latents", "float16", (1, 4, 1, -1, -1))
+    assert outcome.output == TensorSpec("images", "float16", (1, 3, 1, -1, -1))
     assert outcome.warnings == ()
     assert (tmp_path / "e.trt").stat().st_size > 0
     assert backend.open(tmp_path / "e.trt").ranges == (WIDE,)
@@ -641,16 +642,16 @@ def test_ctrl_c_inside_the_monitor(trt1016: Any, graph: Path, tmp_path: Path) ->
 def test_nested_phases_are_one_bar() -> None:
     seen: list[int] = []
     monitor = trt_build._Monitor(lambda _s, done, _t: seen.append(done) is None)
-    monitor._start("all", None, 4)
-    monitor._step("all", 1)
-    monitor._start("part", "all", 2)
-    monitor._step("part", 1)
-    monitor._start("deep", "part", 5)
-    monitor._step("deep", 5)
-    monitor._finish("deep")
-    monitor._finish("part")
-    monitor._step("all", 2)
-    monitor._step("all", 4)
+    monitor.start("all", None, 4)
+    monitor.step("all", 1)
+    monitor.start("part", "all", 2)
+    monitor.step("part", 1)
+    monitor.start("deep", "part", 5)
+    monitor.step("deep", 5)
+    monitor.finish("deep")
+    monitor.finish("part")
+    monitor.step("all", 2)
+    monitor.step("all", 4)
     assert seen == [0, 250, 250, 375, 375, 500, 500, 1000]
 
 

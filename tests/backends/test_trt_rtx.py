@@ -10,13 +10,14 @@ import pytest
 import small_graphs
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange, devices
+from qvae_trt.backends import BuildSpec, devices
 from qvae_trt.build import Job
 from qvae_trt.errors import BackendError, BuildError, UsageError
 from qvae_trt.export import export_onnx
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Part, Profile, Resolution
+from qvae_trt.tensors import ShapeRange, TensorSpec
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -42,7 +43,7 @@ def graph(tmp_path: Path) -> Path:
 def test_profiles(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
     outcome = backend.build(graph, tmp_path / "e.trt", spec(WIDE, FIXED))
     assert outcome.input.shape == (1, 4, 1, -1, -1)
-    assert outcome.output == backends.TensorSpec("images", "float16", (1, 3, 1, -1, -1))
+    assert outcome.output == TensorSpec("images", "float16", (1, 3, 1, -1, -1))
     assert outcome.flags["profiles"] == "2"
     assert (tmp_path / "e.trt").stat().st_size > 10_000
 

@@ -14,7 +14,7 @@ import pytest
 from fake_gpus import H200, RTX_4090, put_gpu
 
 from qvae_trt import backends
-from qvae_trt.backends import Device, ShapeRange, TensorSpec
+from qvae_trt.backends import Device
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -23,6 +23,7 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.profiles import Resolution, engine_path
+from qvae_trt.tensors import ShapeRange, TensorSpec
 
 WIDE = ((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
 SMALL = ((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))
@@ -358,7 +359,7 @@ def test_an_engine_of_integers(trt: Any, backend: backends.Backend, tmp_path: Pa
 
 
 def test_inspect(trt: Any, backend: backends.Backend, engine: Path) -> None:
-    report = backend.inspect(engine)
+    report = backend.open(engine).inspect()
     assert json.loads(json.dumps(report)) == report
     assert report["layers"] == ["conv"]
     assert report["input"] == {"name": "latents", "dtype": "float16", "shape": [1, 4, 1, -1, -1]}

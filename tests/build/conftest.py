@@ -12,9 +12,9 @@ import small_graphs
 
 import qvae_trt.export
 import qvae_trt.model
-from qvae_trt.backends import TensorSpec
 from qvae_trt.export import OnnxFile
-from qvae_trt.store import sha256_file
+from qvae_trt.files.reading import sha256_file
+from qvae_trt.tensors import TensorSpec
 
 
 @dataclass

@@ -19,7 +19,7 @@ from typing import Any
 import qvae_trt.export
 import qvae_trt.model
 from qvae_trt import store
-from qvae_trt.build import build, plan_static
+from qvae_trt.build import BuildSettings, build, plan_static
 from qvae_trt.errors import QvaeError
 from qvae_trt.profiles import Resolution
 
@@ -46,7 +46,9 @@ def build_once(folder: Path, moment: int | None) -> list[Any]:
     qvae_trt.export.recipe_sha256 = fake.recipe_sha256
     jobs = plan_static(folder, [Resolution(64, 96)], ["decoder"], ".onnx")
     return build(
-        jobs, model="small", backend="onnxruntime", force=moment is not None, on_event=step
+        jobs,
+        BuildSettings(model="small", backend="onnxruntime", force=moment is not None),
+        on_event=step,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from conftest import Exporter
 import qvae_trt.export
 from qvae_trt import store
 from qvae_trt.backends import devices
-from qvae_trt.build import ahead, build, plan_static
-from qvae_trt.build.ahead import Ahead, Wanted
+from qvae_trt.build import BuildSettings, build, children, plan_static
+from qvae_trt.build.children import Ahead, Wanted
+from qvae_trt.files.reading import sha256_file
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution
@@ -49,10 +52,10 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Here:
     return Here(monkeypatch)
 
 
-def run(folder: Path, sizes: tuple[Resolution, ...] = SIZES, **settings: Any) -> list[str]:
+def run(folder: Path, sizes: tuple[Resolution, ...] = SIZES) -> list[str]:
     jobs = plan_static(folder, sizes, ["decoder"], ".trt")
     with fake_tensorrt.installed("8.6"):
-        results = build(jobs, model="bundled:tiny", backend="tensorrt", **settings)
+        results = build(jobs, BuildSettings(model="bundled:tiny", backend="tensorrt"))
     return [result.status for result in results]
 
 
@@ -72,12 +75,11 @@ def test_the_next_graph_is_that_of_this_process(here: Here, tmp_path: Path) -> N
     assert store.read_sidecar(job.path).key.onnx_sha256 == direct.sha256
 
 
-@pytest.mark.parametrize("task", ["no.such.module:serve", "os:abort"])
+@pytest.mark.parametrize("task", [platform.node, os.abort])
 def test_without_it_graphs_are_exported_in_time(
-    exporter: Exporter, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+    exporter: Exporter, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Any
 ) -> None:
-    made = ahead.Child
-    monkeypatch.setattr(ahead, "Child", lambda _, **told: made(task, **told))
+    monkeypatch.setattr(children, "_export", task)
     monkeypatch.setattr(qvae_trt.export, "export_onnx", exporter.export_onnx)
     assert run(tmp_path / "e") == ["built"] * 3
     assert [size for _, size, *_ in exporter.calls] == list(SIZES)
@@ -107,7 +109,7 @@ def test_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         graphs.start(second)
         with graphs.graph(second, lambda *_: True) as graph:
             assert graph is not None
-            assert store.sha256_file(graph.path) == graph.sha256
+            assert sha256_file(graph.path) == graph.sha256
         assert list(temporary.iterdir()) == []
         graphs.start(first)
         with pytest.raises(KeyboardInterrupt), graphs.graph(first, lambda *_: False):

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ import pytest
 import small_graphs
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec, ShapeRange
-from qvae_trt.build.builder import BuildChild
+from qvae_trt.backends import BuildSpec
+from qvae_trt.build.children import BuildChild
 from qvae_trt.cli import boundary
 from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError, StoreError
+from qvae_trt.tensors import ShapeRange
 
 SPEC = BuildSpec(
     input_name="latents",
@@ -234,8 +234,7 @@ def test_a_bug_in_the_child_is_a_bug_with_its_traceback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs = tmp_path / "logs"
-    logs.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(logs))
+    monkeypatch.setenv("XDG_STATE_HOME", str(logs))
     install(
         monkeypatch,
         tmp_path,
@@ -243,7 +242,7 @@ def test_a_bug_in_the_child_is_a_bug_with_its_traceback(
     )
     assert boundary.run(lambda: attempt(graph, tmp_path)) == 3
     assert capsys.readouterr().err.startswith("bug in qvae: ZeroDivisionError: boom\n")
-    (log,) = logs.iterdir()
+    (log,) = (logs / "qvae").iterdir()
     assert "in on_step" in log.read_text(), "the traceback of the child"
     assert "in attempt" in log.read_text(), "and that of the parent"
 
@@ -353,7 +352,7 @@ def test_noise_on_stdout_and_stderr_is_harmless(
 def test_a_child_that_cannot_start(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qvae_trt.workers.parent._START", "import sys; sys.exit('no such thing')")
+    monkeypatch.setattr("qvae_trt.workers._START", "import sys; sys.exit('no such thing')")
     with pytest.raises(BuildError, match="ended with exit code 1 and no engine: no such thing"):
         attempt(graph, tmp_path)
 
@@ -389,8 +388,9 @@ def test_progress_that_stops_ends_the_child(
 PARENT = """
 import sys
 from pathlib import Path
-from qvae_trt.backends import BuildSpec, ShapeRange
-from qvae_trt.build.builder import BuildChild
+from qvae_trt.backends import BuildSpec
+from qvae_trt.tensors import ShapeRange
+from qvae_trt.build.children import BuildChild
 sizes = (ShapeRange.fixed((1, 4, 1, 16, 16)),)
 spec = BuildSpec(input_name="latents", ranges=sizes, precision="fp16")
 try:

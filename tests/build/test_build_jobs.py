@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from qvae_trt.backends import ShapeRange
 from qvae_trt.build import Job, JobResult, plan_profiles, plan_static
 from qvae_trt.errors import BuildError, UsageError
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Profile, Resolution, load_profiles, load_static_sizes
+from qvae_trt.tensors import ShapeRange
 
 DIR = Path("engines")
 WIDE, OTHER = Resolution(928, 1664), Resolution(768, 1280)
@@ -50,7 +50,7 @@ def test_nothing_to_build() -> None:
         plan_static(DIR, [])
     with pytest.raises(UsageError, match="nothing to build"):
         plan_profiles(DIR, load_profiles(), [])
-    with pytest.raises(UsageError, match="no profiles"):
+    with pytest.raises(UsageError, match="nothing to build"):
         plan_profiles(DIR, [])
 
 

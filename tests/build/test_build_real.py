@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qvae_trt import backends, store
-from qvae_trt.build import build, plan_profiles, plan_static
+from qvae_trt.build import BuildSettings, build, plan_profiles, plan_static
 from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
 
 SMALL = Resolution(128, 192)
@@ -16,7 +16,9 @@ SMALL = Resolution(128, 192)
 
 def test_tiny_by_onnxruntime(tmp_path: Path) -> None:
     jobs = plan_static(tmp_path, [SMALL], suffix=".onnx")
-    results = build(jobs, model="bundled:tiny", backend="onnxruntime", command="qvae build")
+    results = build(
+        jobs, BuildSettings(model="bundled:tiny", backend="onnxruntime", command="qvae build")
+    )
     assert [r.status for r in results] == ["built", "built"], [r.reason for r in results]
     encoder, decoder = (backends.get("onnxruntime").open(job.path) for job in jobs)
     x = np.random.default_rng(0).uniform(-1, 1, (1, 3, 1, 128, 192)).astype(np.float16)
@@ -33,9 +35,9 @@ def test_tiny_by_onnxruntime(tmp_path: Path) -> None:
     assert np.isfinite(y).all()
     assert y.min() >= -1
     assert y.max() <= 1
-    kept = build(jobs, model="bundled:tiny", backend="onnxruntime")
+    kept = build(jobs, BuildSettings(model="bundled:tiny", backend="onnxruntime"))
     assert [r.status for r in kept] == ["kept", "kept"]
-    stale = build(jobs[1:], model="random:full", backend="onnxruntime", dry_run=True)
+    stale = build(jobs[1:], BuildSettings(model="random:full", backend="onnxruntime", dry_run=True))
     assert "built from other weights" in stale[0].reason
 
 
@@ -44,7 +46,7 @@ def test_tiny_by_rtx_in_all_seven_sizes(tmp_path: Path, part: Part) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     jobs = plan_static(tmp_path, load_static_sizes().values(), [part])
     assert len(jobs) == 7
-    results = build(jobs, model="bundled:tiny", backend="tensorrt_rtx")
+    results = build(jobs, BuildSettings(model="bundled:tiny", backend="tensorrt_rtx"))
     assert [(r.job.path, r.reason) for r in results if r.status != "built"] == []
     for job in jobs:
         sidecar = store.check_engine(job.path)
@@ -65,7 +67,7 @@ def test_full_size_by_rtx(tmp_path: Path, part: Part) -> None:
         *plan_static(tmp_path, [square], [part]),
         *plan_profiles(tmp_path, load_profiles(), [part]),
     ]
-    static, nine = build(jobs, model="random:full", backend="tensorrt_rtx")
+    static, nine = build(jobs, BuildSettings(model="random:full", backend="tensorrt_rtx"))
     assert (static.status, nine.status) == ("built", "built"), (static.reason, nine.reason)
     assert store.check_engine(nine.job.path).build_flags["profiles"] == "9"
     # Folded fp16 weights are about 50 MB of decoder and 39 MB of encoder; nine profiles share them.

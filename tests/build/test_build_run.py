@@ -19,9 +19,10 @@ import qvae_trt.export
 from qvae_trt import backends, store
 from qvae_trt.backends import devices
 from qvae_trt.backends.onnxruntime import OnnxRuntime
-from qvae_trt.build import Event, Job, JobResult, build, plan_profiles, plan_static
-from qvae_trt.build.builder import BuildChild
+from qvae_trt.build import BuildSettings, Event, Job, JobResult, build, plan_profiles, plan_static
+from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BackendError, BuildError, StoreError
+from qvae_trt.files.writing import staged
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.profiles import Profile, Resolution
 
@@ -41,7 +42,8 @@ def plan(folder: Path, *, suffix: str = ".onnx", parts: Any = ("encoder", "decod
 
 def run(jobs: list[Job], **settings: Any) -> list[JobResult]:
     settings.setdefault("backend", "onnxruntime")
-    return build(jobs, model="small", **settings)
+    more = {name: settings.pop(name) for name in ("on_event", "child") if name in settings}
+    return build(jobs, BuildSettings(model="small", **settings), **more)
 
 
 def files(folder: Path) -> list[str]:
@@ -77,11 +79,11 @@ def test_what_a_kill_left_goes_although_the_engine_is_kept(
     (result,) = run(jobs, dry_run=True)
     assert result.status == "kept"
     assert len(list(path.parent.iterdir())) == len(before) + 3, "a dry run changes nothing"
-    with store.lock_engine(path), store.staged(path) as staged:
+    with store.lock_engine(path), staged(path) as temporary:
         done = threading.Thread(target=run, args=(jobs,))
         done.start()
         done.join(60)
-        assert staged.is_file(), "another build is at work"
+        assert temporary.is_file(), "another build is at work"
     (path.parent / f".{path.name}.y.tmp").write_text("left")
     (result,) = run(jobs)
     assert result.status == "kept"
@@ -345,9 +347,10 @@ def test_an_engine_that_cannot_be_looked_at_does_not_stop_the_others(
 
     monkeypatch.setattr(store, "check_engine", refuse)
     monkeypatch.setattr("qvae_trt.build.run.Ahead", NoGraphs)
-    with fake_tensorrt.installed("8.6"), InProcess() as child:
+    monkeypatch.setattr("qvae_trt.build.run.BuildChild", InProcess)
+    with fake_tensorrt.installed("8.6"):
         jobs = plan(tmp_path, suffix=".trt")
-        built, failed = run(jobs, backend="tensorrt", child=child)
+        built, failed = run(jobs, backend="tensorrt")
     assert (built.status, failed.status) == ("built", "failed")
     assert failed.reason == f"{jobs[1].path}: Permission denied"
     assert failed.error is not None
@@ -519,7 +522,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tensorrt_in_process(exporter: Exporter, tmp_path: Path, gpu: None) -> None:
     jobs = plan_profiles(tmp_path, RANGES, suffix=".trt")
-    settings = {"backend": "tensorrt", "isolate": False, "timing_cache": tmp_path / "c.timing"}
+    settings = {"backend": "tensorrt", "child": InProcess(), "timing_cache": tmp_path / "c.timing"}
     with fake_tensorrt.installed("8.6"):
         assert [r.status for r in run(jobs, **settings)] == ["built"] * 2
         key = store.read_sidecar(jobs[0].path).key
@@ -536,16 +539,16 @@ def test_another_gpu_is_stale(
 ) -> None:
     jobs = plan(tmp_path, suffix=".trt", parts=["decoder"])
     with fake_tensorrt.installed("10.16"):
-        run(jobs, backend="tensorrt", isolate=False)
+        run(jobs, backend="tensorrt", child=InProcess())
         monkeypatch.setattr(devices, "gpu", lambda: devices.Device("NVIDIA L40S", "8.9"))
-        (result,) = run(jobs, backend="tensorrt", isolate=False)
+        (result,) = run(jobs, backend="tensorrt", child=InProcess())
     assert "another GPU: found NVIDIA H200, expected NVIDIA L40S" in result.reason
     assert "compute capability: found 9.0, expected 8.9" in result.reason
 
 
 def test_another_level_is_stale(exporter: Exporter, tmp_path: Path, gpu: None) -> None:
     jobs = plan(tmp_path, suffix=".trt", parts=["decoder"])
-    settings: dict[str, Any] = {"backend": "tensorrt", "isolate": False}
+    settings: dict[str, Any] = {"backend": "tensorrt", "child": InProcess()}
     with fake_tensorrt.installed("10.16"):
         run(jobs, **settings)
         (result,) = run(jobs, level=4, **settings)
@@ -561,7 +564,7 @@ def test_warnings_reach_the_caller(exporter: Exporter, tmp_path: Path, gpu: None
         (result,) = run(
             plan(tmp_path, suffix=".trt", parts=["decoder"]),
             backend="tensorrt",
-            isolate=False,
+            child=InProcess(),
             timing_cache=tmp_path / "c.timing",
             on_event=events.append,
         )

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from qvae_trt import store
 from qvae_trt.errors import StoreError
-from qvae_trt.workplace import workplace
+from qvae_trt.files.workplace import workplace
+from qvae_trt.files.writing import replace_file
 
 HOLD = """
 import sys
-from qvae_trt.workplace import workplace
+from qvae_trt.files.workplace import workplace
 with workplace() as folder:
     (folder / "graph.onnx").write_text("x")
     print(folder, flush=True)
@@ -81,7 +81,7 @@ def test_a_full_one_is_told_by_its_own_name(own_temporary_folder: Path) -> None:
     with (
         workplace() as folder,
         pytest.raises(StoreError) as caught,
-        store.replace_file(folder / "encoder.onnx"),
+        replace_file(folder / "encoder.onnx"),
     ):
         raise full
     assert caught.value.fix == "make room there, or name another folder: TMPDIR=DIR"

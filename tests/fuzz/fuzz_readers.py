@@ -32,14 +32,15 @@ READERS = ("static sizes", "profiles", "sidecar", "tune file", "LightX2V", "benc
 JSON_READERS = (2, 3, 4, 5)
 INSTRUMENTED = [
     "qvae_trt.profiles",
-    "qvae_trt.toml_file",
-    "qvae_trt.json_file",
+    "qvae_trt.files.toml_file",
+    "qvae_trt.files.json_file",
+    "qvae_trt.json_rows",
     "qvae_trt.store.sidecar",
     "qvae_trt.tune.record",
     "qvae_trt.bench.results",
     "qvae_trt.bench.compare",
     "qvae_trt.runtime.lightx2v",
-    "qvae_trt.runtime.selection",
+    "qvae_trt.runtime.arguments",
 ]
 COUNTS = ("accepted", "refused", "findings")
 WIDTH = 8  # bytes of a count
@@ -132,9 +133,9 @@ class Readers:
 def seeds(folder: Path) -> list[tuple[int, bytes]]:
     """A reader and a file that it takes: those of the project, and some that its code writes."""
     from qvae_trt import backends, store, tune
-    from qvae_trt.backends import TensorSpec
     from qvae_trt.bench.results import Timing
     from qvae_trt.profiles import Profile, Resolution, load_profiles
+    from qvae_trt.tensors import TensorSpec
 
     found = [(0, (ROOT / "profiles" / "static.toml").read_bytes())]
     found += [(0, b'[sizes]\n"1:1" = "64x64"\n')]
@@ -189,7 +190,7 @@ def seeds(folder: Path) -> list[tuple[int, bytes]]:
         status="failed",
         reason="no kernel",
     )
-    choice = tune.Choice(subject=subject, variant=variant, default_ms=2.0, complete=True)
+    choice = tune.TunedVariant(subject=subject, variant=variant, default_ms=2.0, complete=True)
     file = tune.TuneFile(
         key=tune.TuneKey.here(backends.get("onnxruntime"), "fp16"),
         measurements=(ok, failed),

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from qvae_trt import backends
-from qvae_trt.build import build
+from qvae_trt.build import BuildSettings, build
 from qvae_trt.errors import BackendError
 from qvae_trt.model import Model, load_model
 
@@ -68,10 +68,12 @@ def engine_dir(tmp_path_factory, model) -> Path:
     with phase(f"build {len(planned)} engines"):
         results = build(
             planned,
-            model=gpu_engines.MODEL,
-            backend="tensorrt",
-            level=gpu_engines.LEVEL,
-            command="tests/gpu",
+            BuildSettings(
+                model=gpu_engines.MODEL,
+                backend="tensorrt",
+                level=gpu_engines.LEVEL,
+                command="tests/gpu",
+            ),
         )
     failed = [f"{r.job.path}: {r.reason}" for r in results if r.status == "failed"]
     assert failed == []

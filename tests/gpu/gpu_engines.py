@@ -15,9 +15,10 @@ from shlex import quote
 
 from qvae_trt import backends, store
 from qvae_trt.build import Job, plan_profiles, plan_static
+from qvae_trt.commands import build_command
 from qvae_trt.errors import QvaeError
 from qvae_trt.model import Model
-from qvae_trt.profiles import Resolution, build_command, load_profiles
+from qvae_trt.profiles import Resolution, load_profiles
 
 MODEL, LEVEL = "bundled:tiny", 1
 STATIC = (Resolution(256, 256), Resolution(384, 512))

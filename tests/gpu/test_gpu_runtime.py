@@ -18,6 +18,7 @@ import torch
 from qvae_trt import store
 from qvae_trt.backends import devices
 from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError
+from qvae_trt.files.reading import sha256_file
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime.fallback import FallbackWarning, Notices
 from qvae_trt.runtime.finite import FiniteCheck
@@ -197,7 +198,7 @@ def test_the_graph_option_changes_nothing_but_speed(engine_dir, model, vae):
         for size in (STATIC, OTHER_STATIC, WIDE):
             z = latents(size, seed)
             equal(fast.decode(z).sample, vae.decode(z).sample)
-    cache, _ = fast._server.engines._place(torch.device("cuda", 0))
+    cache, _ = fast._ladder.engines._place(torch.device("cuda", 0))
     captured = [e.engine for e in cache._entries.values() if e.engine._held.graph is not None]
     assert len(captured) == 2, "one for each static engine"
     fast.release_memory(engines=False)  # scratch moves: the graphs must not be replayed on it
@@ -228,7 +229,7 @@ def test_a_failed_capture_leaves_pytorch_whole(engine_dir, model, vae, monkeypat
     fast = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True)
     for seed in range(4):
         equal(fast.decode(latents(STATIC, seed)).sample, expected[seed])
-    cache, _ = fast._server.engines._place(torch.device("cuda", 0))
+    cache, _ = fast._ladder.engines._place(torch.device("cuda", 0))
     (entry,) = cache._entries.values()
     assert entry.engine._held.graph is None
     assert not entry.engine._wants_graph
@@ -243,7 +244,7 @@ def test_a_failed_capture_leaves_pytorch_whole(engine_dir, model, vae, monkeypat
     fast.release_memory()
     for seed in range(4):
         equal(fast.decode(latents(STATIC, seed)).sample, expected[seed])
-    cache, _ = fast._server.engines._place(torch.device("cuda", 0))
+    cache, _ = fast._ladder.engines._place(torch.device("cuda", 0))
     assert all(e.engine._held.graph is not None for e in cache._entries.values()), (
         "the stream is not left capturing"
     )
@@ -269,7 +270,7 @@ def test_random_numbers_are_drawn_while_engines_are_captured(engine_dir, model):
                 engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True
             )
             fast.warm_up(STATIC, OTHER_STATIC)
-            cache, _ = fast._server.engines._place(torch.device("cuda", 0))
+            cache, _ = fast._ladder.engines._place(torch.device("cuda", 0))
             graphs = [e.engine._held.graph for e in cache._entries.values()]
             assert len(graphs) == 4
             assert None not in graphs, "after a warm-up nothing is left to capture"
@@ -311,7 +312,7 @@ def test_a_dropped_engine_is_freed_by_the_next_call(engine_dir, model, vae):
     y = other.decode(z).sample
     sessions = [
         weakref.ref(entry.engine._session)
-        for cache, _ in other._server.engines._places.values()
+        for cache, _ in other._ladder.engines._places.values()
         for entry in cache._entries.values()
     ]
     torch.cuda._sleep(LONG)
@@ -448,6 +449,45 @@ def test_each_gpu_has_its_own_engines_and_scratch(vae):
     equal(vae.decode(latents(STATIC)).sample, expected)
 
 
+def test_a_vae_on_another_gpu_is_there_with_all_that_it_holds(engine_dir, model, vae):
+    """The thread's current device is the first one all along."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    options = {"model": model, "backend": "tensorrt", "fallback": "raise", "cuda_graphs": True}
+    there = load_vae(engine_dir, device="cuda:1", **options)
+    assert there.device == torch.device("cuda", 1)
+    there.warm_up(STATIC, WIDE)
+    z = latents(STATIC).cpu()
+    y = there.decode(z).sample
+    assert y.device == torch.device("cuda", 1), "what is on the CPU goes where the VAE is"
+    assert {engine["device"] for engine in there.status()["engines"]} == {"cuda:1"}
+    assert torch.cuda.current_device() == 0
+    equal(y.to("cuda:0"), vae.decode(latents(STATIC)).sample)
+
+
+def test_vaes_on_two_gpus_serve_at_once(engine_dir, model, vae):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    options = {"model": model, "backend": "tensorrt", "fallback": "raise"}
+    there = load_vae(engine_dir, device="cuda:1", **options)
+    expected = [vae.decode(latents(STATIC, seed)).sample.cpu() for seed in range(4)]
+    wrong: list[BaseException] = []
+
+    def work(one: TrtVae) -> None:
+        try:
+            for seed in (0, 1, 2, 3) * 5:
+                equal(one.decode(latents(STATIC, seed).to(one.device)).sample.cpu(), expected[seed])
+        except BaseException as error:  # noqa: BLE001  reported below, in the test's thread
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in (vae, there, vae, there)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
 def test_after_a_warm_up_nothing_is_loaded(vae):
     vae.warm_up(STATIC, WIDE)
     held = vae.memory()
@@ -525,7 +565,7 @@ def test_a_damaged_plan_is_reported_by_tensorrt_and_served_by_pytorch(engine_dir
     plan.write_bytes(plan.read_bytes()[: -(1 << 16)])
     side = store.sidecar_path(plan)
     data = json.loads(side.read_text())
-    data["engine"] = {"sha256": store.sha256_file(plan), "bytes": plan.stat().st_size}
+    data["engine"] = {"sha256": sha256_file(plan), "bytes": plan.stat().st_size}
     side.write_text(json.dumps(data))
     vae = load_vae(tmp_path, model=model, backend="tensorrt", dtype=torch.float32)
     with pytest.warns(FallbackWarning, match="does not load it"):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qvae_trt.backends import Device, Session, ShapeRange, TensorSpec, Verdict
+from qvae_trt.backends import Device, Session, Verdict
 from qvae_trt.errors import EngineError
+from qvae_trt.tensors import ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from ort_engines import STATIC, tiny
 
 from qvae_trt import backends
 from qvae_trt.errors import DeviceMemoryError, ExecutionError
-from qvae_trt.runtime import selection, serving
+from qvae_trt.runtime import engines, ladder
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.graphs import captures
@@ -27,7 +27,7 @@ class Capture:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.on = False
-        for module in (selection, serving):
+        for module in (engines, ladder):
             monkeypatch.setattr(module, "capturing", lambda _x: self.on)
 
 
@@ -93,7 +93,7 @@ def test_the_budget_waits_until_the_capture_is_over(engine_dir, backend, capture
         engine_dir, model=tiny(), backend=backend, fallback="raise", memory_budget_bytes=one
     )
     vae.decode(Z)
-    cache, _ = vae._server.engines._place(Z.device)
+    cache, _ = vae._ladder.engines._place(Z.device)
     cache._budget_bytes = 0
     capture.on = True
     vae.decode(Z)
@@ -128,8 +128,8 @@ def test_what_would_void_the_capture_is_refused(vae, capture, what):
     capture.on = True
     with pytest.raises(ExecutionError, match=f"{what} cannot" if what == "tiles" else "PyTorch"):
         vae.decode(z[what])
-    assert vae._server._pytorch._folded is None
-    assert vae._server._pytorch._video is None
+    assert vae._ladder.pytorch._folded is None
+    assert vae._ladder.pytorch._video is None
 
 
 @pytest.mark.parametrize("what", ["loading", "closing"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import fake_tensorrt
@@ -11,13 +12,15 @@ import pytest
 import torch
 from doubles import FakeSession, FakeStream, fixed
 
-from qvae_trt.backends import ShapeRange, Verdict
+from qvae_trt.backends import Verdict
 from qvae_trt.backends.tensorrt import TensorRT
 from qvae_trt.errors import EngineError, ExecutionError, ForeignEngineError, UsageError
+from qvae_trt.runtime import engine as engine_module
 from qvae_trt.runtime import scratch as scratch_module
 from qvae_trt.runtime.engine import Engine
+from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.scratch import Scratch
-from qvae_trt.runtime.selection import Engines
+from qvae_trt.tensors import ShapeRange
 
 CPU = torch.device("cpu")
 RANGE = fixed(1, 3, 1, 8, 8)
@@ -128,7 +131,7 @@ def test_close_waits_for_the_last_run_and_ends_it(file):
     scratch = Scratch(CPU)
     engine = Engine(session, path=file, scratch=scratch)
     stream = FakeStream(3)
-    engine._run(torch.zeros(1, 3, 1, 8, 8), 0, stream)
+    engine._enqueue(torch.zeros(1, 3, 1, 8, 8), 0, stream)
     event = stream.log[-1][1]
     engine.close()
     engine.close()
@@ -153,7 +156,7 @@ def test_a_gpu_gets_input_that_is_aligned(file, captured):
     first = -(buffer.data_ptr() // 4) % 128
     fits, off = (buffer[i : i + 192].view(1, 3, 1, 8, 8) for i in (first, first + 1))
     engine.run(fits)
-    run = engine._run_captured if captured else engine._run
+    run = engine._enqueue_captured if captured else engine._enqueue
     for x in (fits, off):
         assert float(run(x, 0, FakeStream(1)).mean()) == 1.0
     assert given[:2] == [fits.data_ptr()] * 2, "no copy where none is needed"
@@ -189,6 +192,7 @@ def test_input_and_scratch_are_kept_for_the_stream_that_reads_them(file, monkeyp
     stream = FakeStream(7)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(engine_module, "on", lambda _device: nullcontext())
     monkeypatch.setattr(Engine, "_output", lambda e: torch.empty(e._session.output_shape()))
     buffer = on_gpu(torch.zeros(4096, dtype=torch.uint8))
     monkeypatch.setattr(scratch_module, "_allocate", lambda _size, _device: buffer)
@@ -196,7 +200,7 @@ def test_input_and_scratch_are_kept_for_the_stream_that_reads_them(file, monkeyp
     device = torch.device("cuda", 0)
     engine = Engine(session, path=file, scratch=Scratch(CPU), device=device)
     x = on_gpu(torch.ones(1, 3, 1, 8, 8))
-    assert float(engine._run_here(x, 0).mean()) == 1.0
+    assert float(engine.run(x).mean()) == 1.0
     assert x.kept == [stream]
     assert buffer.kept == [stream]
     monkeypatch.undo()  # before it is closed
@@ -205,7 +209,7 @@ def test_input_and_scratch_are_kept_for_the_stream_that_reads_them(file, monkeyp
 def test_an_engine_that_is_dropped_is_waited_for_and_closed_by_the_next_run(file):
     session, stream, scratch = FakeSession(fixed(1, 3, 1, 8, 8)), FakeStream(3), Scratch(CPU)
     dropped, kept = Engine(session, path=file, scratch=scratch), make(file, FakeSession(RANGE))
-    dropped._run(torch.zeros(1, 3, 1, 8, 8), 0, stream)
+    dropped._enqueue(torch.zeros(1, 3, 1, 8, 8), 0, stream)
     event = stream.log[-1][1]
     cycle = [dropped]
     cycle.append(cycle)
@@ -272,7 +276,7 @@ def test_a_foreign_engine_loads_only_when_asked_for_and_says_so(file):
 
 
 def test_a_missing_engine_names_the_file(tmp_path):
-    with pytest.raises(EngineError, match=r"nothing\.trt: no such engine"):
+    with pytest.raises(EngineError, match=r"nothing\.trt: no such file"):
         Engine.open(tmp_path / "nothing.trt")
 
 
@@ -311,7 +315,7 @@ def calls(trt, *names: str) -> list[tuple]:
 
 def test_everything_goes_to_the_callers_stream(trt, engine):
     stream = FakeStream(0x77)
-    engine._run(torch.zeros(1, 16, 1, 12, 12, dtype=torch.float16), 1, stream)
+    engine._enqueue(torch.zeros(1, 16, 1, 12, 12, dtype=torch.float16), 1, stream)
     assert ("execute_async_v3", 0x77) in calls(trt, "execute_async_v3")
     assert ("set_optimization_profile_async", 1, 0x77) in calls(trt, "profile_async")
 
@@ -373,7 +377,7 @@ def test_an_engine_of_another_version_is_stale(trt, tmp_path):
 
 def test_capturing_wants_a_static_engine_that_has_run(trt, engine):
     with pytest.raises(ExecutionError, match="not a static engine"):
-        engine._run_captured(torch.zeros(1, 16, 1, 8, 8).half(), 0, FakeStream(1))
+        engine._enqueue_captured(torch.zeros(1, 16, 1, 8, 8).half(), 0, FakeStream(1))
 
 
 def test_a_captured_run_has_scratch_of_its_own_and_pins_the_engine(file):
@@ -383,10 +387,10 @@ def test_a_captured_run_has_scratch_of_its_own_and_pins_the_engine(file):
     stream = FakeStream(5)
     x = torch.ones(1, 3, 1, 8, 8)
     with pytest.raises(ExecutionError, match="not run yet"):
-        engine._run_captured(x, 0, stream)
+        engine._enqueue_captured(x, 0, stream)
     engine.run(x)
     assert not engine.captured
-    y = engine._run_captured(x, 0, stream)
+    y = engine._enqueue_captured(x, 0, stream)
     assert float(y.mean()) == 1.0
     assert engine.captured
     shared, private = (call[1] for call in session.calls if call[0] == "execute")
@@ -403,7 +407,7 @@ def test_a_capture_that_fails_does_not_pin_the_engine(file):
     engine.run(torch.ones(1, 3, 1, 8, 8))
     session.on_execute = refuse
     with pytest.raises(ExecutionError):
-        engine._run_captured(torch.ones(1, 3, 1, 8, 8), 0, FakeStream(5))
+        engine._enqueue_captured(torch.ones(1, 3, 1, 8, 8), 0, FakeStream(5))
     assert not engine.captured
 
 
@@ -411,4 +415,4 @@ def test_a_backend_that_waits_for_the_stream_is_not_captured(file):
     engine = make(file, FakeSession(RANGE, capturable=False))
     engine.run(torch.ones(1, 3, 1, 8, 8))
     with pytest.raises(ExecutionError, match="waits for the stream"):
-        engine._run_captured(torch.ones(1, 3, 1, 8, 8), 0, FakeStream(5))
+        engine._enqueue_captured(torch.ones(1, 3, 1, 8, 8), 0, FakeStream(5))

@@ -17,7 +17,7 @@ from doubles import FakeSession, Faulty
 from ort_engines import STATIC, tiny
 
 from qvae_trt import backends, store
-from qvae_trt.backends import ShapeRange, Verdict
+from qvae_trt.backends import Verdict
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -29,11 +29,11 @@ from qvae_trt.errors import (
 from qvae_trt.model import Model
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime import failures as failures_module
-from qvae_trt.runtime import selection
 from qvae_trt.runtime.engine import Engine
+from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.failures import PAUSE_S, STRIKES, Failures, signature
-from qvae_trt.runtime.selection import Engines
 from qvae_trt.runtime.vae import load_vae
+from qvae_trt.tensors import ShapeRange
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 SMALL, LARGE = Resolution(32, 32), Resolution(64, 96)
@@ -217,7 +217,7 @@ def test_an_engine_that_always_fails_is_left_alone_while_others_hold_it(folder, 
 
     backend.fault = fault
     vae = load(folder, backend)
-    cache, _ = vae._server.engines._place(CPU)
+    cache, _ = vae._ladder.engines._place(CPU)
     with cache.lease(folder / ENGINE, lambda: Engine.open(folder / ENGINE, backend=backend)):
         for _ in range(10):
             vae.decode(Z)
@@ -289,13 +289,13 @@ def test_a_failed_engine_is_free_before_pytorch_runs(folder, backend):
 
     backend.open, backend.fault = watched, fault
     vae = load(folder, backend)
-    serve = vae._server._pytorch.run
+    folded = vae._ladder.pytorch.folded
 
-    def run(*given):
+    def watched_folded(*given):
         alive.append(opened[0]() is not None)
-        return serve(*given)
+        return folded(*given)
 
-    vae._server._pytorch.run = run
+    vae._ladder.pytorch.folded = watched_folded
     gc.collect()
     gc.disable()
     try:
@@ -321,7 +321,7 @@ def test_an_engine_is_checked_against_the_gpu_that_it_is_loaded_on(folder, backe
         seen.append(entered[-1])
         return identity()
 
-    monkeypatch.setattr(selection, "on", on)
+    monkeypatch.setattr("qvae_trt.runtime.engine.on", on)
     monkeypatch.setattr(backend, "identity", asked)
     load(folder, backend, fallback="raise").decode(Z)
     assert seen == [None, CPU], "once to know where engines run, once for the engine"
@@ -386,12 +386,17 @@ class Shelf:
 
     @property
     def profiles_run(self) -> list[int]:
-        """Of the engine opened last."""
-        return [call[2] for call in self.sessions[-1].calls if call[0] == "select"]
+        """Of all engines, in order."""
+        calls = [call for session in self.sessions for call in session.calls]
+        return [call[2] for call in calls if call[0] == "select"]
 
 
 def sizes(*sides: int) -> ShapeRange:
     return ShapeRange(*((1, 3, 1, side, side) for side in sides))
+
+
+def loaded(engines):
+    return engines.held()[CPU][0]
 
 
 def foreign(folder, backend, **options) -> Engines:
@@ -401,25 +406,56 @@ def foreign(folder, backend, **options) -> Engines:
 
 @pytest.mark.filterwarnings("ignore:.*no sidecar")
 def test_the_profile_is_one_of_the_engine_that_runs(tmp_path):
-    """The choice may be older than its file."""
+    """What was chosen may be older than its file: then nothing runs, and it is chosen again."""
     near, far = sizes(4, 8, 8), sizes(4, 16, 16)
     backend, x, size = Shelf(near, far), torch.ones(1, 3, 1, 8, 8), Resolution(64, 64)
     file = tmp_path / "vae_decoder_multi_profile.onnx"
     file.write_bytes(b"first")
     engines = foreign(tmp_path, backend)
-    old = engines.choice("decoder", size)
-    engines.run("decoder", old, x)
-    assert (old.profile_index, backend.profiles_run) == (0, [0])
+    old = engines.choose("decoder", size)
+    engines.serve("decoder", old, x)
+    assert (old.choice.profile_index, backend.profiles_run) == (0, [0])
 
     file.write_bytes(b"built anew")
     backend.ranges = (far, near)
-    engines.run("decoder", old, x)
-    assert backend.profiles_run == [1]
+    assert engines.serve("decoder", old, x) is None
+    assert backend.profiles_run == [0]
+    new = engines.choose("decoder", size)
+    assert engines.serve("decoder", new, x) is not None
+    assert (new.choice.profile_index, backend.profiles_run) == (1, [0, 1])
 
     file.write_bytes(b"and again")
     backend.ranges = (sizes(12, 16, 16),)
-    with pytest.raises(EngineError, match=r"as it is loaded:(.|\n)*width 64 is not in 96..128"):
-        engines.run("decoder", old, x)
+    assert engines.serve("decoder", new, x) is None
+    found = engines.choose("decoder", size).choice
+    assert found.engine == "pytorch"
+    assert "width 64 is not in 96..128" in found.explain()
+
+
+@pytest.mark.filterwarnings("ignore:.*no sidecar")
+def test_an_engine_replaced_between_choice_and_load_runs_the_profile_of_the_new_one(
+    tmp_path, monkeypatch
+):
+    latents = [((1, 16, 1, side, side) for side in sides) for sides in ((4, 8, 8), (4, 16, 16))]
+    backend = Shelf(*(ShapeRange(*shapes) for shapes in latents))
+    file = tmp_path / "profiles" / "vae_decoder_multi_profile.onnx"
+    file.parent.mkdir()
+    file.write_bytes(b"first")
+    vae = load_vae(tmp_path, model=tiny(), backend=backend, fallback="raise", allow_foreign=True)
+    engines = vae._ladder.engines
+    choose, chosen = engines.choose, []
+
+    def replaced_after(*given):
+        chosen.append(choose(*given))
+        if len(chosen) == 1:  # `qvae build` is done just now
+            backend.ranges = backend.ranges[::-1]
+            file.write_bytes(b"built anew")
+        return chosen[-1]
+
+    monkeypatch.setattr(engines, "choose", replaced_after)
+    assert vae.decode(torch.ones(1, 16, 1, 8, 8)).sample.mean() == 1.0
+    assert [one.choice.profile_index for one in chosen] == [0, 1]
+    assert backend.profiles_run == [1]
 
 
 @pytest.mark.filterwarnings("ignore:.*no sidecar")
@@ -433,14 +469,14 @@ def test_an_engine_that_is_replaced_while_it_is_loaded_serves_from_the_next_call
 
     def run(factor):
         backend.factor = factor
-        return float(engines.run("decoder", engines.choice("decoder", size), x).mean())
+        return float(engines.serve("decoder", engines.choose("decoder", size), x).mean())
 
     assert [run(0.25), run(0.5)] == [0.25, 0.25]
     file.write_bytes(b"built anew")
     assert [run(0.5), run(0.75)] == [0.5, 0.5]
     opened = [session for session in backend.sessions if session.calls]
     assert [session.closed for session in opened] == [True, False]
-    assert engines.memory()["engines"] == 1
+    assert len(loaded(engines)) == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*no sidecar")
@@ -449,14 +485,14 @@ def test_what_is_chosen_serves_also_after_a_wider_engine_came(tmp_path):
     file = tmp_path / "vae_decoder_multi_profile.onnx"
     file.write_bytes(b"first")
     engines = foreign(tmp_path, backend)
-    small = engines.choice("decoder", Resolution(64, 64))
-    engines.run("decoder", small, torch.ones(1, 3, 1, 8, 8))
-    assert engines.choice("decoder", size).engine == "pytorch"
+    small = engines.choose("decoder", Resolution(64, 64))
+    engines.serve("decoder", small, torch.ones(1, 3, 1, 8, 8))
+    assert engines.choose("decoder", size).choice.engine == "pytorch"
     file.write_bytes(b"built anew")
     backend.ranges = (sizes(4, 8, 16),)
-    choice = engines.choice("decoder", size)
-    assert choice.engine == "profiles"
-    engines.run("decoder", choice, torch.ones(1, 3, 1, 16, 16))
+    chosen = engines.choose("decoder", size)
+    assert chosen.choice.engine == "profiles"
+    engines.serve("decoder", chosen, torch.ones(1, 3, 1, 16, 16))
 
 
 @pytest.mark.filterwarnings("ignore:.*no sidecar")
@@ -467,7 +503,7 @@ def test_a_replaced_engine_is_closed_once_nobody_uses_it(tmp_path):
 
     def replace_and_run(data):
         file.write_bytes(data)
-        engines.run("decoder", engines.choice("decoder", size), x)
+        engines.serve("decoder", engines.choose("decoder", size), x)
         return backend.sessions[-1]
 
     first = replace_and_run(b"first")
@@ -475,7 +511,7 @@ def test_a_replaced_engine_is_closed_once_nobody_uses_it(tmp_path):
     with cache.lease(file, lambda: pytest.fail("it is loaded")) as engine:
         second = replace_and_run(b"the second")
         assert not first.closed
-        assert engines.memory() == {"engines": 2, "engine_bytes": 15, "scratch_bytes": 0}
+        assert sum(size for _, size in loaded(engines)) == 15
         engine.run(x)
     assert (first.closed, second.closed) == (True, False)
     with cache.lease(file, lambda: pytest.fail("it is loaded")) as engine:

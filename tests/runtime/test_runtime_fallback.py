@@ -11,7 +11,7 @@ import torch
 from ort_engines import STATIC, tiny
 
 from qvae_trt.errors import DeviceMemoryError, EngineError
-from qvae_trt.runtime import fallback, tiling
+from qvae_trt.runtime import fallback, pytorch, tiling
 from qvae_trt.runtime.memory import memory_named
 from qvae_trt.runtime.recent import Recent
 from qvae_trt.runtime.vae import load_vae
@@ -41,10 +41,10 @@ def test_weights_made_in_inference_mode_serve_gradients(vae, z):
 def test_all_weights_are_kept_while_a_stream_reads_them(vae, monkeypatch, z):
     """They are dropped when the VAE moves, perhaps from another stream than the one that reads."""
     read: list[torch.nn.Module] = []
-    monkeypatch.setattr(fallback, "keep_while_read", lambda module, _device: read.append(module))
+    monkeypatch.setattr(pytorch, "keep_while_read", lambda module, _device: read.append(module))
     vae.decode(z)
-    pytorch = vae._server._pytorch
-    assert read == [pytorch._folded if z is Z else pytorch._video]
+    networks = vae._ladder.pytorch
+    assert read == [networks._folded if z is Z else networks._video]
     assert read[0] is not None
 
     kept: list[tuple[int, str]] = []
@@ -53,11 +53,11 @@ def test_all_weights_are_kept_while_a_stream_reads_them(vae, monkeypatch, z):
     monkeypatch.setattr(
         torch.Tensor, "record_stream", lambda tensor, stream: kept.append((id(tensor), stream))
     )
-    fallback.keep_while_read(read[0], torch.device("cuda", 1))
+    pytorch.keep_while_read(read[0], torch.device("cuda", 1))
     weights = [*read[0].parameters(), *read[0].buffers()]
     assert kept == [(id(tensor), "stream of cuda:1") for tensor in weights]
     assert len(kept) > 10
-    fallback.keep_while_read(read[0], CPU)
+    pytorch.keep_while_read(read[0], CPU)
     assert len(kept) == len(weights)
 
 
@@ -97,7 +97,7 @@ def test_where_pytorch_has_no_memory_room_is_made_once(vae, monkeypatch, where):
     z = arranged(vae, where)
     expected = vae.decode(z).sample
     room: list[torch.device] = []
-    monkeypatch.setattr(vae._server.engines, "make_room", room.append)
+    monkeypatch.setattr(vae._ladder.engines, "make_room", room.append)
     left = fail(monkeypatch, where, 1)
     torch.testing.assert_close(vae.decode(z).sample, expected, rtol=0, atol=0)
     assert (left, room) == ([0], [CPU])
@@ -120,7 +120,7 @@ def test_another_error_of_pytorch_is_no_lack_of_memory():
 def test_a_copy_has_a_place_of_its_own_on_the_same_weights(vae):
     vae.enable_tiling(64, 64)
     twin = copy.deepcopy(vae)
-    assert twin._server is vae._server
+    assert twin._ladder is vae._ladder
     assert twin._model is vae._model
     assert twin.tile_sample_min_height == 64
     torch.testing.assert_close(twin.decode(Z).sample, vae.decode(Z).sample, rtol=0, atol=0)

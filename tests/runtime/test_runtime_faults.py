@@ -28,6 +28,7 @@ from qvae_trt.errors import (
     QvaeError,
     StaleEngineError,
 )
+from qvae_trt.files.reading import sha256_file
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime import failures
 from qvae_trt.runtime.failures import PAUSE_S, STRIKES
@@ -135,7 +136,7 @@ def garbled_sidecar(path: Path) -> None:
 def whole_but_not_an_engine(path: Path) -> None:
     """Passes the check of the hash, and the backend still cannot load it."""
     path.write_bytes(b"not an engine" * 100)
-    sidecar(engine__bytes=1300, engine__sha256=store.sha256_file(path))(path)
+    sidecar(engine__bytes=1300, engine__sha256=sha256_file(path))(path)
 
 
 FILES: dict[str, tuple[Callable[[Path], None], type[QvaeError], str]] = {

@@ -151,12 +151,12 @@ def test_what_is_pending_is_said_when_the_vae_goes(engine_dir, said):
     backend = Faulty(backends.get("onnxruntime"))
     backend.fault = lambda what, _path: math.nan if what == "execute" else None
     vae = load_vae(engine_dir, model=tiny(), backend=backend)
-    server = vae._server
-    tell, server._finite.tell = server._finite.tell, lambda: None
+    ladder = vae._ladder
+    tell, ladder.finite.tell = ladder.finite.tell, lambda: None
     vae.decode(Z)
     assert said == []
-    server._finite.tell = tell
-    del vae, server
+    ladder.finite.tell = tell
+    del vae, ladder
     gc.collect()
     assert len(said) == 1
 
@@ -165,7 +165,7 @@ AT_THE_END = """
 import sys, torch
 from qvae_trt.runtime.vae import load_vae
 vae = load_vae(sys.argv[1], model="bundled:tiny", backend="onnxruntime", fallback="raise")
-check = vae._server._finite
+check = vae._ladder.finite
 type(check).tell, tell = lambda self: None, type(check).tell
 vae.decode(torch.full((1, 16, 1, 8, 12), 1e6))
 type(check).tell = tell

@@ -47,7 +47,7 @@ def engine(cuda, tmp_path) -> Iterator[Engine]:
 
 
 def run(engine: Engine, value: float = 1.0, stream: int = 5) -> float:
-    y = engine._run(ONES * value, 0, FakeStream(stream))
+    y = engine._enqueue(ONES * value, 0, FakeStream(stream))
     assert float(y.std()) == 0.0
     return float(y.mean())
 
@@ -236,7 +236,7 @@ def test_a_graph_captured_in_inference_mode_serves_outside_of_it(engine, cuda):
 
 def test_a_replay_keeps_no_history_of_gradients(engine, cuda):
     run(engine)
-    engine._run(ONES.clone().requires_grad_(), 0, FakeStream(5))
+    engine._enqueue(ONES.clone().requires_grad_(), 0, FakeStream(5))
     assert len(cuda.launches) == 1
     assert not engine._held.graph.x.requires_grad
 

@@ -50,8 +50,12 @@ def test_it_is_what_it_was(vae):
         256,
         96,
     )
-    server = twin._server
-    assert (server.fallback, server.check_nan, server.engines.cuda_graphs) == ("raise", True, True)
+    ladder = twin._ladder
+    assert (ladder.settings.fallback, ladder.settings.check_nan, ladder.engines.cuda_graphs) == (
+        "raise",
+        True,
+        True,
+    )
     assert twin.memory()["engines"] == 0, "engines do not go"
     torch.testing.assert_close(twin.decode(Z).sample, expected, rtol=0, atol=0)
     assert vae.memory()["engines"] == 1

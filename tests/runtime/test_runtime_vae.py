@@ -210,11 +210,11 @@ def test_to_moves_and_casts_without_weights(vae):
 def test_pytorch_computes_in_the_vaes_dtype(vae, monkeypatch):
     vae.to(torch.bfloat16)
     seen = []
-    run = vae._server._pytorch.run
+    folded = vae._ladder.pytorch.folded
     monkeypatch.setattr(
-        vae._server._pytorch,
-        "run",
-        lambda part, x, dtype: (seen.append(dtype), run(part, x, dtype))[1],
+        vae._ladder.pytorch,
+        "folded",
+        lambda part, x, dtype: (seen.append(dtype), folded(part, x, dtype))[1],
     )
     y = vae.decode(latents(16, 192)).sample
     assert seen == [torch.bfloat16]

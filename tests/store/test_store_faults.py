@@ -13,15 +13,10 @@ import pytest
 from store_cases import SIZE, engine_bytes, make_sidecar, without_privileges
 
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError
+from qvae_trt.files import reading as hashing
+from qvae_trt.files.reading import sha256_file
 from qvae_trt.profiles import engine_path
-from qvae_trt.store import (
-    check_engine,
-    hashing,
-    read_sidecar,
-    sha256_file,
-    sidecar_path,
-    write_engine,
-)
+from qvae_trt.store import check_engine, read_sidecar, sidecar_path, write_engine
 
 LENGTH = 4096
 
@@ -122,7 +117,7 @@ def test_a_socket(built, tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("s")
         (tmp_path / "s").rename(built.path)
-        with pytest.raises(EngineError, match="cannot be opened"):
+        with pytest.raises(EngineError, match="cannot be read"):
             check_engine(built.path)
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 from store_cases import engine_bytes, make_sidecar
 
-from qvae_trt.store import check_engine, lock_engine, replace_file, sidecar_path, write_engine
+from qvae_trt.files.writing import replace_file
+from qvae_trt.store import check_engine, lock_engine, sidecar_path, write_engine
 from qvae_trt.store.sidecar import next_sidecar_path
 
 if TYPE_CHECKING:

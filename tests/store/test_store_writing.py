@@ -22,17 +22,14 @@ from store_cases import (
 
 from qvae_trt import store
 from qvae_trt.errors import EngineError, StaleEngineError, StoreError
+from qvae_trt.files.writing import check_writable, replace_file, staged, write_text
 from qvae_trt.profiles import engine_path
 from qvae_trt.store import (
     check_engine,
-    check_writable,
     lock_engine,
     read_sidecar,
-    replace_file,
     sidecar_path,
-    staged,
     write_engine,
-    write_text,
     writing,
 )
 from qvae_trt.store.sidecar import next_sidecar_path

@@ -7,31 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from qvae_trt.cli import output
+from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import stacked
 from qvae_trt.cli.events import steps
-from qvae_trt.cli.options import (
-    ENGINE_DIR,
-    MODEL,
-    BackendOption,
-    EngineDirOption,
-    JsonOption,
-    ModelOption,
-    PartOption,
-    ResolutionsOption,
-    VerboseOption,
-    need,
-    no_folder,
-    parse_parts,
-    parse_resolutions,
-)
 
 
 def bench(
-    resolution: ResolutionsOption = None,
-    model: ModelOption = MODEL,
-    backend: BackendOption = "auto",
-    engine_dir: EngineDirOption = ENGINE_DIR,
+    resolution: options.ResolutionsOption = None,
+    model: options.ModelOption = options.MODEL,
+    backend: options.BackendOption = "auto",
+    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,7 +27,7 @@ def bench(
             "[default: all; on a CPU, all but compiled]",
         ),
     ] = None,
-    part: PartOption = "both",
+    part: options.PartOption = "both",
     device: Annotated[
         Literal["cuda", "cpu"] | None,
         typer.Option("--device", help="Where to measure. [default: the GPU, if there is one]"),
@@ -54,8 +39,7 @@ def bench(
         ),
     ] = False,
     budget: Annotated[
-        float,
-        typer.Option("--budget", metavar="SECONDS", help="Seconds for one path at one size."),
+        float, typer.Option("--budget", metavar="SECONDS", help="Seconds for one path at one size.")
     ] = 1.0,
     out: Annotated[
         Path, typer.Option("--out", help="The folder for latency.md, .json, .csv and .svg.")
@@ -67,16 +51,18 @@ def bench(
     margin: Annotated[
         float, typer.Option("--margin", help="How much worse --compare accepts; 0.05 is 5 %.")
     ] = 0.05,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> int:
     """Measure the latency of PyTorch and of the engines."""
-    sizes = parse_resolutions(resolution)
-    need(bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024")
-    missing = no_folder(engine_dir, sizes[0], backend=backend, model=model)
+    sizes = options.parse_resolutions(resolution)
+    options.need(
+        bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024"
+    )
+    missing = options.no_folder(engine_dir, sizes[0], backend=backend, model=model)
     if missing is not None:
         # PyTorch alone is worth measuring, but not for somebody who mistyped a folder.
-        if engine_dir != ENGINE_DIR and not baseline:
+        if engine_dir != options.ENGINE_DIR and not baseline:
             raise missing
         output.tell(f"warning: engines are not measured: {missing}", style="yellow")
 
@@ -85,32 +71,31 @@ def bench(
     from qvae_trt.cli.bench_tables import comparison_table, screen
 
     old = None if compare is None else measuring.load(compare)
-    parts = parse_parts(part)
+    parts = options.parse_parts(part)
     if old is not None:
         measuring.check_comparable(old, sizes, parts, margin=margin, service=service)
+    settings = measuring.BenchSettings(
+        resolutions=sizes,
+        model=model,
+        engine_dir=None if missing is not None else engine_dir,
+        baselines=baseline or None,
+        backend=backend,
+        parts=parts,
+        service=service,
+        device=device,
+        limits=measuring.Limits(budget_s=budget),
+        command=output.settings.command,
+    )
     with steps("bench") as step:
-        result = measuring.bench(
-            sizes,
-            model=model,
-            engine_dir=None if missing is not None else engine_dir,
-            baselines=baseline or None,
-            backend=backend,
-            parts=parts,
-            service=service,
-            device=device,
-            limits=measuring.Limits(budget_s=budget),
-            out=out,
-            command=output.settings.command,
-            on_event=lambda event: step(event.text, event.done, event.total),
-        )
+        result = measuring.bench(settings, out=out, on_step=step)
     written = report.write_tables(result, out)
     data: dict[str, object] = result.to_dict()
     found = None if old is None else measuring.compare(old, result, margin)
-    if found is None:
-        output.emit(data, lambda: screen(result))
-    else:
+    shown = [screen(report.describe(result))]
+    if found is not None:
         data["comparison"] = found.to_dict()
-        output.emit(data, lambda: stacked(screen(result), comparison_table(found)))
+        shown.append(comparison_table(found))
+    output.emit(data, lambda _: stacked(*shown))
     for path in written:
         output.tell(f"wrote {path}")
     if found is not None:

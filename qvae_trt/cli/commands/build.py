@@ -5,45 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from qvae_trt.cli import output
-from qvae_trt.cli.drawing import stacked, table
-from qvae_trt.cli.estimate import measured_like
+from qvae_trt.cli import options, output
+from qvae_trt.cli.drawing import records, stacked
+from qvae_trt.cli.estimate import Measured, measured_like
 from qvae_trt.cli.events import builds
-from qvae_trt.cli.options import (
-    ENGINE_DIR,
-    MODEL,
-    BackendOption,
-    EngineDirOption,
-    JsonOption,
-    ModelOption,
-    PartOption,
-    PrecisionOption,
-    ProfilesOption,
-    ResolutionsOption,
-    TimingCacheOption,
-    VerboseOption,
-    need,
-    parse_parts,
-    parse_resolutions,
-    resolve_home,
-)
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
 from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, parse_aspect
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
-    from qvae_trt.build import Job, JobResult
-    from qvae_trt.cli.estimate import Measured
+    from qvae_trt.build import JobResult
 
 
 def _tune_file(text: str | None) -> str | None:
-    """With its home resolved, as `resolve_home` does for options that are paths alone."""
-    return str(resolve_home(Path(text))) if text is not None and text.startswith("~") else text
+    """With its home resolved, as `options.resolve_home` does for options that are paths alone."""
+    return (
+        str(options.resolve_home(Path(text))) if text is not None and text.startswith("~") else text
+    )
 
 
 def build(
@@ -62,18 +47,18 @@ def build(
             help="A listed aspect ratio, such as 16:9; can be repeated.",
         ),
     ] = None,
-    resolution: ResolutionsOption = None,
-    profiles_file: ProfilesOption = None,
-    model: ModelOption = MODEL,
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "fp16",
-    part: PartOption = "both",
-    engine_dir: EngineDirOption = ENGINE_DIR,
+    resolution: options.ResolutionsOption = None,
+    profiles_file: options.ProfilesOption = None,
+    model: options.ModelOption = options.MODEL,
+    backend: options.BackendOption = "auto",
+    precision: options.PrecisionOption = "fp16",
+    part: options.PartOption = "both",
+    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     level: Annotated[
         int | None,
         typer.Option("--level", min=0, max=5, help="TensorRT's builder optimization level."),
     ] = None,
-    timing_cache: TimingCacheOption = None,
+    timing_cache: options.TimingCacheOption = None,
     tune: Annotated[
         str | None,
         typer.Option(
@@ -89,12 +74,12 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be built; build nothing.")
     ] = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> int:
     """Build engines; up-to-date ones are kept."""
     _check_sizes(mode, aspect, resolution)
-    need(
+    options.need(
         mode == "profiles" or profiles_file is None,
         "--profiles was given with --mode static: expected --mode profiles",
     )
@@ -107,7 +92,7 @@ def build(
 
     chosen = backends.get(backend)
     suffix = chosen.suffix
-    parts = parse_parts(part)
+    parts = options.parse_parts(part)
     tuned = follow(tune, engine_dir=engine_dir, backend=chosen, precision=precision, parts=parts)
     for line in tuned.lines:
         output.tell(line)
@@ -117,91 +102,86 @@ def build(
         jobs = building.plan_static(engine_dir, sizes, parts, suffix)
     else:
         jobs = building.plan_profiles(engine_dir, ranges or kind.profiles, parts, suffix)
+    settings = building.BuildSettings(
+        model=model,
+        backend=backend,
+        precision=precision,
+        level=level,
+        timing_cache=timing_cache,
+        lowerings=tuned.lowerings,
+        levels=tuned.levels,
+        force=force,
+        dry_run=dry_run,
+        command=output.settings.command,
+    )
     with builds() as on_event:
-        results = building.build(
-            jobs,
-            model=model,
-            backend=backend,
-            precision=precision,
-            level=level,
-            timing_cache=timing_cache,
-            lowerings=tuned.lowerings,
-            levels=tuned.levels,
-            force=force,
-            dry_run=dry_run,
-            command=output.settings.command,
-            on_event=on_event,
-        )
+        results = building.build(jobs, settings, on_event=on_event)
     # What was measured is the full architecture of Qwen-Image.
     full = model != "bundled:tiny" and kind == QWEN_IMAGE
-    known = _estimates(results, chosen.name) if full else {}
-    data = {
-        "engines": [
-            r.to_dict() | ({"estimate": asdict(known[r.job])} if r.job in known else {})
-            for r in results
-        ],
-        "tune": tuned.to_dict(),
-    }
-    output.emit(data, lambda: _table(results, known))
+    output.emit(
+        {"engines": plain(results, chosen.name if full else None), "tune": tuned.to_dict()}, draw
+    )
     for result in results:
         if result.error is not None and result.error.fix is not None:
             output.tell(f"{result.job.title}: {result.error.fix}")
     return 1 if any(r.status == "failed" for r in results) else 0
 
 
-def _estimates(results: list[JobResult], flavour: str) -> dict[Job, Measured]:
-    """For what is planned and was never built here."""
-    found = {
-        r.job: measured_like(r.job, flavour)
-        for r in results
-        if r.status == "planned" and r.seconds is None
+def plain(results: Sequence[JobResult], flavour: str | None) -> list[dict[str, Any]]:
+    """What became of each engine; with an estimate, where the flavour has any, for what is planned
+    and was never built here.
+    """
+    engines = []
+    for result in results:
+        row = result.to_dict()
+        if flavour is not None and result.status == "planned" and result.seconds is None:
+            like = measured_like(result.job, flavour)
+            row |= {} if like is None else {"estimate": asdict(like)}
+        engines.append(row)
+    return engines
+
+
+def draw(data: dict[str, Any]) -> RenderableType:
+    engines = data["engines"]
+    counts = Counter(one["status"] for one in engines)
+    columns: dict[str, Any] = {
+        "": "status",
+        "engine": _title,
+        "file": "engine",
+        "MiB": lambda one: _figure(one, "bytes", 2**20),
+        "s": lambda one: _figure(one, "seconds"),
+        "why": "reason",
     }
-    return {job: row for job, row in found.items() if row is not None}
+    title = ", ".join(f"{count} {status}" for status, count in counts.items())
+    known = [Measured(**one["estimate"]) for one in engines if "estimate" in one]
+    words = []
+    if known:
+        places = ", ".join(sorted({row.place for row in known}))
+        minutes, mib = (sum(row.seconds for row in known) / 60, sum(r.bytes for r in known) / 2**20)
+        words = [
+            f"~ estimated from the nearest engine measured on {places}; other machines differ.",
+            f"~ {minutes:.0f} min and {mib:.0f} MiB in all.",
+        ]
+    return stacked(records(engines, columns, title=title, spare=("file",)), *words)
 
 
-def _table(results: list[JobResult], known: dict[Job, Measured]) -> RenderableType:
-    counts = Counter(r.status for r in results)
-    rows = []
-    for r in results:
-        size, took, mark = r.engine_bytes, r.seconds, ""
-        if r.job in known:
-            size, took, mark = known[r.job].bytes, known[r.job].seconds, "~"
-        rows.append(
-            (
-                r.status,
-                r.job.title,
-                str(r.job.path),
-                "–" if size is None else f"{mark}{size / 2**20:.1f}",
-                "–" if took is None else f"{mark}{took:.1f}",
-                r.reason,
-            )
-        )
-    return stacked(
-        table(
-            ("", "engine", "file", "MiB", "s", "why"),
-            rows,
-            title=", ".join(f"{count} {status}" for status, count in counts.items()),
-            spare=("file",),
-        ),
-        *_words(known),
-    )
+def _title(one: dict[str, Any]) -> str:
+    """As a job's."""
+    profiles = one["profiles"]
+    if one["mode"] == "static":
+        return f"{one['part']} {profiles[0]['opt']}"
+    return f"{one['part']}, {len(profiles)} profile{'' if len(profiles) == 1 else 's'}"
 
 
-def _words(known: dict[Job, Measured]) -> list[str]:
-    if not known:
-        return []
-    places = ", ".join(sorted({row.place for row in known.values()}))
-    minutes = sum(row.seconds for row in known.values()) / 60
-    mib = sum(row.bytes for row in known.values()) / 2**20
-    return [
-        f"~ estimated from the nearest engine measured on {places}; other machines differ.",
-        f"~ {minutes:.0f} min and {mib:.0f} MiB in all.",
-    ]
+def _figure(one: dict[str, Any], name: str, unit: int = 1) -> str | None:
+    """A figure of an engine, marked where it is an estimate."""
+    mark, value = ("~", one["estimate"][name]) if "estimate" in one else ("", one[name])
+    return None if value is None else f"{mark}{value / unit:.1f}"
 
 
 def _check_sizes(mode: str, aspects: list[str] | None, resolutions: list[str] | None) -> None:
     """UsageError, before anything is loaded, for what no kind of VAE has."""
-    need(
+    options.need(
         mode == "static" or not (aspects or resolutions),
         "--aspect and --resolution were given with --mode profiles: expected --mode static",
         fix="other profiles: --profiles FILE",
@@ -209,7 +189,7 @@ def _check_sizes(mode: str, aspects: list[str] | None, resolutions: list[str] | 
     known = {aspect: size for kind in KINDS for aspect, size in kind.static_sizes.items()}
     for name in aspects or ():
         parse_aspect(name, sizes=known)
-    parse_resolutions(resolutions)
+    options.parse_resolutions(resolutions)
 
 
 def _sizes(
@@ -217,5 +197,5 @@ def _sizes(
 ) -> tuple[Resolution, ...]:
     known = kind.static_sizes
     named = tuple(parse_aspect(name, sizes=known) for name in aspects or ())
-    asked = dict.fromkeys((*named, *parse_resolutions(resolutions)))
+    asked = dict.fromkeys((*named, *options.parse_resolutions(resolutions)))
     return tuple(asked) or tuple(known.values())

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qvae_trt.cli import output
-from qvae_trt.cli.drawing import stacked, table
-from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption, JsonOption, VerboseOption
+from qvae_trt.cli import options, output
+from qvae_trt.cli.drawing import records, stacked
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
-    from qvae_trt.doctor import Diagnosis
+    from rich.console import RenderableType
 
 
 def doctor(
-    engine_dir: EngineDirOption = ENGINE_DIR,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> int:
     """Check this machine and show fixes."""
     from qvae_trt.doctor import diagnose
 
     found = diagnose(engine_dir)
-    output.emit(
-        found.to_dict(),
-        lambda: stacked(
-            table(("", "what", "found"), [(c.status, c.name, c.detail) for c in found.checks]),
-            *_fixes(found),
-        ),
-    )
+    output.emit(found.to_dict(), _draw)
     return 0 if found.ok else 1
 
 
-def _fixes(found: Diagnosis) -> list[Text]:
-    """Each in a paragraph of its own: in a narrow column a command could not be copied."""
+def _draw(data: dict[str, Any]) -> RenderableType:
+    """Each fix in a paragraph of its own: in a narrow column a command could not be copied."""
     from rich.text import Text
 
     fixes = [
-        Text.assemble((f"{check.name}: ", "bold"), check.fix, no_wrap=True, overflow="ignore")
-        for check in found.checks
-        if check.fix is not None
+        Text.assemble((f"{check['name']}: ", "bold"), check["fix"], no_wrap=True, overflow="ignore")
+        for check in data["checks"]
+        if check["fix"] is not None
     ]
-    return [Text("\nFixes", style="bold"), *fixes] if fixes else []
+    return stacked(
+        records(data["checks"], {"": "status", "what": "name", "found": "detail"}),
+        *([Text("\nFixes", style="bold"), *fixes] if fixes else []),
+    )

@@ -7,40 +7,42 @@ from typing import Annotated, Any
 
 import typer
 
-from qvae_trt.cli import output
+from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import tree
-from qvae_trt.cli.options import JsonOption, VerboseOption
-from qvae_trt.errors import BackendError, EngineError, ForeignEngineError
-from qvae_trt.profiles import build_command, command_line
+from qvae_trt.commands import build_command, command_line
+from qvae_trt.errors import BackendError, EngineError
 
 
 def inspect(
     engine: Annotated[
         Path, typer.Argument(metavar="ENGINE", help="An engine file, .trt or .onnx.")
     ],
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """Show what is in an engine file: key, profiles, layers, memory."""
-    from qvae_trt import backends, store
+    from qvae_trt.opening import Purpose, check, open_engine
 
     engine = _engine(engine)
-    sidecar = None
-    try:
-        sidecar = store.check_engine(engine)
-    except ForeignEngineError as error:
-        output.tell(f"warning: {error}", style="yellow")
+    sidecar = check(engine, Purpose.INSPECT)
     data: dict[str, Any] = {"path": str(engine), "bytes": engine.stat().st_size}
-    if sidecar is not None:
+    if sidecar is None:
+        output.tell("warning: no sidecar says who built this engine or for what", style="yellow")
+    else:
         data["sidecar"] = sidecar.to_dict()
     try:
-        backend = backends.for_engine(engine, sidecar)
-        backend.can_run().require()
+        opened = open_engine(engine, Purpose.INSPECT)
     except BackendError as error:
         output.tell(f"warning: not opened, only its sidecar is shown: {error.what}", style="yellow")
     else:
-        data["engine"] = backend.inspect(engine)
-    output.emit(data, lambda: tree(str(engine), data if verbose else _short(data)))
+        backend = opened.backend
+        data["engine"] = {
+            "backend": backend.name,
+            "version": backend.version(),
+            **opened.session.inspect(),
+        }
+        opened.session.close()
+    output.emit(data, lambda d: tree(str(engine), d if verbose else _short(d)))
 
 
 def _short(data: dict[str, Any]) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from qvae_trt.cli import output
-from qvae_trt.cli.drawing import stacked, table
-from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption, JsonOption, VerboseOption
-from qvae_trt.profiles import MODES, build_command
+from qvae_trt.cli import options, output
+from qvae_trt.cli.drawing import records, stacked
+from qvae_trt.commands import build_command
+from qvae_trt.profiles import MODES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,7 +24,7 @@ def lightx2v(
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="The folder to make for LightX2V.")
     ],
-    engine_dir: EngineDirOption = ENGINE_DIR,
+    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     copy: Annotated[bool, typer.Option("--copy", help="Copy files; else relative links.")] = False,
     backend: Annotated[
         Literal["tensorrt", "onnxruntime"],
@@ -33,8 +33,8 @@ def lightx2v(
             help="Whose engines. LightX2V opens those of tensorrt; the others only show the way.",
         ),
     ] = "tensorrt",
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> int:
     """Make the folder that LightX2V's own TensorRT VAE loader opens, of engines that it runs
     rightly.
@@ -47,16 +47,7 @@ def lightx2v(
     placed = make_folder(engine_dir, out, flavour=backend, suffix=suffix, copy=copy)
     usable = {mode for mode in MODES if any(one.usable for one in placed if one.mode == mode)}
     configs = {mode: configuration(out, mode) for mode in MODES if mode in usable}
-    output.emit(
-        {"engines": [one.to_dict() for one in placed], "configurations": configs},
-        lambda: stacked(
-            _table(placed),
-            *(
-                f"\n{mode}, for LightX2V's configuration:\n{_text(configs[mode])}"
-                for mode in configs
-            ),
-        ),
-    )
+    output.emit({"engines": [one.to_dict() for one in placed], "configurations": configs}, _draw)
     for command in _commands(placed, engine_dir):
         output.tell(f"to build what is not there: {command}")
     if backend != "tensorrt" and usable:
@@ -78,21 +69,21 @@ def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
     return list(dict.fromkeys(commands))
 
 
-def _table(placed: list[Placed]) -> RenderableType:
-    counts = Counter(one.status for one in placed)
-    rows = [
-        (
-            one.status,
-            one.part,
-            str(one.resolution or "nine profiles"),
-            str(one.path),
-            one.reason or (f"→ {one.engine}" if one.usable else f"no file {one.engine}"),
-        )
-        for one in placed
-    ]
+def _draw(data: dict[str, Any]) -> RenderableType:
+    counts = Counter(one["status"] for one in data["engines"])
+    there = ("linked", "copied")
+    columns: dict[str, Any] = {
+        "": "status",
+        "engine": "part",
+        "opened for": lambda one: one["size"] or "nine profiles",
+        "as": "path",
+        "why": lambda one: (
+            one["reason"] or f"{'→' if one['status'] in there else 'no file'} {one['engine']}"
+        ),
+    }
     title = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return table(("", "engine", "opened for", "as", "why"), rows, title=title, spare=("as",))
-
-
-def _text(config: dict[str, object]) -> str:
-    return json.dumps(config, indent=2)
+    configs = (
+        f"\n{mode}, for LightX2V's configuration:\n{json.dumps(config, indent=2)}"
+        for mode, config in data["configurations"].items()
+    )
+    return stacked(records(data["engines"], columns, title=title, spare=("as",)), *configs)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qvae_trt.cli import output
-from qvae_trt.cli.drawing import table
-from qvae_trt.cli.options import (
-    ENGINE_DIR,
-    MODEL,
-    BackendOption,
-    EngineDirOption,
-    JsonOption,
-    ModelOption,
-    VerboseOption,
-)
+from qvae_trt.cli import options, output
+from qvae_trt.cli.drawing import records
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from qvae_trt.pictures import Outcome
 
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG or JPEG of any size.")]
@@ -29,11 +22,11 @@ ImageOption = Annotated[Path, typer.Option("--out", help="The picture to write."
 def encode(
     image: ImageArgument,
     out: Annotated[Path, typer.Option("--out", help="The latents to write, a .safetensors file.")],
-    model: ModelOption = MODEL,
-    backend: BackendOption = "auto",
-    engine_dir: EngineDirOption = ENGINE_DIR,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    model: options.ModelOption = options.MODEL,
+    backend: options.BackendOption = "auto",
+    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """Encode a picture to latents."""
     from qvae_trt import pictures
@@ -47,11 +40,11 @@ def decode(
         Path, typer.Argument(metavar="LATENTS", help="A file that qvae encode wrote.")
     ],
     out: ImageOption,
-    model: ModelOption = MODEL,
-    backend: BackendOption = "auto",
-    engine_dir: EngineDirOption = ENGINE_DIR,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    model: options.ModelOption = options.MODEL,
+    backend: options.BackendOption = "auto",
+    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """Decode latents to a picture."""
     from qvae_trt import pictures
@@ -63,14 +56,14 @@ def decode(
 def roundtrip(
     image: ImageArgument,
     out: ImageOption,
-    model: ModelOption = MODEL,
-    backend: BackendOption = "auto",
-    engine_dir: EngineDirOption = ENGINE_DIR,
+    model: options.ModelOption = options.MODEL,
+    backend: options.BackendOption = "auto",
+    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Put the original to the left of the result.")
     ] = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """Encode a picture and decode it again."""
     from qvae_trt import pictures
@@ -85,22 +78,16 @@ def _show(done: Outcome) -> None:
     for run in done.passes:
         for note in run.notes:
             output.tell(f"warning: {note}", style="yellow")
-    rows = [
-        (
-            p.part,
-            str(p.resolution),
-            p.engine,
-            f"{p.seconds:.2f}",
-            "" if p.path is None else str(p.path),
-        )
-        for p in done.passes
-    ]
-    quality = "" if done.psnr_db is None else f", {done.psnr_db:.1f} dB"
-    output.emit(
-        done.to_dict(),
-        lambda: table(
-            ("part", "at", "through", "s", "file"),
-            rows,
-            title=f"{done.out}: {done.size}{quality}",
-        ),
-    )
+    output.emit(done.to_dict(), _draw)
+
+
+def _draw(data: dict[str, Any]) -> RenderableType:
+    quality = "" if data["psnr_db"] is None else f", {data['psnr_db']:.1f} dB"
+    columns: dict[str, Any] = {
+        "part": "part",
+        "at": "size",
+        "through": "engine",
+        "s": lambda run: f"{run['seconds']:.2f}",
+        "file": lambda run: run["path"] or "",
+    }
+    return records(data["passes"], columns, title=f"{data['out']}: {data['size']}{quality}")

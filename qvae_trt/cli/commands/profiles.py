@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qvae_trt.cli import output
-from qvae_trt.cli.drawing import table
-from qvae_trt.cli.options import (
-    ENGINE_DIR,
-    BackendChoice,
-    BackendOption,
-    JsonOption,
-    ProfilesOption,
-    VerboseOption,
-    need,
-    no_folder,
-)
+from qvae_trt.cli import options, output
+from qvae_trt.cli.drawing import records, stacked
+from qvae_trt.commands import build_command
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import (
     PARTS,
     Part,
+    ReasonKind,
     Resolution,
-    build_command,
     choose,
     engine_path,
     load_profiles,
@@ -43,7 +34,7 @@ KindOption = Annotated[
 
 
 def profiles(
-    ctx: typer.Context, as_json: JsonOption = False, verbose: VerboseOption = False
+    ctx: typer.Context, as_json: options.JsonOption = False, verbose: options.VerboseOption = False
 ) -> None:
     """List the sizes and profiles, or match one."""
     if ctx.invoked_subcommand is None:
@@ -51,10 +42,10 @@ def profiles(
 
 
 def list_(
-    profiles_file: ProfilesOption = None,
+    profiles_file: options.ProfilesOption = None,
     model: KindOption = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """List the static sizes and the profiles, in the engine's order."""
     kind = _kind(model)
@@ -68,24 +59,17 @@ def list_(
         ],
     }
 
-    def draw() -> RenderableType:
-        from rich.console import Group
+    output.emit(data, _draw_list)
 
-        return Group(
-            table(
-                ("aspect", "size"),
-                [(aspect, str(size)) for aspect, size in sizes.items()],
-                title="static: one engine pair each",
-            ),
-            "",
-            table(
-                ("profile", "min", "opt", "max"),
-                [(str(i), str(p.min), str(p.opt), str(p.max)) for i, p in enumerate(ranges)],
-                title="profiles: one engine pair for all of them",
-            ),
-        )
 
-    output.emit(data, draw)
+def _draw_list(data: dict[str, Any]) -> RenderableType:
+    one, all_ = "static: one engine pair each", "profiles: one engine pair for all of them"
+    ranges = {"profile": "index", "min": "min", "opt": "opt", "max": "max"}
+    return stacked(
+        records(data["static"], {"aspect": "aspect", "size": "size"}, title=one),
+        "",
+        records(data["profiles"], ranges, title=all_),
+    )
 
 
 def match(
@@ -94,22 +78,23 @@ def match(
         Path | None,
         typer.Option(
             "--engine-dir",
+            envvar="QVAE_ENGINE_DIR",
             help="Match against the engines here. [default: engines/ if it is there, else as if "
             "every engine were built]",
         ),
     ] = None,
-    profiles_file: ProfilesOption = None,
+    profiles_file: options.ProfilesOption = None,
     model: KindOption = None,
-    backend: BackendOption = "auto",
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    backend: options.BackendOption = "auto",
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """Show which engine serves a size, and why the others do not."""
     resolution = Resolution.parse(size)
     kind = _kind(model)
     kind.latents_of(resolution)
-    folder = engine_dir or (ENGINE_DIR if ENGINE_DIR.is_dir() else None)
-    need(
+    folder = engine_dir or (options.ENGINE_DIR if options.ENGINE_DIR.is_dir() else None)
+    options.need(
         folder is None or profiles_file is None,
         "--profiles was given with a folder of engines, which have profiles of their own",
         fix="leave --profiles out",
@@ -120,34 +105,18 @@ def match(
         )
     else:
         choices = _from_folder(resolution, folder, backend)
-    where = "as if every engine were built" if folder is None else f"with the engines in {folder}"
-    # One list where both halves of the VAE get the same, which is the rule.
-    same = choices["encoder"] == choices["decoder"]
-    shown = [("", choices["decoder"])] if same else list(choices.items())
-    output.emit(
-        {
-            "size": str(resolution),
-            "engine_dir": None if folder is None else str(folder),
-            **{part: _plain(choice) for part, choice in choices.items()},
-        },
-        lambda: table(
-            ("", "", "engine", "why"),
-            [
-                (part, "ok" if c.accepted else "", c.name, c.reason)
-                for part, choice in shown
-                for c in choice.candidates
-            ],
-            title=f"{resolution}, {where}",
-        ),
-    )
+    data: dict[str, Any] = {"size": str(resolution)}
+    data["engine_dir"] = None if folder is None else str(folder)
+    data |= {part: _plain(choice) for part, choice in choices.items()}
+    output.emit(data, _draw_match)
     # Of an engine that is there and refused, the reason says what helps.
-    missing = all("no file" in choice.candidates[0].reason for choice in choices.values())
+    missing = all(c.candidates[0].kind is ReasonKind.ABSENT for c in choices.values())
     if folder is not None and missing and choices["decoder"].engine == "pytorch":
         command = build_command(
             "static",
             resolution,
             backend=backend,
-            engine_dir=None if folder == ENGINE_DIR else folder,
+            engine_dir=None if folder == options.ENGINE_DIR else folder,
         )
         output.tell(f"to build one: {command}")
 
@@ -161,21 +130,40 @@ def _kind(model: str | None) -> Kind:
     return find_kind(model)
 
 
+def _draw_match(data: dict[str, Any]) -> RenderableType:
+    folder = data["engine_dir"]
+    where = "as if every engine were built" if folder is None else f"with the engines in {folder}"
+    # One list where both halves of the VAE get the same, which is the rule.
+    same = data["encoder"] == data["decoder"]
+    rows = [
+        {"part": "" if same else part, **candidate}
+        for part in (("decoder",) if same else PARTS)
+        for candidate in data[part]["candidates"]
+    ]
+    columns: dict[str, Any] = {"": "part", " ": lambda row: "ok" if row["accepted"] else ""}
+    return records(
+        rows, columns | {"engine": "name", "why": "reason"}, title=f"{data['size']}, {where}"
+    )
+
+
 def _as_if_built(size: Resolution, kind: Kind, profiles_file: Path | None) -> Choice:
     sizes = kind.static_sizes.values()
-    built = {r: engine_path(ENGINE_DIR, "decoder", "static", "", r) for r in sizes}
+    built = {r: engine_path(options.ENGINE_DIR, "decoder", "static", "", r) for r in sizes}
     ranges = kind.profiles if profiles_file is None else load_profiles(profiles_file)
     return choose(size, static=built, profiles=ranges)
 
 
-def _from_folder(size: Resolution, folder: Path, backend: BackendChoice) -> dict[Part, Choice]:
-    missing = no_folder(folder, size, backend=backend)
+def _from_folder(
+    size: Resolution, folder: Path, backend: options.BackendChoice
+) -> dict[Part, Choice]:
+    missing = options.no_folder(folder, size, backend=backend)
     if missing is not None:
         raise missing
 
-    from qvae_trt.runtime.selection import Engines, roots
+    from qvae_trt.runtime.arguments import mode_folders
+    from qvae_trt.runtime.engines import Engines
 
-    engines = Engines(roots(folder), backend=backend, weights_sha256=None)
+    engines = Engines(mode_folders(folder), backend=backend, weights_sha256=None)
     return {part: engines.checked_choice(part, size) for part in PARTS}
 
 
@@ -185,12 +173,7 @@ def _plain(choice: Choice) -> dict[str, object]:
         "profile_index": choice.profile_index,
         "path": None if choice.path is None else str(choice.path),
         "candidates": [
-            {
-                "name": c.name,
-                "accepted": c.accepted,
-                "reason": c.reason,
-                "profile_index": c.profile_index,
-            }
+            {name: getattr(c, name) for name in ("name", "accepted", "reason", "profile_index")}
             for c in choice.candidates
         ],
     }

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvae_trt.cli import output
-from qvae_trt.cli.options import JsonOption, VerboseOption
+from qvae_trt.cli import options, output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +34,8 @@ def report(
             "here. For runs of one machine and model, such as torch.compile and the engines.",
         ),
     ] = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """Write one page of tables and charts.
 
@@ -54,14 +53,12 @@ def report(
         written = write_tables(found[0], merge)
     write_html(found, out)
     written.append(out)
-    output.emit(
-        {
-            "path": str(out),
-            "results": [str(path) for path in results],
-            "written": [str(path) for path in written],
-        },
-        lambda: "\n".join(map(str, written)),
-    )
+    data = {
+        "path": str(out),
+        "results": list(map(str, results)),
+        "written": list(map(str, written)),
+    }
+    output.emit(data, lambda d: "\n".join(d["written"]))
 
 
 def _measured_again(results: Sequence[BenchResult]) -> list[str]:

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qvae_trt.cli import output
-from qvae_trt.cli.drawing import table
-from qvae_trt.cli.options import (
-    ENGINE_DIR,
-    BackendOption,
-    EngineDirOption,
-    JsonOption,
-    PartOption,
-    PrecisionOption,
-    TimingCacheOption,
-    VerboseOption,
-    parse_parts,
-)
+from qvae_trt.cli import options, output
+from qvae_trt.cli.drawing import mib, records
 from qvae_trt.profiles import Resolution
 
 if TYPE_CHECKING:
@@ -28,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from qvae_trt.tune import Measurement, TuneEvent, TuneResult, Variant
+    from qvae_trt.tune import TuneEvent
 
 
 def tune(
@@ -39,13 +28,14 @@ def tune(
         str,
         typer.Option(
             "--model",
+            envvar="QVAE_MODEL",
             help="As for build. Speed does not depend on the weights; the default needs no "
             "download.",
         ),
     ] = "random:full",
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "fp16",
-    part: PartOption = "both",
+    backend: options.BackendOption = "auto",
+    precision: options.PrecisionOption = "fp16",
+    part: options.PartOption = "both",
     variants: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,21 +45,20 @@ def tune(
             "can be repeated. [default: the few that matter for the backend]",
         ),
     ] = None,
-    engine_dir: EngineDirOption = ENGINE_DIR,
+    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="[default: tune.json in --engine-dir]"),
     ] = None,
-    timing_cache: TimingCacheOption = None,
+    timing_cache: options.TimingCacheOption = None,
     budget: Annotated[
-        float,
-        typer.Option("--budget", metavar="SECONDS", help="How long to time one variant."),
+        float, typer.Option("--budget", metavar="SECONDS", help="How long to time one variant.")
     ] = 2.0,
     force: Annotated[
         bool, typer.Option("--force", help="Measure again the variants that are in the file.")
     ] = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> int:
     """Find the fastest way to build engines on this machine.
 
@@ -84,22 +73,22 @@ def tune(
 
     from qvae_trt import tune as tuning
 
+    settings = tuning.TuneSettings(
+        resolution=size,
+        out=engine_dir / tuning.FILE_NAME if out is None else out,
+        model=model,
+        backend=backend,
+        precision=precision,
+        parts=options.parse_parts(part),
+        variants=tuple(variants or ()),
+        timing_cache=timing_cache,
+        limits=replace(tuning.LIMITS, budget_s=budget),
+        force=force,
+        command=output.settings.command,
+    )
     with _progress() as on_event:
-        result = tuning.tune(
-            size,
-            out=engine_dir / tuning.FILE_NAME if out is None else out,
-            model=model,
-            backend=backend,
-            precision=precision,
-            parts=parse_parts(part),
-            variants=tuple(variants or ()),
-            timing_cache=timing_cache,
-            limits=replace(tuning.LIMITS, budget_s=budget),
-            force=force,
-            command=output.settings.command,
-            on_event=on_event,
-        )
-    output.emit(result.to_dict(), lambda: _table(result))
+        result = tuning.tune(settings, on_event=on_event)
+    output.emit(result.to_dict(), _draw)
     for name in result.parts:
         if result.chosen(name) is None:
             output.tell(
@@ -144,53 +133,45 @@ def _line(event: TuneEvent, *, verbose: bool) -> str | None:
     return f"{head}: {found.status}{took}{before}{why}"
 
 
-def _table(result: TuneResult) -> RenderableType:
+def _draw(data: dict[str, Any]) -> RenderableType:
     default_ms = {
-        row.subject.part: row.timing.median_ms
-        for row in result.rows
-        if row.variant == result.default and row.timing is not None
+        row["part"]: row["timing"]["median_ms"]
+        for row in data["variants"]
+        if row["variant"] == "default" and row["timing"] is not None
     }
-    rows = []
-    for row in sorted(result.rows, key=_order):
-        took, part = row.timing, row.subject.part
-        base = default_ms.get(part)
-        rows.append(
-            (
-                "chosen" if row == result.chosen(part) else row.status,
-                part,
-                _name(row, result.default),
-                "–" if took is None else f"{took.median_ms:.2f}",
-                "–" if took is None else f"{took.p90_ms:.2f}",
-                "–" if took is None or base is None else f"{base / took.median_ms:.2f}",
-                "–"
-                if row.parity is None or row.parity.psnr_db is None
-                else f"{row.parity.psnr_db:.1f}",
-                _mib(row.memory_bytes),
-                _mib(row.engine_bytes),
-                "–" if row.build_seconds is None else f"{row.build_seconds:.1f}",
-                row.reason,
-            )
+
+    def figure(table: str, name: str, form: str = ".2f") -> Callable[[Any], str | None]:
+        return lambda row: (
+            None if (row[table] or {}).get(name) is None else format(row[table][name], form)
         )
-    headers = ("", "part", "variant", "ms", "p90", "speed-up", "PSNR", "run MiB", "MiB", "build s")
-    key = result.file.key
-    title = f"{key.flavour} {key.flavour_version} on {key.gpu}, {key.precision}, default: "
-    return table(
-        (*headers, "why not"),
-        rows,
-        title=f"{title}{result.default}",
+
+    def speedup(row: Any) -> str | None:
+        base, timing = default_ms.get(row["part"]), row["timing"]
+        return None if base is None or timing is None else f"{base / timing['median_ms']:.2f}"
+
+    key = data["key"]
+    title = f"{key['flavour']} {key['flavour_version']} on {key['gpu']}, {key['precision']}"
+    columns: dict[str, Any] = {
+        "": lambda row: "chosen" if row["chosen"] else row["status"],
+        "part": "part",
+        "variant": lambda row: row["variant"].replace(",", ", "),
+        "ms": figure("timing", "median_ms"),
+        "p90": figure("timing", "p90_ms"),
+        "speed-up": speedup,
+        "PSNR": figure("parity", "psnr_db", ".1f"),
+        "run MiB": mib("memory_bytes"),
+        "MiB": mib("engine_bytes"),
+        "build s": lambda row: row["build_seconds"] and f"{row['build_seconds']:.1f}",
+        "why not": "reason",
+    }
+    return records(
+        sorted(data["variants"], key=_order),
+        columns,
+        title=f"{title}, default: {data['default']}",
         spare=("run MiB", "p90", "MiB", "build s", "PSNR"),
         wraps=("variant", "why not"),
     )
 
 
-def _order(row: Measurement) -> tuple[str, bool, float]:
-    median_ms = 0.0 if row.timing is None else row.timing.median_ms
-    return row.subject.part, row.status != "ok", median_ms
-
-
-def _name(row: Measurement, default: Variant) -> str:
-    return row.variant.against(default).replace(",", ", ")
-
-
-def _mib(size: int | None) -> str:
-    return "–" if size is None else f"{size / 2**20:.1f}"
+def _order(row: Any) -> tuple[str, bool, float]:
+    return row["part"], row["status"] != "ok", (row["timing"] or {}).get("median_ms", 0.0)

@@ -3,50 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qvae_trt.cli import output
+from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import table
 from qvae_trt.cli.events import steps
-from qvae_trt.cli.options import (
-    ENGINE_DIR,
-    MODEL,
-    BackendOption,
-    EngineDirOption,
-    JsonOption,
-    ModelOption,
-    ResolutionsOption,
-    VerboseOption,
-    parse_resolutions,
-)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from qvae_trt.verify import VerifyReport
-
 
 def verify(
-    resolution: ResolutionsOption = None,
-    model: ModelOption = MODEL,
-    backend: BackendOption = "auto",
-    engine_dir: EngineDirOption = ENGINE_DIR,
+    resolution: options.ResolutionsOption = None,
+    model: options.ModelOption = options.MODEL,
+    backend: options.BackendOption = "auto",
+    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Also write parity.md and parity.json here."),
     ] = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    as_json: options.JsonOption = False,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """Compare the engines with PyTorch fp32.
 
     Every engine that can run here is compared. Exit code 1 if a bound is broken.
     """
-    from qvae_trt.store import check_writable
+    from qvae_trt.files.writing import check_writable
 
-    sizes = parse_resolutions(resolution)
+    sizes = options.parse_resolutions(resolution)
     if out is not None:
         for name in ("parity.md", "parity.json"):
             check_writable(out / name)
@@ -54,26 +41,22 @@ def verify(
     from qvae_trt.verify import verify as run
 
     with steps("verify") as step:
-        report = run(
-            engine_dir,
-            model=model,
-            resolutions=sizes,
-            backend=backend,
-            on_event=lambda e: step(f"{e.engine} {e.resolution} {e.input}", e.done, e.total),
-        )
+        report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_step=step)
     if out is not None:
         report.write_markdown(out / "parity.md")
         output.save_json(out / "parity.json", report.to_dict())
-    output.emit(report.to_dict(), lambda: _table(report))
+    output.emit(report.to_dict(), draw)
     report.require()
 
 
-def _table(report: VerifyReport) -> RenderableType:
+def draw(data: dict[str, Any]) -> RenderableType:
     """As in parity.md, with an engine by its kind: its path alone would fill a terminal."""
-    headings, lines = report.table()
-    named = [
-        (f"{row.mode} {row.part}" if row.mode and row.part else row.engine, *line[1:])
-        for row, line in zip(report.rows, lines, strict=True)
+    from qvae_trt.verify.report import HEADINGS, cells, summary
+
+    rows = [
+        (f"{row['mode']} {row['part']}" if row["mode"] and row["part"] else line[0], *line[1:])
+        for row in data["rows"]
+        for line in [cells(row)]
     ]
     spare = ("max abs", "rel L2", "cosine", "power", "vs bf16")
-    return table(headings, named, title=report.summary, spare=spare)
+    return table(HEADINGS, rows, title=summary(data["counts"]), spare=spare)

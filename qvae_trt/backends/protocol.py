@@ -1,0 +1,207 @@
+"""What a backend is: the one protocol of all adapters, and what it takes and gives.
+
+An adapter takes raw pointers and plain shapes, never torch tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from qvae_trt.errors import BackendError, BuildError, EngineError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qvae_trt.backends.devices import Device
+    from qvae_trt.profiles import Precision
+    from qvae_trt.progress import Progress
+    from qvae_trt.tensors import ShapeRange, TensorSpec
+
+#: What addresses of device memory are multiples of. TensorRT asks for 256 bytes; its version 10 has
+#: been seen to ask for 512.
+ALIGNMENT_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether something can be done here, why, and what would mend it."""
+
+    ok: bool
+    reason: str
+    fix: str | None = None
+
+    def require(self) -> None:
+        """BackendError with the reason, unless ok."""
+        if not self.ok:
+            raise BackendError(self.reason, fix=self.fix)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """What to build of an ONNX file.
+
+    Attributes:
+        input_name: the graph's one input.
+        ranges: one for each optimization profile; a single fixed one makes a static engine.
+        level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
+        timing_cache: where to keep timings between builds. GPU, version and precision are put into
+            the file's name.
+    """
+
+    input_name: str
+    ranges: tuple[ShapeRange, ...]
+    precision: Precision
+    level: int | None = None
+    timing_cache: Path | None = None
+
+    def check(self) -> None:
+        """UsageError for what no backend takes: no range, min > opt or opt > max, a level past 5.
+
+        TensorRT-RTX accepts a profile whose opt is past its max, so this is not left to TensorRT.
+        """
+        if not self.ranges:
+            raise UsageError("no shape range given: expected at least one")
+        if self.level is not None and not 0 <= self.level <= 5:
+            raise UsageError(f"level {self.level}: expected 0 to 5")
+        for index, sizes in enumerate(self.ranges):
+            if not len(sizes.min) == len(sizes.opt) == len(sizes.max):
+                raise UsageError(f"profile {index}: min, opt and max differ in rank: {sizes}")
+            sides = zip(sizes.min, sizes.opt, sizes.max, strict=True)
+            for axis, (low, opt, high) in enumerate(sides):
+                if not 0 < low <= opt <= high:
+                    raise UsageError(
+                        f"profile {index}, dimension {axis}: min {low}, opt {opt}, max {high}: "
+                        "expected 0 < min <= opt <= max"
+                    )
+
+    def check_input(self, source: TensorSpec) -> None:
+        """BuildError where a graph's input has another name, rank or fixed side than asked for."""
+        name, shape = source.name, source.shape
+        if name != self.input_name:
+            raise BuildError(f"the graph's input is {name}, expected {self.input_name}")
+        for index, sizes in enumerate(self.ranges):
+            rank = len(sizes.min)
+            if rank != len(shape):
+                what = f"profile {index}: {rank} dimensions, {name} has {len(shape)}"
+                raise BuildError(what)
+            for axis, side in enumerate(shape):
+                low, high = sizes.min[axis], sizes.max[axis]
+                if side != -1 and not low == high == side:
+                    raise BuildError(
+                        f"profile {index}: dimension {axis} of {name} is fixed at {side}, "
+                        f"asked for {low} to {high}"
+                    )
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOutcome:
+    """What was built. `flags` holds everything that shaped the engine; `warnings` what the user
+    should hear.
+    """
+
+    flags: dict[str, str]
+    seconds: float
+    input: TensorSpec
+    output: TensorSpec
+    warnings: tuple[str, ...] = ()
+
+
+class Session(Protocol):
+    """A loaded engine with one execution context. Not for two threads at once."""
+
+    input: TensorSpec
+    output: TensorSpec
+    ranges: tuple[ShapeRange, ...]
+    device_type: Literal["cuda", "cpu"]
+    #: `execute` only enqueues, so that a CUDA graph can be captured of it.
+    capturable: bool
+
+    def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:
+        """Sets profile and input shape; work that this needs is enqueued on `stream`.
+
+        Returns: the scratch bytes that `execute` needs: of exactly this shape where the backend can
+            say so, else of the engine's largest.
+        Raises: EngineError where the profile does not exist or does not hold the shape.
+        """
+
+    def output_shape(self) -> tuple[int, ...]:
+        """The output's shape for the selected input shape."""
+
+    def execute(
+        self, *, input_ptr: int, output_ptr: int, scratch_ptr: int, scratch_bytes: int, stream: int
+    ) -> None:
+        """Enqueues one run on `stream` (CPU: runs). Pointers are of contiguous device tensors, on
+        CUDA multiples of `ALIGNMENT_BYTES`.
+
+        Raises: ExecutionError, DeviceMemoryError; EngineError before any `select` or with too
+            little scratch.
+        """
+
+    def inspect(self) -> dict[str, object]:
+        """JSON-ready: tensors, profiles, memory, layers."""
+
+    def close(self) -> None:
+        """Frees the engine. The caller has waited for its last run."""
+
+
+class Backend(Protocol):
+    """A way to build and run engines."""
+
+    name: str
+    suffix: str
+
+    def version(self) -> str: ...
+
+    def device(self) -> Device | None:
+        """The device that engines run on here; None where there is none."""
+
+    def can_build(self) -> Verdict: ...
+
+    def can_run(self) -> Verdict: ...
+
+    def supports(self, precision: Precision) -> Verdict: ...
+
+    def identity(self) -> dict[str, str | None]:
+        """The fields of `store.EngineKey` that this backend and this machine decide.
+
+        `flavour`, `flavour_version`, `gpu`, `compute_capability`: `build` writes them, a loader
+        expects them.
+        """
+
+    def build(
+        self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress | None = None
+    ) -> BuildOutcome:
+        """Builds `onnx` and writes the engine to `out`, not atomically: that is the store's work.
+
+        Raises: BackendError (cannot be done here), BuildError, DeviceMemoryError, StoreError.
+        """
+
+    def open(self, engine: Path) -> Session:
+        """Raises: EngineError, StaleEngineError, DeviceMemoryError, BackendError."""
+
+
+def check_shape(session: Session, shape: tuple[int, ...], profile: int) -> None:
+    """EngineError where an engine has no such profile, or it does not hold the shape."""
+    if not 0 <= profile < len(session.ranges):
+        raise EngineError(f"profile {profile}: the engine has {len(session.ranges)}")
+    refusal = session.ranges[profile].refusal(shape)
+    if refusal is not None:
+        name = session.input.name
+        raise EngineError(f"{name} {list(shape)}: {refusal} (profile {profile})")
+
+
+def selected(shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape that was selected. EngineError if none was."""
+    if shape is None:
+        raise EngineError("no shape selected: call select() first")
+    return shape
+
+
+def describe(session: Session) -> dict[str, object]:
+    """What `inspect` tells of every engine."""
+    return {
+        "input": session.input.to_dict(),
+        "output": session.output.to_dict(),
+        "profiles": [sizes.to_dict() for sizes in session.ranges],
+    }

@@ -1,0 +1,139 @@
+"""The processes that help a build: one makes engines, the other the next engine's graph meanwhile.
+
+Exporting needs a processor and building the GPU: one after the other, a quarter of the time that
+several engines take would go into exporting.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Self
+
+from qvae_trt import backends
+from qvae_trt.errors import QvaeError
+from qvae_trt.files.workplace import workplace
+from qvae_trt.workers import Child, ChildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from qvae_trt.backends import BuildOutcome, BuildSpec
+    from qvae_trt.export import OnnxFile
+    from qvae_trt.lowerings import Lowering
+    from qvae_trt.model import Model
+    from qvae_trt.profiles import Part, Precision, Resolution
+    from qvae_trt.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+
+class BuildChild(Child):
+    """The process that builds engines. It imports neither torch nor the exporter."""
+
+    def __init__(self) -> None:
+        fix = "qvae doctor; if it happens again, try --level 2 or a smaller size"
+        super().__init__("build", makes="engine", fix=fix)
+
+    def build(
+        self, backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
+    ) -> BuildOutcome:
+        """`Backend.build` there, with the same results and errors, and those of `call`."""
+        outcome: BuildOutcome = self.call(_build, backend, onnx, out, spec, progress=progress)
+        return outcome
+
+
+def _build(
+    backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
+) -> BuildOutcome:
+    return backends.get(backend).build(onnx, out, spec, progress=progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What decides a graph, for one model and precision."""
+
+    part: Part
+    resolution: Resolution | None
+    lowering: Lowering
+
+
+class Ahead:
+    """One graph ahead. What goes wrong here costs no engine: its graph is exported in time then."""
+
+    def __init__(self, model: Model, precision: Precision) -> None:
+        self._model, self._precision = model, precision
+        self._child = Child("export", makes="graph", fix="qvae doctor")
+        self._started: tuple[Wanted, ExitStack] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.close()
+        if self._started is not None:
+            self._started[1].close()
+
+    def start(self, wanted: Wanted) -> None:
+        """Export this graph, and go on."""
+        with ExitStack() as place:
+            try:
+                out = place.enter_context(workplace()) / f"{wanted.part}.onnx"
+                self._child.ask(_export, self._model.source, wanted, out, self._precision)
+            except QvaeError as error:
+                _log.debug("no graph ahead: %s", error)
+            else:
+                self._started = wanted, place.pop_all()
+
+    @contextmanager
+    def graph(self, wanted: Wanted, progress: Progress) -> Iterator[OnnxFile | None]:
+        """The graph, there until the block ends; None if it was not started or did not work."""
+        asked, place = self._started or (None, ExitStack())
+        self._started = None  # the next one may be started inside the block
+        with place:
+            if asked == wanted:
+                yield self._finished(progress)
+            else:
+                # No answer of it is for this one, and what it holds, the build may need.
+                self._child.close()
+                yield None
+
+    def _finished(self, progress: Progress) -> OnnxFile | None:
+        try:
+            exported: OnnxFile
+            exported, weights_sha256 = self._child.answer(progress)
+        except (QvaeError, ChildError) as error:  # it shows again when the graph is exported here
+            _log.debug("no graph ahead: %s", error)
+            return None
+        if weights_sha256 != self._model.weights_sha256:
+            _log.debug("the weights of %s have changed meanwhile", self._model.source)
+            return None
+        return exported
+
+
+def _export(
+    source: str, wanted: Wanted, out: Path, precision: Precision, *, progress: Progress
+) -> tuple[OnnxFile, str]:
+    from qvae_trt.export import export_onnx
+
+    model = _model(source)
+    exported = export_onnx(
+        model,
+        wanted.part,
+        out,
+        precision=precision,
+        resolution=wanted.resolution,
+        lowering=wanted.lowering,
+        progress=progress,
+    )
+    return exported, model.weights_sha256
+
+
+@cache
+def _model(source: str) -> Model:
+    from qvae_trt.model import load_model
+
+    return load_model(source)

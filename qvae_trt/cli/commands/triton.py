@@ -1,0 +1,53 @@
+"""`qvae triton --out REPOSITORY`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from qvae_trt.cli import output
+from qvae_trt.cli.drawing import records
+from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption, JsonOption, VerboseOption
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def triton(
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="REPOSITORY", help="The model repository to make."),
+    ],
+    engine_dir: EngineDirOption = ENGINE_DIR,
+    backend: Annotated[
+        Literal["tensorrt", "onnxruntime"],
+        typer.Option("--backend", help="Whose engines, and Triton's backend that runs them."),
+    ] = "tensorrt",
+    link: Annotated[bool, typer.Option("--link", help="Relative links; else copies.")] = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Make a model repository for Triton Inference Server: a model of each engine.
+
+    Exit code 1 if there is none.
+    """
+    from qvae_trt.triton_repository import make_repository
+
+    models = make_repository(engine_dir, out, backend=backend, link=link)
+    output.emit({"models": [model.to_dict() for model in models]}, _draw)
+    for fix in dict.fromkeys(model.fix for model in models if model.fix is not None):
+        output.tell(f"to build what was refused: {fix}")
+    return 0 if any(not model.reason for model in models) else 1
+
+
+_COLUMNS: dict[str, Any] = {
+    "": "status",
+    "model": "name",
+    "why": lambda model: model["reason"] or f"of {model['engine']}",
+}
+
+
+def _draw(data: dict[str, Any]) -> RenderableType:
+    return records(data["models"], _COLUMNS)

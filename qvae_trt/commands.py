@@ -1,0 +1,84 @@
+"""Every command that is suggested to a user, as a line to copy into a shell."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qvae_trt.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_PARTS = ("encoder", "decoder")
+_SIZE = re.compile(r"[0-9]{1,20}x[0-9]{1,20}")
+
+
+def build_command(
+    mode: str,
+    *sizes: object,
+    part: str | None = None,
+    model: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
+    engine_dir: str | Path | None = None,
+) -> str:
+    """The command that builds engines, as a hint to copy; what is None is left out, and `auto`."""
+    words = ["qvae", "build", "--mode", mode]
+    for size in sizes:
+        words += ["--resolution", str(size)]
+    given = {
+        "--part": part,
+        "--model": model,
+        "--backend": None if backend == "auto" else backend,
+        "--precision": precision,
+        "--engine-dir": engine_dir,
+    }
+    for option, value in given.items():
+        if value is not None:
+            words += [option, str(value)]
+    return command_line(words)
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Words as one line to copy into a shell, also those that hold what cannot be printed."""
+    return " ".join(map(_shell_word, words))
+
+
+def _shell_word(word: str) -> str:
+    if printable(word, lines=False) == word:
+        return shlex.quote(word)
+    # bash, zsh and ksh read escapes in $'…'
+    letters = []
+    for letter in word:
+        if printable(letter, lines=False) != letter:
+            letters += [f"\\x{byte:02x}" for byte in os.fsencode(letter)]
+        else:
+            letters.append(f"\\{letter}" if letter in "\\'" else letter)
+    return f"$'{''.join(letters)}'"
+
+
+def rebuild_command(
+    engine: Path,
+    *,
+    model: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
+) -> str:
+    """The command that builds the engine at a path that `engine_path` made; for others, the general
+    one.
+    """
+    folder = engine.parent
+    part = next(
+        (part for part in ("encoder", "decoder") if engine.stem.startswith(f"vae_{part}")), None
+    )
+    command = partial(build_command, part=part, model=model, backend=backend, precision=precision)
+    if part is not None and folder.name == "profiles":
+        return command("profiles", engine_dir=folder.parent)
+    if part is not None and folder.parent.name == "static" and _SIZE.fullmatch(folder.name):
+        return command("static", folder.name, engine_dir=folder.parent.parent)
+    return "qvae build --mode static (or profiles) --engine-dir DIR"

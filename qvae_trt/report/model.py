@@ -1,0 +1,518 @@
+"""What a report shows of bench results, worked out once: Markdown, HTML, SVG and the screen only
+lay it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qvae_trt.bench.compare import TIE_TOLERANCE
+from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run
+from qvae_trt.report import charts
+from qvae_trt.report.numbers import ms, share, size, times
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from qvae_trt.profiles import Part
+    from qvae_trt.report.svg import Chart
+
+DESCRIPTIONS = {
+    "pytorch": "stock diffusers (Conv3d)",
+    "folded": "the exact 2D graph of a single frame, channels_last",
+    "compiled": "the folded graph through torch.compile",
+    "fused": "the folded graph on cuDNN and Triton kernels, nothing to build",
+    "static": "a static engine of exactly this size",
+    "profiles": "the engine with optimization profiles",
+}
+SERVICE_TITLES = {
+    "latents_to_pil": "Latents to a PIL image on the host",
+    "first_use": "First use of a size",
+    "switch": "After a change of size",
+}
+SERVICE_TEXT = {
+    "latents_to_pil": "Decode and post-processing, as a pipeline does them; medians. "
+    "stock is diffusers' VaeImageProcessor, qvae is QvaeImageProcessor.",
+    "first_use": "Loading the engine, making its context and the first decode of this size; once, "
+    "in a process in which other sizes have run: the engine file was checked and is in the "
+    "system's cache, and torch.compile finds this size in its own.",
+    "switch": "The first decode after another size, against the next one of the same size; both "
+    "sizes seen before.",
+}
+STEP_TITLES = {
+    "decode_ms": "decode",
+    "postprocess_ms": "post-process",
+    "load_ms": "load",
+    "first_run_ms": "first run",
+    "after_switch_ms": "after the change",
+    "steady_ms": "steady",
+}
+#: As the parts are shown.
+PART_TITLES: dict[Part, str] = {"decoder": "Decode", "encoder": "Encode"}
+MACHINE_TITLES = {
+    "gpu": "GPU",
+    "driver": "driver",
+    "gpu_memory_bytes": "GPU memory",
+    "compute_capability": "compute capability",
+    "multiprocessors": "multiprocessors",
+    "clock_sm_mhz": "SM clock before, MHz",
+    "clock_sm_mhz_end": "SM clock after, MHz",
+    "clock_sm_max_mhz": "SM clock at most, MHz",
+    "clock_memory_mhz": "memory clock, MHz",
+    "power_limit_w": "power limit, W",
+    "temperature_c": "temperature before, °C",
+    "temperature_c_end": "temperature after, °C",
+    "cpu": "CPU",
+    "cpu_count": "CPU cores",
+    "torch_threads": "PyTorch threads",
+    "memory_bytes": "memory",
+    "os": "system",
+    "arch": "architecture",
+}
+METHOD = (
+    "Batch 1. Before timing, every path runs until it is warm; then the paths take turns, so that "
+    "drift meets all alike, and inputs rotate among {inputs}. {clock} Latency is the median; p10 "
+    "and p90 are its spread. Speed-up is PyTorch's median over the path's, in the same run. The "
+    "floor is the folded graph's multiply-adds at the rate of a {side}³ {dtype} matrix product "
+    "measured on the same device ({tflops} TFLOP/s). Memory is the path's own weights and the most "
+    "that one call takes beyond them: activations or engine scratch, and the output."
+)
+CLOCKS = {
+    "cuda": "Times are between two CUDA events, from an idle device to an idle device.",
+    "cpu": "Times are the host's.",
+}
+
+
+_SPREAD = ("median", "p10", "p90", "min", "runs")
+DETAIL_HEAD = ("size", "path", *_SPREAD, "first call", "memory", "of the floor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A value in a table.
+
+    Attributes:
+        ratio: how many times faster than what it is held against, printed behind it.
+        note: the number of a note, 0 for none.
+        code: to be set as code.
+    """
+
+    text: str
+    ratio: float | None = None
+    best: bool = False
+    note: int = 0
+    code: bool = False
+
+    @property
+    def speedup(self) -> str:
+        return "" if self.ratio is None else times(self.ratio)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows under their heads. The first `words` columns hold words, the others figures.
+
+    Attributes:
+        text: a paragraph above it.
+        means: of each column after the first: the mean speed-up and over how many sizes, None
+            where there is none; empty for a table without.
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    words: int
+    title: str = ""
+    text: str = ""
+    means: tuple[tuple[float, int] | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartTables:
+    """One part: its latencies, the paths that have none and why, and each measurement in detail."""
+
+    title: str
+    latencies: Table
+    absent: tuple[tuple[str, str], ...]
+    details: Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One bench result.
+
+    Attributes:
+        best: the best mean speed-ups, each with what it is of.
+        notes: the reasons that the entries refer to by number.
+        charts: by `latency`, `speedup`, `memory` and `service`; those with nothing in them empty.
+    """
+
+    title: str
+    subtitle: str
+    remarks: tuple[str, ...]
+    legend: str
+    method: str
+    parts: tuple[PartTables, ...]
+    best: tuple[tuple[str, str, str], ...]
+    service: tuple[Table, ...]
+    notes: tuple[str, ...]
+    machines: tuple[Table, ...]
+    charts: Mapping[str, Sequence[Chart]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """Several results side by side: what they measured in common, and what differs in their
+    machines.
+    """
+
+    tables: tuple[Table, ...]
+    differing: Table
+    charts: Sequence[Chart]
+
+
+def describe(result: BenchResult) -> Report:
+    """All that the report of one result shows."""
+    notes: dict[str, int] = {}
+    several = len(result.runs) > 1
+    return Report(
+        title=f"Qwen-Image VAE latency on {result.runs[0].place}",
+        subtitle=_subtitle(result),
+        remarks=tuple(_remarks(result)),
+        legend=_legend(result),
+        method=_method(result),
+        parts=tuple(_part(result, part, notes) for part in PART_TITLES if part in result.parts),
+        best=tuple(_best(result)),
+        service=tuple(_service(result, kind, notes) for kind in _service_kinds(result)),
+        notes=tuple(notes),
+        machines=tuple(
+            _table(
+                ("", ""),
+                _machine_rows(run),
+                words=2,
+                title=f"Machine{f', run {number}' if several else ''}",
+            )
+            for number, run in enumerate(result.runs, 1)
+        ),
+        charts={
+            "latency": charts.latency(result),
+            "speedup": charts.speedup(result),
+            "memory": charts.memory(result),
+            "service": charts.service(result),
+        },
+    )
+
+
+def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
+    """Results side by side, the first one as the measure; `names` are what each is called."""
+    shared = list(charts.contrasts(results))
+    tables = []
+    for part, title in PART_TITLES.items():
+        rows = []
+        for row in shared:
+            if row.part == part:
+                first, best = row.medians[0], min(m for m in row.medians if m is not None)
+                rows.append(
+                    (
+                        *_texts((str(row.resolution), row.path)),
+                        *(
+                            Entry(
+                                text=ms(median),
+                                ratio=first / median if place and first and median else None,
+                                best=median == best,
+                            )
+                            for place, median in enumerate(row.medians)
+                        ),
+                    )
+                )
+        if rows:
+            head = ("size", "path", *names)
+            tables.append(Table(head=head, rows=tuple(rows), words=2, title=f"{title}, ms"))
+    facts = [dict(_telling(result)) for result in results]
+    differing = [
+        (name, *(fact.get(name, "–") for fact in facts))
+        for name in dict.fromkeys(name for fact in facts for name in fact)
+        if len({fact.get(name) for fact in facts}) > 1
+    ]
+    return Contrast(
+        tables=tuple(tables),
+        differing=_table(("", *names), differing, words=len(names) + 1),
+        charts=charts.contrast(shared, names),
+    )
+
+
+def labels(results: Sequence[BenchResult]) -> list[str]:
+    """A short name for each of several results: what tells them apart, machine first."""
+    options = []
+    for result in results:
+        run = result.runs[0]
+        flavours = " + ".join(_flavours(result))
+        torch = run.versions.get("torch", "")
+        options.append(
+            (
+                run.place,
+                f"{run.place}, {flavours}" if flavours else run.place,
+                f"{run.place}, {flavours or 'PyTorch ' + torch}, {run.created[:10]}",
+            )
+        )
+    for level in range(3):
+        names = [option[level] for option in options]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{option[2]} (#{index + 1})" for index, option in enumerate(options)]
+
+
+def _texts(row: Sequence[str]) -> tuple[Entry, ...]:
+    return tuple(Entry(text=text) for text in row)
+
+
+def _table(
+    head: tuple[str, ...], rows: Sequence[Sequence[str]], *, words: int, title: str = ""
+) -> Table:
+    """A table of texts; of a machine's facts, commands and hashes are code."""
+    entries = tuple(
+        tuple(
+            Entry(text=text, code=place > 0 and row[0] in ("command", "weights sha256"))
+            for place, text in enumerate(row)
+        )
+        for row in rows
+    )
+    return Table(head=head, rows=entries, words=words, title=title)
+
+
+def _note(notes: dict[str, int], reasons: Sequence[str]) -> int:
+    """The number of a reason; the same reason gets the same one."""
+    reason = "; ".join(reasons)
+    return notes.setdefault(reason, len(notes) + 1) if reason else 0
+
+
+def _legend(result: BenchResult) -> str:
+    """What each column is."""
+    known = [f"{path}: {DESCRIPTIONS[path]}" for path in result.paths if path in DESCRIPTIONS]
+    return f"{'; '.join(known)}." if known else ""
+
+
+def _subtitle(result: BenchResult) -> str:
+    """Model, precision, libraries, day."""
+    run = result.runs[0]
+    versions: dict[str, str] = {}
+    for one in result.runs:
+        versions |= {
+            name: one.versions[name] for name in ("tensorrt", "torch") if name in one.versions
+        }
+    flavours = _flavours(result)
+    libraries = [f"PyTorch {versions['torch']}"] if "torch" in versions else []
+    return ", ".join(
+        [
+            f"model {run.model}",
+            f"PyTorch in {run.precision}",
+            *flavours,
+            *libraries,
+            run.created[:10],
+        ]
+    )
+
+
+def _flavours(result: BenchResult) -> list[str]:
+    """The libraries that the engines ran in, from the cells that were measured."""
+    found = [
+        f"{cell.detail['flavour']} {cell.detail.get('engine_precision', '')}".strip()
+        for cell in result.cells
+        if cell.timing is not None and cell.detail.get("flavour")
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _part(result: BenchResult, part: Part, notes: dict[str, int]) -> PartTables:
+    cells = [cell for cell in result.cells if cell.part == part]
+    timed = {cell.path for cell in cells if cell.timing is not None}
+    shown = [path for path in result.paths if path in timed]
+    rows, details = [], []
+    for resolution in result.resolutions:
+        found = {path: result.cell(part, resolution, path) for path in shown}
+        fastest = result.fastest(part, resolution)
+        if any(found.values()):
+            entries = [
+                Entry(
+                    text=ms(cell.timing.median_ms if cell and cell.timing else None),
+                    ratio=None if cell is None or path == REFERENCE else result.speedup(cell),
+                    best=path == fastest,
+                    note=0 if cell is None else _note(notes, cell.notes),
+                )
+                for path, cell in found.items()
+            ]
+            rows.append((Entry(text=str(resolution)), *entries))
+        details += [_detail(result, cell) for cell in found.values() if cell and cell.timing]
+    means = [None if path == REFERENCE else result.mean_speedup(part, path) for path in shown]
+    return PartTables(
+        title=PART_TITLES[part],
+        latencies=Table(
+            head=("size", *shown),
+            rows=tuple(rows),
+            words=1,
+            title=f"{PART_TITLES[part]}, ms",
+            means=tuple(means) if any(means) else (),
+        ),
+        absent=tuple(
+            (path, _absence(cells, path))
+            for path in result.paths
+            if path not in timed and any(cell.path == path for cell in cells)
+        ),
+        details=_table(DETAIL_HEAD, details, words=2),
+    )
+
+
+def _absence(cells: Sequence[Cell], path: str) -> str:
+    reasons = list(
+        dict.fromkeys(note for cell in cells if cell.path == path for note in cell.notes)
+    )
+    if not reasons:
+        return "no reason recorded"
+    return (
+        reasons[0] if len(reasons) == 1 else f"{reasons[0]} (and {len(reasons) - 1} more like it)"
+    )
+
+
+def _detail(result: BenchResult, cell: Cell) -> tuple[str, ...]:
+    """Spread, first call, memory and share of the floor; milliseconds where no unit."""
+    timing, first = cell.timing, cell.detail.get("first_ms")
+    if timing is None:
+        return ()
+    return (
+        str(cell.resolution),
+        cell.path,
+        *map(ms, (timing.median_ms, timing.p10_ms, timing.p90_ms, timing.min_ms)),
+        str(timing.runs),
+        ms(float(first)) if isinstance(first, int | float) else "–",
+        size(cell.peak_bytes),
+        share(result.floor_share(cell)),
+    )
+
+
+def _best(result: BenchResult) -> list[tuple[str, str, str]]:
+    """The two best mean speed-ups of each part."""
+    best = []
+    for part in PART_TITLES:
+        means = [
+            (mean, path)
+            for path in result.paths
+            if path != REFERENCE and (mean := result.mean_speedup(part, path)) is not None
+        ]
+        best += [
+            (times(ratio), f"{PART_TITLES[part].lower()}, {path}", f"mean over {sizes(count)}")
+            for (ratio, count), path in sorted(means, reverse=True)[:2]
+        ]
+    return best
+
+
+def sizes(count: int) -> str:
+    return "1 size" if count == 1 else f"{count} sizes"
+
+
+def mean_text(mean: tuple[float, int] | None) -> str:
+    return "" if mean is None else f"{times(mean[0])} ({sizes(mean[1])})"
+
+
+def _service_kinds(result: BenchResult) -> list[str]:
+    found = dict.fromkeys(row.kind for row in result.service)
+    known = [kind for kind in SERVICE_TITLES if kind in found]
+    return [*known, *(kind for kind in found if kind not in SERVICE_TITLES)]
+
+
+def _service(result: BenchResult, kind: str, notes: dict[str, int]) -> Table:
+    # Why a path is missing altogether is told beside the latencies.
+    served = {row.path for row in result.service if row.timing is not None}
+    rows = [row for row in result.service if row.kind == kind and row.path in served]
+    seen = dict.fromkeys(step for row in rows for step in row.steps)
+    steps = [step for step in STEP_TITLES if step in seen]
+    steps += [step for step in seen if step not in STEP_TITLES]
+    after = any(row.previous for row in rows)
+    processor = any(row.processor for row in rows) and kind == "latents_to_pil"
+    total = kind != "switch"
+    words = ["size", *(["after"] if after else []), "path", *(["processor"] if processor else [])]
+    body = []
+    for row in rows:
+        line = [str(row.resolution), *([str(row.previous or "–")] if after else []), row.path]
+        line += [row.processor or "–"] if processor else []
+        figures = [None if row.timing is None else row.timing.median_ms] if total else []
+        figures += [row.steps.get(step) for step in steps]
+        entries = [Entry(text=ms(figure)) for figure in figures]
+        if row.timing is None and entries:
+            entries[0] = Entry(text="–", note=_note(notes, row.notes))
+        body.append((*_texts(line), *entries))
+    return Table(
+        head=(
+            *words,
+            *(["total"] if total else []),
+            *(STEP_TITLES.get(step, step) for step in steps),
+        ),
+        rows=tuple(body),
+        words=len(words),
+        title=SERVICE_TITLES.get(kind, kind),
+        text=SERVICE_TEXT.get(kind, ""),
+    )
+
+
+def _machine_rows(run: Run) -> list[tuple[str, str]]:
+    """Facts of the machine and the versions, in a fixed order; unknown facts last."""
+    rows = []
+    for name in (*MACHINE_TITLES, *(name for name in run.machine if name not in MACHINE_TITLES)):
+        value = run.machine.get(name)
+        if value is None or name == "gpu_memory_mib":
+            continue
+        shown = (
+            size(float(value)) if name.endswith("_bytes") and not isinstance(value, str) else value
+        )
+        rows.append((MACHINE_TITLES.get(name, name), str(shown)))
+    rows += [(name, version) for name, version in run.versions.items()]
+    rows += [
+        ("model", run.model),
+        ("weights sha256", run.weights_sha256[:16]),
+        ("precision of PyTorch", run.precision),
+    ]
+    if run.matmul is not None:
+        rows.append(("matrix product", f"{float(run.matmul.get('tflops') or 0):.4g} TFLOP/s"))
+    rows += [("measured", run.created), ("command", run.command or "–")]
+    return rows
+
+
+def _telling(result: BenchResult) -> list[tuple[str, str]]:
+    """What may explain a difference between two results."""
+    rows = [row for row in _machine_rows(result.runs[0]) if not row[0].startswith("temperature")]
+    return [("engines", ", ".join(_flavours(result)) or "–"), *rows]
+
+
+def _method(result: BenchResult) -> str:
+    """How the figures were taken, in words, with the numbers of the first run."""
+    run = result.runs[0]
+    matmul = run.matmul or {}
+    return METHOD.format(
+        inputs=f"{run.settings.get('inputs', 'several')} sets",
+        clock=CLOCKS.get(run.device, ""),
+        side=matmul.get("side", "–"),
+        dtype=matmul.get("dtype", ""),
+        tflops=f"{float(matmul.get('tflops') or 0):.4g}",
+    )
+
+
+def _remarks(result: BenchResult) -> list[str]:
+    """What a reader must know before the figures: CPU, unfinished, ties that are off."""
+    found = list(dict.fromkeys(note for run in result.runs for note in run.notes))
+    if not result.complete:
+        found.insert(0, "The bench ended before it was done: what was not measured is missing.")
+    if len(result.runs) > 1:
+        merged = f"Merged from {len(result.runs)} runs on this machine"
+        ratios = [tie.ratio for tie in result.ties]
+        if not ratios:
+            found.append(f"{merged} with no {REFERENCE} cell in common to tie them.")
+            return found
+        found.append(
+            f"{merged}; {REFERENCE} in the later ones was {min(ratios):.3f} to {max(ratios):.3f} "
+            f"times the first, over {len(ratios)} cells."
+        )
+        if any(abs(ratio - 1) > TIE_TOLERANCE for ratio in ratios):
+            found.append(
+                f"Some of these are off by more than {TIE_TOLERANCE:.0%}: across the runs compare "
+                "speed-ups, not milliseconds."
+            )
+    return found

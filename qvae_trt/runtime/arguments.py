@@ -1,0 +1,101 @@
+"""What callers may give, checked and refused in words."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from qvae_trt.errors import UsageError
+from qvae_trt.profiles import MODES, Resolution
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from qvae_trt.profiles import Mode
+
+
+def check_word(name: str, word: object, known: Iterable[str]) -> None:
+    """UsageError unless it is one of the words known."""
+    if word not in (known := tuple(known)):
+        raise UsageError(f"{name} is {word!r}, expected one of {', '.join(known)}")
+
+
+def named_folder(path: str | os.PathLike[str]) -> Path:
+    """A folder as a user wrote it, found from whatever folder the process goes to later.
+
+    Raises:
+        UsageError: no such user (`~name`), a relative path where there is no current folder, or no
+            path at all.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(f"the engine folder is {str(path)!r}: no such user") from error
+    except OSError as error:
+        raise UsageError(
+            f"the engine folder is {str(path)!r}, and the current folder is gone: {error.strerror}"
+        ) from error
+    except TypeError as error:
+        raise UsageError(f"the engine folder is {path!r}, expected a path") from error
+
+
+def lasting_source(model: str) -> str:
+    """What names a model, if it is a path, found from whatever folder the process goes to later."""
+    try:
+        path = Path(model).expanduser()
+        return str(path.absolute()) if model and path.exists() else model
+    except (OSError, RuntimeError, ValueError):  # `load_model` says what is wrong with it
+        return model
+
+
+def mode_folders(engine_dir: Path) -> dict[Mode, Path]:
+    """Where the engines of both modes are in an engine folder.
+
+    Raises:
+        UsageError: it is the folder of one mode, which is one too deep.
+    """
+    folders: dict[Mode, Path] = {mode: engine_dir / mode for mode in MODES}
+    with suppress(OSError):
+        if not any(folder.is_dir() for folder in folders.values()) and any(
+            engine for pattern in ("vae_*", "*/vae_*") for engine in engine_dir.glob(pattern)
+        ):
+            raise UsageError(
+                f"{engine_dir} holds engines itself, expected the folder above, which holds"
+                f" {' and '.join(MODES)}",
+                fix=f"load_vae({str(engine_dir.parent)!r})",
+            )
+    return folders
+
+
+def sides(size: object) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    if isinstance(size, Resolution):
+        return size.height, size.width
+    if isinstance(size, tuple | list) and len(size) == 2:
+        height, width = size
+        if whole(height) and whole(width) and height > 0 and width > 0:
+            return height, width
+    raise UsageError(f"got the size {size!r}, expected (height, width) in pixels")
+
+
+def whole(number: object) -> bool:
+    return isinstance(number, Integral)
+
+
+def empty_on(device: torch.device | str, dtype: object) -> torch.Tensor:
+    """An empty tensor there. UsageError where there can be none."""
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UsageError(f"dtype is {dtype!r}, expected a floating one such as torch.bfloat16")
+    try:
+        return torch.empty(0, device=device, dtype=dtype)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"device is {str(device)!r}, where no tensor can be: {reason}",
+            fix="device='cpu' is always there; qvae doctor lists the GPUs",
+        ) from error

@@ -1,0 +1,368 @@
+"""The engines of one VAE: which one serves a size, why the others do not, and what is loaded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping  # noqa: TC003  a field of a dataclass
+from dataclasses import KW_ONLY, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from qvae_trt import backends, store
+from qvae_trt.errors import (
+    BackendError,
+    DeviceMemoryError,
+    EngineError,
+    ExecutionError,
+    ForeignEngineError,
+    QvaeError,
+)
+from qvae_trt.opening import Purpose, check
+from qvae_trt.profiles import (
+    BACKENDS,
+    MODES,
+    Choice,
+    Mode,
+    Part,
+    Profile,
+    ReasonKind,
+    Refusal,
+    Resolution,
+    choose,
+    engine_path,
+)
+from qvae_trt.runtime.cache import EngineCache
+from qvae_trt.runtime.engine import Engine, free_dropped
+from qvae_trt.runtime.failures import Failures, Signature, bare, signature
+from qvae_trt.runtime.graphs import capturing
+from qvae_trt.runtime.memory import on
+from qvae_trt.runtime.recent import Recent
+from qvae_trt.runtime.scratch import Scratch, shared_scratch
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What serves a size, chosen once and carried to the engine.
+
+    Attributes:
+        choice: it, with the reason for each candidate.
+        files: the `signature` of its file at that time; the profile is one of that engine.
+    """
+
+    choice: Choice
+    files: Signature | None
+
+
+@dataclass(eq=False)
+class Engines:
+    """The engines in a folder that belong to one VAE.
+
+    Args:
+        folders: of each mode there is (see `arguments.mode_folders`).
+        backend: a name, or a backend.
+        weights_sha256: of the VAE; an engine of other weights is stale. None takes any.
+        vae: the name of its kind, for what is said of engines of another one.
+        budget_bytes: for the engines loaded on one device; None keeps all.
+        allow_foreign: take engines without a sidecar.
+        cuda_graphs: capture one CUDA graph for each static engine.
+        names: of the folders of static engines that are not named by their size.
+
+    Attributes:
+        adapter: what runs them; None where the backend is absent.
+        refusal: why no engine can run here; None if they can.
+        device_type: where they run here, `cuda` or `cpu`.
+    """
+
+    folders: Mapping[Mode, Path]
+    _: KW_ONLY
+    backend: str | backends.Backend
+    weights_sha256: str | None
+    vae: str | None = None
+    budget_bytes: int | None = None
+    allow_foreign: bool = False
+    cuda_graphs: bool = False
+    names: Mapping[Resolution, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._places: dict[torch.device, tuple[EngineCache, Scratch]] = {}
+        self._failures = Failures()
+        self._ranges: dict[Path, tuple[Signature, tuple[Profile, ...]]] = {}
+        # With the signatures of both engines: choosing costs more than launching.
+        self._choices: Recent[tuple[Part, Resolution], tuple[dict[Path, Signature], Chosen]]
+        self._choices = Recent()
+        self._lock = threading.Lock()
+        self.adapter: backends.Backend | None = None
+        self.refusal: QvaeError | None = None
+        self.device_type = "cuda"
+        given = self.backend
+        try:
+            self.adapter = backends.get(given) if isinstance(given, str) else given
+            if self.adapter.identity().get("gpu") == "cpu":
+                self.device_type = "cpu"
+            self.adapter.can_run().require()
+        except BackendError as error:
+            self.refusal = bare(error)
+
+    def __reduce__(self) -> tuple[partial[Engines], tuple[()]]:
+        """Pickled as what they were made of: another process opens them itself."""
+        return partial(Engines, **{f.name: getattr(self, f.name) for f in fields(self)}), ()
+
+    def path(self, part: Part, mode: Mode, resolution: Resolution | None = None) -> Path | None:
+        """Where an engine would be; None without a folder or a backend."""
+        if self.adapter is None or mode not in self.folders:
+            return None
+        name = engine_path(Path(), part, mode, self.adapter.suffix, resolution).relative_to(mode)
+        if mode == "static" and resolution is not None and resolution in self.names:
+            name = Path(self.names[resolution], name.name)
+        return self.folders[mode] / name
+
+    def other_backend(self, part: Part, resolution: Resolution) -> str | None:
+        """Of which other backend there is an engine for a size; None without one."""
+        paths = self.path(part, "static", resolution), self.path(part, "profiles")
+        flavours = (_other_flavour(path, resolution) for path in paths if path is not None)
+        return next(filter(None, flavours), None)
+
+    def choose(
+        self, part: Part, resolution: Resolution, unfit: Mapping[str, str] | None = None
+    ) -> Chosen:
+        """What serves a size, and why nothing before it does.
+
+        Args:
+            part: which engine of the pair.
+            resolution: of the picture.
+            unfit: modes that were tried, with what went wrong.
+        """
+        paths = self.path(part, "static", resolution), self.path(part, "profiles")
+        # An engine that was built, replaced or removed since then is seen by its files.
+        files = {path: signature(path) for path in paths if path is not None}
+        known = None if unfit else self._choices.get((part, resolution))
+        if known is not None and known[0] == files:
+            return known[1]
+        choice = self._weigh(resolution, *paths, files, unfit or {})
+        chosen = Chosen(choice, None if choice.path is None else files[choice.path])
+        if choice.path is not None and not unfit:  # else the reasons speak of other files, too
+            self._choices[part, resolution] = files, chosen
+        return chosen
+
+    def _weigh(
+        self,
+        resolution: Resolution,
+        exact: Path | None,
+        wide: Path | None,
+        files: Mapping[Path, Signature],
+        unfit: Mapping[str, str],
+    ) -> Choice:
+        if self.refusal is not None:
+            unfit = dict.fromkeys(MODES, self.refusal.what)
+        refused = {mode: _refused(reason) for mode, reason in unfit.items()}
+        static = {resolution: refused.get("static") or _present(exact, resolution)}
+        usable = refused.get("profiles") or _present(wide, resolution)
+        ranges: tuple[Profile, ...] | Refusal
+        try:
+            if not isinstance(usable, Refusal):
+                ranges = self._profiles(usable, files[usable])
+            else:
+                ranges = usable
+        except (EngineError, BackendError) as error:
+            ranges = _refused(error.what)
+        return choose(resolution, static=static, profiles=ranges, profiles_path=wide)
+
+    def checked_choice(
+        self, part: Part, resolution: Resolution, device: torch.device | None = None
+    ) -> Choice:
+        """What `choose` finds, less the engines that would be refused when they are loaded, or are
+        left alone for now, on this device or the current one.
+
+        Reads them whole.
+        """
+        device = torch.device(self.device_type) if device is None else device
+        unfit: dict[str, str] = {}
+        while (choice := self.choose(part, resolution, unfit).choice).path is not None:
+            try:
+                self._failures.check(choice.path, device, resolution)
+                with on(device):  # GPUs of one machine may differ
+                    check(
+                        _engine_file(choice, part),
+                        Purpose.SERVE,
+                        backend=self.adapter,
+                        weights_sha256=self.weights_sha256,
+                        vae=self.vae,
+                        allow_foreign=self.allow_foreign,
+                    )
+            except (EngineError, BackendError) as error:
+                unfit[choice.engine] = str(error)
+                continue
+            break
+        return choice
+
+    def serve(self, part: Part, chosen: Chosen, x: torch.Tensor) -> torch.Tensor | None:
+        """Run the chosen engine: (1, C, 1, H, W) → (1, C', 1, H', W'), in the engine's dtype.
+
+        Returns:
+            None where its file was replaced since it was chosen: choose again.
+
+        Raises:
+            EngineError: it cannot be loaded, or fails; which of the two is remembered where trying
+                again is idle. What goes wrong inside a caller's capture is the capture's, and not
+                held against the engine.
+        """
+        choice, path = chosen.choice, chosen.choice.path
+        if path is None or chosen.files is None:
+            raise EngineError(f"no engine serves the {part} at {choice.resolution}")
+        cache, scratch = self._place(x.device)
+        inside = capturing(x)
+        if not inside:
+            self._failures.check(path, x.device, choice.resolution)
+        load = partial(self._open, path, part, choice, scratch, x.device)
+        last = inside
+        while True:
+            try:
+                # Inside a capture nothing may be loaded, closed or waited for: that voids it.
+                with cache.lease(path, None if inside else load) as engine:
+                    if engine is None:
+                        raise ExecutionError(
+                            f"{path}: cannot be loaded while a CUDA graph is captured",
+                            fix=f"run the {part} once at {choice.resolution} before capturing it",
+                        )
+                    if engine.files != chosen.files:
+                        return None
+                    y = engine.run(x, profile=choice.profile_index or 0)
+                    if engine.sidecar is None and engine.part == "decoder":
+                        y = y.clamp(-1.0, 1.0)  # as qvae's graphs end; a foreign one may not
+            except DeviceMemoryError:
+                if last:
+                    raise
+            except ExecutionError as error:
+                if not inside:
+                    self._failures.note(path, x.device, error, chosen.files, choice.resolution)
+                    cache.discard(path)
+                raise
+            else:
+                self._failures.clear_strikes(path, x.device, choice.resolution)
+                return y
+            self.make_room(x.device)
+            last = True
+
+    def make_room(self, device: torch.device) -> None:
+        """Close the engines that nobody uses on a device, and give the scratch memory back."""
+        free_dropped()
+        place = self._places.get(device)
+        if place is not None:
+            place[0].release_idle()
+            place[1].release()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def release(self) -> None:
+        """`make_room` on every device, and forget what failed."""
+        free_dropped()
+        for device in list(self._places):
+            self.make_room(device)
+        self._failures.forget()
+        self._ranges.clear()
+        self._choices.clear()
+
+    def release_scratch(self) -> None:
+        """Give the scratch memory of every device back; the engines stay loaded."""
+        for _, scratch in list(self._places.values()):
+            scratch.release()
+
+    def held(self) -> dict[torch.device, tuple[list[tuple[Path, int]], int]]:
+        """Of each device: the engines loaded, with the bytes of their files, and scratch bytes."""
+        places = list(self._places.items())
+        return {device: (cache.loaded, scratch.bytes) for device, (cache, scratch) in places}
+
+    def _place(self, device: torch.device) -> tuple[EngineCache, Scratch]:
+        place = self._places.get(device)
+        if place is None:
+            with self._lock:
+                place = self._places.setdefault(
+                    device, (EngineCache(budget_bytes=self.budget_bytes), shared_scratch(device))
+                )
+        return place
+
+    def _open(
+        self, path: Path, part: Part, choice: Choice, scratch: Scratch, device: torch.device
+    ) -> Engine:
+        self._failures.check(path, device)  # another thread may have tried meanwhile
+        files = signature(path)
+        try:
+            return Engine.open(
+                _engine_file(choice, part),
+                # On the CPU nothing is shared, and two engines may run at once.
+                scratch=scratch if device.type == "cuda" else None,
+                device=device,
+                allow_foreign=self.allow_foreign,
+                weights_sha256=self.weights_sha256,
+                vae=self.vae,
+                backend=self.adapter,
+                cuda_graph=self.cuda_graphs,
+            )
+        except (EngineError, BackendError) as error:
+            self._failures.note(path, device, error, files)
+            raise
+
+    def _profiles(self, path: Path, files: Signature) -> tuple[Profile, ...]:
+        """The ranges of a profiles engine: its sidecar's, or a foreign engine's own."""
+        known = self._ranges.get(path)
+        if known is not None and known[0] == files:
+            return known[1]
+        try:
+            ranges = store.read_sidecar(path).key.profiles
+        except ForeignEngineError:
+            if not self.allow_foreign:
+                raise
+            ranges = self._ranges_of_foreign(path, files)
+        self._ranges[path] = (files, ranges)
+        return ranges
+
+    def _ranges_of_foreign(self, path: Path, files: Signature) -> tuple[Profile, ...]:
+        place = torch.device(self.device_type)
+        self._failures.check(path, place)
+        try:
+            engine = Engine.open(path, allow_foreign=True, backend=self.adapter)
+        except (EngineError, BackendError) as error:
+            self._failures.note(path, place, error, files)
+            raise
+        engine.close()
+        return engine.profiles
+
+
+def _engine_file(choice: Choice, part: Part) -> store.EngineFile:
+    mode: Mode = "static" if choice.engine == "static" else "profiles"
+    size = choice.resolution if mode == "static" else None
+    return store.EngineFile(choice.path or Path(), part, mode, size)
+
+
+def _refused(reason: str) -> Refusal:
+    return Refusal(ReasonKind.REFUSED, reason)
+
+
+def _present(path: Path | None, resolution: Resolution) -> Path | Refusal:
+    if path is None:
+        return Refusal(ReasonKind.ABSENT, "no folder of such engines was given")
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        return _refused(f"{path} cannot be looked at: {error.strerror}")
+    flavour = _other_flavour(path, resolution)
+    other = f"; there is an engine of {flavour}" if flavour else ""
+    return Refusal(ReasonKind.ABSENT, f"no file {path}{other}")
+
+
+def _other_flavour(path: Path, resolution: Resolution) -> str | None:
+    """The backend of the engine beside one's place that has the other suffix, if it holds a
+    size.
+    """
+    other = path.with_suffix(".trt" if path.suffix == ".onnx" else ".onnx")
+    try:
+        if not other.is_file():
+            return None
+        key = store.read_sidecar(other).key
+    except (OSError, EngineError):
+        return None
+    holds = any(profile.holds(resolution) for profile in key.profiles)
+    return key.flavour if holds and key.flavour in BACKENDS else None

@@ -1,0 +1,269 @@
+"""Work in another process: started, listened to, and ended with its parent.
+
+Requests go to its standard input and events come back through a pipe, both pickled; what libraries
+print there is kept apart, for the words of an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Self
+
+from qvae_trt.errors import BuildError, DeviceMemoryError, QvaeError, StoreError, os_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from qvae_trt.progress import Progress
+
+# The parent's search path goes along as data, as it may hold what no environment variable can.
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
+    "from qvae_trt.workers import serve; serve(*map(int, sys.argv[1:]))"
+)
+_LAST_WORDS_BYTES = 2000
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SECONDS_BETWEEN = 0.1
+
+
+class ChildError(Exception):
+    """An error that no one expected, in another process. Its cause has the traceback there."""
+
+
+class _TraceError(Exception):
+    """A traceback of another process, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+# --- the parent ---------------------------------------------------------------------------------
+
+
+class Child:
+    """A process that does one request after the other; it starts with the first.
+
+    What a library loaded and compiled for one request serves the next: TensorRT 8.6 builds its
+    second engine in a fraction of the first one's time. After an error or an interruption the
+    process is gone, and the next request starts another.
+
+    Args:
+        name, makes, fix: of the work and its result, for the error if the process dies.
+    """
+
+    def __init__(self, name: str, *, makes: str, fix: str) -> None:
+        self._name, self._makes, self._fix = name, makes, fix
+        self._running: _Running | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def call(self, task: Callable[..., Any], *arguments: Any, progress: Progress) -> Any:
+        """What a function of a module returns in that process, called with the arguments and
+        `progress`.
+
+        Raises: the QvaeError that the task raised; BuildError, naming the signal, if the process
+            died or cannot start; ChildError for any other error there. KeyboardInterrupt if
+            `progress` said stop.
+        """
+        self.ask(task, *arguments)
+        return self.answer(progress)
+
+    def ask(self, task: Callable[..., Any], *arguments: Any) -> None:
+        """The first half of `call`: the work begins."""
+        if self._running is not None and self._running.process.poll() is not None:
+            self.close()  # it was killed between two requests: the next one is not to blame
+        try:
+            if self._running is None:
+                self._running = _Running()
+            self._running.ask((task, arguments))
+        except OSError as error:
+            self.close()
+            raise BuildError(
+                f"the {self._name} process cannot start: {error.strerror}",
+                fix="close other programs",
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def answer(self, progress: Progress) -> Any:
+        """The second half of `call`: wait until the work is done."""
+        if self._running is None:
+            raise RuntimeError("nothing was asked")
+        try:
+            for kind, *event in self._running.events():
+                if kind == "done":
+                    return event[0]
+                if kind == "error":
+                    raise event[0]
+                if kind == "bug":
+                    raise ChildError(event[0]) from _TraceError(event[1])
+                if not progress(*event):
+                    raise KeyboardInterrupt
+            how = _how_it_died(self._running.process.wait(), self._makes)
+            what = f"the {self._name} process {how}{self._running.last_words()}"
+            raise BuildError(what, fix=self._fix)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._running is not None:
+            self._running.end()
+            self._running = None
+
+
+class _Running:
+    """The process behind a `Child`, and the ways to and from it."""
+
+    def __init__(self) -> None:
+        with contextlib.ExitStack() as opened:
+            self._words = opened.enter_context(tempfile.TemporaryFile())
+            self._said_before = 0
+            reading, writing = os.pipe()
+            self._events = opened.enter_context(os.fdopen(reading, "rb"))
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _START, str(os.getpid()), str(writing)],
+                    stdin=subprocess.PIPE,
+                    stdout=self._words,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(writing,),
+                )
+            finally:
+                os.close(writing)
+            self._opened = opened.pop_all()
+        path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
+        self._write(json.dumps(path).encode() + b"\n")
+
+    def ask(self, request: object) -> None:
+        self._said_before = os.fstat(self._words.fileno()).st_size
+        self._write(pickle.dumps(request))
+
+    def _write(self, data: bytes) -> None:
+        # Where it died at once, the caller finds no outcome and says how.
+        with contextlib.suppress(BrokenPipeError):
+            if self.process.stdin is not None:
+                self.process.stdin.write(data)
+                self.process.stdin.flush()
+
+    def events(self) -> Iterator[tuple[Any, ...]]:
+        """Until the process ends."""
+        while True:
+            try:
+                yield pickle.load(self._events)  # noqa: S301  of our own process
+            except (EOFError, pickle.UnpicklingError):  # cut short by its death
+                return
+
+    def last_words(self) -> str:
+        """What it printed last since it was asked."""
+        end = self._words.seek(0, os.SEEK_END)
+        self._words.seek(max(self._said_before, end - _LAST_WORDS_BYTES))
+        text = self._words.read().decode(errors="replace").strip()
+        lines = [line for line in text.splitlines() if line.strip()][-5:]
+        return f": {' | '.join(lines)}" if lines else ""
+
+    def end(self) -> None:
+        self.process.kill()  # nothing to lose: it writes to temporary files only
+        self.process.wait()
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # a request that it never read
+                self.process.stdin.close()
+        self._opened.close()
+
+
+def _how_it_died(status: int, makes: str) -> str:
+    if status >= 0:
+        return f"ended with exit code {status} and no {makes}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = " (out of host memory?)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+# --- the child ----------------------------------------------------------------------------------
+
+
+def serve(parent: int, events: int) -> None:
+    """The body of that process: request after request, until its parent ends or one fails.
+
+    Args:
+        parent: its process.
+        events: the descriptor for them.
+    """
+    _die_with(parent)
+    with os.fdopen(events, "wb") as pipe:
+
+        def say(*event: object) -> None:
+            pipe.write(pickle.dumps(event))  # one call: builders report from threads of their own
+            pipe.flush()
+
+        with contextlib.suppress(EOFError):
+            while _answered(say, *pickle.load(sys.stdin.buffer)):  # noqa: S301  of our own process
+                pass
+
+
+def _answered(say: Callable[..., None], task: Callable[..., Any], arguments: Any) -> bool:
+    try:
+        outcome = task(*arguments, progress=_Throttle(say))
+    except QvaeError as error:
+        say("error", error)
+    except MemoryError:
+        say("error", BuildError("out of memory on the host"))
+    except BrokenPipeError:
+        sys.exit(1)  # the parent is gone
+    except OSError as error:
+        say("error", StoreError(os_words(error)))
+    except Exception as error:  # noqa: BLE001  the boundary of this process
+        what = f"{type(error).__name__}: {error}"
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be here
+            say("error", DeviceMemoryError(what))
+        else:
+            say("bug", what, traceback.format_exc())
+    else:
+        say("done", outcome)
+        return True
+    return False
+
+
+class _Throttle:
+    """Progress at most ten times a second, since TensorRT reports thousands of steps; but every
+    beginning and end.
+    """
+
+    def __init__(self, say: Callable[..., None]) -> None:
+        self._say = say
+        self._last = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> bool:
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN or done in (0, total):
+            self._last = now
+            self._say("progress", stage, done, total)
+        return True
+
+
+def _die_with(parent: int) -> None:
+    """Ends this process when its parent ends, however that happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent decides
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        sys.exit(1)

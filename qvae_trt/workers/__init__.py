@@ -1,1 +1,0 @@
-"""Processes that do one request after the other: `parent` asks, `child` answers."""

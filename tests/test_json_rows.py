@@ -1,0 +1,75 @@
+"""Rows of JSON: what the types of fields say is what is read, and written again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pytest
+
+from qvae_trt.errors import QvaeError, StoreError
+from qvae_trt.files.json_file import Table
+from qvae_trt.json_rows import FLAT, AnyNumber, Count, Positive, read, write
+from qvae_trt.profiles import Resolution
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    size: Resolution
+    kind: Literal["a", "b"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    inner: Inner
+    flat: Annotated[Inner, FLAT]
+    rows: tuple[Inner, ...]
+    maybe: Inner | None
+    count: Count
+    ms: Positive
+    change: AnyNumber
+    lines: tuple[str, ...]
+    steps: Mapping[str, float]
+    done: bool
+
+
+INNER = Inner(Resolution(64, 48), "a")
+ROW = Row(INNER, INNER, (INNER,), None, 1, 2.5, -1.0, ("x",), {"load": 1.0}, True)
+
+
+def table(data: object) -> Table:
+    return Table(data, "", StoreError)
+
+
+def test_what_is_written_is_read() -> None:
+    data = write(ROW)
+    assert data["size"] == "48x64"
+    assert data["inner"] == {"size": "48x64", "kind": "a"}
+    assert "flat" not in data
+    assert read(Row, table(data), strict=True) == ROW
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"count": 0}, "count: expected a whole number, 1"),
+        ({"ms": 0}, "ms: expected more than 0"),
+        ({"kind": "c"}, "kind: expected one of a, b"),
+        ({"rows": [{"size": "48x64"}]}, r"rows\[0\].kind: missing"),
+        ({"maybe": 1}, "maybe: expected a JSON object"),
+        ({"lines": [1]}, r"lines\[0\]: expected text"),
+        ({"steps": {"load": "x"}}, "steps.load: expected a number"),
+        ({"more": 1}, "'more': unknown"),
+        ({"inner": {"size": "48x64", "kind": "a", "more": 1}}, "inner.'more': unknown"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_place(change: dict[str, object], words: str) -> None:
+    with pytest.raises(QvaeError, match=words):
+        read(Row, table(write(ROW) | change), strict=True)
+
+
+def test_a_field_that_is_given_is_not_read() -> None:
+    data = write(ROW)
+    del data["done"]
+    assert read(Row, table(data), done=True) == ROW
