@@ -54,7 +54,7 @@ TENSOR_NAMES: dict[Part, tuple[str, str]] = {
 _TRACED_AT = Resolution(160, 224)
 #: More sides than a tensor has: the end of a slice that has none.
 _MOST_SIDES = 2**31 - 1
-#: Sides of a dynamic graph, in latents: 32 to 8192 pixels.
+#: Sides of a dynamic graph, in latents: 32 to 8192 pixels, or twice that.
 _SMALLEST_LATENT, _LARGEST_LATENT = 4, 1024
 
 
@@ -103,7 +103,7 @@ def export_onnx(
         model: what `load_model` returned.
         part: `encoder`: images (1, C, 1, H, W) in [-1, 1] → moments (1, 2z, 1, H/8, W/8), mean
             first; or `decoder`: un-normalised latents (1, z, 1, h, w) → images (1, C, 1, 8h, 8w)
-            in [-1, 1].
+            in [-1, 1]. Of Qwen-Image-2.1, 16 for 8.
         out: the file to write, replaced as a whole.
         precision: of weights, input and output.
         graph: `image` is the exact 2D graph of one frame, `video` the Conv3d graph of diffusers.
@@ -145,9 +145,10 @@ def export_onnx(
     network = nn.Module.to(network.eval().requires_grad_(False), dtype=_TORCH_DTYPES[precision])
     step(f"trace {part}")
     example = _example(model, part, precision, resolution or _TRACED_AT)
-    proto = onnx_of(_Part(network, part), example, part, graph=graph, dynamic=resolution is None)
-    if resolution is None:
-        _name_sides(proto.graph, part)
+    scale = None if resolution is not None else model.kind.scale
+    proto = onnx_of(_Part(network, part), example, part, graph=graph, scale=scale)
+    if scale is not None:
+        _name_sides(proto.graph, part, scale)
     step(f"check {part}")
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -173,7 +174,7 @@ def onnx_of(
     part: Part,
     *,
     graph: Graph = "image",
-    dynamic: bool,
+    scale: int | None,
 ) -> onnx.ModelProto:
     """A module with the input and output of a part as ONNX that every TensorRT here reads.
 
@@ -181,11 +182,12 @@ def onnx_of(
         module: takes and gives one tensor of five dimensions.
         example: an input; its dtype is that of the module.
         part, graph: as :func:`export_onnx` takes them.
-        dynamic: height and width are free.
+        scale: how many pixels of a side one latent stands for, and height and width are free; None:
+            they are those of the example.
     """
     in_bf16 = example.dtype == torch.bfloat16
     opset = OPSET_BF16 if in_bf16 else _OLDEST_TRACED
-    proto = _trace(module, example, part, opset=opset, dynamic=dynamic)
+    proto = _trace(module, example, part, opset=opset, scale=scale)
     if graph == "image":
         _slice_shapes(proto.graph)
         if not in_bf16:
@@ -209,22 +211,18 @@ def recipe_sha256() -> str:
 
 
 def _example(model: Model, part: Part, precision: Precision, resolution: Resolution) -> Tensor:
-    if part == "encoder":
-        shape = (1, model.input_channels, 1, resolution.height, resolution.width)
-    else:
-        shape = (1, model.z_dim, 1, *resolution.latent)
-    return torch.zeros(shape, dtype=_TORCH_DTYPES[precision])
+    return torch.zeros(model.shape(part, resolution), dtype=_TORCH_DTYPES[precision])
 
 
 def _trace(
-    module: nn.Module, example: Tensor, part: Part, *, opset: int, dynamic: bool
+    module: nn.Module, example: Tensor, part: Part, *, opset: int, scale: int | None
 ) -> onnx.ModelProto:
     dynamic_shapes = None
-    if dynamic:
+    if scale is not None:
         height, width = (
             torch.export.Dim(name, min=_SMALLEST_LATENT, max=_LARGEST_LATENT) for name in ("h", "w")
         )
-        sides = (8 * height, 8 * width) if part == "encoder" else (height, width)
+        sides = (scale * height, scale * width) if part == "encoder" else (height, width)
         dynamic_shapes = ({3: sides[0], 4: sides[1]},)
     source, target = TENSOR_NAMES[part]
     with _quiet_exporter(), torch.no_grad():
@@ -331,15 +329,15 @@ def _drop_casts_around_max(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 
-def _name_sides(graph: onnx.GraphProto, part: Part) -> None:
+def _name_sides(graph: onnx.GraphProto, part: Part, scale: int) -> None:
     """Dynamic sides as this project writes them; the exporter numbers those that it does not know.
 
-    Latents have h and w, pictures 8*h and 8*w.
+    Latents have h and w, pictures 8*h and 8*w, or 16 times.
     """
     pixels, latents = graph.input[0], graph.output[0]
     if part == "decoder":
         pixels, latents = latents, pixels
-    for tensor, factor in ((pixels, "8*"), (latents, "")):
+    for tensor, factor in ((pixels, f"{scale}*"), (latents, "")):
         for side, name in zip(tensor.type.tensor_type.shape.dim[-2:], "hw", strict=True):
             side.dim_param = f"{factor}{name}"
 

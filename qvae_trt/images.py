@@ -20,6 +20,7 @@ from qvae_trt.commands import command_line
 from qvae_trt.errors import PictureError, StoreError
 from qvae_trt.files.reading import open_regular
 from qvae_trt.files.writing import replace_file
+from qvae_trt.kinds import scale_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -355,7 +356,7 @@ def read_latents(path: str | Path) -> Latents:
         raise PictureError(f"{path}: found latents of shape {shape}, expected (1, z, 1, h, w)")
     if not values.is_floating_point() or not bool(torch.isfinite(values.float()).all()):
         raise PictureError(f"{path}: the latents are not finite floating-point numbers")
-    rows, columns = 8 * shape[-2], 8 * shape[-1]
+    rows, columns = (scale_of(shape[1]) * side for side in shape[-2:])
     return Latents(
         values.float(),
         _side(metadata, "height", rows, path),

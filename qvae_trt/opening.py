@@ -57,6 +57,7 @@ def check(
     *,
     backend: Backend | None = None,
     weights_sha256: str | None = None,
+    vae: str | None = None,
     allow_foreign: bool = False,
 ) -> Sidecar | None:
     """The sidecar of an engine that may be opened; None for one of unknown origin, which may be
@@ -65,7 +66,7 @@ def check(
     Args:
         engine: with its place, which decides what it must be; a path alone takes any whole engine.
         backend: what is to run it; without one, any.
-        weights_sha256: of the VAE; without it, of any.
+        weights_sha256, vae: of the VAE, and the name of its kind; without them, of any.
 
     Raises: as `store.check_engine`.
     """
@@ -73,7 +74,7 @@ def check(
     path = engine.path if isinstance(engine, EngineFile) else engine
     if isinstance(engine, EngineFile) and purpose is not Purpose.INSPECT:
         identity = {} if backend is None else backend.identity()
-        expected = engine.expected(identity, weights_sha256=weights_sha256)
+        expected = engine.expected(identity, weights_sha256=weights_sha256, vae=vae)
     try:
         return store.check_engine(path, expected=expected)
     except ForeignEngineError:
@@ -88,6 +89,7 @@ def open_engine(
     *,
     backend: Backend | None = None,
     weights_sha256: str | None = None,
+    vae: str | None = None,
     allow_foreign: bool = False,
     loading: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Opened:
@@ -107,6 +109,7 @@ def open_engine(
             purpose,
             backend=backend,
             weights_sha256=weights_sha256,
+            vae=vae,
             allow_foreign=allow_foreign,
         )
         if sidecar is None and purpose is Purpose.SERVE:

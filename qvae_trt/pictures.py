@@ -30,8 +30,9 @@ from qvae_trt.images import (
     write_latents,
     write_picture,
 )
+from qvae_trt.kinds import scale_of
 from qvae_trt.model import DEFAULT_MODEL, load_model
-from qvae_trt.profiles import PARTS, Resolution, load_static_sizes
+from qvae_trt.profiles import PARTS, Resolution
 from qvae_trt.runtime.vae import FallbackWarning, load_vae
 
 if TYPE_CHECKING:
@@ -141,12 +142,13 @@ def decode(
     """
     _check_out(out, tuple(WRITE_FORMATS), "picture", source=latents)
     given = read_latents(latents)
-    _check_size(_decoded_size(given.values), latents)
+    _check_size(_decoded_size(given.values, scale_of(given.values.shape[1])), latents)
     loaded, vae = _load(engine_dir, model, backend)
     channels = given.values.shape[1]
     if channels != vae.z_dim:
         raise PictureError(
-            f"{latents}: found {channels} latent channels, expected {vae.z_dim}",
+            f"{latents}: found {channels} latent channels, expected {vae.z_dim}, as"
+            f" {loaded.kind.name} has",
             fix="Decode with the --model that encoded it.",
         )
     if given.weights_sha256 not in ("", loaded.weights_sha256):
@@ -235,7 +237,7 @@ def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resoluti
     larger = sorted(
         (
             candidate
-            for candidate in (floor, *load_static_sizes().values())
+            for candidate in (floor, *vae.kind.static_sizes.values())
             if candidate.height >= own.height
             and candidate.width >= own.width
             and candidate.pixels <= limit
@@ -254,14 +256,13 @@ def _encode(vae: TrtVae, pixels: Tensor, padded: Resolution) -> tuple[Tensor, Pa
 
 
 def _decode(vae: TrtVae, z: Tensor) -> tuple[Tensor, Pass]:
-    pixels, run = _watch(
-        vae, "decoder", _decoded_size(z), lambda: vae.decode(z, return_dict=False)[0]
-    )
+    size = _decoded_size(z, vae.kind.scale)
+    pixels, run = _watch(vae, "decoder", size, lambda: vae.decode(z, return_dict=False)[0])
     return pixels[:, :, 0], run
 
 
-def _decoded_size(z: Tensor) -> Resolution:
-    return Resolution(8 * z.shape[-2], 8 * z.shape[-1])
+def _decoded_size(z: Tensor, scale: int) -> Resolution:
+    return Resolution(scale * z.shape[-2], scale * z.shape[-1])
 
 
 def _watch(

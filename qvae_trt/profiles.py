@@ -11,7 +11,6 @@ import math
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -294,31 +293,22 @@ def engine_path(
 
 
 def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
-    """The static sizes by aspect (`"16:9"`), in the file's order; by default the project's own.
+    """The static sizes by aspect (`"16:9"`), in the file's order; by default Qwen-Image's.
 
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
     """
-    return dict(_own_sizes() if path is None else _read_sizes(path))
+    return dict(_read_sizes(path or own_file("static.toml")))
 
 
 def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
-    """The optimization profiles, in the file's order; by default the project's own nine.
+    """The optimization profiles, in the file's order; by default the nine of
+    Qwen-Image.
 
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
     """
-    return _own_profiles() if path is None else _read_profiles(path)
-
-
-@lru_cache(maxsize=1)
-def _own_sizes() -> dict[str, Resolution]:
-    return _read_sizes(own_file("static.toml"))
-
-
-@lru_cache(maxsize=1)
-def _own_profiles() -> tuple[Profile, ...]:
-    return _read_profiles(own_file("nine.toml"))
+    return _read_profiles(path or own_file("nine.toml"))
 
 
 def own_file(name: str) -> Path:

@@ -11,7 +11,7 @@ from qvae_trt import backends, store
 from qvae_trt.export import export_onnx, recipe_sha256
 from qvae_trt.files.writing import staged
 from qvae_trt.lowerings import choose_lowering
-from qvae_trt.model import BUNDLED_TINY, Model, load_model
+from qvae_trt.model import BUNDLED_TINY, RANDOM_TINY_21, Model, load_model
 from qvae_trt.profiles import PARTS, Mode, Part, Precision, Profile, Resolution, engine_path
 from qvae_trt.tensors import ShapeRange
 
@@ -25,17 +25,24 @@ def tiny() -> Model:
     return load_model(BUNDLED_TINY)
 
 
+@lru_cache(maxsize=1)
+def tiny_21() -> Model:
+    return load_model(RANDOM_TINY_21)
+
+
 def shape(part: Part, size: Resolution, model: Model | None = None) -> tuple[int, ...]:
     """The input of a part for a picture of this size."""
-    channels = (model or tiny()).input_channels
-    return (
-        (1, channels, 1, size.height, size.width) if part == "encoder" else (1, 16, 1, *size.latent)
-    )
+    return (model or tiny()).shape(part, size)
 
 
 def shared(tmp_path_factory) -> Path:
     """The engines of `tiny()`, one folder for all test processes of this session. Do not write."""
     return build(base(tmp_path_factory) / "ort-engines")
+
+
+def shared_21(tmp_path_factory) -> Path:
+    """The same of `tiny_21()`."""
+    return build(base(tmp_path_factory) / "ort-engines-2.1", tiny_21())
 
 
 def base(tmp_path_factory) -> Path:
@@ -72,6 +79,7 @@ def write(
         sidecar = store.Sidecar(
             key=store.EngineKey(
                 **backend.identity(),
+                vae=model.kind.name,
                 part=part,
                 mode=mode,
                 precision=precision,

@@ -16,7 +16,7 @@ from qvae_trt.export import OPSET, TENSOR_NAMES, export_onnx, recipe_sha256
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.model import Model
 from qvae_trt.profiles import Part, Precision, Resolution
-from tests.test_folding import inputs, make_vae, reference
+from tests.test_folding import inputs, make_vae, make_vae_21, reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,11 @@ TOLERANCE = {"fp32": 2e-5, "fp16": 2e-2}
 @pytest.fixture(scope="module")
 def model() -> Model:
     return as_model(3)
+
+
+@pytest.fixture(scope="module")
+def model_21() -> Model:
+    return Model(vae=make_vae_21(), source="test", weights_sha256="0" * 64)
 
 
 def as_model(channels: int) -> Model:
@@ -47,7 +52,8 @@ def sides_of(tensor: onnx.ValueInfoProto) -> list[str]:
 
 
 def expected(model: Model, part: Part, resolution: Resolution) -> tuple[torch.Tensor, torch.Tensor]:
-    pixels, latents = inputs(model.input_channels, 1, resolution.height, resolution.width)
+    size = resolution.height, resolution.width
+    pixels, latents = inputs(model.input_channels, 1, *size, scale=model.kind.scale)
     moments, images = reference(model.vae, pixels, latents)
     return (pixels, moments) if part == "encoder" else (latents, images)
 
@@ -81,6 +87,27 @@ def test_dynamic(model: Model, part: Part, lowering: str, tmp_path: Path) -> Non
     source, _ = expected(model, part, Resolution(8, least - 8))
     with pytest.raises(Exception, match=r"[Rr]eshape"):
         run(file.path, source.numpy())
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_2_1_of_any_size(model_21: Model, part: Part, tmp_path: Path) -> None:
+    """With the lowering of TensorRT 8.6, whose norms hold the powers of two."""
+    chosen = choose_lowering("tensorrt", "8.6.1", "fp16")
+    file = export_onnx(model_21, part, tmp_path / "p.onnx", precision="fp32", lowering=chosen)
+    graph = onnx.load(file.path).graph
+    sides = [sides_of(graph.input[0]), sides_of(graph.output[0])]
+    pixels, latents = ["16*h", "16*w"], ["h", "w"]
+    assert sides == ([pixels, latents] if part == "encoder" else [latents, pixels])
+    for size in (Resolution(16, 16 * chosen.fewest_latents), Resolution(80, 48)):
+        source, target = expected(model_21, part, size)
+        torch.testing.assert_close(run(file.path, source.numpy()), target, rtol=0, atol=2e-5)
+
+
+def test_2_1_of_one_size_in_bf16(model_21: Model, tmp_path: Path) -> None:
+    out = tmp_path / "p.onnx"
+    file = export_onnx(model_21, "decoder", out, precision="bf16", resolution=SIZE)
+    source, target = expected(model_21, "decoder", SIZE)
+    assert (file.input.shape, file.output.shape) == (tuple(source.shape), tuple(target.shape))
 
 
 def test_rgba(tmp_path: Path) -> None:

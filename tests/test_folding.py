@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLQwenImage
+from diffusers import AutoencoderKLQwenImage, AutoencoderKLQwenImage21
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -39,7 +41,12 @@ def make_vae(
     With `mild`, every gamma is 0.5 to 1.5 or its negative.
     """
     torch.manual_seed(seed)
-    vae = AutoencoderKLQwenImage(base_dim=base_dim, input_channels=input_channels).eval()
+    vae = AutoencoderKLQwenImage(base_dim=base_dim, input_channels=input_channels)
+    return _made_uneven(vae, mild=mild)
+
+
+def _made_uneven(vae: Any, *, mild: bool) -> Any:
+    vae.eval()
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
             if name.endswith("gamma"):
@@ -50,6 +57,21 @@ def make_vae(
     return vae.requires_grad_(False)
 
 
+def make_vae_21(**changes: object) -> AutoencoderKLQwenImage21:
+    """The same of Qwen-Image-2.1, narrow: where a group of its means holds zeros, where all of it
+    does, where it does not.
+    """
+    torch.manual_seed(2)
+    config: dict[str, Any] = {
+        "base_dim": 8,
+        "decoder_base_dim": 8,
+        "num_res_blocks": 1,
+        "z_dim": 16,
+    }
+    statistics = {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
+    return _made_uneven(AutoencoderKLQwenImage21(**config | statistics | changes), mild=True)
+
+
 def reference(
     vae: AutoencoderKLQwenImage, pixels: Tensor, latents: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -57,10 +79,12 @@ def reference(
     return moments, vae.decode(latents, return_dict=False)[0]
 
 
-def inputs(channels: int, batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+def inputs(
+    channels: int, batch: int, height: int, width: int, *, scale: int = 8
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(batch, channels, 1, height, width, generator=generator) * 2 - 1
-    latents = torch.randn(batch, 16, 1, height // 8, width // 8, generator=generator)
+    latents = torch.randn(batch, 16, 1, height // scale, width // scale, generator=generator)
     return pixels, latents
 
 
@@ -77,6 +101,54 @@ def test_equals_diffusers(lowering: Lowering, channels: int, batch: int) -> None
     torch.testing.assert_close(folded.decode(latents), images, rtol=0, atol=TOLERANCE)
     assert moments.std() > 0.05
     assert images.std() > 0.05
+
+
+#: Of the released widths, whose shortcuts have zeros between their channels; with groups over two
+#: rows, over several channels, and over one pixel; without shortcuts.
+WIDTHS_21 = [
+    {},
+    {"dim_mult": [2, 1, 4, 4, 2], "temperal_downsample": [True, False, True, False]},
+    {"is_residual": False, "dim_mult": [1, 2, 2, 4, 4]},
+    {"in_channels": 3, "out_channels": 3, "decoder_base_dim": None},
+]
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS, ids=Lowering.canonical)
+@pytest.mark.parametrize("widths", WIDTHS_21, ids=str)
+def test_equals_diffusers_of_2_1(lowering: Lowering, widths: dict[str, object]) -> None:
+    vae = make_vae_21(**widths)
+    folded = fold(vae, lowering=lowering)
+    assert folded.scale == 16
+    for batch, height, width in ((1, 48, 80), (3, 32, 16)):
+        channels = vae.config.in_channels
+        pixels, latents = inputs(channels, batch, height, width, scale=16)
+        moments, images = reference(vae, pixels, latents)
+        assert folded.encode(pixels).shape == moments.shape
+        torch.testing.assert_close(folded.encode(pixels), moments, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(folded.decode(latents), images, rtol=0, atol=TOLERANCE)
+        assert moments.std() > 0.05
+        assert images.std() > 0.05
+
+
+@pytest.mark.parametrize("scale", [0.01, 30.0])
+def test_2_1_survives_fp16_at_any_scale(scale: float) -> None:
+    """Shortcuts around a resampling take part in the powers of two."""
+    vae = make_vae_21()
+    with torch.no_grad():
+        for name, parameter in vae.named_parameters():
+            if ".conv_in." in f".{name}" or "resample.1" in name:
+                parameter.mul_(scale)
+    pixels, latents = inputs(4, 1, 64, 64, scale=16)
+    moments, images = reference(vae, pixels, latents)
+    half = torch.nn.Module.to(copy.deepcopy(vae), torch.bfloat16)
+    bf16 = reference(half, pixels.bfloat16(), latents.bfloat16())
+    folded = fold(vae, lowering=choose_lowering("tensorrt", "8.6.1", "fp16"))
+    if scale > 1:  # what norms add to squares in fp16 is seen beside small ones
+        torch.testing.assert_close(folded.encode(pixels), moments, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(folded.decode(latents), images, rtol=0, atol=TOLERANCE)
+    folded = folded.half()
+    assert relative_error(folded.encode(pixels.half()), moments) <= relative_error(bf16[0], moments)
+    assert relative_error(folded.decode(latents.half()), images) <= relative_error(bf16[1], images)
 
 
 def test_gains_move_into_the_convolution_before() -> None:

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("version", "errors", "progress", "interrupts"),
     ("commands", "files"),
     ("profiles",),
-    ("tensors", "lowerings", "lightx2v_loader", "json_rows"),
+    ("tensors", "kinds", "lowerings", "lightx2v_loader", "json_rows"),
     ("store", "workers"),
     ("backends", "model", "images"),
     ("folding", "opening"),

@@ -22,14 +22,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from qvae_trt.errors import ModelError
+from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21
 from qvae_trt.model import (
     BUNDLED_TINY,
     RANDOM_FULL,
+    RANDOM_FULL_21,
     RANDOM_FULL_RGBA,
+    RANDOM_TINY_21,
+    find_kind,
     load_model,
     random_vae,
 )
-from qvae_trt.model.config import CLASS_NAME, check_config, infer_config
+from qvae_trt.model.config import check_config, infer_config
 from qvae_trt.model.weights import diffusers_names, hash_tensors
 
 TINY = Path(__file__).resolve().parents[1] / "qvae_trt" / "data" / "tiny"
@@ -44,6 +48,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VAE's own folder, as diffusers saves it."""
     folder = tmp_path_factory.mktemp("small") / "vae"
     random_vae(SMALL, seed=1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_21(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a VAE of Qwen-Image-2.1."""
+    folder = tmp_path_factory.mktemp("small-2.1")
+    load_model(RANDOM_TINY_21).vae.save_pretrained(folder)
     return folder
 
 
@@ -98,7 +110,7 @@ def test_the_bundled_model_is_small_and_has_measured_latent_statistics() -> None
 
 def test_models_are_fp32_on_the_cpu_and_frozen() -> None:
     vae = load_model(BUNDLED_TINY).vae
-    assert type(vae).__name__ == CLASS_NAME
+    assert type(vae).__name__ == QWEN_IMAGE.class_name
     assert not vae.training
     for value in vae.state_dict().values():
         assert (value.dtype, value.device.type) == (torch.float32, "cpu")
@@ -127,6 +139,103 @@ def test_random_rgba_has_four_channels() -> None:
     model = load_model(RANDOM_FULL_RGBA)
     assert model.input_channels == 4
     assert model.vae.decoder.conv_out.weight.shape[:2] == (4, 96)
+
+
+def test_random_2_1_keeps_values_of_use() -> None:
+    model = load_model(RANDOM_TINY_21)
+    assert (model.kind, model.input_channels, model.z_dim) == (QWEN_IMAGE_21, 4, 64)
+    with torch.no_grad():
+        x = torch.rand(1, 4, 1, 48, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        moments = model.vae.encode(x).latent_dist
+        y = model.vae.decode(moments.mode()).sample
+    assert 0.3 < moments.mean.std() < 3
+    assert -9 < moments.logvar.mean() < -3
+    assert 0.1 < y.std() < 0.8
+    assert (y.abs() == 1).float().mean() < 0.2
+
+
+def test_full_2_1_has_the_published_widths() -> None:
+    from qvae_trt.model.load import _SEEDED
+    from qvae_trt.model.seeded import empty_vae
+
+    kind, config = _SEEDED[RANDOM_FULL_21]
+    vae = empty_vae(config, kind)
+    assert sum(value.numel() for value in vae.parameters()) == 337_740_404
+    assert vae.encoder.norm_out.gamma.numel() == 768
+    assert vae.decoder.conv_in.out_channels == 1152
+
+
+def test_the_kind_is_known_without_the_weights(small: Path, small_21: Path) -> None:
+    assert find_kind(RANDOM_FULL_21) == QWEN_IMAGE_21
+    assert find_kind(QWEN_IMAGE_21.hub_id) == QWEN_IMAGE_21  # and no hub is asked
+    assert find_kind(str(small)) == find_kind(str(small / WEIGHTS)) == QWEN_IMAGE
+    assert find_kind(str(small_21)) == find_kind(str(small_21 / WEIGHTS)) == QWEN_IMAGE_21
+
+
+@pytest.mark.parametrize("layout", ["folder", "pipeline", "file", "original names"])
+def test_2_1_from_every_place(small_21: Path, tmp_path: Path, layout: str) -> None:
+    expected = load_model(RANDOM_TINY_21)
+    place = small_21
+    if layout == "pipeline":
+        shutil.copytree(small_21, tmp_path / "vae")
+        place = tmp_path
+    elif layout == "file":
+        place = shutil.copy(small_21 / WEIGHTS, tmp_path)
+    elif layout == "original names":
+        tensors = load_file(small_21 / WEIGHTS)
+        place = tmp_path / "qwen_image_2.1_vae.safetensors"
+        named = {original_name_21(name): value for name, value in tensors.items()}
+        assert "decoder.upsamples.3.upsamples.2.resample.1.weight" in named
+        save_file(named, place)
+    found = load_model(str(place))
+    assert found.weights_sha256 == expected.weights_sha256
+    assert found.kind == QWEN_IMAGE_21
+    for name in ("base_dim", "decoder_base_dim", "dim_mult", "temperal_downsample", "z_dim"):
+        assert found.vae.config[name] == expected.vae.config[name]
+
+
+def original_name_21(name: str) -> str:
+    """As the original release names the tensors of such a VAE: levels of one block, and more."""
+    match = re.fullmatch(
+        r"(encoder|decoder)\.(down|up)_blocks\.(\d)\.(resnets\.\d|\w+sampler)\.(.*)", name
+    )
+    if match is None:
+        return original_name(name)
+    half, way, level, member, rest = match.groups()
+    blocks = 1 if way == "down" else 2
+    place = blocks if member.endswith("sampler") else int(member[-1])
+    inner = original_name(f"encoder.down_blocks.{rest}").removeprefix("encoder.downsamples.")
+    return f"{half}.{way}samples.{level}.{way}samples.{place}.{inner}"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"patch_size": 2}, "patch_size: expected 1, as Qwen-Image-2.1 has it, found 2"),
+        ({"scale_factor_spatial": 8}, "scale_factor_spatial"),
+        ({"dim_mult": [1, 2, 4, 8]}, "dim_mult"),
+        ({"out_channels": 3}, "in_channels and out_channels"),
+        ({"is_residual": "yes"}, "is_residual"),
+        ({"decoder_base_dim": 10**9}, "decoder_base_dim"),
+    ],
+    ids=str,
+)
+def test_damaged_configurations_of_2_1(
+    small_21: Path, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    folder = shutil.copytree(small_21, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=words):
+        load_model(str(folder))
+
+
+def test_a_diffusers_without_the_class_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+
+    monkeypatch.setattr(diffusers, QWEN_IMAGE_21.class_name, None)
+    with pytest.raises(ModelError, match="has no AutoencoderKLQwenImage21"):
+        load_model(RANDOM_TINY_21)
 
 
 def test_seeds_differ() -> None:
@@ -478,7 +587,6 @@ def test_a_folder_that_is_no_vae(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("AutoencoderKLQwenImage21", "AutoencoderKLQwenImage21, expected .*another architecture"),
         ("AutoencoderKLWan", "AutoencoderKLWan, expected .*videos"),
         ("AutoencoderKL", "AutoencoderKL, expected .*not a VAE of the Qwen-Image family"),
         (None, "class None"),
@@ -539,9 +647,9 @@ fields += ("input_channels", "latents_mean", "latents_std", "dropout")
 @settings(max_examples=300, deadline=None)
 def test_any_json_is_a_configuration_or_a_model_error(raw: object) -> None:
     if isinstance(raw, dict):
-        raw = {"_class_name": CLASS_NAME, **raw}
+        raw = {"_class_name": QWEN_IMAGE.class_name, **raw}
     try:
-        config = check_config(raw, where="x")
+        _, config = check_config(raw, where="x")
     except ModelError as error:
         assert str(error).startswith("x: ")
     else:

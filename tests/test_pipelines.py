@@ -159,6 +159,42 @@ def test_the_pictures_are_those_of_the_untouched_pipeline(vae, name):
     np.testing.assert_allclose(draw(pipe, case), ours, atol=0, rtol=0)
 
 
+def pipeline_21(vae: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    pipe = diffusers.QwenImage21Pipeline(
+        scheduler=small.scheduler(),
+        vae=vae,
+        text_encoder=None,
+        processor=small.Processor21(),
+        transformer=small.transformer_21(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    seen = small.prompt_of_picture(HEIGHT * WIDTH // 32**2)
+    monkeypatch.setattr(pipe, "_get_qwen_prompt_embeds", lambda *_: seen)
+    return pipe
+
+
+@pytest.mark.parametrize("edits", [False, True], ids=["from a prompt", "from a picture"])
+def test_the_pictures_of_2_1_are_those_of_its_untouched_pipeline(
+    tmp_path_factory, monkeypatch, edits
+):
+    model = ort_engines.tiny_21()
+    folder = ort_engines.shared_21(tmp_path_factory)
+    vae = load_vae(folder, model=model, backend="onnxruntime", fallback="raise")
+    given: dict[str, Any] = {"image": photo("RGBA"), "prompt": "a cat", "output_resolution": 78}
+    if not edits:
+        given = {**small.prompt(), **SIZE}
+    pictures = []
+    for one in (model.vae, vae):
+        pipe = pipeline_21(one, monkeypatch)
+        run = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(7)}
+        pictures.append(pipe(**given, **run, output_type="np").images)
+    expected, ours = pictures
+    assert expected.shape == (1, HEIGHT, WIDTH, 4)
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(ours, expected, atol=2e-3, rtol=0)
+    assert vae.memory()["engines"] == 1 + edits
+
+
 def _cut(engine: Path) -> None:
     os.truncate(engine, 1000)
 

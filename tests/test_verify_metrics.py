@@ -212,7 +212,7 @@ def test_pictures_have_structure_in_every_channel(name, channels, size):
 
 
 def test_sampled_latents_follow_the_config():
-    z = sampled_latents(Resolution(512, 512), mean=[-1.0, 2.0], std=[0.5, 3.0])
+    z = sampled_latents(Resolution(512, 512), (64, 64), mean=[-1.0, 2.0], std=[0.5, 3.0])
     assert z.shape == (1, 2, 1, 64, 64)
     assert z[0, :, 0].mean(axis=(1, 2)) == pytest.approx([-1.0, 2.0], abs=0.2)
     assert z[0, :, 0].std(axis=(1, 2)) == pytest.approx([0.5, 3.0], rel=0.1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    QwenImage21Transformer2DModel,
     QwenImageControlNetModel,
     QwenImageTransformer2DModel,
 )
@@ -44,6 +46,35 @@ def controlnet(*, inpaint: bool = False) -> QwenImageControlNetModel:
     for block in net.controlnet_blocks:  # zero at first: the control would not be felt
         torch.nn.init.normal_(block.weight, std=0.5)
     return net
+
+
+@lru_cache(maxsize=1)
+def transformer_21() -> QwenImage21Transformer2DModel:
+    torch.manual_seed(0)
+    return QwenImage21Transformer2DModel(
+        num_layers=1, num_attention_heads=2, context_in_dim=HIDDEN, **_ROPE
+    ).eval()
+
+
+class Processor21:
+    """What the pipeline of 2.1 asks of its processor before it is called."""
+
+    tokenizer = SimpleNamespace(encode=lambda text: [0])
+
+    def apply_chat_template(self, *_args: Any, **_options: Any) -> list[list[int]]:
+        return [[0]]
+
+
+def prompt_of_picture(slots: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the text encoder of 2.1 would have made of a prompt with a picture in it: embeddings,
+    their mask, and which of them are the picture's.
+    """
+    embeds = prompt()["prompt_embeds"]
+    seen = torch.randn((1, slots, HIDDEN), generator=torch.Generator().manual_seed(5))
+    joined = torch.cat([embeds[:, :3], seen, embeds[:, 3:]], dim=1)
+    there = torch.zeros(joined.shape[:2], dtype=torch.bool)
+    there[:, 3 : 3 + slots] = True
+    return joined, torch.ones(joined.shape[:2], dtype=torch.long), there
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:

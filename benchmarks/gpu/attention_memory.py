@@ -228,7 +228,7 @@ def loop_over_runs(graph: onnx.GraphProto) -> None:
 def graph_of(block: nn.Module, name: str, example: Tensor) -> onnx.ModelProto:
     """The ONNX of a form, in the dtype of an example."""
     network = Candidate(block, FORMS[name]).to(example.dtype).eval().requires_grad_(False)
-    proto = onnx_of(network, example, "decoder", dynamic=name != "static")
+    proto = onnx_of(network, example, "decoder", scale=None if name == "static" else 8)
     if name == "scan":
         loop_over_runs(proto.graph)
     onnx.checker.check_model(proto, full_check=True)

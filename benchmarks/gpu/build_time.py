@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace) -> None:
     }
     spec = BuildSpec(
         input_name=exported.input.name,
-        ranges=job.ranges(input_channels=model.input_channels, z_dim=model.z_dim),
+        ranges=job.ranges(model),
         precision="fp16",
         level=options.level,
     )

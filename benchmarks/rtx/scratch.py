@@ -21,7 +21,6 @@ from qvae_trt.build import Job, plan_profiles, plan_static
 from qvae_trt.export import export_onnx
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import Model, load_model
-from qvae_trt.profiles import load_profiles, load_static_sizes
 
 _PLANNED = re.compile(r"Total Activation Memory: (\d+) bytes")
 
@@ -54,7 +53,7 @@ def measure(model: Model, job: Job, folder: Path) -> dict[str, Any]:
     lowering = choose_lowering("tensorrt_rtx", backend.version(), "fp16")
     graph, plan = folder / "graph.onnx", folder / "engine.trt"
     made = export_onnx(model, job.part, graph, resolution=job.resolution, lowering=lowering)
-    ranges = job.ranges(input_channels=model.input_channels, z_dim=model.z_dim)
+    ranges = job.ranges(model)
     spec = BuildSpec(input_name=made.input.name, ranges=ranges, precision="fp16")
     with Heard(backend) as heard:
         outcome = backend.build(graph, plan, spec)
@@ -80,8 +79,8 @@ def main() -> None:
     given = parser.parse_args()
     model = load_model(given.model)
     jobs = [
-        *plan_static(Path(), load_static_sizes().values()),
-        *plan_profiles(Path(), load_profiles()),
+        *plan_profiles(Path(), model.kind.profiles),
+        *plan_static(Path(), model.kind.static_sizes.values()),
     ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:

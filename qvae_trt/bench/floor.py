@@ -10,11 +10,13 @@ from qvae_trt.bench.results import Fact, Timing
 from qvae_trt.bench.timing import clock_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from diffusers import AutoencoderKLQwenImage
 
     from qvae_trt.folding import FoldedVae
-    from qvae_trt.profiles import Part, Resolution
+    from qvae_trt.profiles import Part
 
 _SIDE = {"cuda": 8192, "cpu": 1024}
 _REPEATS = 10
@@ -42,18 +44,15 @@ def on_meta(vae: AutoencoderKLQwenImage) -> FoldedVae:
         )
 
 
-def count_flops(module: FoldedVae, part: Part, resolution: Resolution, *, channels: int) -> int:
+def count_flops(module: FoldedVae, part: Part, shape: Sequence[int]) -> int:
     """FLOPs (two a multiply-add) of convolutions and matrix products in one `encode` or `decode`.
 
-    module: what `on_meta` made; channels: of the input, 3 or 4 (encoder) or z (decoder).
+    module: what `on_meta` made; shape: of the input.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    height, width = (
-        (resolution.height, resolution.width) if part == "encoder" else resolution.latent
-    )
-    value = torch.empty(1, channels, 1, height, width, device="meta")
+    value = torch.empty(tuple(shape), device="meta")
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         if part == "encoder":

@@ -107,11 +107,10 @@ class Workbench:
         import torch
 
         generator = torch.Generator().manual_seed(20240 + resolution.pixels)
+        shape = self.model.shape(part, resolution)
         if part == "encoder":
-            shape = (1, self.model.input_channels, 1, resolution.height, resolution.width)
             made = [torch.rand(shape, generator=generator) * 2 - 1 for _ in range(count)]
         else:
-            shape = (1, self.model.z_dim, 1, *resolution.latent)
             made = [torch.randn(shape, generator=generator) for _ in range(count)]
         return [value.to(self.device) for value in made]
 
@@ -254,6 +253,7 @@ class Workbench:
             scratch=self._shared_scratch(),
             device=self._place,
             weights_sha256=self.model.weights_sha256,
+            vae=self.model.kind.name,
             backend=backend,
         )
         load_ms = (time.perf_counter() - begin) * 1000.0

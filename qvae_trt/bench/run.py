@@ -280,8 +280,7 @@ def _notes(device: str, settings: BenchSettings) -> tuple[str, ...]:
 def _floor(
     folded: FoldedVae, model: Model, part: Part, resolution: Resolution, matmul: dict[str, Fact]
 ) -> Floor:
-    channels = model.input_channels if part == "encoder" else model.z_dim
-    flops = count_flops(folded, part, resolution, channels=channels)
+    flops = count_flops(folded, part, model.shape(part, resolution))
     tflops = float(matmul["tflops"] or 0.0)
     return Floor(part=part, resolution=resolution, flops=flops, floor_ms=flops / tflops / 1e9)
 

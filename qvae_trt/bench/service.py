@@ -28,16 +28,18 @@ QVAE = "qvae"
 _SWITCHES = 5
 
 
-def processors() -> dict[str, Any]:
-    """diffusers' own post-processing, as the Qwen-Image pipelines set it up, and qvae's."""
+def processors(step: int) -> dict[str, Any]:
+    """diffusers' own post-processing, as the pipelines set it up, and qvae's.
+
+    step: of the sides of pictures.
+    """
     from diffusers.image_processor import VaeImageProcessor
 
     from qvae_trt.runtime.image_processor import QvaeImageProcessor
 
-    # The pipelines pack latents 2x2, so that sides are multiples of 16.
     return {
-        STOCK: VaeImageProcessor(vae_scale_factor=16),
-        QVAE: QvaeImageProcessor(vae_scale_factor=16),
+        STOCK: VaeImageProcessor(vae_scale_factor=step),
+        QVAE: QvaeImageProcessor(vae_scale_factor=step),
     }
 
 
@@ -49,7 +51,7 @@ def measure_service(
 
     The latents come as the pipeline has them: on the device, in the model's dtype.
     """
-    made = processors()
+    made = processors(bench.model.kind.step)
     latents = [
         value.to(bench.dtype)
         for value in bench.make_inputs("decoder", resolution, count=limits.inputs)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from qvae_trt.model import Model
+
 Status = Literal["built", "kept", "failed", "planned"]
 
 
@@ -38,15 +40,12 @@ class Job:
         count = len(self.profiles)
         return f"{self.part}, {count} profile{'' if count == 1 else 's'}"
 
-    def ranges(self, *, input_channels: int, z_dim: int) -> tuple[ShapeRange, ...]:
-        """The input shapes: (1, C, 1, H, W) pixels, or (1, z, 1, H/8, W/8) latents."""
-
-        def shape(size: Resolution) -> tuple[int, ...]:
-            if self.part == "encoder":
-                return (1, input_channels, 1, size.height, size.width)
-            return (1, z_dim, 1, *size.latent)
-
-        return tuple(ShapeRange(shape(p.min), shape(p.opt), shape(p.max)) for p in self.profiles)
+    def ranges(self, model: Model) -> tuple[ShapeRange, ...]:
+        """The shapes of the input."""
+        shapes = [
+            [model.shape(self.part, size) for size in (p.min, p.opt, p.max)] for p in self.profiles
+        ]
+        return tuple(ShapeRange(*ends) for ends in shapes)
 
 
 @dataclass(frozen=True, slots=True)

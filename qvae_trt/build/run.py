@@ -25,7 +25,6 @@ from qvae_trt.errors import (
 )
 from qvae_trt.files.workplace import sweep, workplace
 from qvae_trt.files.writing import staged
-from qvae_trt.profiles import SIDE_MULTIPLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,13 +171,16 @@ class _Build:
             return self._build(job, expected, reason, progress)
 
     def _check_ranges(self, job: Job) -> None:
-        """BuildError for a range whose smallest size the graph does not run at."""
+        """BuildError for a range whose smallest size the graph does not run at; ResolutionError for
+        a size that the VAE does not take.
+        """
+        job.ranges(self.model)
         fewest = 1 if job.mode == "static" else self._lowering(job.part).fewest_latents
         for index, profile in enumerate(job.profiles):
-            height, width = profile.min.latent
+            height, width = self.model.kind.latents_of(profile.min)
             latents = height * width
             if latents < fewest:
-                side = SIDE_MULTIPLE * math.ceil(math.sqrt(fewest))
+                side = self.model.kind.scale * math.ceil(math.sqrt(fewest))
                 raise BuildError(
                     f"{job.title}: profile {index} begins at {profile.min}, which is {latents}"
                     f" latents, expected at least {fewest}: attention runs in parts",
@@ -193,7 +195,7 @@ class _Build:
             self._start_next(job)
             spec = BuildSpec(
                 input_name=exported.input.name,
-                ranges=job.ranges(input_channels=self.model.input_channels, z_dim=self.model.z_dim),
+                ranges=job.ranges(self.model),
                 precision=self.settings.precision,
                 level=self._level(job.part),
                 timing_cache=self.settings.timing_cache,
@@ -283,6 +285,7 @@ class _Build:
 
         return {
             **self.backend.identity(),
+            "vae": self.model.kind.name,
             "part": job.part,
             "mode": job.mode,
             "precision": self.settings.precision,

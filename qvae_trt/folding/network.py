@@ -8,6 +8,7 @@ arithmetic and 41 % of the encoder's.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,11 +19,15 @@ from qvae_trt.folding.attention import Attention
 from qvae_trt.folding.norm import RmsNorm
 from qvae_trt.folding.resample import DownsampleConv, UpsampleConv
 from qvae_trt.folding.scaling import keep_squares_in_fp16
+from qvae_trt.folding.shortcut import Average, Copies
 from qvae_trt.folding.weights import fold_conv, merge_pointwise, tensor_of
 from qvae_trt.lowerings import PYTORCH, Lowering
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
+
+#: How diffusers names the layers of the VAEs of this family.
+_LAYER = re.compile(r"QwenImage(?:21)?([A-Z]\w*)")
 
 
 class ResidualBlock(nn.Module):
@@ -49,14 +54,41 @@ class ResidualBlock(nn.Module):
         return cast("Tensor", shortcut - y if self.subtracts else shortcut + y)
 
 
+class Level(nn.Module):
+    """Residual blocks and a resampling, if any, with a shortcut around all of them.
+
+    Shapes: (B, C, H, W) → (B, C', H, W), or half or twice the sides.
+    """
+
+    def __init__(self, block: Any, lowering: Lowering) -> None:
+        super().__init__()
+        down = _name_of(block) == "ResidualDownBlock"
+        resample = block.downsampler if down else block.upsampler
+        self.blocks = nn.ModuleList(_fold_block(resnet, lowering) for resnet in block.resnets)
+        self.resample = nn.Identity() if resample is None else _fold_block(resample, lowering)
+        self.shortcut: Average | Copies | None = None
+        if block.avg_shortcut is not None:
+            dtype = next(self.parameters()).dtype
+            shortcut = block.avg_shortcut
+            self.shortcut = Average(shortcut, dtype) if down else Copies(shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for block in self.blocks:
+            y = block(y)
+        y = self.resample(y)
+        return y if self.shortcut is None else cast("Tensor", y + self.shortcut(x))
+
+
 class Encoder(nn.Module):
-    """(B, C, H, W) in [-1, 1] → moments (B, 2z, H/8, W/8), mean first."""
+    """(B, C, H, W) in [-1, 1] → moments (B, 2z, H/s, W/s), mean first."""
 
     def __init__(self, vae: AutoencoderKLQwenImage, lowering: Lowering) -> None:
         super().__init__()
         source = vae.encoder
         layers: list[nn.Module] = [fold_conv(source.conv_in)]
-        layers += [_fold_block(block, lowering) for block in source.down_blocks]
+        for block in source.down_blocks:
+            layers += _fold_blocks(block, lowering)
         layers += _mid_blocks(source.mid_block, lowering)
         layers += [
             RmsNorm(tensor_of(source, "norm_out.gamma"), form=lowering.norm, silu=True),
@@ -69,7 +101,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Un-normalised latents (B, z, h, w) → (B, C, 8h, 8w), clamped to [-1, 1]."""
+    """Un-normalised latents (B, z, h, w) → (B, C, s h, s w), clamped to [-1, 1]."""
 
     def __init__(self, vae: AutoencoderKLQwenImage, lowering: Lowering) -> None:
         super().__init__()
@@ -80,8 +112,7 @@ class Decoder(nn.Module):
         ]
         layers += _mid_blocks(source.mid_block, lowering)
         for block in source.up_blocks:
-            layers += [_fold_block(resnet, lowering) for resnet in block.resnets]
-            layers += [_fold_block(resample, lowering) for resample in block.upsamplers or ()]
+            layers += _fold_blocks(block, lowering)
         layers += [
             RmsNorm(tensor_of(source, "norm_out.gamma"), form=lowering.norm, silu=True),
             fold_conv(source.conv_out),
@@ -93,7 +124,10 @@ class Decoder(nn.Module):
 
 
 class FoldedVae(nn.Module):
-    """Encoder and decoder of one frame, with the 5-D tensors of diffusers and of the engines."""
+    """Encoder and decoder of one frame, with the 5-D tensors of diffusers and of the engines.
+
+    s is how many pixels of a side one latent stands for: 8, or 16 in Qwen-Image-2.1.
+    """
 
     def __init__(self, vae: AutoencoderKLQwenImage, lowering: Lowering) -> None:
         super().__init__()
@@ -101,12 +135,18 @@ class FoldedVae(nn.Module):
         self.decoder = Decoder(vae, lowering)
         self.lowering = lowering
 
+    @property
+    def scale(self) -> int:
+        """How many pixels of a side one latent stands for."""
+        halvings = [layer for layer in self.encoder.modules() if isinstance(layer, DownsampleConv)]
+        return 2 ** len(halvings)
+
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, C, 1, H, W) in [-1, 1] → moments (B, 2z, 1, H/8, W/8)."""
+        """(B, C, 1, H, W) in [-1, 1] → moments (B, 2z, 1, H/s, W/s)."""
         return cast("Tensor", self.encoder(pixels.squeeze(2)).unsqueeze(2))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Un-normalised (B, z, 1, h, w) → (B, C, 1, 8h, 8w) in [-1, 1]."""
+        """Un-normalised (B, z, 1, h, w) → (B, C, 1, s h, s w) in [-1, 1]."""
         return cast("Tensor", self.decoder(latents.squeeze(2)).unsqueeze(2))
 
 
@@ -114,7 +154,8 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
     """The single-frame 2D network of `vae`, with copies of its weights, in eval mode.
 
     Args:
-        vae: diffusers' AutoencoderKLQwenImage, RGB or RGBA, of any width.
+        vae: diffusers' AutoencoderKLQwenImage or AutoencoderKLQwenImage21, RGB or RGBA, of any
+            width.
         lowering: how the graph is written; the function computed is the same.
 
     Raises:
@@ -127,20 +168,36 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
     return folded
 
 
+def _name_of(block: nn.Module) -> str:
+    """The name of a layer in diffusers without that of the model."""
+    match = _LAYER.fullmatch(type(block).__name__)
+    return match[1] if match else ""
+
+
+def _fold_blocks(block: Any, lowering: Lowering) -> list[nn.Module]:
+    """What one block of the encoder's or decoder's list becomes."""
+    if _name_of(block) != "UpBlock":
+        return [_fold_block(block, lowering)]
+    return [_fold_block(layer, lowering) for layer in [*block.resnets, *(block.upsamplers or ())]]
+
+
 def _fold_block(block: nn.Module, lowering: Lowering) -> nn.Module:
-    kind = type(block).__name__
-    if kind == "QwenImageResidualBlock":
+    kind = _name_of(block)
+    if kind == "ResidualBlock":
         return ResidualBlock(block, lowering)
-    if kind == "QwenImageAttentionBlock":
+    if kind == "AttentionBlock":
         return Attention(block, lowering)
-    if kind == "QwenImageResample":
+    if kind in ("ResidualDownBlock", "ResidualUpBlock"):
+        return Level(block, lowering)
+    if kind == "Resample":
         resample = cast("nn.Sequential", block.resample)
         conv = cast("nn.Conv2d", resample[1])
         if str(block.mode).startswith("upsample"):
             return UpsampleConv(conv, lowering.upsample)
         return DownsampleConv(conv)
     raise ModelError(
-        f"cannot fold a {kind}", fix="expected the layers of diffusers' AutoencoderKLQwenImage"
+        f"cannot fold a {type(block).__name__}",
+        fix="expected the layers of diffusers' AutoencoderKLQwenImage or AutoencoderKLQwenImage21",
     )
 
 

@@ -19,9 +19,12 @@ from qvae_trt.folding.norm import RmsNorm
 from qvae_trt.folding.resample import DownsampleConv, UpsampleConv
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from diffusers import AutoencoderKLQwenImage
 
     from qvae_trt.folding.network import FoldedVae
+    from qvae_trt.folding.shortcut import Average, Copies
 
 #: Root mean squares that are left alone: 64 times above the highest, fp16 still holds a square; 16
 #: times below the lowest, the mean of squares still has 8 bits.
@@ -35,7 +38,7 @@ def keep_squares_in_fp16(folded: FoldedVae, vae: AutoencoderKLQwenImage) -> None
     """
     rms = _observe(folded, vae)
     for part in (folded.encoder, folded.decoder):
-        _rescale(list(part.layers), rms)
+        _rescale(_steps(part.layers), rms)
 
 
 def power_of_two(rms: float) -> float:
@@ -75,6 +78,16 @@ def _observe(folded: FoldedVae, vae: AutoencoderKLQwenImage) -> dict[nn.Module, 
     return rms
 
 
+def _steps(layers: Iterable[nn.Module]) -> list[nn.Module]:
+    """The layers; a level that resamples comes after its blocks, another one is its blocks."""
+    steps: list[nn.Module] = []
+    for layer in layers:
+        steps += getattr(layer, "blocks", ())
+        if not hasattr(layer, "blocks") or not isinstance(layer.resample, nn.Identity):
+            steps.append(layer)
+    return steps
+
+
 def _rescale(layers: list[nn.Module], rms: dict[nn.Module, float]) -> None:
     """Give each stretch between two convolutions of the stream a scale of its own."""
     before = 1.0
@@ -83,7 +96,10 @@ def _rescale(layers: list[nn.Module], rms: dict[nn.Module, float]) -> None:
         stretch = layers[start + 1 : stop]
         norms = [norm for norm in map(_stream_norm, stretch) if norm is not None]
         scale = power_of_two(max((rms[norm] for norm in norms), default=1.0))
-        _multiply(_convolution(layers[start]), weight=scale / before, bias=scale)
+        entry = layers[start]
+        _multiply(_convolution(entry), weight=scale / before, bias=scale)
+        if hasattr(entry, "blocks") and entry.shortcut is not None:
+            cast("Average | Copies", entry.shortcut).multiply(scale / before)
         for block in stretch:
             _rescale_block(block, scale, rms)
         # The norm before the last convolution has taken the scale out again.
@@ -102,10 +118,11 @@ def _rescale_block(block: nn.Module, scale: float, rms: dict[nn.Module, float]) 
 
 
 def _is_entry(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d | UpsampleConv | DownsampleConv)
+    return isinstance(layer, nn.Conv2d | UpsampleConv | DownsampleConv) or hasattr(layer, "blocks")
 
 
 def _convolution(layer: nn.Module) -> nn.Module:
+    layer = cast("nn.Module", getattr(layer, "resample", layer))
     return cast("nn.Module", layer.conv) if hasattr(layer, "conv") else layer
 
 

@@ -11,12 +11,16 @@ from qvae_trt.errors import ModelError
 
 
 def fold_conv(conv: nn.Module) -> nn.Conv2d:
-    """The Conv2d that a causal Conv3d is on a first frame: its last temporal slice."""
+    """The Conv2d that a causal convolution is on a first frame: a Conv3d's last temporal slice, or
+    the Conv2d that it is already.
+    """
     weight, bias = tensor_of(conv, "weight"), tensor_of(conv, "bias")
-    if weight.ndim != 5 or getattr(conv, "stride", None) != (1, 1, 1):
-        raise ModelError(f"cannot fold {conv}: expected a causal Conv3d of stride 1")
+    if weight.ndim not in (4, 5) or set(getattr(conv, "stride", ())) != {1}:
+        raise ModelError(f"cannot fold {conv}: expected a causal convolution of stride 1")
     height, width = weight.shape[-2:]
-    return conv2d(weight[:, :, -1], bias, padding=(height // 2, width // 2))
+    if weight.ndim == 5:
+        weight = weight[:, :, -1]
+    return conv2d(weight, bias, padding=(height // 2, width // 2))
 
 
 def merge_pointwise(conv: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:

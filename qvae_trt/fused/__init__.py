@@ -30,8 +30,8 @@ __all__ = ["FusedVae", "load", "refusal"]
 _LEAST_CAPABILITY = (8, 0)
 #: The largest relative L2 error of the check, by dtype: ten times what is usual at that size.
 _BOUNDS = {torch.float16: 2e-2, torch.bfloat16: 2e-1}
-#: Of the check, in pixels: more than one block of pixels and keys, and no multiple of one.
-_CHECKED_SIZE = (72, 88)
+#: Of the check, in latents: more than one block of pixels and keys, and no multiple of one.
+_CHECKED_SIZE = (9, 11)
 _CHECKED_TOKENS = (99, 600)
 
 
@@ -56,7 +56,8 @@ def load(vae: AutoencoderKLQwenImage, device: torch.device) -> FusedVae:
     whose check fails in float16 get bfloat16.
 
     Args:
-        vae: diffusers' AutoencoderKLQwenImage, of any width; stays where it is.
+        vae: diffusers' AutoencoderKLQwenImage or AutoencoderKLQwenImage21,
+            of any width; stays where it is.
         device: a CUDA device.
 
     Raises:
@@ -98,8 +99,9 @@ def _samples(folded: FoldedVae) -> dict[str, tuple[Tensor, Tensor]]:
     colours, channels = (
         cast("int", half.layers[0].in_channels) for half in (folded.encoder, folded.decoder)
     )
-    picture = torch.rand((1, colours, 1, height, width), generator=generator) * 2 - 1
-    latents = torch.randn((1, channels, 1, height // 8, width // 8), generator=generator)
+    sides = folded.scale * height, folded.scale * width
+    picture = torch.rand((1, colours, 1, *sides), generator=generator) * 2 - 1
+    latents = torch.randn((1, channels, 1, height, width), generator=generator)
     with torch.no_grad():
         return {
             "encode": (picture, folded.float().encode(picture)),

@@ -22,6 +22,8 @@ _CAPABILITIES = (9, 10)
 _MOST_CHANNELS = 384
 _MOST_SPLITS = 8
 _JOINED_TOKENS = 16
+#: Queries whose scores are held at once, where two products and a softmax do the work.
+_RUN = 4096
 
 
 @triton.jit(do_not_specialize=["tokens", "split"])
@@ -98,9 +100,10 @@ def attend(qkv: Tensor) -> Tensor:
     """softmax(q @ k.T / sqrt(C)) @ v.
 
     Arithmetic: 4 N² C operations. Scores, maxima and sums are float32; weights are rounded to the
-    tensors' dtype before the second product. PyTorch's own attention runs where this kernel does
-    not: it takes up to 384 channels, the sum of two powers of two, and a GPU that copies tiles by
-    itself (Hopper, and Blackwell's data-centre cards).
+    tensors' dtype before the second product. This kernel takes up to 384 channels, the sum of two
+    powers of two, and a GPU that copies tiles by itself (Hopper, and Blackwell's data-centre
+    cards). More channels keep the products of libraries busy, by runs of queries; for the rest
+    there is PyTorch's own attention.
 
     Args:
         qkv: (N, 3 C), contiguous: query, key and value of each token.
@@ -108,6 +111,8 @@ def attend(qkv: Tensor) -> Tensor:
     Returns:
         (N, C), contiguous.
     """
+    if qkv.shape[1] // 3 > _MOST_CHANNELS:
+        return _attend_by_runs(qkv)
     if not _takes(qkv):
         query, key, value = (x[None, None] for x in qkv.chunk(3, dim=1))
         return F.scaled_dot_product_attention(query, key, value)[0, 0]
@@ -141,6 +146,19 @@ def _attend(qkv: Tensor, *, processors: int) -> Tensor:
         mixed, most, total, out, tokens, splits,
         C=channels, C_BLOCK=triton.next_power_of_2(channels), BLOCK=_JOINED_TOKENS, num_warps=4,
     )  # fmt: skip
+    return out
+
+
+def _attend_by_runs(qkv: Tensor) -> Tensor:
+    """With scores in the tensors' dtype: keys less their mean, which no softmax sees, keep them
+    small.
+    """
+    query, key, value = qkv.chunk(3, dim=1)
+    key = (key - key.float().mean(0)).to(qkv.dtype)
+    out = torch.empty_like(key)
+    for run, mixed in zip(query.split(_RUN), out.split(_RUN), strict=True):
+        scores = (run * (1 / math.sqrt(key.shape[1]))) @ key.T
+        torch.mm(torch.softmax(scores, dim=1), value, out=mixed)
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qvae_trt.fused.attention import attend
-from qvae_trt.fused.norms import sum_norm
+from qvae_trt.fused.norms import average, sum_norm
 from qvae_trt.fused.pixels import head, stem
 
-__all__ = ["attend", "head", "stem", "sum_norm"]
+__all__ = ["attend", "average", "head", "stem", "sum_norm"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,25 @@ if TYPE_CHECKING:
 
 #: What a product of two matrices takes at least on each side.
 _LEAST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What `folding.shortcut.Average` does."""
+
+    side: int
+    frames: int
+    group: int
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What `folding.shortcut.Copies` does."""
+
+    frames: int
+    repeats: int
+    factor: float
 
 
 def rows_apart(x: Tensor) -> bool:

@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qvae_trt.folding.attention import Attention
+from qvae_trt.folding.network import Level as FoldedLevel
 from qvae_trt.folding.network import ResidualBlock
 from qvae_trt.folding.resample import DownsampleConv, UpsampleConv
 from qvae_trt.folding.scaling import keep_squares_in_fp16
+from qvae_trt.folding.shortcut import Average, Copies
 from qvae_trt.folding.weights import frozen
-from qvae_trt.fused.layout import head_weight, like, rows_apart, stem_weight
+from qvae_trt.fused.layout import Copied, Means, head_weight, like, rows_apart, stem_weight
 from qvae_trt.lowerings import Lowering
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from diffusers import AutoencoderKLQwenImage
 
@@ -46,10 +48,12 @@ class Kernels(Protocol):
         gain: Tensor | None = None,
         *,
         residual: Tensor | None = None,
+        copied: Copied | None = None,
         total: Tensor | None = None,
         out: Tensor | None = None,
         silu: bool = True,
     ) -> None: ...
+    def average(self, x: Tensor, means: Means) -> Tensor: ...
     def stem(
         self, picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor
     ) -> tuple[Tensor, Tensor]: ...
@@ -74,11 +78,13 @@ class Stream:
     Attributes:
         x: (1, C, H, W), channels last.
         residual: like x; None if nothing is to be added.
+        copied: how the residual becomes as large as x; None if it is.
         normal: the first norm of the next block, if it is there already.
     """
 
     x: Tensor
     residual: Tensor | None = None
+    copied: Copied | None = None
     normal: Tensor | None = None
 
     def take(self) -> tuple[Tensor, Tensor | None]:
@@ -112,8 +118,10 @@ class Block(nn.Module):
             left = self.shortcut.flatten(1) @ left + shortcut_bias
         self.left = frozen(self.bias2 + left)
 
-    def forward(self, kernels: Kernels, stream: Stream) -> None:
+    def forward(self, kernels: Kernels, stream: Stream) -> Tensor:
+        """Returns what went in, which nothing writes over; without its bias, if `alone`."""
         normal, stream.normal = stream.normal, None
+        copied, stream.copied = stream.copied, None
         total, residual = stream.take()
         if normal is None:
             x = total
@@ -122,7 +130,7 @@ class Block(nn.Module):
                 total = like(x)
             kernels.sum_norm(
                 x, self.bias, self.gain1,
-                residual=residual, total=None if self.alone else total, out=normal,
+                residual=residual, copied=copied, total=None if self.alone else total, out=normal,
             )  # fmt: skip
             del x, residual
         y = F.conv2d(normal, self.weight1, padding=1)
@@ -131,6 +139,7 @@ class Block(nn.Module):
         stream.x = F.conv2d(y, self.weight2, padding=1)
         del y
         stream.residual = total if self.shortcut is None else F.conv2d(total, self.shortcut)
+        return total
 
 
 class AttentionBlock(nn.Module):
@@ -180,6 +189,51 @@ class Resample(nn.Module):
             stream.x = x[:, :, 1 : 1 + height, 1 : 1 + width]
 
 
+class Level(nn.Module):
+    """Blocks and a resampling, if any, with a shortcut around all of them.
+
+    Args:
+        level: the folded one, which has a shortcut.
+        bias, alone: as for the first block.
+    """
+
+    def __init__(self, level: FoldedLevel, bias: Tensor, *, alone: bool) -> None:
+        super().__init__()
+        # The shortcut takes the whole sum.
+        alone = alone and not bool(bias.any())
+        self.blocks, self.left = _middle(level.blocks, bias, alone=alone)
+        self.resample: Resample | None = None
+        if not isinstance(level.resample, nn.Identity):
+            layer = cast("UpsampleConv | DownsampleConv", level.resample)
+            self.resample = Resample(layer, self.left)
+            self.left = self.resample.left
+        else:
+            self.bias = self.left
+            self.left = frozen(torch.zeros_like(self.left))
+        self.means: Means | None = None
+        self.copied: Copied | None = None
+        shortcut = level.shortcut
+        if isinstance(shortcut, Copies):
+            self.copied = Copied(shortcut.frames, shortcut.repeats, shortcut.factor)
+        elif isinstance(shortcut, Average) and shortcut.conv is not None:
+            self.means = Means(shortcut.side, shortcut.frames, shortcut.group, shortcut.factor)
+
+    def forward(self, kernels: Kernels, stream: Stream) -> None:
+        first, *others = self.blocks
+        around = first(kernels, stream)
+        if self.means is not None:
+            around = kernels.average(around, self.means)
+        for block in others:
+            block(kernels, stream)
+        if self.resample is not None:
+            self.resample(kernels, stream)
+        else:
+            x, residual = stream.take()
+            kernels.sum_norm(x, self.bias, residual=residual, total=x)
+            stream.x = x
+        stream.residual, stream.copied = around, self.copied
+
+
 class Encoder(nn.Module):
     """Pictures to moments."""
 
@@ -194,9 +248,10 @@ class Encoder(nn.Module):
         self.last, self.last_bias = _parameters(last)
 
     def forward(self, kernels: Kernels, picture: Tensor) -> Tensor:
-        """(1, C, H, W) in [-1, 1] → moments (1, 2z, H/8, W/8)."""
-        gain = cast("Block", self.layers[0]).gain1
-        normal, x = kernels.stem(picture, self.stem, self.stem_bias, gain)
+        """(1, C, H, W) in [-1, 1] → moments (1, 2z, H/s, W/s)."""
+        first = self.layers[0]
+        first = cast("Block", first.blocks[0] if isinstance(first, Level) else first)
+        normal, x = kernels.stem(picture, self.stem, self.stem_bias, first.gain1)
         stream = Stream(x, normal=normal)
         del normal, x
         for layer in self.layers:
@@ -222,7 +277,7 @@ class Decoder(nn.Module):
         self.attention_channels = attention.gain.numel()
 
     def forward(self, kernels: Kernels, latents: Tensor, dtype: torch.dtype) -> Tensor:
-        """Un-normalised (1, z, h, w) → (1, C, 8h, 8w) in [-1, 1]."""
+        """Un-normalised (1, z, h, w) → (1, C, s h, s w) in [-1, 1]."""
         z = latents.to(self.first.dtype, memory_format=torch.channels_last)
         z = F.conv2d(z, self.quant, self.quant_bias)
         stream = Stream(F.conv2d(z, self.first, padding=1))
@@ -266,35 +321,50 @@ class FusedVae(nn.Module):
         return self.decoder.first.dtype
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(1, C, 1, H, W) in [-1, 1], any floating dtype → moments (1, 2z, 1, H/8, W/8)."""
+        """(1, C, 1, H, W) in [-1, 1], any floating dtype → moments (1, 2z, 1, H/s, W/s)."""
         return self.encoder(self.kernels, pixels.squeeze(2)).unsqueeze(2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Un-normalised (1, z, 1, h, w) → (1, C, 1, 8h, 8w) in [-1, 1], in the latents' dtype."""
+        """Un-normalised (1, z, 1, h, w) → (1, C, 1, s h, s w) in [-1, 1], in the latents' dtype."""
         return self.decoder(self.kernels, latents.squeeze(2), latents.dtype).unsqueeze(2)
 
 
-def _middle(layers: Sequence[nn.Module], bias: Tensor) -> tuple[nn.ModuleList, nn.Parameter]:
+def _middle(
+    layers: Iterable[nn.Module], bias: Tensor, *, alone: bool = True
+) -> tuple[nn.ModuleList, nn.Parameter]:
     """The layers between the two ends, and what is to be added after the last of them.
 
     Args:
         layers: of the folded network.
         bias: of what comes first.
+        alone: as :class:`Block` has it, of the first.
     """
     made: list[nn.Module] = []
-    alone = True
-    for layer in layers:
-        fused: Block | AttentionBlock | Resample
+    for layer in _without_empty_levels(layers):
+        fused: Block | AttentionBlock | Resample | Level
         if isinstance(layer, ResidualBlock):
             fused = Block(layer, bias, alone=alone)
         elif isinstance(layer, Attention):
             fused = AttentionBlock(layer, bias)
+        elif isinstance(layer, FoldedLevel):
+            fused = Level(layer, bias, alone=alone)
         else:
             fused = Resample(cast("UpsampleConv | DownsampleConv", layer), bias)
         made.append(fused)
         bias = fused.left
         alone = isinstance(layer, UpsampleConv)
     return nn.ModuleList(made), frozen(bias)
+
+
+def _without_empty_levels(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """A level without a shortcut is its blocks and its resampling."""
+    for layer in layers:
+        if not isinstance(layer, FoldedLevel) or layer.shortcut is not None:
+            yield layer
+            continue
+        yield from layer.blocks
+        if not isinstance(layer.resample, nn.Identity):
+            yield layer.resample
 
 
 def _gain(norm: RmsNorm) -> nn.Parameter:

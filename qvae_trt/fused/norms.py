@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
 
@@ -16,6 +17,8 @@ from qvae_trt.fused.layout import rows_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from qvae_trt.fused.layout import Copied, Means
 
 #: Elements and warps of a program.
 ELEMENTS, WARPS = 4096, 4
@@ -36,8 +39,14 @@ def load_sum(
     C: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     PITCHED: tl.constexpr,
+    FRAMES: tl.constexpr = 0,
+    REPEATS: tl.constexpr = 1,
+    FACTOR: tl.constexpr = 1.0,
 ):
-    """x + bias (+ residual) of some pixels, in float32: (pixels, channels)."""
+    """x + bias (+ residual) of some pixels, in float32: (pixels, channels).
+
+    With `FRAMES` each pixel of the residual is a square of four: `layout.Copied`.
+    """
     flat = pixel[:, None].to(tl.int64) * C + channel[None, :]
     if PITCHED:
         at = (pixel // width).to(tl.int64) * row_stride + (pixel % width) * C
@@ -46,7 +55,14 @@ def load_sum(
         x = tl.load(x_ptr + flat, mask=inside, other=0.0)
     total = x.to(tl.float32)
     total += tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
-    if HAS_RESIDUAL:
+    if FRAMES > 0:
+        row, column = pixel // width, pixel % width
+        square = (row % 2) * 2 + column % 2
+        at = (row // 2).to(tl.int64) * (width // 2) + column // 2
+        shown = (channel[None, :] * (4 * FRAMES) + (4 * FRAMES - 4) + square[:, None]) // REPEATS
+        at = at[:, None] * (4 * FRAMES * C // REPEATS) + shown
+        total += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32) * FACTOR
+    elif HAS_RESIDUAL:
         total += tl.load(residual_ptr + flat, mask=inside, other=0.0).to(tl.float32)
     return total
 
@@ -81,13 +97,16 @@ def _sum_norm_kernel(
     WRITE_SUM: tl.constexpr,
     NORM: tl.constexpr,
     SILU: tl.constexpr,
+    FRAMES: tl.constexpr,
+    REPEATS: tl.constexpr,
+    FACTOR: tl.constexpr,
 ):
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, C_BLOCK)
     inside = (pixel[:, None] < pixels) & (channel[None, :] < C)
     total = load_sum(
         x_ptr, residual_ptr, bias_ptr, pixel, channel, inside, width, row_stride,
-        C, HAS_RESIDUAL, PITCHED,
+        C, HAS_RESIDUAL, PITCHED, FRAMES, REPEATS, FACTOR,
     )  # fmt: skip
     flat = pixel[:, None].to(tl.int64) * C + channel[None, :]
     if WRITE_SUM:
@@ -103,6 +122,7 @@ def sum_norm(
     gain: Tensor | None = None,
     *,
     residual: Tensor | None = None,
+    copied: Copied | None = None,
     total: Tensor | None = None,
     out: Tensor | None = None,
     silu: bool = True,
@@ -114,7 +134,8 @@ def sum_norm(
     Args:
         x: (1, C, H, W), channels last; rows may be further apart than their pixels take.
         bias, gain: (C,); the gain only where there is an `out`.
-        residual: (1, C, H, W), channels last.
+        residual: (1, C, H, W), channels last; with `copied`, what that makes such a tensor of:
+            (1, C', H/2, W/2).
         total, out: the same; either may be x, if its rows are together, and None is not written.
         silu: SiLU follows the norm.
     """
@@ -139,8 +160,67 @@ def sum_norm(
         WRITE_SUM=total is not None,
         NORM=out is not None,
         SILU=silu,
+        FRAMES=0 if copied is None else copied.frames,
+        REPEATS=1 if copied is None else copied.repeats,
+        FACTOR=1.0 if copied is None else copied.factor,
         num_warps=WARPS,
     )
+
+
+@triton.jit(do_not_specialize=["pixels", "width"])
+def _average_kernel(
+    x_ptr,
+    out_ptr,
+    pixels,
+    width,
+    C: tl.constexpr,
+    C_OUT: tl.constexpr,
+    C_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SIDE: tl.constexpr,
+    FRAMES: tl.constexpr,
+    GROUP: tl.constexpr,
+    SCALE: tl.constexpr,
+):
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.arange(0, C_BLOCK)
+    inside = (pixel[:, None] < pixels) & (channel[None, :] < C_OUT)
+    row, column = (pixel // width) * SIDE, (pixel % width) * SIDE
+    total = tl.zeros([BLOCK, C_BLOCK], tl.float32)
+    for step in tl.static_range(GROUP):
+        place = channel * GROUP + step
+        square = place % (SIDE * SIDE)
+        there = inside & (place // (SIDE * SIDE) % FRAMES == FRAMES - 1)[None, :]
+        down = row[:, None] + (square // SIDE)[None, :]
+        right = column[:, None] + (square % SIDE)[None, :]
+        at = (down.to(tl.int64) * (width * SIDE) + right) * C
+        at += (place // (SIDE * SIDE * FRAMES))[None, :]
+        total += tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
+    flat = pixel[:, None].to(tl.int64) * C_OUT + channel[None, :]
+    tl.store(out_ptr + flat, (total * SCALE).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def average(x: Tensor, means: Means) -> Tensor:
+    """Means of groups of values, as `layout.Means` says.
+
+    Args:
+        x: (1, C, H, W), channels last, sides multiples of `means.side`.
+
+    Returns:
+        (1, C', H/side, W/side), channels last.
+    """
+    _, channels, height, width = x.shape
+    side, frames, group = means.side, means.frames, means.group
+    height, width, made = height // side, width // side, channels * frames * side * side // group
+    shape = (1, made, height, width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    block, c_block = block_of(made, ELEMENTS)
+    _average_kernel[(triton.cdiv(height * width, block),)](
+        x, out, height * width, width,
+        C=channels, C_OUT=made, C_BLOCK=c_block, BLOCK=block,
+        SIDE=side, FRAMES=frames, GROUP=group, SCALE=means.factor / group, num_warps=WARPS,
+    )  # fmt: skip
+    return out
 
 
 def block_of(channels: int, elements: int) -> tuple[int, int]:

@@ -7,10 +7,14 @@ Arguments and results are those of the functions of the same names in `norms`, `
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from qvae_trt.fused.layout import Copied, Means
 
 
 def sum_norm(
@@ -19,18 +23,34 @@ def sum_norm(
     gain: Tensor | None = None,
     *,
     residual: Tensor | None = None,
+    copied: Copied | None = None,
     total: Tensor | None = None,
     out: Tensor | None = None,
     silu: bool = True,
 ) -> None:
     value = x.float() + bias.float().reshape(1, -1, 1, 1)
-    if residual is not None:
+    if residual is not None and copied is not None:
+        sequence = residual.float().repeat_interleave(copied.repeats, dim=1)
+        height, width = residual.shape[2:]
+        squares = sequence.reshape(-1, copied.frames, 4, height, width)[:, -1]
+        value = value + F.pixel_shuffle(squares.flatten(0, 1)[None], 2) * copied.factor
+    elif residual is not None:
         value = value + residual.float()
     if total is not None:
         total.copy_(value)
     if out is not None and gain is not None:
         y = _norm(value, gain)
         out.copy_(F.silu(y) if silu else y)
+
+
+def average(x: Tensor, means: Means) -> Tensor:
+    squares = F.pixel_unshuffle(x.float(), means.side)
+    height, width = squares.shape[2:]
+    squares = squares.reshape(x.shape[1], 1, means.side**2, height, width)
+    before = [torch.zeros_like(squares)] * (means.frames - 1)
+    sequence = torch.cat([*before, squares], dim=1)
+    y = sequence.reshape(1, -1, means.group, height, width).mean(2) * means.factor
+    return y.to(x.dtype, memory_format=torch.channels_last)
 
 
 def stem(picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:

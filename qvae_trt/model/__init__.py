@@ -1,8 +1,8 @@
 """Weights of the Qwen-Image VAE, from every place that `--model` can name.
 
 A hub id, a local folder (the pipeline's or the VAE's own), a single `.safetensors`, `bundled:tiny`,
-`random:full` and `random:full-rgba`. Only safetensors are read: nothing here unpickles, and only a
-hub id reaches for the network.
+`random:full` and the other random ones. Only safetensors are read: nothing here unpickles, and only
+a hub id reaches for the network.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from qvae_trt.model.load import (
     DEFAULT_MODEL,
     OFFLINE_CHOICES,
     RANDOM_FULL,
+    RANDOM_FULL_21,
     RANDOM_FULL_RGBA,
+    RANDOM_TINY_21,
     Model,
+    find_kind,
     load_model,
     model_of_tensors,
 )
@@ -24,8 +27,11 @@ __all__ = [
     "DEFAULT_MODEL",
     "OFFLINE_CHOICES",
     "RANDOM_FULL",
+    "RANDOM_FULL_21",
     "RANDOM_FULL_RGBA",
+    "RANDOM_TINY_21",
     "Model",
+    "find_kind",
     "load_model",
     "model_of_tensors",
     "random_vae",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError
+from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_of
 from qvae_trt.model import hub
 from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
 from qvae_trt.model.files import PICKLES, weight_files
@@ -32,16 +33,28 @@ if TYPE_CHECKING:
 
     from qvae_trt.model.config import Config
     from qvae_trt.model.weights import Headers
+    from qvae_trt.profiles import Part, Resolution
 
-DEFAULT_MODEL = "Qwen/Qwen-Image"
+DEFAULT_MODEL = QWEN_IMAGE.hub_id
 BUNDLED_TINY = "bundled:tiny"
 RANDOM_FULL = "random:full"
 RANDOM_FULL_RGBA = "random:full-rgba"
+RANDOM_FULL_21 = "random:full-2.1"
+RANDOM_TINY_21 = "random:tiny-2.1"
 OFFLINE_CHOICES = (
     f"Without the hub: --model {BUNDLED_TINY} (small, trained), --model {RANDOM_FULL} (full size, "
     "to measure speed), or a local folder or .safetensors file of the VAE."
 )
-_BUILT_IN = {RANDOM_FULL: 3, RANDOM_FULL_RGBA: 4}
+#: Architectures with seeded weights.
+_SEEDED: dict[str, tuple[Kind, Config]] = {
+    RANDOM_FULL: (QWEN_IMAGE, {"input_channels": 3}),
+    RANDOM_FULL_RGBA: (QWEN_IMAGE, {"input_channels": 4}),
+    RANDOM_FULL_21: (QWEN_IMAGE_21, {}),
+    RANDOM_TINY_21: (
+        QWEN_IMAGE_21,
+        {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1},
+    ),
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -60,33 +73,48 @@ class Model:
     weights_sha256: str
 
     @property
+    def kind(self) -> Kind:
+        return kind_of(self.vae)
+
+    @property
     def input_channels(self) -> int:
-        """3 (RGB) or 4 (RGBA, the Layered VAE)."""
-        return int(self.vae.config.input_channels)
+        """3 (RGB) or 4 (RGBA: the Layered VAE, and Qwen-Image-2.1)."""
+        return int(self.vae.config[self.kind.colours[0]])
 
     @property
     def z_dim(self) -> int:
         return int(self.vae.config.z_dim)
+
+    def shape(self, part: Part, size: Resolution) -> tuple[int, int, int, int, int]:
+        """What a part takes for a picture of a size: (1, C, 1, H, W), or (1, z, 1, h, w) of
+        latents.
+
+        Raises:
+            ResolutionError: the VAE does not take that size.
+        """
+        latents = self.kind.latents_of(size)
+        if part == "encoder":
+            return 1, self.input_channels, 1, size.height, size.width
+        return 1, self.z_dim, 1, *latents
 
 
 def load_model(source: str) -> Model:
     """Load a VAE.
 
     Args:
-        source: `bundled:tiny`, `random:full`, `random:full-rgba`, the path of a `.safetensors` file
-            or of a folder (a pipeline's, with `vae/` in it, or the VAE's own), or a hub id. A path
+        source: `bundled:tiny`, one of the random ones, the path of a `.safetensors` file or of a
+            folder (a pipeline's, with `vae/` in it, or the VAE's own), or a hub id. A path
             that exists comes before a hub id.
 
     Raises:
         ModelError: nothing there, another class, damaged or foreign weights, or no answer from the
             hub.
     """
-    if source == BUNDLED_TINY:
-        vae = _load_folder(Path(__file__).resolve().parent.parent / "data" / "tiny")
-    elif source in _BUILT_IN:
-        vae = random_vae({"input_channels": _BUILT_IN[source]})
+    found = _find(source)
+    if found.headers is None:
+        vae = random_vae(found.config, kind=found.kind)
     else:
-        vae = _load_elsewhere(source)
+        vae = _assemble(found, found.headers)
     return Model(vae, source, hash_tensors(vae.state_dict().items()))
 
 
@@ -103,16 +131,45 @@ def model_of_tensors(tensors: Mapping[str, Tensor], *, where: str) -> Model:
     own = diffusers_names(tensors, where=where)
     named = {name: as_fp32(tensors[key].cpu(), key, where) for key, name in own.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
-    vae = empty_vae(infer_config(shapes, where=where))
+    kind, config = infer_config(shapes, where=where)
+    vae = empty_vae(config, kind)
     check_fit(vae, shapes, where=where)
     vae.load_state_dict({name: tensor.clone() for name, tensor in named.items()}, assign=True)
     return Model(vae.eval().requires_grad_(False), "", hash_tensors(named.items()))
 
 
-def _load_elsewhere(source: str) -> AutoencoderKLQwenImage:
+def find_kind(source: str) -> Kind:
+    """The kind of what `load_model` takes, without its weights; without the hub for a hub id that
+    is one kind's own.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    known = {kind.hub_id: kind for kind in KINDS}
+    if source in known and _existing(source) is None:
+        return known[source]
+    return _find(source).kind
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a `--model` argument names, before its weights are read; seeded ones have no headers."""
+
+    kind: Kind
+    config: Config
+    where: Path
+    headers: Headers | None
+
+
+def _find(source: str) -> _Found:
+    if source == BUNDLED_TINY:
+        return _find_in_folder(Path(__file__).resolve().parent.parent / "data" / "tiny")
+    if source in _SEEDED:
+        kind, config = _SEEDED[source]
+        return _Found(kind, config, Path(source), None)
     path = _existing(source)
     if path is not None:
-        return _load_folder(path) if path.is_dir() else _load_file(path)
+        return _find_in_folder(path) if path.is_dir() else _find_in_file(path)
     if source.startswith(("bundled:", "random:")):
         raise ModelError(f"{source!r}: no such built-in model", fix=OFFLINE_CHOICES)
     if Path(source).suffix in (".safetensors", *PICKLES):
@@ -122,7 +179,7 @@ def _load_elsewhere(source: str) -> AutoencoderKLQwenImage:
             f"{source!r}: no such file or folder, and not a hub id (owner/name)",
             fix=OFFLINE_CHOICES,
         )
-    return _load_folder(hub.fetch(source, offline_choices=OFFLINE_CHOICES))
+    return _find_in_folder(hub.fetch(source, offline_choices=OFFLINE_CHOICES))
 
 
 def _existing(source: str) -> Path | None:
@@ -133,7 +190,7 @@ def _existing(source: str) -> Path | None:
         return None
 
 
-def _load_folder(folder: Path) -> AutoencoderKLQwenImage:
+def _find_in_folder(folder: Path) -> _Found:
     try:
         homes = [home for home in (folder / "vae", folder) if (home / CONFIG_NAME).is_file()]
         weights = weight_files(homes[0], offline_choices=OFFLINE_CHOICES) if homes else []
@@ -144,23 +201,25 @@ def _load_folder(folder: Path) -> AutoencoderKLQwenImage:
             f"{folder}: is not a VAE's folder: expected {CONFIG_NAME} in it, or in its vae/",
             fix="Name the folder of a diffusers pipeline or of its VAE. " + OFFLINE_CHOICES,
         )
-    config = read_config(homes[0] / CONFIG_NAME)
-    return _assemble(config, read_headers(weights, where=str(homes[0])), where=homes[0])
+    kind, config = read_config(homes[0] / CONFIG_NAME)
+    return _Found(kind, config, homes[0], read_headers(weights, where=str(homes[0])))
 
 
-def _load_file(path: Path) -> AutoencoderKLQwenImage:
+def _find_in_file(path: Path) -> _Found:
     if path.suffix != ".safetensors":
         reason = ": pickles run code" if path.suffix in PICKLES else ""
         raise ModelError(
             f"{path}: expected a .safetensors file or a folder{reason}", fix=OFFLINE_CHOICES
         )
     headers = read_headers([path], where=str(path))
-    inferred = infer_config(headers.shapes, where=str(path))
-    return _assemble(inferred | _latent_statistics(path, inferred), headers, where=path)
+    kind, inferred = infer_config(headers.shapes, where=str(path))
+    config = inferred | _latent_statistics(path, kind, inferred)
+    return _Found(kind, config, path, headers)
 
 
-def _assemble(config: Config, headers: Headers, *, where: Path) -> AutoencoderKLQwenImage:
-    vae = empty_vae(config)
+def _assemble(found: _Found, headers: Headers) -> AutoencoderKLQwenImage:
+    where = found.where
+    vae = empty_vae(found.config, found.kind)
     check_fit(vae, headers.shapes, where=str(where))
     tensors = read_tensors(headers)
     vae.load_state_dict(tensors, strict=True, assign=True)
@@ -173,15 +232,15 @@ def _assemble(config: Config, headers: Headers, *, where: Path) -> AutoencoderKL
     return vae.eval().requires_grad_(False)
 
 
-def _latent_statistics(path: Path, inferred: Config) -> Config:
+def _latent_statistics(path: Path, kind: Kind, inferred: Config) -> Config:
     """`latents_mean` and `latents_std` of this model's config.json, if that is beside the file."""
     beside = path.with_name(CONFIG_NAME)
     if not beside.is_file():
         return {}
     try:
-        config = read_config(beside)
+        found, config = read_config(beside)
     except ModelError:
         return {}  # another model's: what the file needs is in its shapes
-    if any(config.get(name, value) != value for name, value in inferred.items()):
+    if found != kind or any(config.get(name, value) != value for name, value in inferred.items()):
         return {}
     return {name: config[name] for name in ("latents_mean", "latents_std") if name in config}

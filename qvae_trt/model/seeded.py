@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
+
+from qvae_trt.errors import ModelError
+from qvae_trt.kinds import QWEN_IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffusers import AutoencoderKLQwenImage
     from torch import Tensor
+
+    from qvae_trt.kinds import Kind
 
 #: Keeps the variance through SiLU of a unit normal: 1 / E[silu(x)^2].
 _AFTER_SILU = 2.8
@@ -23,22 +28,34 @@ _PIXELS = 0.16
 _LOGVAR_BIAS = -6.0
 
 
-def empty_vae(config: Mapping[str, object]) -> AutoencoderKLQwenImage:
-    """The architecture on the meta device: no memory, no initialisation."""
-    from diffusers import AutoencoderKLQwenImage
+def empty_vae(config: Mapping[str, object], kind: Kind = QWEN_IMAGE) -> AutoencoderKLQwenImage:
+    """The architecture on the meta device: no memory, no initialisation.
 
+    Raises:
+        ModelError: the installed diffusers does not have it.
+    """
+    import diffusers
+
+    found = getattr(diffusers, kind.class_name, None)
+    if found is None:
+        raise ModelError(
+            f"diffusers {diffusers.__version__} has no {kind.class_name}, which {kind.name} needs",
+            fix="pip install -U diffusers",
+        )
     with torch.device("meta"):
-        return AutoencoderKLQwenImage(**config)
+        return cast("AutoencoderKLQwenImage", found(**config))
 
 
-def random_vae(config: Mapping[str, object], *, seed: int = 0) -> AutoencoderKLQwenImage:
+def random_vae(
+    config: Mapping[str, object], *, kind: Kind = QWEN_IMAGE, seed: int = 0
+) -> AutoencoderKLQwenImage:
     """The architecture with weights from `seed`: fp32, CPU, eval, the same on every machine.
 
     Uniform weights from NumPy's PCG64, whose stream does not depend on the processor (torch's
     normal generator does, through its vector units). Variances are chosen so that one frame of unit
     variance keeps activations O(1), latents O(1), and pixels inside [-1, 1].
     """
-    vae = empty_vae(config)
+    vae = empty_vae(config, kind)
     rng = np.random.Generator(np.random.PCG64(seed))
     tensors = {
         name: torch.from_numpy(_draw(name, tuple(value.shape), rng))
@@ -73,7 +90,7 @@ def _gain(name: str) -> float:
         return _AFTER_SILU * _PIXELS
     if name == "encoder.conv_out.weight":
         return _AFTER_SILU
-    if "upsamplers" in name:
+    if "upsampler" in name:
         # Nearest 2x makes the nine taps see four values: sums of equal inputs add as amplitudes.
         return 0.5
     return 1.0

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from qvae_trt.errors import ModelError, printable
 from qvae_trt.files.reading import open_regular
-from qvae_trt.model.config import CLASS_NAME, KNOWN_LAYOUTS
+from qvae_trt.model.config import CLASS_NAMES, KNOWN_LAYOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -120,7 +120,7 @@ def diffusers_names(names: Iterable[str], *, where: str) -> dict[str, str]:
     place. Where there is a prefix, what lacks it is left out: a checkpoint of more than the VAE.
 
     The original decoder counts its residual blocks and upsamplers in one sequence,
-    `num_res_blocks + 1` and then one, a stage.
+    `num_res_blocks + 1` and then one, a stage; that of Qwen-Image-2.1 stage by stage.
 
     Raises:
         ModelError: no VAE, more than one, or two tensors of one name.
@@ -129,7 +129,7 @@ def diffusers_names(names: Iterable[str], *, where: str) -> dict[str, str]:
     prefixes = sorted({match[1] for match in map(_FIRST.fullmatch, plain.values()) if match})
     if not prefixes:
         raise ModelError(
-            f"{where}: has no tensor encoder.conv_in.weight, which every {CLASS_NAME} has",
+            f"{where}: has no tensor encoder.conv_in.weight, which every {CLASS_NAMES} has",
             fix=KNOWN_LAYOUTS,
         )
     if len(prefixes) > 1:
@@ -152,6 +152,8 @@ def diffusers_names(names: Iterable[str], *, where: str) -> dict[str, str]:
 #: A tensor that every VAE has, with what stands before the names of all.
 _FIRST = re.compile(r"(|.*\.)encoder\.(?:conv_in|conv1)\.weight")
 _RESAMPLER = re.compile(r"decoder\.upsamples\.(\d+)\.resample\.")
+#: A block of a level of Qwen-Image-2.1.
+_NESTED = re.compile(r"(encoder|decoder)\.(down|up)samples\.(\d+)\.\2samples\.(\d+)\.(.*)")
 _PARTS = (
     (r"^conv1\.", "quant_conv."),
     (r"^conv2\.", "post_quant_conv."),
@@ -171,8 +173,13 @@ _PARTS = (
 
 
 def _diffusers_name(name: str, stage_length: int) -> str:
-    match = re.match(r"decoder\.upsamples\.(\d+)\.(.*)", name)
-    if match:
+    nested, match = _NESTED.fullmatch(name), re.match(r"decoder\.upsamples\.(\d+)\.(.*)", name)
+    if nested:
+        half, way, stage, place, rest = nested.groups()
+        resamples = rest.startswith(("resample.", "time_conv."))
+        member = f"{way}sampler" if resamples else f"resnets.{place}"
+        name = f"{half}.{way}_blocks.{stage}.{member}.{rest}"
+    elif match:
         stage, place = divmod(int(match[1]), stage_length)
         member = "upsamplers.0" if place == stage_length - 1 else f"resnets.{place}"
         name = f"decoder.up_blocks.{stage}.{member}.{match[2]}"
@@ -218,7 +225,10 @@ def zero_layers(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 #: Of the layers that stand in no residual branch: those may start, and stay, at zero.
-_ONLY_PATH = re.compile(r"(quant_conv|conv_in|conv_out|resample\.1)\.weight$|norm_out\.gamma$")
+#: A downsampler and an upsampler have a shortcut around them.
+_ONLY_PATH = re.compile(
+    r"(quant_conv|conv_in|conv_out|(?<!sampler\.)resample\.1)\.weight$|norm_out\.gamma$"
+)
 
 
 def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:

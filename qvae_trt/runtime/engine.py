@@ -12,13 +12,13 @@ import torch
 
 from qvae_trt import backends, store
 from qvae_trt.errors import EngineError, ExecutionError, UsageError
+from qvae_trt.kinds import scale_of
 from qvae_trt.opening import Purpose, open_engine
 from qvae_trt.profiles import Profile, Resolution
 from qvae_trt.runtime.failures import signature
 from qvae_trt.runtime.graphs import CapturedRun, captures
 from qvae_trt.runtime.memory import memory_named, on
 from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
-from qvae_trt.runtime.tiling import SCALE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,13 +87,14 @@ class Engine:
         device: torch.device | None = None,
         allow_foreign: bool = False,
         weights_sha256: str | None = None,
+        vae: str | None = None,
         backend: backends.Backend | None = None,
         cuda_graph: bool = False,
     ) -> Engine:
         """Check an engine file against its sidecar, and load it.
 
         Args:
-            engine: see `opening.check`, as weights_sha256.
+            engine: see `opening.check`, as weights_sha256 and vae.
             purpose: what for.
             scratch: whose turns it takes; without one, its device's shared one.
             device: the CUDA device to load on; without one, the current one.
@@ -114,6 +115,7 @@ class Engine:
                 purpose,
                 backend=backend,
                 weights_sha256=weights_sha256,
+                vae=vae,
                 allow_foreign=allow_foreign,
                 loading=captures.none,
             )
@@ -151,7 +153,9 @@ class Engine:
     @property
     def profiles(self) -> tuple[Profile, ...]:
         """The pictures that it takes, profile by profile."""
-        scale = SCALE if self.part == "decoder" else 1
+        if self.sidecar is not None:
+            return self.sidecar.key.profiles
+        scale = scale_of(self.input.shape[1]) if self.part == "decoder" else 1
         return tuple(
             Profile(*(Resolution(s[3] * scale, s[4] * scale) for s in (r.min, r.opt, r.max)))
             for r in self.ranges

@@ -63,6 +63,7 @@ class Engines:
         folders: of each mode there is (see `arguments.mode_folders`).
         backend: a name, or a backend.
         weights_sha256: of the VAE; an engine of other weights is stale. None takes any.
+        vae: the name of its kind, for what is said of engines of another one.
         budget_bytes: for the engines loaded on one device; None keeps all.
         allow_foreign: take engines without a sidecar.
         cuda_graphs: capture one CUDA graph for each static engine.
@@ -78,6 +79,7 @@ class Engines:
     _: KW_ONLY
     backend: str | backends.Backend
     weights_sha256: str | None
+    vae: str | None = None
     budget_bytes: int | None = None
     allow_foreign: bool = False
     cuda_graphs: bool = False
@@ -186,6 +188,7 @@ class Engines:
                         Purpose.SERVE,
                         backend=self.adapter,
                         weights_sha256=self.weights_sha256,
+                        vae=self.vae,
                         allow_foreign=self.allow_foreign,
                     )
             except (EngineError, BackendError) as error:
@@ -293,6 +296,7 @@ class Engines:
                 device=device,
                 allow_foreign=self.allow_foreign,
                 weights_sha256=self.weights_sha256,
+                vae=self.vae,
                 backend=self.adapter,
                 cuda_graph=self.cuda_graphs,
             )

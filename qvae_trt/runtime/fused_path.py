@@ -12,10 +12,10 @@ import torch
 
 from qvae_trt import fused
 from qvae_trt.errors import BackendError, QvaeError
+from qvae_trt.kinds import kind_of
 from qvae_trt.runtime.graphs import captures, capturing
 from qvae_trt.runtime.memory import keep_while_read, made_for_all, on
 from qvae_trt.runtime.recent import Recent
-from qvae_trt.runtime.tiling import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,7 @@ class FusedPath:
 
     def __init__(self, vae: AutoencoderKLQwenImage, *, cuda_graphs: bool) -> None:
         self._vae = vae
+        self._scale = kind_of(vae).scale
         self._cuda_graphs = cuda_graphs
         # Of a device that passed the check, the weights in host memory, from where they come back
         # in milliseconds; of another one, why it cannot serve.
@@ -82,7 +83,7 @@ class FusedPath:
                 keep_while_read(network, x.device)
         call = network.encode if part == "encoder" else network.decode
         with on(x.device):
-            scale = 1 if part == "encoder" else SCALE
+            scale = 1 if part == "encoder" else self._scale
             small = x.shape[3] * x.shape[4] * scale**2 <= _MOST_PIXELS
             if self._cuda_graphs and small and not capturing(x):
                 y = self._replays_on(x.device).run(part, x, call)

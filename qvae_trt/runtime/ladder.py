@@ -37,7 +37,7 @@ from qvae_trt.runtime.memory import (
 from qvae_trt.runtime.preference import Preference
 from qvae_trt.runtime.pytorch import PyTorchVae, needs_gradient
 from qvae_trt.runtime.recent import Counts, Recent
-from qvae_trt.runtime.tiling import SCALE, Tile, square_tile, tiled, usual_overlap
+from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
     from qvae_trt.model import Model
@@ -82,6 +82,7 @@ class Ladder:
         self.finite = FiniteCheck(self.notices)
         weakref.finalize(self, self.finite.tell)  # also at the end of the process
         self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
+        self._kind = model.kind
         self._model = None if model.source == DEFAULT_MODEL else model.source
         self.served: Counts[tuple[str, str, _By]] = Counts()
         # Free bytes of the device when a size did not fit: tried whole again only with clearly
@@ -139,7 +140,7 @@ class Ladder:
         """(1, C, 1, H, W) whole, or in the tiles asked for; where memory does not suffice, by
         PyTorch in smaller and smaller tiles.
         """
-        size = _size(call.part, x)
+        size = self._size(call.part, x)
         cuts: list[Tile | None] = [None]
         longest = max(size.height, size.width)
         if tile is not None and (size.height > tile.height or size.width > tile.width):
@@ -150,14 +151,16 @@ class Ladder:
                 )
             cuts, longest = [tile], max(tile.height, tile.width)
         # No larger than what did not fit, in latents: that would be the same again.
-        sides = [side for side in _TILE_SIDES if side // SCALE < longest // SCALE]
+        scale = self._kind.scale
+        sides = [side for side in _TILE_SIDES if side // scale < longest // scale]
         climb = self._climb
         for cut in (*cuts, *(square_tile(side, usual_overlap(side)) for side in sides)):
             with suppress(_TooBigError):
                 if cut is None:
                     y = climb(call, x)
                 else:
-                    y = tiled(partial(climb, call), x, part=call.part, tile=cut).to(x.dtype)
+                    run = partial(climb, call)
+                    y = tiled(run, x, part=call.part, tile=cut, scale=scale).to(x.dtype)
                     self.served.add((call.part, str(size), "tiles"))
                 if not capturing(x):
                     self.finite.watch(f"{call.part} {size}", y)
@@ -172,7 +175,7 @@ class Ladder:
         """What fits in memory at once, by the best engine that works, else by PyTorch."""
         y = self._by_engine(call, x)
         if isinstance(y, _Unserved):
-            where = f"{call.part} {_size(call.part, x)}"
+            where = f"{call.part} {self._size(call.part, x)}"
             if capturing(x) and not self.pytorch.fused.has_run(call.part, x):
                 _refuse_captured(where, x, y.error)
             self._tell(where, x, y)
@@ -188,7 +191,7 @@ class Ladder:
 
     def _by_engine(self, call: _Call, x: torch.Tensor) -> torch.Tensor | _Unserved:
         """static → profiles: the result, or why no engine gave one."""
-        part, size = call.part, _size(call.part, x)
+        part, size = call.part, self._size(call.part, x)
         try:
             size.check()
         except ResolutionError as error:
@@ -234,7 +237,7 @@ class Ladder:
             _TooBigError: memory did not suffice; room has been made for a smaller attempt.
         """
         by: _By = "fused" if self.pytorch.fuses(x) else "folded"
-        size = _size(call.part, x)
+        size = self._size(call.part, x)
         try:
             if by == "fused":
                 y = self.pytorch.fused.run(call.part, x)
@@ -254,7 +257,14 @@ class Ladder:
         self.engines.make_room(x.device)
         raise _TooBigError
 
+    def _size(self, part: Part, x: torch.Tensor) -> Resolution:
+        """Of the picture that pixels or latents are of."""
+        side = 1 if part == "encoder" else self._kind.scale
+        return Resolution(x.shape[3] * side, x.shape[4] * side)
+
     def _video(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if not self._kind.video:
+            raise UsageError(f"{part}: got {x.shape[2]} frames, {self._kind.name} takes one")
         error = UsageError(
             f"{x.shape[2]} frames: engines take one",
             fix="fallback='warn' runs video in PyTorch",
@@ -263,7 +273,7 @@ class Ladder:
         _refuse_captured(where, x, error)
         self.notices.give(where, error, instead="PyTorch, as diffusers ships it,")
         y = self.pytorch.video(part, x, dtype).to(x.dtype)
-        self.served.add((part, str(_size(part, x)), "pytorch"))
+        self.served.add((part, str(self._size(part, x)), "pytorch"))
         return y
 
     def _no_engine(self, x: torch.Tensor) -> str | None:
@@ -311,7 +321,7 @@ class Ladder:
                 f"{part}: engines cannot be traced: the trace would hold one result for ever",
                 fix="call the VAE outside of what is traced",
             )
-        channels, least = self._channels[part], SCALE if part == "encoder" else 1
+        channels, least = self._channels[part], self._kind.scale if part == "encoder" else 1
         got = _mistake(x, channels, least)
         if got is not None:
             raise UsageError(
@@ -423,12 +433,6 @@ class _Unserved:
 
 class _TooBigError(Exception):
     """It does not fit in memory at once."""
-
-
-def _size(part: Part, x: torch.Tensor) -> Resolution:
-    """Of the picture that pixels or latents are of."""
-    side = 1 if part == "encoder" else SCALE
-    return Resolution(x.shape[3] * side, x.shape[4] * side)
 
 
 def _mistake(x: object, channels: int, least: int) -> str | None:

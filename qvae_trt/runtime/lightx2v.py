@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qvae_trt.errors import UsageError
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lightx2v_loader import static_folders
 from qvae_trt.model import load_model
 from qvae_trt.runtime.arguments import named_folder
 from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.image_processor import QvaeImageProcessor
 from qvae_trt.runtime.ladder import Settings
-from qvae_trt.runtime.tiling import SCALE
 from qvae_trt.runtime.vae import TrtVae
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class LightX2VVae:
 
     def __init__(self, vae: TrtVae, *, layers: int | None, offload: bool) -> None:
         self.vae = vae
-        self.image_processor = QvaeImageProcessor(vae_scale_factor=SCALE * _PATCH)
+        self.image_processor = QvaeImageProcessor(vae_scale_factor=QWEN_IMAGE.scale * _PATCH)
         self._layers = layers
         self._offload = offload
         size = (1, vae.config.z_dim, 1, 1, 1)
@@ -146,7 +146,7 @@ def unpack(tokens: torch.Tensor, height: int, width: int, *, frames: int = 1) ->
     Raises:
         UsageError: that is not the number of tokens of such a picture.
     """
-    high, wide = (side // (SCALE * _PATCH) for side in (height, width))
+    high, wide = (side // (QWEN_IMAGE.scale * _PATCH) for side in (height, width))
     expected = frames * high * wide
     if tokens.ndim != 3 or tokens.shape[1] != expected or tokens.shape[2] % 4 or not expected:
         raise UsageError(
@@ -203,15 +203,20 @@ def from_lightx2v_config(
     layers = _get(config, "layers", int, 4)
     if layered and layers < 1:
         raise UsageError(f"layers is {layers}, expected 1 or more")
-    scale = _get(config, "vae_scale_factor", int, SCALE)
-    if scale != SCALE:
-        raise UsageError(f"vae_scale_factor is {scale}, expected {SCALE} for this VAE")
+    scale = _get(config, "vae_scale_factor", int, QWEN_IMAGE.scale)
+    if scale != QWEN_IMAGE.scale:
+        raise UsageError(f"vae_scale_factor is {scale}, expected {QWEN_IMAGE.scale} for this VAE")
     offload = _get(config, "vae_cpu_offload", bool, _get(config, "cpu_offload", bool, False))
     tiling = _get(config, "use_tiling_vae", bool, False)
     idle = [f"{key}: {why}" for key, why in _IDLE.items() if _get(config, key, bool, False)]
     if idle:
         warnings.warn(f"set, and changes nothing: {'; '.join(idle)}", stacklevel=2)
     model = load_model(str(weights))
+    if model.kind != QWEN_IMAGE:
+        raise UsageError(
+            f"{weights}: found the VAE of {model.kind.name}, expected that of {QWEN_IMAGE.name}:"
+            " LightX2V has no TensorRT for the former"
+        )
     tokens = _get(config, "in_channels", int, 4 * model.z_dim)
     if tokens != 4 * model.z_dim:
         raise UsageError(f"in_channels is {tokens}, expected {4 * model.z_dim} for this VAE")

@@ -14,13 +14,10 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Latents carry an eighth of each side.
-SCALE = 8
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """Size of a tile and of its overlap with the next, in pixels; multiples of 8."""
+    """Size of a tile and of its overlap with the next, in pixels."""
 
     height: int
     width: int
@@ -60,25 +57,27 @@ def tiled(
     *,
     part: Literal["encoder", "decoder"],
     tile: Tile,
+    scale: int,
 ) -> torch.Tensor:
     """`run` on overlapping tiles of `x`, blended linearly in float32.
 
     Args:
-        run: (1, C, 1, h, w) → (1, C', 1, 8h, 8w) for a decoder, (1, C', 1, h/8, w/8) for an
+        run: (1, C, 1, h, w) → (1, C', 1, s h, s w) for a decoder, (1, C', 1, h/s, w/s) for an
             encoder.
-        x: (1, C, 1, H, W). Pixels past the last multiple of 8, which have no latent of their own,
+        x: (1, C, 1, H, W). Pixels past the last multiple of s, which have no latent of their own,
             are seen by the last tile: it is that much larger.
         part: which of the two.
         tile: in pixels, for either part.
+        scale: s, how many pixels of a side one latent stands for.
 
     Returns:
         What `run(x)` would be, in its dtype, to within the attention layer's view.
     """
     # Everything is planned in latents, so that tiles start where latents start.
-    to_x, to_y = (SCALE, 1) if part == "encoder" else (1, SCALE)
+    to_x, to_y = (scale, 1) if part == "encoder" else (1, scale)
     high, wide = x.shape[3] // to_x, x.shape[4] // to_x
-    tile_high, tile_wide = min(tile.height // SCALE, high), min(tile.width // SCALE, wide)
-    overlap_high, overlap_wide = tile.overlap_height // SCALE, tile.overlap_width // SCALE
+    tile_high, tile_wide = min(tile.height // scale, high), min(tile.width // scale, wide)
+    overlap_high, overlap_wide = tile.overlap_height // scale, tile.overlap_width // scale
     total: torch.Tensor | None = None
     weight = torch.zeros((), device=x.device)
     dtype = x.dtype

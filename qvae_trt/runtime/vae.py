@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from diffusers import AutoencoderKLQwenImage
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -17,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from qvae_trt.errors import ModelError, UsageError
+from qvae_trt.kinds import kind_named
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS, Resolution
 from qvae_trt.runtime.arguments import (
@@ -32,10 +32,12 @@ from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning
 from qvae_trt.runtime.ladder import Ladder, Settings
 from qvae_trt.runtime.preference import Prefer, Preference
-from qvae_trt.runtime.tiling import SCALE, Tile, usual_overlap
+from qvae_trt.runtime.tiling import Tile, usual_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from diffusers import AutoencoderKLQwenImage
 
     from qvae_trt.backends import Backend
     from qvae_trt.profiles import Choice, Part
@@ -44,16 +46,17 @@ __all__ = ["FallbackWarning", "TrtVae", "load_vae"]
 
 
 class _StandsFor(type):
-    """A class that equals the one it stands for: `from_pipe` of diffusers asks for that one."""
+    """A class that equals those it stands for: `from_pipe` of diffusers asks for one of them."""
 
     def __eq__(cls, other: object) -> bool:
-        return other is cls or other is AutoencoderKLQwenImage
+        return other is cls or (isinstance(other, type) and kind_named(other.__name__) is not None)
 
     __hash__ = type.__hash__
 
 
 class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
-    """Stands where diffusers' `AutoencoderKLQwenImage` stands, and runs engines.
+    """Stands where diffusers' `AutoencoderKLQwenImage` or `AutoencoderKLQwenImage21` stands, and
+    runs engines.
 
     Made by `load_vae`. Everything a Qwen-Image pipeline asks of its VAE is here: `encode`,
     `decode`, `config`, `dtype`, `device`, `.to(...)`, tiling and slicing. It has no weights:
@@ -91,7 +94,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         super().__init__()
         self.eval()
         # Pipelines write down the class of what they hold, by this name and `__class__`.
-        self.__module__ = AutoencoderKLQwenImage.__module__
+        self.__module__ = type(model.vae).__module__
         # Says where and in what dtype this VAE is, and is what `.to(...)` moves and casts. A
         # parameter, since offload hooks ask a module's first parameter for its device; an empty
         # one, since engines hold the weights.
@@ -105,7 +108,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         self.input_channels: int = model.input_channels
         self.temperal_downsample = list(model.vae.config.temperal_downsample)
         self.temperal_upsample = self.temperal_downsample[::-1]
-        self.spatial_compression_ratio = 2 ** len(self.temperal_downsample)
+        self.kind = model.kind
+        self.spatial_compression_ratio = self.kind.scale
         self.use_slicing = False
         self.use_tiling = False
         # Larger than diffusers' 256 and 192: attention sees one tile only, and 1024x1024 has a
@@ -118,7 +122,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         """What `isinstance` finds too, and what a saved pipeline names: its folder holds that VAE,
         and loads where there is no qvae.
         """
-        return AutoencoderKLQwenImage
+        model = self.__dict__.get("_model")
+        return type(self) if model is None else type(model[0].vae)
 
     def _get_name(self) -> str:
         return type(self).__name__
@@ -143,9 +148,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write the diffusers VAE that this one stands for, as `AutoencoderKLQwenImage` would;
-        engines stay put.
-        """
+        """Write the diffusers VAE that this one stands for, as that would; engines stay put."""
         self._model[0].vae.save_pretrained(save_directory, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrtVae:
@@ -220,11 +223,12 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
 
         Args:
             x: (B, C, 1, H, W) in [-1, 1], any floating dtype; T > 1 frames go through diffusers'
-                own VAE.
+                own VAE, where that takes them.
             return_dict: False returns a tuple.
 
         Returns:
-            `.latent_dist`, of shape (B, z, 1, H/8, W/8): all 2z moments are there, in x's dtype.
+            `.latent_dist`, of shape (B, z, 1, H/s, W/s), with s = `kind.scale`: all 2z moments are
+            there, in x's dtype.
 
         Raises:
             UsageError: not such a tensor.
@@ -241,12 +245,12 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         """Latents → pictures.
 
         Args:
-            z: (B, z, 1, h, w), un-normalised, any floating dtype; T > 1 frames go through
-                diffusers' own VAE.
+            z: (B, z, 1, h, w), un-normalised, any floating dtype; T > 1 frames as in
+                `encode`.
             return_dict: False returns a tuple.
 
         Returns:
-            `.sample`: (B, C, 1, 8h, 8w) in [-1, 1], in z's dtype, owned by the caller.
+            `.sample`: (B, C, 1, s h, s w) in [-1, 1], in z's dtype, owned by the caller.
 
         Raises:
             As `encode`.
@@ -281,8 +285,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         itself.
 
         Raises:
-            UsageError: no whole number of pixels, a side under 8, or a stride that is not from 1 to
-                the side: tiles would leave gaps.
+            UsageError: no whole number of pixels, a side under one latent's, or a stride that is
+                not from 1 to the side: tiles would leave gaps.
         """
         wanted: dict[str, int] = {}
         for name, side, stride in (
@@ -326,8 +330,9 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
             UsageError: other sizes or parts. Else as `encode`.
         """
         shapes: list[tuple[Part, tuple[int, ...]]] = []
+        scale = self.kind.scale
         for height, width in map(sides, sizes):
-            of_latents = (1, self.z_dim, 1, height // SCALE, width // SCALE)
+            of_latents = (1, self.z_dim, 1, height // scale, width // scale)
             for part in parts:
                 check_word("the part", part, PARTS)
                 of_pixels = (1, self.input_channels, 1, height, width)
@@ -421,10 +426,10 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
                 raise UsageError(
                     f"tiles of {side!r} pixels every {stride!r}: expected whole numbers"
                 )
-            if side < SCALE or not 1 <= stride <= side:
+            if side < self.kind.scale or not 1 <= stride <= side:
                 raise UsageError(
-                    f"tiles of {side} pixels every {stride}: expected a side of {SCALE} or more,"
-                    " and a stride from 1 to that side",
+                    f"tiles of {side} pixels every {stride}: expected a side of"
+                    f" {self.kind.scale} or more, and a stride from 1 to that side",
                     fix="give enable_tiling the sides alone, and it chooses the strides",
                 )
         return Tile(
@@ -485,7 +490,8 @@ def load_vae(
     allow_foreign: bool = False,
     prefer: Prefer = "engine",
 ) -> TrtVae:
-    """The VAE of a Qwen-Image pipeline, run by engines: `pipe.vae = qvae_trt.load_vae("engines")`.
+    """The VAE of a Qwen-Image pipeline, also of 2.1, run by engines:
+    `pipe.vae = qvae_trt.load_vae("engines")`.
 
     Args:
         engine_dir: where `qvae build` put the engines. They are opened when first needed. None:
@@ -536,6 +542,7 @@ def load_vae(
         folders,
         backend=backend,
         weights_sha256=loaded.weights_sha256,
+        vae=loaded.kind.name,
         budget_bytes=memory_budget_bytes,
         allow_foreign=allow_foreign,
         cuda_graphs=cuda_graphs,

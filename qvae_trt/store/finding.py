@@ -47,15 +47,19 @@ class EngineFile:
         return fields
 
     def expected(
-        self, identity: Mapping[str, object], *, weights_sha256: str | None
+        self,
+        identity: Mapping[str, object],
+        *,
+        weights_sha256: str | None,
+        vae: str | None = None,
     ) -> dict[str, object]:
         """What its key has to be to serve here.
 
         Args:
             identity: of the backend that runs it, see `Backend.identity`.
-            weights_sha256: of the VAE; None takes any.
+            weights_sha256, vae: of the VAE, and the name of its kind; None takes any.
         """
-        return {**identity, **self.place, "weights_sha256": weights_sha256}
+        return {**identity, **self.place, "vae": vae, "weights_sha256": weights_sha256}
 
 
 def engine_file(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt.errors import EngineError, printable
 from qvae_trt.files.json_file import is_sha256, parse_object
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import (
     MODES,
     PARTS,
@@ -40,6 +41,7 @@ class EngineKey:
             version.
         gpu: the GPU's name, `"cpu"`, or `"any"` for an engine that is not tied to one.
         compute_capability: `"9.0"`, or None where there is none or any will do.
+        vae: the name of its kind; sidecars of before there were two have none.
         lowering: `lowerings.Lowering.canonical()`.
         profiles: the ranges in pixels, in the engine's order; a static engine has one, fixed.
         onnx_sha256, weights_sha256: of the graph that was compiled, and of the weights in it.
@@ -50,6 +52,7 @@ class EngineKey:
     flavour_version: str
     gpu: str
     compute_capability: str | None
+    vae: str = QWEN_IMAGE.name
     part: Part
     mode: Mode
     precision: Precision
@@ -119,6 +122,7 @@ _ABOUT = {
     "flavour_version": "built by another version of its backend",
     "gpu": "built for another GPU",
     "compute_capability": "built for another compute capability",
+    "vae": "built of another VAE",
     "part": "the other half of the VAE",
     "mode": "built in another mode",
     "precision": "built in another precision",
@@ -189,6 +193,7 @@ def _read_key(table: Table) -> EngineKey:
         flavour_version=table.text("flavour_version"),
         gpu=table.text("gpu"),
         compute_capability=table.text_or_none("compute_capability"),
+        vae=table.text("vae") if "vae" in table.data else QWEN_IMAGE.name,
         part=table.choice("part", PARTS),
         mode=table.choice("mode", MODES),
         precision=table.choice("precision", PRECISIONS),

@@ -180,8 +180,9 @@ def tune(settings: TuneSettings, *, on_event: OnEvent | None = None) -> TuneResu
             file=TuneFile(key=TuneKey.here(backend, precision), command=settings.command),
         )
         run.take_over(earlier)
+        latents = loaded.kind.latents_of(settings.resolution)
         plans = {
-            part: () if asked else curated(backend.name, precision, part, settings.resolution)
+            part: () if asked else curated(backend.name, precision, part, latents)
             for part in dict.fromkeys(settings.parts)
         }
         flat = list(dict.fromkeys([default, *asked]))

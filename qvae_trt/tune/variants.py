@@ -10,7 +10,7 @@ from qvae_trt.lowerings import Lowering, choose_lowering
 
 if TYPE_CHECKING:
     from qvae_trt.files.json_file import Table
-    from qvae_trt.profiles import Part, Precision, Resolution
+    from qvae_trt.profiles import Part, Precision
 
 DEFAULT = "default"
 _MAX_LEVEL = 5
@@ -99,7 +99,7 @@ def has_levels(flavour: str) -> bool:
 
 
 def curated(
-    flavour: str, precision: Precision, part: Part, resolution: Resolution
+    flavour: str, precision: Precision, part: Part, latents: tuple[int, int]
 ) -> tuple[Axis, ...]:
     """The axes that matter for a flavour, in the order in which they are tried.
 
@@ -110,7 +110,7 @@ def curated(
     upsamples: tuple[str, ...] = ("conv_transpose", "depth_to_space", "resize")
     if precision == "bf16":
         upsamples = upsamples[1:]  # TensorRT 11.0 and RTX have no kernel for the first
-    tokens = resolution.latent[0] * resolution.latent[1]
+    tokens = latents[0] * latents[1]
     numbers = (1, 8) if flavour == "onnxruntime" else (4, 7, 8, 16)
     chunks = tuple(str(number) for number in numbers if number <= tokens)
     axes: list[Axis] = []

@@ -44,11 +44,14 @@ def picture(name: str, resolution: Resolution, *, channels: int = 3) -> Array:
 
 
 def sampled_latents(
-    resolution: Resolution, *, mean: Sequence[float], std: Sequence[float]
+    resolution: Resolution, latents: tuple[int, int], *, mean: Sequence[float], std: Sequence[float]
 ) -> Array:
-    """Latents drawn channel by channel from N(mean, std) of the model's config: (1, z, 1, h, w)."""
-    height, width = resolution.latent
-    draw = _generator("sampled", resolution).standard_normal((len(mean), height, width))
+    """Latents drawn channel by channel from N(mean, std) of the model's config: (1, z, 1, h, w).
+
+    Args:
+        latents: (h, w) of a picture of this size.
+    """
+    draw = _generator("sampled", resolution).standard_normal((len(mean), *latents))
     scaled = draw * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
     return scaled.astype(np.float32)[None, :, None]
 

@@ -227,6 +227,7 @@ class _Parity:
                     Purpose.VERIFY,
                     backend=job.backend,
                     weights_sha256=self.model.weights_sha256,
+                    vae=self.model.kind.name,
                 )
             except QvaeError as error:
                 self._done += len(job.steps) + len(job.ends)

@@ -1,6 +1,6 @@
 """What engines are compared with: PyTorch in fp32, and PyTorch in bf16 as the yardstick.
 
-The reference is diffusers' own `AutoencoderKLQwenImage`, called as it ships. Its Conv3d layers do
+The reference is diffusers' own VAE, called as it ships. Its Conv3d layers do
 three times the arithmetic that a single frame needs, so on a CPU, past `DIFFUSERS_CPU_PIXELS`, the
 folded graph stands in for it, and only after it was seen to be equal to diffusers' in this very run
 (`Proof`). On a GPU it never does. For the yardstick it also does at small sizes where the CPU has
@@ -81,6 +81,7 @@ class Reference:
         self._always_folded = folded
         self.channels = int(model.input_channels)
         self._vae = model.vae
+        self._kind = model.kind
         self._modules: dict[tuple[Source, Dtype], torch.nn.Module] = {}
         self._latents: dict[tuple[str, Resolution], Array] = {}
         #: The comparison of the folded graph with diffusers', None where it was not needed.
@@ -106,7 +107,7 @@ class Reference:
         Args:
             x: (1, C, 1, H, W) in [-1, 1], or (1, z, 1, h, w).
         """
-        scale = 1 if part == "encoder" else 8
+        scale = 1 if part == "encoder" else self._kind.scale
         size = Resolution(x.shape[-2] * scale, x.shape[-1] * scale)
         try:
             return self._run(self.source(size, dtype), part, x, dtype)
@@ -124,7 +125,9 @@ class Reference:
             return picture(name, resolution, channels=self.channels)
         if name == "sampled":
             config = self._vae.config
-            return sampled_latents(resolution, mean=config.latents_mean, std=config.latents_std)
+            latents = self._kind.latents_of(resolution)
+            statistics = {"mean": config.latents_mean, "std": config.latents_std}
+            return sampled_latents(resolution, latents, **statistics)
         key = (name, resolution)
         if key not in self._latents:
             photograph = picture("photograph", resolution, channels=self.channels)

@@ -240,11 +240,11 @@ def summary(counts: Mapping[Status, int]) -> str:
 
 def _reference_note(report: VerifyReport) -> str:
     if report.proof is None:
-        return "Reference: diffusers' AutoencoderKLQwenImage as it ships, in fp32, at every size."
+        return "Reference: diffusers' own VAE as it ships, in fp32, at every size."
     proof = report.proof
     folded = "stood in for it" if proof.fp32_equal else "was NOT equal to it and was not used"
     return (
-        "Reference: diffusers' AutoencoderKLQwenImage as it ships, in fp32. On this CPU the folded "
+        "Reference: diffusers' own VAE as it ships, in fp32. On this CPU the folded "
         f"graph {folded} at large sizes (the JSON says for each row). In this run at {PROOF_SIZE}: "
         f"largest difference {proof.max_abs:.1e}, its bf16 error {proof.bf16_ratio:.3f} times "
         "diffusers' own."

@@ -172,7 +172,7 @@ def test_attention_never_holds_all_scores(
         resolution=None if ranged else largest,
         lowering=choose_lowering("tensorrt_rtx", backend.version(), "fp16"),
     )
-    shapes = job.ranges(input_channels=model.input_channels, z_dim=model.z_dim)
+    shapes = job.ranges(model)
     backend.build(
         tmp_path / "g.onnx",
         job.path,

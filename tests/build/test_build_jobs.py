@@ -9,6 +9,7 @@ import pytest
 
 from qvae_trt.build import Job, JobResult, plan_profiles, plan_static
 from qvae_trt.errors import BuildError, UsageError
+from qvae_trt.model import load_model
 from qvae_trt.profiles import Profile, Resolution, load_profiles, load_static_sizes
 from qvae_trt.tensors import ShapeRange
 
@@ -55,11 +56,12 @@ def test_nothing_to_build() -> None:
 
 def test_shapes_are_those_of_the_contract() -> None:
     encoder, decoder = plan_static(DIR, [WIDE])
-    assert encoder.ranges(input_channels=3, z_dim=16) == (ShapeRange.fixed((1, 3, 1, 928, 1664)),)
-    assert decoder.ranges(input_channels=3, z_dim=16) == (ShapeRange.fixed((1, 16, 1, 116, 208)),)
+    model = load_model("bundled:tiny")
+    assert encoder.ranges(model) == (ShapeRange.fixed((1, 3, 1, 928, 1664)),)
+    assert decoder.ranges(model) == (ShapeRange.fixed((1, 16, 1, 116, 208)),)
     profile = Profile(Resolution(256, 320), Resolution(512, 640), Resolution(1024, 1280))
     job = Job("decoder", "profiles", DIR / "x.trt", (profile,))
-    assert job.ranges(input_channels=4, z_dim=16) == (
+    assert job.ranges(model) == (
         ShapeRange((1, 16, 1, 32, 40), (1, 16, 1, 64, 80), (1, 16, 1, 128, 160)),
     )
 

@@ -8,11 +8,15 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: its kernels cannot be interpreted")
 
 from qvae_trt.fused import attention, kernels, plain
-from qvae_trt.fused.layout import head_weight, like, stem_weight
+from qvae_trt.fused.layout import Copied, Means, head_weight, like, stem_weight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Of bundled:tiny, of the full network, of Qwen-Image-2.1, and one that is no multiple of anything.
 WIDTHS = [16, 64, 96, 144, 192, 384, 12]
+#: (frames, repeats) of the shortcuts of Qwen-Image-2.1's decoder, and of none of them.
+COPIES = [(2, 8), (2, 4), (1, 2), (2, 16)]
+#: (side, frames, group) of those of its encoder, and of none of them.
+MEANS = [(2, 1, 4), (2, 2, 4), (2, 2, 8), (2, 1, 2), (1, 1, 2)]
 
 
 def picture(channels: int, height: int, width: int, *, seed: int = 0) -> torch.Tensor:
@@ -56,6 +60,30 @@ def test_sum_norm_in_place_and_of_rows_that_are_apart(channels):
     plain.sum_norm(whole, bias, gain, out=expected)
     kernels.sum_norm(whole, bias, gain, out=whole)
     close(whole, expected)
+
+
+@pytest.mark.parametrize(("frames", "repeats"), COPIES)
+def test_sum_with_copies_of_a_smaller_picture(frames, repeats):
+    channels = 24
+    x = picture(channels, 6, 10)
+    small = picture(channels * 4 * frames // repeats, 3, 5, seed=1)
+    bias, gain, copied = (
+        vector(channels, seed=2),
+        vector(channels, seed=3),
+        Copied(frames, repeats, 0.5),
+    )
+    found, expected = like(x), like(x)
+    for module, total in ((kernels, found), (plain, expected)):
+        out = like(x)
+        module.sum_norm(x, bias, gain, residual=small, copied=copied, total=total, out=out)
+    close(found, expected)
+
+
+@pytest.mark.parametrize(("side", "frames", "group"), MEANS)
+def test_average(side, frames, group):
+    x = picture(24, 6, 10)
+    means = Means(side, frames, group, 2.0)
+    close(kernels.average(x, means), plain.average(x, means))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -124,6 +152,13 @@ def test_attention(tokens, channels, processors):
     qkv = (torch.randn((tokens, 3 * channels), generator=generator) * 2).to(DEVICE, torch.float16)
     found = attention._attend(qkv, processors=processors).float()
     expected = plain.attend(qkv.float())
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+
+
+def test_attention_of_more_channels_than_the_kernel_takes(monkeypatch):
+    monkeypatch.setattr(attention, "_RUN", 64)
+    qkv = torch.randn((150, 3 * 400), generator=torch.Generator().manual_seed(8)) + 3
+    found, expected = kernels.attend(qkv.half()).float(), plain.attend(qkv)
     assert float((found - expected).norm() / expected.norm()) < 1e-3
 
 

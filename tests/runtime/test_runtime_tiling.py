@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 from ort_engines import tiny
 
 from qvae_trt.folding import fold
-from qvae_trt.runtime.tiling import Tile, square_tile, starts, tiled
+from qvae_trt.runtime import tiling
+from qvae_trt.runtime.tiling import Tile, square_tile, starts
+
+tiled = partial(tiling.tiled, scale=8)
 
 
 @settings(deadline=None)
@@ -36,6 +40,13 @@ def scale(part: str, x: torch.Tensor) -> torch.Tensor:
     if part == "decoder":
         return x.repeat_interleave(8, 3).repeat_interleave(8, 4)
     return x[..., ::8, ::8]
+
+
+def test_a_scale_of_sixteen():
+    x = torch.randn(1, 3, 1, 20, 30)
+    run = partial(torch.nn.functional.interpolate, scale_factor=(1, 16, 16))
+    y = tiled(run, x, part="decoder", tile=square_tile(128, 32), scale=16)
+    torch.testing.assert_close(y, run(x))
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])

@@ -13,6 +13,7 @@ from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import records, stacked
 from qvae_trt.cli.estimate import Measured, measured_like
 from qvae_trt.cli.events import builds
+from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
 from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, parse_aspect
 
 if TYPE_CHECKING:
@@ -77,15 +78,16 @@ def build(
     verbose: options.VerboseOption = False,
 ) -> int:
     """Build engines; up-to-date ones are kept."""
-    sizes = _sizes(mode, aspect, resolution)
+    _check_sizes(mode, aspect, resolution)
     options.need(
         mode == "profiles" or profiles_file is None,
         "--profiles was given with --mode static: expected --mode profiles",
     )
-    ranges = load_profiles(profiles_file)
+    ranges = None if profiles_file is None else load_profiles(profiles_file)
 
     from qvae_trt import backends
     from qvae_trt import build as building
+    from qvae_trt.model import find_kind
     from qvae_trt.tune import follow
 
     chosen = backends.get(backend)
@@ -94,10 +96,12 @@ def build(
     tuned = follow(tune, engine_dir=engine_dir, backend=chosen, precision=precision, parts=parts)
     for line in tuned.lines:
         output.tell(line)
+    kind = find_kind(model)
     if mode == "static":
+        sizes = _sizes(kind, aspect, resolution)
         jobs = building.plan_static(engine_dir, sizes, parts, suffix)
     else:
-        jobs = building.plan_profiles(engine_dir, ranges, parts, suffix)
+        jobs = building.plan_profiles(engine_dir, ranges or kind.profiles, parts, suffix)
     settings = building.BuildSettings(
         model=model,
         backend=backend,
@@ -112,9 +116,11 @@ def build(
     )
     with builds() as on_event:
         results = building.build(jobs, settings, on_event=on_event)
-    # What was measured is the full architecture.
-    flavour = None if model == "bundled:tiny" else chosen.name
-    output.emit({"engines": plain(results, flavour), "tune": tuned.to_dict()}, draw)
+    # What was measured is the full architecture of Qwen-Image.
+    full = model != "bundled:tiny" and kind == QWEN_IMAGE
+    output.emit(
+        {"engines": plain(results, chosen.name if full else None), "tune": tuned.to_dict()}, draw
+    )
     for result in results:
         if result.error is not None and result.error.fix is not None:
             output.tell(f"{result.job.title}: {result.error.fix}")
@@ -173,15 +179,23 @@ def _figure(one: dict[str, Any], name: str, unit: int = 1) -> str | None:
     return None if value is None else f"{mark}{value / unit:.1f}"
 
 
-def _sizes(
-    mode: str, aspects: list[str] | None, resolutions: list[str] | None
-) -> tuple[Resolution, ...]:
+def _check_sizes(mode: str, aspects: list[str] | None, resolutions: list[str] | None) -> None:
+    """UsageError, before anything is loaded, for what no kind of VAE has."""
     options.need(
         mode == "static" or not (aspects or resolutions),
         "--aspect and --resolution were given with --mode profiles: expected --mode static",
         fix="other profiles: --profiles FILE",
     )
-    known = load_static_sizes()
+    known = {aspect: size for kind in KINDS for aspect, size in kind.static_sizes.items()}
+    for name in aspects or ():
+        parse_aspect(name, sizes=known)
+    options.parse_resolutions(resolutions)
+
+
+def _sizes(
+    kind: Kind, aspects: list[str] | None, resolutions: list[str] | None
+) -> tuple[Resolution, ...]:
+    known = kind.static_sizes
     named = tuple(parse_aspect(name, sizes=known) for name in aspects or ())
     asked = dict.fromkeys((*named, *options.parse_resolutions(resolutions)))
     return tuple(asked) or tuple(known.values())

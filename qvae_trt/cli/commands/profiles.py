@@ -10,6 +10,7 @@ import typer
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import records, stacked
 from qvae_trt.commands import build_command
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import (
     PARTS,
     Part,
@@ -18,13 +19,18 @@ from qvae_trt.profiles import (
     choose,
     engine_path,
     load_profiles,
-    load_static_sizes,
 )
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from qvae_trt.kinds import Kind
     from qvae_trt.profiles import Choice
+
+KindOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Whose sizes: as --model of build. [default: Qwen-Image's]"),
+]
 
 
 def profiles(
@@ -37,12 +43,14 @@ def profiles(
 
 def list_(
     profiles_file: options.ProfilesOption = None,
+    model: KindOption = None,
     as_json: options.JsonOption = False,
     verbose: options.VerboseOption = False,
 ) -> None:
     """List the static sizes and the profiles, in the engine's order."""
-    sizes = load_static_sizes()
-    ranges = load_profiles(profiles_file)
+    kind = _kind(model)
+    sizes = kind.static_sizes
+    ranges = kind.profiles if profiles_file is None else load_profiles(profiles_file)
     data = {
         "static": [{"aspect": aspect, "size": str(size)} for aspect, size in sizes.items()],
         "profiles": [
@@ -76,12 +84,15 @@ def match(
         ),
     ] = None,
     profiles_file: options.ProfilesOption = None,
+    model: KindOption = None,
     backend: options.BackendOption = "auto",
     as_json: options.JsonOption = False,
     verbose: options.VerboseOption = False,
 ) -> None:
     """Show which engine serves a size, and why the others do not."""
     resolution = Resolution.parse(size)
+    kind = _kind(model)
+    kind.latents_of(resolution)
     folder = engine_dir or (options.ENGINE_DIR if options.ENGINE_DIR.is_dir() else None)
     options.need(
         folder is None or profiles_file is None,
@@ -89,7 +100,9 @@ def match(
         fix="leave --profiles out",
     )
     if folder is None:
-        choices: dict[Part, Choice] = dict.fromkeys(PARTS, _as_if_built(resolution, profiles_file))
+        choices: dict[Part, Choice] = dict.fromkeys(
+            PARTS, _as_if_built(resolution, kind, profiles_file)
+        )
     else:
         choices = _from_folder(resolution, folder, backend)
     data: dict[str, Any] = {"size": str(resolution)}
@@ -108,6 +121,15 @@ def match(
         output.tell(f"to build one: {command}")
 
 
+def _kind(model: str | None) -> Kind:
+    if model is None:
+        return QWEN_IMAGE
+
+    from qvae_trt.model import find_kind
+
+    return find_kind(model)
+
+
 def _draw_match(data: dict[str, Any]) -> RenderableType:
     folder = data["engine_dir"]
     where = "as if every engine were built" if folder is None else f"with the engines in {folder}"
@@ -124,10 +146,11 @@ def _draw_match(data: dict[str, Any]) -> RenderableType:
     )
 
 
-def _as_if_built(size: Resolution, profiles_file: Path | None) -> Choice:
-    sizes = load_static_sizes().values()
+def _as_if_built(size: Resolution, kind: Kind, profiles_file: Path | None) -> Choice:
+    sizes = kind.static_sizes.values()
     built = {r: engine_path(options.ENGINE_DIR, "decoder", "static", "", r) for r in sizes}
-    return choose(size, static=built, profiles=load_profiles(profiles_file))
+    ranges = kind.profiles if profiles_file is None else load_profiles(profiles_file)
+    return choose(size, static=built, profiles=ranges)
 
 
 def _from_folder(
