@@ -178,14 +178,14 @@ def _beside(measured: Measured, words: Words, part: Part) -> str:
         fastest = table.fastest(part, size)
         here = [
             "–" if cell is None or cell.timing is None else f"{cell.timing.median_ms:.1f}"
-            for path in ("pytorch", fastest or "")
+            for path in ("pytorch", mode, fastest or "")
             for cell in [table.cell(part, size, path)]
         ]
         if fastest is not None:
             here[-1] += f" (`{fastest}`)"
         theirs = [f"{row[part][name]:.1f}" for name in ("pytorch_ms", "tensorrt_ms")]
         rows.append([str(size), mode, *theirs, *here])
-    named = ("its PyTorch", "its TensorRT", "PyTorch here", "fastest here")
+    named = ("its PyTorch", "its TensorRT", "PyTorch here", "engine here", "fastest here")
     head = (f"{part}, ms", words["engine"], *(words[name] for name in named))
     return _markdown(head, rows)
 
