@@ -14,15 +14,15 @@ from qvae_trt.profiles import MODES, Resolution
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from qvae_trt.profiles import Mode
 
 
-def check_word(name: str, word: object, known: Iterable[str]) -> None:
-    """UsageError unless it is one of the words known."""
-    if word not in (known := tuple(known)):
-        raise UsageError(f"{name} is {word!r}, expected one of {', '.join(known)}")
+def check_word(name: str, word: object, words: Sequence[str]) -> None:
+    """UsageError unless it is one of these words."""
+    if word not in words:
+        raise UsageError(f"{name} is {word!r}, expected one of {', '.join(words)}")
 
 
 def named_folder(path: str | os.PathLike[str]) -> Path:

@@ -137,9 +137,9 @@ class Engines:
         paths = self.path(part, "static", resolution), self.path(part, "profiles")
         # An engine that was built, replaced or removed since then is seen by its files.
         files = {path: signature(path) for path in paths if path is not None}
-        known = None if unfit else self._choices.get((part, resolution))
-        if known is not None and known[0] == files:
-            return known[1]
+        before = None if unfit else self._choices.get((part, resolution))
+        if before is not None and before[0] == files:
+            return before[1]
         choice = self._weigh(resolution, *paths, files, unfit or {})
         chosen = Chosen(choice, None if choice.path is None else files[choice.path])
         if choice.path is not None and not unfit:  # else the reasons speak of other files, too
@@ -269,7 +269,7 @@ class Engines:
         for _, scratch in list(self._places.values()):
             scratch.release()
 
-    def held(self) -> dict[torch.device, tuple[list[tuple[Path, int]], int]]:
+    def loaded(self) -> dict[torch.device, tuple[list[tuple[Path, int]], int]]:
         """Of each device: the engines loaded, with the bytes of their files, and scratch bytes."""
         places = list(self._places.items())
         return {device: (cache.loaded, scratch.bytes) for device, (cache, scratch) in places}
@@ -306,9 +306,9 @@ class Engines:
 
     def _profiles(self, path: Path, files: Signature) -> tuple[Profile, ...]:
         """The ranges of a profiles engine: its sidecar's, or a foreign engine's own."""
-        known = self._ranges.get(path)
-        if known is not None and known[0] == files:
-            return known[1]
+        before = self._ranges.get(path)
+        if before is not None and before[0] == files:
+            return before[1]
         try:
             ranges = store.read_sidecar(path).key.profiles
         except ForeignEngineError:

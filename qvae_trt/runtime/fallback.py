@@ -62,9 +62,9 @@ class Notices:
             return
         reason = where, type(error), error.what
         with self._lock:
-            known = reason in self._warned
+            warned = reason in self._warned
             self._warned[reason] = None
-        if not known:
+        if not warned:
             frame = _users_frame()
             # `warnings.warn` would keep every text, for ever, in the module that called.
             warnings.warn_explicit(

@@ -27,8 +27,8 @@ class QvaeImageProcessor(VaeImageProcessor):
     @classmethod
     def replacing(cls, processor: VaeImageProcessor) -> QvaeImageProcessor:
         """A processor with the configuration of `processor` (a pipeline's own, say)."""
-        known = {k: v for k, v in processor.config.items() if not k.startswith("_")}
-        return cls(**known)
+        settings = {k: v for k, v in processor.config.items() if not k.startswith("_")}
+        return cls(**settings)
 
     def postprocess(
         self,
@@ -52,7 +52,7 @@ class QvaeImageProcessor(VaeImageProcessor):
         with torch.no_grad():
             pixels = to_uint8(self._denormalize_conditionally(image, do_denormalize))
             array, pinned = _to_host(pixels)
-        return [_to_picture(one, owned=not pinned) for one in array]
+        return [_to_picture(pixels_of_one, owned=not pinned) for pixels_of_one in array]
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -361,8 +361,8 @@ class Ladder:
 
     def status(self, device: torch.device) -> dict[str, Any]:
         """What served, what did not and why, and what is held. See `TrtVae.status`."""
-        held = self.engines.held()
-        held.setdefault(device, ([], 0))
+        devices = self.engines.loaded()
+        devices.setdefault(device, ([], 0))
         return {
             "served": [
                 {"part": part, "size": size, "by": by, "calls": calls}
@@ -374,7 +374,7 @@ class Ladder:
             ],
             "engines": [
                 {"path": str(path), "device": str(device), "bytes": size}
-                for device, (loaded, _) in held.items()
+                for device, (loaded, _) in devices.items()
                 for path, size in loaded
             ],
             "memory": {
@@ -383,7 +383,7 @@ class Ladder:
                     "scratch_bytes": scratch,
                     "pytorch_bytes": allocated_bytes(device),
                 }
-                for device, (loaded, scratch) in held.items()
+                for device, (loaded, scratch) in devices.items()
             },
         }
 

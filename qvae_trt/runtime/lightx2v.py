@@ -255,8 +255,8 @@ def _get(config: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:
         value = _whole(value)
     if not isinstance(value, kind):
         names = [k.__name__ for k in kind] if isinstance(kind, tuple) else [kind.__name__]
-        found = type(config[key]).__name__
-        raise UsageError(f"{key} is a {found}, expected {' or '.join(names)}")
+        given = type(config[key]).__name__
+        raise UsageError(f"{key} is a {given}, expected {' or '.join(names)}")
     return value
 
 
@@ -283,8 +283,8 @@ def _require_tensor(name: str, value: object) -> None:
 
 
 def _lightx2v_dtype() -> torch.dtype:
-    known = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
+    dtypes = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
     name = os.environ.get("DTYPE", "BF16")
-    if name not in known:
-        raise UsageError(f"DTYPE is {name!r}, expected one of {', '.join(known)}")
-    return known[name]
+    if name not in dtypes:
+        raise UsageError(f"DTYPE is {name!r}, expected one of {', '.join(dtypes)}")
+    return dtypes[name]

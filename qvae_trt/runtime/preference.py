@@ -44,15 +44,15 @@ class Preference:
             return
         path = folder / measured.FILE_NAME
         try:
-            found = measured.load(path)
+            times = measured.load(path)
         except StoreError as error:
             self._warn(error.what)
             return
         machine = machine_here(backend)
-        if found.machine == machine:
-            self._measured = found
+        if times.machine == machine:
+            self._measured = times
         else:
-            self._warn(f"{path}: measured with {found.machine}, expected {machine}")
+            self._warn(f"{path}: measured with {times.machine}, expected {machine}")
 
     def fused_first(self, part: Part, choice: Choice) -> str | None:
         """Why the fused path goes before the engine of a choice; None if it does not."""

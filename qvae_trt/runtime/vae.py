@@ -373,9 +373,9 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
 
     def memory(self) -> dict[str, int]:
         """How many engines are loaded, and what they and the shared scratch hold, in bytes."""
-        held = self._ladder.engines.held().values()
-        sizes = [size for loaded, _ in held for _, size in loaded]
-        scratch_bytes = sum(scratch for _, scratch in held)
+        devices = self._ladder.engines.loaded().values()
+        sizes = [size for engines, _ in devices for _, size in engines]
+        scratch_bytes = sum(scratch for _, scratch in devices)
         return {
             "engines": len(sizes),
             "engine_bytes": sum(sizes),

@@ -396,7 +396,7 @@ def sizes(*sides: int) -> ShapeRange:
 
 
 def loaded(engines):
-    return engines.held()[CPU][0]
+    return engines.loaded()[CPU][0]
 
 
 def foreign(folder, backend, **options) -> Engines:

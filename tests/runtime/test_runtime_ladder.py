@@ -181,13 +181,12 @@ class OnShelf:
 def test_each_device_of_a_process_has_engines_of_its_own(engine_dir, monkeypatch):
     opened: list[OnShelf] = []
 
-    def open_(path, *, device, scratch, **_options):
+    def open_(engine, *, device, scratch, **_options):
         assert scratch.device == device
-        opened.append(OnShelf(path, device))
+        opened.append(OnShelf(engine.path, device))
         return opened[-1]
 
     monkeypatch.setattr(engines_module.Engine, "open", open_)
-    monkeypatch.setattr(Engines, "_expected", lambda *_given: {})
     engines = Engines({"static": engine_dir / "static"}, backend="onnxruntime", weights_sha256=None)
     devices = [torch.device("cuda", i) for i in (0, 1)]
     inputs = [SimpleNamespace(device=device, is_cuda=False) for device in devices]
@@ -196,7 +195,7 @@ def test_each_device_of_a_process_has_engines_of_its_own(engine_dir, monkeypatch
         for x in inputs:
             assert engines.serve("decoder", chosen, x) is x
     assert [(engine.device, engine.ran) for engine in opened] == [(d, 2) for d in devices]
-    assert list(engines.held()) == devices
+    assert list(engines.loaded()) == devices
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     engines.make_room(devices[1])
     assert [engine.closed for engine in opened] == [False, True]
