@@ -343,9 +343,9 @@ def test_the_warm_up_example_leaves_nothing_to_load(tmp_path, tmp_path_factory, 
     opened: list[str] = []
     real = Engine.open
 
-    def open_(path: Path, **given: Any) -> Any:
-        opened.append(path.name)
-        return real(path, **given)
+    def open_(engine: Any, *purpose: Any, **given: Any) -> Any:
+        opened.append(engine.path.name)
+        return real(engine, *purpose, **given)
 
     monkeypatch.setattr(Engine, "open", open_)
     space: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from qvae_trt import pictures
 from qvae_trt.errors import ModelError, PictureError, UsageError
 from qvae_trt.images import Latents, pad, read_latents, read_picture, write_latents
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import Resolution
 
@@ -171,6 +172,8 @@ def test_latents_of_other_weights_are_decoded_with_a_warning(engines, tmp_path):
 
 class Chooser:
     """A VAE that has engines of these sizes."""
+
+    kind = QWEN_IMAGE
 
     def __init__(self, *sizes):
         self.sizes = {Resolution.parse(size) for size in sizes}

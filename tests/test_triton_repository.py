@@ -15,10 +15,10 @@ import store_cases
 from google.protobuf import text_format
 
 from qvae_trt import store
-from qvae_trt.backends import TensorSpec
 from qvae_trt.cli.app import main
 from qvae_trt.errors import EngineError, UsageError
 from qvae_trt.profiles import Profile, Resolution, engine_path, load_profiles
+from qvae_trt.tensors import TensorSpec
 from qvae_trt.triton_repository import make_repository
 
 SIZE = Resolution(928, 1664)

@@ -20,6 +20,7 @@ from qvae_trt.bench.results import Timing
 from qvae_trt.build import BuildSettings
 from qvae_trt.cli import app as cli
 from qvae_trt.errors import BackendError, BenchError, BuildError, EngineError, QvaeError, UsageError
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lowerings import Lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import BACKENDS, PARTS, PRECISIONS, Resolution
@@ -183,7 +184,7 @@ def test_the_measuring_process_passes_errors_on(tmp_path: Path) -> None:
         "outputs": "",
         "limits": asdict(tune.LIMITS),
     }
-    with pytest.raises(EngineError, match="no such engine"):
+    with pytest.raises(EngineError, match="no such file"):
         running.measure_in_child(request, progress=lambda *_: True)
 
 
@@ -236,7 +237,9 @@ class Bench:
         monkeypatch.setattr("qvae_trt.export.recipe_sha256", lambda: "c" * 64)
         monkeypatch.setattr(
             "qvae_trt.model.load_model",
-            lambda source: SimpleNamespace(source=source, weights_sha256=self.weights),
+            lambda source: SimpleNamespace(
+                source=source, weights_sha256=self.weights, kind=QWEN_IMAGE
+            ),
         )
 
     def build(self, jobs: Any, settings: BuildSettings, **_: Any) -> list[Any]:

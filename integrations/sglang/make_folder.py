@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from qvae_trt.errors import EngineError, QvaeError
+from qvae_trt.files.writing import write_text
 from qvae_trt.model import load_model
-from qvae_trt.store import write_text
 
 CLASS = Path(__file__).with_name("qvae_vae.py")
 

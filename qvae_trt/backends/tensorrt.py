@@ -121,8 +121,9 @@ class TensorRT:
             return Verdict(False, what, "--precision fp16")
         device = None if self._is_rtx else self.device()
         if device is not None and _older(device, 8):
-            what = f"{device.name} has no bf16 (compute capability {device.compute_capability}, "
-            return Verdict(False, f"{what}expected 8.0 or more)", "--precision fp16")
+            found = device.compute_capability
+            what = f"{device.name} has no bf16 (compute capability {found}, expected 8.0 or more)"
+            return Verdict(False, what, "--precision fp16")
         return Verdict(True, what)
 
     def build(

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 KindOption = Annotated[
     str | None,
-    typer.Option("--model", help="Whose sizes: as --model of build. [default: Qwen-Image's]"),
+    typer.Option(
+        "--model",
+        envvar="QVAE_MODEL",
+        help="Whose sizes: as --model of build. [default: Qwen-Image's]",
+    ),
 ]
 
 
