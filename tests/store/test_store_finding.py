@@ -42,5 +42,6 @@ def test_a_place_decides_part_mode_and_size(tmp_path):
         "flavour": "onnxruntime",
         "part": "decoder",
         "mode": "profiles",
+        "vae": None,
         "weights_sha256": "a",
     }
