@@ -125,10 +125,6 @@ class Profile:
             abs(math.log(resolution.width / self.opt.width)),
         )
 
-    def to_dict(self) -> dict[str, str]:
-        """JSON-ready."""
-        return {"min": str(self.min), "opt": str(self.opt), "max": str(self.max)}
-
     def __str__(self) -> str:
         if self.min == self.max:
             return str(self.opt)

@@ -20,10 +20,6 @@ class TensorSpec:
     dtype: DTypeName
     shape: tuple[int, ...]
 
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
@@ -52,7 +48,3 @@ class ShapeRange:
             if not low <= side <= high
         ]
         return "; ".join(outside) or None
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
-        return {"min": list(self.min), "opt": list(self.opt), "max": list(self.max)}

@@ -676,7 +676,7 @@ def test_figures_of_two_machines_keep_apart(tmp_path):
     ]  # fmt: skip
     assert block("beside:decoder")[2:] == [
         "| 1328x1328 | static | 120.0 | 60.0 | 100.0 | – | 50.0 (`folded`) |",
-        "| 768x1024 | static | 120.0 | 60.0 | – | – |",
+        "| 768x1024 | static | 120.0 | 60.0 | – | – | – |",
     ]
 
 

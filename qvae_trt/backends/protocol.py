@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from qvae_trt import json_rows
 from qvae_trt.errors import BackendError, BuildError, EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def selected(shape: tuple[int, ...] | None) -> tuple[int, ...]:
 def describe(session: Session) -> dict[str, object]:
     """What `inspect` tells of every engine."""
     return {
-        "input": session.input.to_dict(),
-        "output": session.output.to_dict(),
-        "profiles": [sizes.to_dict() for sizes in session.ranges],
+        "input": json_rows.write(session.input),
+        "output": json_rows.write(session.output),
+        "profiles": json_rows.write(session.ranges),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from qvae_trt import json_rows
 from qvae_trt.errors import QvaeError, UsageError
 from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path
 from qvae_trt.tensors import ShapeRange
@@ -76,7 +77,7 @@ class JobResult:
             "engine": str(self.job.path),
             "part": self.job.part,
             "mode": self.job.mode,
-            "profiles": [profile.to_dict() for profile in self.job.profiles],
+            "profiles": json_rows.write(self.job.profiles),
             "status": self.status,
             "reason": self.reason,
             "seconds": self.seconds,

@@ -86,9 +86,6 @@ class Table:
             self.refuse(name, f"expected text, found {_found(value)}")
         return value
 
-    def text_or_none(self, name: str) -> str | None:
-        return None if self.value(name) is None else self.text(name)
-
     def texts(self) -> dict[str, str]:
         """All of it, where every value is a text."""
         self._check_names()
@@ -129,9 +126,6 @@ class Table:
         if str(value) != text:
             self.refuse(name, f"expected {value}, found {_found(text)}")
         return value
-
-    def parsed_or_none(self, name: str, parse: Callable[[str], _T]) -> _T | None:
-        return None if self.value(name) is None else self.parsed(name, parse)
 
     def flag(self, name: str) -> bool:
         value = self.value(name)

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from qvae_trt import json_rows
 from qvae_trt.errors import EngineError, printable
 from qvae_trt.files.json_file import is_sha256, parse_object
 from qvae_trt.kinds import QWEN_IMAGE
-from qvae_trt.profiles import (
-    MODES,
-    PARTS,
-    PRECISIONS,
-    Mode,
-    Part,
-    Precision,
-    Profile,
-    Resolution,
-)
+from qvae_trt.profiles import Mode, Part, Precision, Profile  # noqa: TC001  types of fields
 from qvae_trt.tensors import DTYPES, TensorSpec
 from qvae_trt.version import __version__
 
@@ -91,9 +83,9 @@ class Sidecar:
         return {
             "format_version": self.format_version,
             "engine": {"sha256": self.engine_sha256, "bytes": self.engine_bytes},
-            "key": {name: _plain(getattr(self.key, name)) for name in KEY_FIELDS},
-            "input": self.input.to_dict(),
-            "output": self.output.to_dict(),
+            "key": json_rows.write(self.key),
+            "input": json_rows.write(self.input),
+            "output": json_rows.write(self.output),
             "build_flags": dict(self.build_flags),
             "build_seconds": self.build_seconds,
             "command": self.command,
@@ -188,32 +180,14 @@ def parse_sidecar(raw: bytes, *, path: Path) -> Sidecar:
 
 
 def _read_key(table: Table) -> EngineKey:
-    key = EngineKey(
-        flavour=table.text("flavour"),
-        flavour_version=table.text("flavour_version"),
-        gpu=table.text("gpu"),
-        compute_capability=table.text_or_none("compute_capability"),
-        vae=table.text("vae") if "vae" in table.data else QWEN_IMAGE.name,
-        part=table.choice("part", PARTS),
-        mode=table.choice("mode", MODES),
-        precision=table.choice("precision", PRECISIONS),
-        lowering=table.text("lowering"),
-        profiles=tuple(_read_profile(item) for item in table.tables("profiles")),
-        onnx_sha256=table.text("onnx_sha256"),
-        weights_sha256=table.text("weights_sha256"),
-        recipe_sha256=table.text("recipe_sha256"),
-    )
+    given: dict[str, Any] = {} if "vae" in table.data else {"vae": QWEN_IMAGE.name}
+    key = json_rows.read(EngineKey, table, **given)
     if not key.profiles:
         table.refuse("profiles", "empty")
+    for profile in key.profiles:
+        if not profile.holds(profile.opt):
+            table.refuse("profiles", f"{profile}: expected min <= opt <= max")
     return key
-
-
-def _read_profile(table: Table) -> Profile:
-    low, opt, high = (table.parsed(name, Resolution.parse) for name in ("min", "opt", "max"))
-    profile = Profile(low, opt, high)
-    if not profile.holds(opt):
-        table.refuse("opt", "expected min <= opt <= max")
-    return profile
 
 
 def _read_tensor(table: Table) -> TensorSpec:
@@ -223,9 +197,3 @@ def _read_tensor(table: Table) -> TensorSpec:
     return TensorSpec(
         table.text("name"), table.choice("dtype", tuple(DTYPES.values())), tuple(shape)
     )
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, tuple):
-        return [profile.to_dict() for profile in value]
-    return value

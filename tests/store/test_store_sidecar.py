@@ -81,7 +81,7 @@ def _without(name: str) -> dict[str, object]:
         "engine.sha256",
         "engine.bytes",
         "key",
-        *(f"key.{field}" for field in KEY_FIELDS if field != "vae"),
+        *(f"key.{field}" for field in KEY_FIELDS if field != "vae"),  # older ones have none
         "input",
         "input.shape",
         "output.dtype",
