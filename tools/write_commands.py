@@ -16,7 +16,7 @@ HEAD = """# Commands
 Written by `make docs` from the command line's own help. Sizes are `WxH`. Every command takes
 `-v`/`--verbose` (tracebacks, more words) and `--json` (the result as JSON). The environment
 variables `QVAE_MODEL`, `QVAE_BACKEND` and `QVAE_ENGINE_DIR` are the defaults of `--model`,
-`--backend` (of `qvae lightx2v` it is always `tensorrt`) and `--engine-dir`.
+`--backend` (not of `qvae lightx2v` and `qvae triton`, where it is `tensorrt`) and `--engine-dir`.
 
 | exit code | means |
 | --- | --- |
