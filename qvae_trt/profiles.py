@@ -7,6 +7,7 @@ where the two meet.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ SIDE_MULTIPLE = 8  # the VAE halves each side three times
 MAX_SIDE = 16384
 _ASPECT = re.compile(r"([1-9][0-9]{0,3}):([1-9][0-9]{0,3})")
 _SIZE = re.compile(r"([0-9]{1,20})[xX]([0-9]{1,20})")
+# As people also write two numbers; never read, so that a size has one name in files and folders.
+_TWO_NUMBERS = re.compile(r"([0-9]{1,5})\s*[xX×*,:/]\s*([0-9]{1,5})")
 # 1664x928 is 0.9 % off 16:9, the furthest of the seven; swapped sides are off by a factor.
 _ASPECT_TOLERANCE = 0.03
 
@@ -53,9 +56,10 @@ class Resolution:
         """
         match = _SIZE.fullmatch(text.strip())
         if match is None:
+            near = meant_size(text)
             raise ResolutionError(
                 f"{quoted(text)} is not a size: expected WIDTHxHEIGHT in pixels",
-                fix="for example 1664x928 (16:9)",
+                fix="for example 1664x928 (16:9)" if near is None else f"write it as {near}",
             )
         return cls(height=int(match[2]), width=int(match[1])).check()
 
@@ -260,11 +264,34 @@ def parse_aspect(name: str, *, sizes: Mapping[str, Resolution] | None = None) ->
     """`"16:9"` -> its static size. UsageError, listing the known ones, for any other name."""
     known = load_static_sizes() if sizes is None else sizes
     if name not in known:
+        near = meant_aspect(name)
         raise UsageError(
             f"{quoted(name)} is not a known aspect ratio: expected one of {', '.join(known)}",
-            fix="any other size: --resolution WIDTHxHEIGHT",
+            fix="any other size: --resolution WIDTHxHEIGHT"
+            if near not in known
+            else f"write it as {near}",
         )
     return known[name]
+
+
+def meant_size(text: str) -> Resolution | None:
+    """The size that a text such as `1024*1024`, `1024,1024` or `1024` (a square) means, if the VAE
+    takes it.
+    """
+    text = text.strip()
+    match = _TWO_NUMBERS.fullmatch(f"{text}x{text}" if text.isdecimal() else text)
+    if match is None:
+        return None
+    with contextlib.suppress(ResolutionError):
+        return Resolution(height=int(match[2]), width=int(match[1])).check()
+    return None
+
+
+def meant_aspect(text: str) -> str | None:
+    """`16x9` -> `16:9`: an aspect ratio that some VAE has, however it is written."""
+    match = _TWO_NUMBERS.fullmatch(text.strip())
+    near = None if match is None else f"{int(match[1])}:{int(match[2])}"
+    return near if near in load_static_sizes() else None
 
 
 def engine_path(

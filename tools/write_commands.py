@@ -44,6 +44,7 @@ def describe(title: str, command: Any) -> str:
     rows = [row(parameter) for parameter in command.params if parameter.name not in _EVERYWHERE]
     if rows:
         lines += [*table(("option", "does", "default"), rows, words=3), ""]
+    lines += [f"Example: `{command.epilog.removeprefix('Example: ')}`", ""]
     return "\n".join(lines)
 
 

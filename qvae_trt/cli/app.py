@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from qvae_trt.cli import boundary, output
+from qvae_trt.cli import boundary, meant, output
 from qvae_trt.cli.commands import (
     bench,
     build,
@@ -25,7 +25,7 @@ from qvae_trt.cli.commands import (
 )
 from qvae_trt.cli.commands import tune as tuning
 from qvae_trt.cli.commands import verify as verifying
-from qvae_trt.cli.options import resolve_home
+from qvae_trt.cli.options import resolve_home, say_where_auto_leads
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
@@ -33,20 +33,37 @@ if TYPE_CHECKING:
 
 
 class _Tidy:
+    """What knows what a wrong line means."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        typed = list(args)
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc]  # of the class it is mixed into
+        except boundary.ClickException as error:
+            error.instead = meant.instead(ctx, typed, error)
+            raise
+
+
+class _Command(_Tidy, TyperCommand):
     """A command whose libraries cannot print into its results, and that knows `~`."""
 
     def invoke(self, ctx: Any) -> Any:
         _resolve_homes(ctx.params)
         with output.results_only():
-            return super().invoke(ctx)  # type: ignore[misc]  # of the class it is mixed into
-
-
-class _Command(_Tidy, TyperCommand):
-    """A command."""
+            if ctx.params.get("backend") == "auto":
+                say_where_auto_leads()
+            return super().invoke(ctx)
 
 
 class _Group(_Tidy, TyperGroup):
     """A command with commands of its own."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except boundary.ClickException as error:
+            error.instead = meant.command_instead(ctx, args)
+            raise
 
 
 def _resolve_homes(params: dict[str, Any]) -> None:
@@ -60,30 +77,50 @@ def _resolve_homes(params: dict[str, Any]) -> None:
 
 app = typer.Typer(
     name="qvae",
+    cls=_Group,
+    suggest_commands=False,  # `meant` says the whole line
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-sizes = typer.Typer(cls=_Group, rich_markup_mode=None)
+sizes = typer.Typer(cls=_Group, suggest_commands=False, rich_markup_mode=None)
 
-app.command("export", cls=_Command)(export.export)
-app.command("build", cls=_Command)(build.build)
-app.command("tune", cls=_Command)(tuning.tune)
-app.command("verify", cls=_Command)(verifying.verify)
-app.command("bench", cls=_Command)(bench.bench)
-app.command("report", cls=_Command)(report.report)
-app.command("encode", cls=_Command)(pictures.encode)
-app.command("decode", cls=_Command)(pictures.decode)
-app.command("roundtrip", cls=_Command)(pictures.roundtrip)
+app.command("export", cls=_Command, epilog="Example: qvae export --out onnx")(export.export)
+app.command("build", cls=_Command, epilog="Example: qvae build --mode static --aspect 16:9")(
+    build.build
+)
+app.command("tune", cls=_Command, epilog="Example: qvae tune --resolution 1664x928")(tuning.tune)
+app.command("verify", cls=_Command, epilog="Example: qvae verify --engine-dir engines")(
+    verifying.verify
+)
+app.command("bench", cls=_Command, epilog="Example: qvae bench --resolution 1664x928")(bench.bench)
+app.command("report", cls=_Command, epilog="Example: qvae report out/bench --out report.html")(
+    report.report
+)
+app.command(
+    "encode", cls=_Command, epilog="Example: qvae encode picture.png --out latents.safetensors"
+)(pictures.encode)
+app.command(
+    "decode", cls=_Command, epilog="Example: qvae decode latents.safetensors --out picture.png"
+)(pictures.decode)
+app.command(
+    "roundtrip", cls=_Command, epilog="Example: qvae roundtrip picture.png --out again.png"
+)(pictures.roundtrip)
 sizes.callback(invoke_without_command=True)(profiles.profiles)
-sizes.command("list", cls=_Command)(profiles.list_)
-sizes.command("match", cls=_Command)(profiles.match)
-app.add_typer(sizes, name="profiles")
-app.command("inspect", cls=_Command)(inspect.inspect)
-app.command("lightx2v", cls=_Command)(lightx2v.lightx2v)
-app.command("triton", cls=_Command)(triton.triton)
-app.command("doctor", cls=_Command)(doctor.doctor)
+sizes.command("list", cls=_Command, epilog="Example: qvae profiles list")(profiles.list_)
+sizes.command("match", cls=_Command, epilog="Example: qvae profiles match 1600x1200")(
+    profiles.match
+)
+app.add_typer(sizes, name="profiles", epilog="Example: qvae profiles match 1600x1200")
+app.command(
+    "inspect", cls=_Command, epilog="Example: qvae inspect engines/static/1664x928/vae_decoder.trt"
+)(inspect.inspect)
+app.command("lightx2v", cls=_Command, epilog="Example: qvae lightx2v --out lightx2v")(
+    lightx2v.lightx2v
+)
+app.command("triton", cls=_Command, epilog="Example: qvae triton --out models")(triton.triton)
+app.command("doctor", cls=_Command, epilog="Example: qvae doctor")(doctor.doctor)
 
 
 def _say_version(wanted: bool) -> None:
@@ -96,7 +133,9 @@ def _say_version(wanted: bool) -> None:
 def qvae(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version", "-V", callback=_say_version, is_eager=True, help="Show the version."
+        ),
     ] = False,
 ) -> None:
     """TensorRT engines of the Qwen-Image VAE: export, build, compare with PyTorch, measure, use."""

@@ -28,7 +28,7 @@ DONE, FAILED, USAGE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
 
 # What Typer raises for a wrong command line. Its home differs between releases (click's, or a copy
 # inside Typer); the public BadParameter descends from it in all of them.
-_ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def run(command: Callable[[], object]) -> int:
@@ -60,7 +60,7 @@ def _failed(error: Exception) -> int:
             return int(error.exit_code)
         case typer.Abort():
             return _interrupted()
-        case _ClickException():
+        case ClickException():
             return _usage(error)
         case QvaeError():
             return _say(error.what, fix=error.fix, code=error.exit_code)
@@ -106,7 +106,8 @@ def _usage(error: Any) -> int:
     context = getattr(error, "ctx", None)
     path = "qvae" if context is None else context.command_path
     words = error.format_message().replace("Value error, ", "")
-    return _say(words, fix=f"see: {path} --help", code=error.exit_code)
+    line = getattr(error, "instead", None)
+    return _say(words, fix=f"try: {line}" if line else f"see: {path} --help", code=error.exit_code)
 
 
 def _bug(error: Exception) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,18 +22,23 @@ PartChoice = Literal["encoder", "decoder", "both"]
 BackendChoice = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 
-def _say_where_auto_leads(backend: BackendChoice) -> BackendChoice:
+def say_where_auto_leads() -> None:
     """An RTX card with TensorRT-RTX alone would build for the CPU, and never hear of it."""
     from qvae_trt import backends
     from qvae_trt.backends import devices
 
-    if backend == "auto" and devices.gpus() and backends.resolve(backend) == "onnxruntime":
+    if devices.gpus() and backends.resolve("auto") == "onnxruntime":
         tell(
             "warning: --backend auto is onnxruntime here, on the CPU, although there is a GPU; "
             "qvae doctor shows the fix",
             style="yellow",
         )
-    return backend
+
+
+def check_sizes(given: Any) -> Any:
+    """As an option's callback: a wrong size is said before anything is loaded."""
+    parse_resolutions([given] if isinstance(given, str) else given)
+    return given
 
 
 ModelOption = Annotated[
@@ -41,6 +46,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         envvar="QVAE_MODEL",
+        metavar="MODEL",
         help="A hub id, a local folder, a .safetensors file, bundled:tiny (offline) or "
         "random:full (for measuring speed).",
     ),
@@ -50,12 +56,14 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         envvar="QVAE_BACKEND",
-        callback=_say_where_auto_leads,
         help="auto: tensorrt if it imports and there is a GPU, else onnxruntime.",
     ),
 ]
 EngineDirOption = Annotated[
-    Path, typer.Option("--engine-dir", envvar="QVAE_ENGINE_DIR", help="Where the engines are.")
+    Path,
+    typer.Option(
+        "--engine-dir", envvar="QVAE_ENGINE_DIR", metavar="DIR", help="Where the engines are."
+    ),
 ]
 PartOption = Annotated[PartChoice, typer.Option("--part", help="Which half of the VAE.")]
 ProfilesOption = Annotated[
@@ -71,10 +79,6 @@ TimingCacheOption = Annotated[
 PrecisionOption = Annotated[
     Literal["fp16", "bf16", "fp32"],
     typer.Option("--precision", help="Precision of weights, inputs and outputs."),
-]
-ResolutionsOption = Annotated[
-    list[str] | None,
-    typer.Option("--resolution", metavar="WxH", help="A size, such as 1664x928; can be repeated."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", callback=set_json, help="Print the result as JSON.")

@@ -13,7 +13,15 @@ from qvae_trt.cli.events import steps
 
 
 def bench(
-    resolution: options.ResolutionsOption = None,
+    resolution: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--resolution",
+            metavar="WxH",
+            callback=options.check_sizes,
+            help="A size, such as 1664x928; can be repeated. At least one is needed.",
+        ),
+    ] = None,
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
@@ -42,14 +50,20 @@ def bench(
         float, typer.Option("--budget", metavar="SECONDS", help="Seconds for one path at one size.")
     ] = 1.0,
     out: Annotated[
-        Path, typer.Option("--out", help="The folder for latency.md, .json, .csv and .svg.")
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="The folder for latency.md, .json, .csv and .svg."
+        ),
     ] = Path("out/bench"),
     compare: Annotated[
         Path | None,
         typer.Option("--compare", metavar="OLD.json", help="Exit code 1 if a latency got worse."),
     ] = None,
     margin: Annotated[
-        float, typer.Option("--margin", help="How much worse --compare accepts; 0.05 is 5 %.")
+        float,
+        typer.Option(
+            "--margin", metavar="SHARE", help="How much worse --compare accepts; 0.05 is 5 %."
+        ),
     ] = 0.05,
     as_json: options.JsonOption = False,
     verbose: options.VerboseOption = False,

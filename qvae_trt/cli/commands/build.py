@@ -31,6 +31,14 @@ def _tune_file(text: str | None) -> str | None:
     )
 
 
+def _check_aspects(names: list[str] | None) -> list[str] | None:
+    """UsageError, before anything is loaded, for what no kind of VAE has."""
+    known = {aspect: size for kind in KINDS for aspect, size in kind.static_sizes.items()}
+    for name in names or ():
+        parse_aspect(name, sizes=known)
+    return names
+
+
 def build(
     mode: Annotated[
         Literal["static", "profiles"],
@@ -43,11 +51,21 @@ def build(
         typer.Option(
             "--aspect",
             metavar="W:H",
+            callback=_check_aspects,
             autocompletion=lambda: list(load_static_sizes()),
-            help="A listed aspect ratio, such as 16:9; can be repeated.",
+            help="A listed aspect ratio, such as 16:9; can be repeated. [default: every one, where "
+            "no --resolution is given]",
         ),
     ] = None,
-    resolution: options.ResolutionsOption = None,
+    resolution: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--resolution",
+            metavar="WxH",
+            callback=options.check_sizes,
+            help="A size, such as 1664x928; can be repeated. [default: every listed aspect ratio]",
+        ),
+    ] = None,
     profiles_file: options.ProfilesOption = None,
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
@@ -56,7 +74,13 @@ def build(
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     level: Annotated[
         int | None,
-        typer.Option("--level", min=0, max=5, help="TensorRT's builder optimization level."),
+        typer.Option(
+            "--level",
+            min=0,
+            max=5,
+            metavar="0-5",
+            help="TensorRT's builder optimization level. [default: as tuned, else TensorRT's own]",
+        ),
     ] = None,
     timing_cache: options.TimingCacheOption = None,
     tune: Annotated[
@@ -78,7 +102,11 @@ def build(
     verbose: options.VerboseOption = False,
 ) -> int:
     """Build engines; up-to-date ones are kept."""
-    _check_sizes(mode, aspect, resolution)
+    options.need(
+        mode == "static" or not (aspect or resolution),
+        "--aspect and --resolution were given with --mode profiles: expected --mode static",
+        fix="other profiles: --profiles FILE",
+    )
     options.need(
         mode == "profiles" or profiles_file is None,
         "--profiles was given with --mode static: expected --mode profiles",
@@ -177,19 +205,6 @@ def _figure(one: dict[str, Any], name: str, unit: int = 1) -> str | None:
     """A figure of an engine, marked where it is an estimate."""
     mark, value = ("~", one["estimate"][name]) if "estimate" in one else ("", one[name])
     return None if value is None else f"{mark}{value / unit:.1f}"
-
-
-def _check_sizes(mode: str, aspects: list[str] | None, resolutions: list[str] | None) -> None:
-    """UsageError, before anything is loaded, for what no kind of VAE has."""
-    options.need(
-        mode == "static" or not (aspects or resolutions),
-        "--aspect and --resolution were given with --mode profiles: expected --mode static",
-        fix="other profiles: --profiles FILE",
-    )
-    known = {aspect: size for kind in KINDS for aspect, size in kind.static_sizes.items()}
-    for name in aspects or ():
-        parse_aspect(name, sizes=known)
-    options.parse_resolutions(resolutions)
 
 
 def _sizes(

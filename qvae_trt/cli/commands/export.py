@@ -17,7 +17,10 @@ from qvae_trt.profiles import Resolution
 
 def export(
     out: Annotated[
-        Path, typer.Option("--out", help="The folder for vae_encoder.onnx and vae_decoder.onnx.")
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="The folder for vae_encoder.onnx and vae_decoder.onnx."
+        ),
     ],
     model: options.ModelOption = options.MODEL,
     part: options.PartOption = "both",
@@ -35,7 +38,13 @@ def export(
         ),
     ] = None,
     resolution: Annotated[
-        str | None, typer.Option("--resolution", metavar="WxH", help="The size of a static graph.")
+        str | None,
+        typer.Option(
+            "--resolution",
+            metavar="WxH",
+            callback=options.check_sizes,
+            help="The size of a static graph; needed with --static.",
+        ),
     ] = None,
     as_json: options.JsonOption = False,
     verbose: options.VerboseOption = False,

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from qvae_trt.pictures import Outcome
 
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG or JPEG of any size.")]
-ImageOption = Annotated[Path, typer.Option("--out", help="The picture to write.")]
+ImageOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="The picture to write.")]
 
 
 def encode(
     image: ImageArgument,
-    out: Annotated[Path, typer.Option("--out", help="The latents to write, a .safetensors file.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE", help="The latents to write, a .safetensors file."),
+    ],
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,

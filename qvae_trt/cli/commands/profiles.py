@@ -32,6 +32,7 @@ KindOption = Annotated[
     typer.Option(
         "--model",
         envvar="QVAE_MODEL",
+        metavar="MODEL",
         help="Whose sizes: as --model of build. [default: Qwen-Image's]",
     ),
 ]
@@ -77,12 +78,18 @@ def _draw_list(data: dict[str, Any]) -> RenderableType:
 
 
 def match(
-    size: Annotated[str, typer.Argument(metavar="WxH", help="A size, such as 1600x1200.")],
+    size: Annotated[
+        str,
+        typer.Argument(
+            metavar="WxH", callback=options.check_sizes, help="A size, such as 1600x1200."
+        ),
+    ],
     engine_dir: Annotated[
         Path | None,
         typer.Option(
             "--engine-dir",
             envvar="QVAE_ENGINE_DIR",
+            metavar="DIR",
             help="Match against the engines here. [default: engines/ if it is there, else as if "
             "every engine were built]",
         ),

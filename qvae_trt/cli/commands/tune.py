@@ -22,13 +22,20 @@ if TYPE_CHECKING:
 
 def tune(
     resolution: Annotated[
-        str, typer.Option("--resolution", metavar="WxH", help="The size to measure at.")
+        str,
+        typer.Option(
+            "--resolution",
+            metavar="WxH",
+            callback=options.check_sizes,
+            help="The size to measure at.",
+        ),
     ],
     model: Annotated[
         str,
         typer.Option(
             "--model",
             envvar="QVAE_MODEL",
+            metavar="MODEL",
             help="As for build. Speed does not depend on the weights; the default needs no "
             "download.",
         ),

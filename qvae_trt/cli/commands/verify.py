@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 
 def verify(
-    resolution: options.ResolutionsOption = None,
+    resolution: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--resolution",
+            metavar="WxH",
+            callback=options.check_sizes,
+            help="A size, such as 1664x928; can be repeated. [default: every engine at "
+            "its own sizes]",
+        ),
+    ] = None,
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
