@@ -34,7 +34,7 @@ def instead(context: Any, typed: Sequence[str], error: Any) -> str | None:
     words = _strays(context, words)
     if words == list(typed) or not _complete(context, words):
         return None
-    return command_line([*context.command_path.split(), *words])
+    return _line([*context.command_path.split(), *words])
 
 
 def command_instead(context: Any, typed: Sequence[str]) -> str | None:
@@ -43,12 +43,20 @@ def command_instead(context: Any, typed: Sequence[str]) -> str | None:
     path, known = context.command_path.split(), context.command.commands
     if first in {"help", "version"} and context.parent is None:
         named = path + [word for word in rest[:1] if word in known]
-        return command_line([*named, f"--{first}"] if first == "help" else [*path, "--version"])
+        return _line([*named, f"--{first}"] if first == "help" else [*path, "--version"])
     size = meant_size(first)
     if size is not None and "match" in known:
-        return command_line([*path, "match", str(size), *rest])
+        return _line([*path, "match", str(size), *rest])
     near = _near(first, list(known))
-    return None if near is None else command_line([*path, near, *rest])
+    return None if near is None else _line([*path, near, *rest])
+
+
+def _line(words: list[str]) -> str | None:
+    """None where a word cannot be typed: half of a character, which only a program can pass."""
+    try:
+        return command_line(words)
+    except UnicodeEncodeError:
+        return None
 
 
 def _options(words: list[str], error: Any) -> list[str]:
