@@ -78,7 +78,7 @@ def test_unknown_aspect(
     assert cli.main(["build", "--mode", "static", "--aspect", aspect, *TINY]) == 2
     error = capsys.readouterr().err
     assert "16:9, 9:16, 1:1, 4:3, 3:4, 3:2, 2:3" in error
-    assert "--resolution" in error
+    assert ("write it as 16:9" if aspect == "16x9" else "--resolution") in error
     assert files(tmp_path) == []
 
 

@@ -93,6 +93,15 @@ def test_a_bug_is_3_and_leaves_its_traceback_in_a_file(
     assert "in command" in log.read_text()
 
 
+def test_a_bug_with_text_that_no_file_holds_leaves_it_escaped(
+    logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert boundary.run(raising(ZeroDivisionError("oh \ud800"))) == 3
+    (log,) = (logs / "state" / "qvae").iterdir()
+    assert "oh \\ud800" in log.read_text()
+    assert str(log) in capsys.readouterr().err
+
+
 def test_a_bug_where_the_folder_for_it_cannot_be_written(
     logs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

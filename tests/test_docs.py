@@ -748,6 +748,13 @@ def test_nobodys_own_folders(page):
     assert re.findall(r"(?<![\w.])/(?:work|home|root|Users|tmp|mnt)/", text_of(page)) == []
 
 
+@pytest.mark.parametrize("picture", ["build", "match", "verify"])
+def test_pictures_of_terminals_show_what_the_command_printed(picture):
+    text = text_of(ROOT / "docs" / "images" / f"terminal-{picture}.svg")
+    lines = {float(y) for y in re.findall(r'<text [^>]*y="([\d.]+)"', text)}
+    assert len(lines) > 5
+
+
 def test_pictures_load_nothing():
     for picture in (ROOT / "docs" / "images").glob("*.svg"):
         text = picture.read_text("utf-8")

@@ -127,9 +127,10 @@ def _kept(trace: str) -> str:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(
-                "w", prefix="qvae-bug-", suffix=".log", dir=folder, encoding="utf-8", delete=False
+                "wb", prefix="qvae-bug-", suffix=".log", dir=folder, delete=False
             ) as file:
-                file.write(f"{output.settings.command}\n\n{trace}")
+                text = f"{output.settings.command}\n\n{trace}"
+                file.write(text.encode(errors="backslashreplace"))
             return f"its traceback is in {file.name}; "
     return "the same command with --verbose shows where; "
 

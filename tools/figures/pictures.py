@@ -61,9 +61,9 @@ def charts(measured: Measured) -> dict[str, str]:
 
 # Name: the command and the width of its terminal; each works on what the one before has left.
 _TERMINALS = {
-    "match": ("profiles match 1600x1200", 80),
-    "build": ("build --mode static --resolution 256x256 --model bundled:tiny", 80),
-    "verify": ("verify --resolution 256x256 --model bundled:tiny", 80),
+    "match": ("profiles match 1600x1200", 110),
+    "build": ("build --mode static --resolution 256x256 --model bundled:tiny", 120),
+    "verify": ("verify --resolution 256x256 --model bundled:tiny", 120),
 }
 
 
@@ -78,8 +78,16 @@ def draw_terminals() -> None:
             command = [sys.executable, "-m", "qvae_trt", *arguments.split()]
             environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(width)}
             ran = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=True,
             )
+            if not ran.stdout.strip():
+                sys.exit(f"qvae {arguments} printed nothing")
             console = Console(record=True, width=width, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
             console.print(Text(f"$ qvae {arguments}", style="bold"), soft_wrap=True)
             console.print(Text.from_ansi(ran.stdout.rstrip()), soft_wrap=True)
