@@ -83,11 +83,6 @@ class Resolution:
         return f"{self.width}x{self.height}"
 
     @property
-    def latent(self) -> tuple[int, int]:
-        """(height, width) of the latents: an eighth of each side."""
-        return self.height // SIDE_MULTIPLE, self.width // SIDE_MULTIPLE
-
-    @property
     def pixels(self) -> int:
         return self.height * self.width
 

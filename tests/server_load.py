@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 
 from qvae_trt.images import Latents, write_latents
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import Resolution
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def requests(folder: Path, sizes: Sequence[Resolution] = SIZES) -> list[tuple[st
         Image.fromarray(pixels.byte().numpy()).save(png, "PNG")
         found.append(("/encode", png.getvalue()))
         path = folder / "latents.safetensors"
-        values = torch.randn(1, 16, 1, *size.latent, generator=random)
+        values = torch.randn(1, 16, 1, *QWEN_IMAGE.latents_of(size), generator=random)
         write_latents(path, Latents(values, size.height, size.width))
         found.append(("/decode", path.read_bytes()))
     return found

@@ -25,6 +25,7 @@ from PIL import Image
 import qvae_trt
 from qvae_trt.bench import save
 from qvae_trt.cli.app import app, main
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import Resolution
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -354,7 +355,7 @@ def test_the_warm_up_example_leaves_nothing_to_load(tmp_path, tmp_path_factory, 
     loaded = ["vae_decoder.onnx", "vae_decoder_multi_profile.onnx"]
     assert opened == loaded
     for size in (static, other):
-        space["vae"].decode(torch.zeros(1, 16, 1, *size.latent))
+        space["vae"].decode(torch.zeros(1, 16, 1, *QWEN_IMAGE.latents_of(size)))
     assert opened == loaded, "the first requests load nothing"
 
 

@@ -13,6 +13,7 @@ import torch
 from qvae_trt import export
 from qvae_trt.errors import StoreError, UsageError
 from qvae_trt.export import OPSET, TENSOR_NAMES, export_onnx, recipe_sha256
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.model import Model
 from qvae_trt.profiles import Part, Precision, Resolution
@@ -162,7 +163,7 @@ def test_no_tensor_holds_all_scores(flavour: str, model: Model, tmp_path: Path) 
         lowering=choose_lowering(flavour, "8.6.1", "fp16"),
     )
     proto = onnx.shape_inference.infer_shapes(onnx.load(file.path), data_prop=True)
-    tokens = size.latent[0] * size.latent[1]
+    tokens = QWEN_IMAGE.latents_of(size)[0] * QWEN_IMAGE.latents_of(size)[1]
     seen = 0
     for value in proto.graph.value_info:
         dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -14,6 +14,7 @@ import store_cases
 from qvae_trt import store
 from qvae_trt.cli.app import main
 from qvae_trt.errors import EngineError, StoreError, UsageError
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lightx2v_folder import make_folder
 from qvae_trt.profiles import (
     PARTS,
@@ -33,7 +34,7 @@ def put(folder: Path, part: str, profiles: object, *, mode: str = "static", **ke
     """An engine of these ranges, with its sidecar; its bytes say what it is."""
     size = profiles[0].opt
     path = engine_path(folder, part, mode, ".trt", size)
-    sides = {"encoder": (size.height, size.width), "decoder": size.latent}[part]
+    sides = {"encoder": (size.height, size.width), "decoder": QWEN_IMAGE.latents_of(size)}[part]
     channels = key.pop("channels", {"encoder": (3, 32), "decoder": (16, 3)}[part])
     sidecar = replace(
         store_cases.make_sidecar(part=part, mode=mode, profiles=tuple(profiles), **key),

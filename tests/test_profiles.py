@@ -54,7 +54,6 @@ def test_text_has_the_width_first_and_code_the_height():
     assert (size.height, size.width) == (928, 1664)
     assert size == R(928, 1664)
     assert str(size) == "1664x928"
-    assert size.latent == (116, 208)
     assert size.pixels == 1664 * 928
 
 

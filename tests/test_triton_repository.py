@@ -17,6 +17,7 @@ from google.protobuf import text_format
 from qvae_trt import store
 from qvae_trt.cli.app import main
 from qvae_trt.errors import EngineError, UsageError
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import Profile, Resolution, engine_path, load_profiles
 from qvae_trt.tensors import TensorSpec
 from qvae_trt.triton_repository import make_repository
@@ -50,7 +51,7 @@ def parse(protobuf):
 
 def put(folder: Path, part: str, profiles: tuple[Profile, ...], mode: str, **key: object) -> Path:
     path = engine_path(folder, part, mode, ".trt", profiles[0].opt)
-    sides = (-1, -1) if mode == "profiles" else profiles[0].opt.latent
+    sides = (-1, -1) if mode == "profiles" else QWEN_IMAGE.latents_of(profiles[0].opt)
     sidecar = replace(
         store_cases.make_sidecar(part=part, mode=mode, profiles=profiles, **key),
         input=TensorSpec("latents", "float16", (1, 16, 1, *sides)),

@@ -49,6 +49,7 @@ from qvae_trt import backends
 from qvae_trt.backends import BuildSpec
 from qvae_trt.export import TENSOR_NAMES, onnx_of
 from qvae_trt.folding.attention import Attention
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lowerings import PYTORCH, choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Profile, Resolution
@@ -243,7 +244,9 @@ def measure(name: str, backend: Backend, out: Path) -> dict[str, Any]:
     block = encoder_attention("random:full")
     channels = block.norm.gamma.numel()
     sizes = Profile.fixed(PROFILE.opt) if name == "static" else PROFILE
-    shapes = [(1, channels, 1, *size.latent) for size in (sizes.min, sizes.opt, sizes.max)]
+    shapes = [
+        (1, channels, 1, *QWEN_IMAGE.latents_of(size)) for size in (sizes.min, sizes.opt, sizes.max)
+    ]
     proto = graph_of(block, name, torch.zeros(shapes[1], dtype=torch.float16))
     graph, engine = out / f"{name}.onnx", out / f"{name}.trt"
     graph.write_bytes(proto.SerializeToString())

@@ -20,6 +20,7 @@ import torch
 
 import qvae_trt
 from qvae_trt.bench.machine import machine_facts, version_facts
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Resolution
 
@@ -35,7 +36,9 @@ def one_ms(vae: Any, part: Part, size: Resolution) -> float:
     if part == "encoder":
         x = torch.rand((1, 3, 1, size.height, size.width), device="cuda", dtype=torch.bfloat16)
     else:
-        x = torch.randn((1, 16, 1, *size.latent), device="cuda", dtype=torch.bfloat16)
+        x = torch.randn(
+            (1, 16, 1, *QWEN_IMAGE.latents_of(size)), device="cuda", dtype=torch.bfloat16
+        )
     torch.cuda.synchronize()
     begun = time.perf_counter()
     (vae.encode if part == "encoder" else vae.decode)(x)

@@ -56,7 +56,7 @@ def one(clock: Clock, vae: TrtVae, part: Part, size: Resolution) -> dict[str, fl
     shape = (
         (1, vae.input_channels, 1, size.height, size.width)
         if part == "encoder"
-        else (1, vae.z_dim, 1, *size.latent)
+        else (1, vae.z_dim, 1, *vae.kind.latents_of(size))
     )
     x = torch.zeros(shape, device="cuda", dtype=torch.float16)
     return clock.run(lambda: vae.encode(x) if part == "encoder" else vae.decode(x))

@@ -29,6 +29,7 @@ import torch
 
 from qvae_trt.bench.machine import machine_facts, version_facts
 from qvae_trt.folding import fold
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lowerings import PYTORCH
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution
@@ -104,7 +105,7 @@ def compare(vae: Any, network: Any, size: Resolution) -> dict[str, float]:
     z = mean.shape[1]
     generator = torch.Generator().manual_seed(size.pixels)
     picture = torch.rand((1, 3, 1, size.height, size.width), generator=generator) * 2 - 1
-    latents = torch.randn((1, z, 1, *size.latent), generator=generator)
+    latents = torch.randn((1, z, 1, *QWEN_IMAGE.latents_of(size)), generator=generator)
     picture, latents = picture.half().to(DEVICE), latents.half().to(DEVICE)
     info = types.SimpleNamespace(
         auto_width=size.width, auto_height=size.height, return_result_tensor=True

@@ -224,7 +224,7 @@ def _input(vae: TrtVae, part: Part, size: Resolution) -> torch.Tensor:
     if part == "encoder":
         shape = (1, vae.input_channels, 1, size.height, size.width)
         return torch.rand(shape, generator=generator, device="cuda").mul_(2).sub_(1).half()
-    shape = (1, vae.z_dim, 1, *size.latent)
+    shape = (1, vae.z_dim, 1, *vae.kind.latents_of(size))
     return torch.randn(shape, generator=generator, device="cuda").half()
 
 

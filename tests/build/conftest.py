@@ -14,6 +14,8 @@ import qvae_trt.export
 import qvae_trt.model
 from qvae_trt.export import OnnxFile
 from qvae_trt.files.reading import sha256_file
+from qvae_trt.kinds import QWEN_IMAGE
+from qvae_trt.model import Model
 from qvae_trt.tensors import TensorSpec
 
 
@@ -25,6 +27,8 @@ class SmallModel:
     weights_sha256: str = "a" * 64
     input_channels: int = 3
     z_dim: int = 4
+    kind = QWEN_IMAGE
+    shape = Model.shape
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Exporter:
             side = ("H", "W") if resolution is None else (resolution.height, resolution.width)
             small_graphs.encoder(out, side=side, elem=elem)
         else:
-            side = ("h", "w") if resolution is None else resolution.latent
+            side = ("h", "w") if resolution is None else QWEN_IMAGE.latents_of(resolution)
             small_graphs.decoder(out, side=side, elem=elem)
         if self.scale != 1.0:
             self._rescale(out)

@@ -9,6 +9,7 @@ import pytest
 
 from qvae_trt import backends, store
 from qvae_trt.build import BuildSettings, build, plan_profiles, plan_static
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
 
 SMALL = Resolution(128, 192)
@@ -51,7 +52,7 @@ def test_tiny_by_rtx_in_all_seven_sizes(tmp_path: Path, part: Part) -> None:
     for job in jobs:
         sidecar = store.check_engine(job.path)
         size = job.profiles[0].opt
-        pixels, latents = (3, 1, size.height, size.width), (16, 1, *size.latent)
+        pixels, latents = (3, 1, size.height, size.width), (16, 1, *QWEN_IMAGE.latents_of(size))
         shapes = {"encoder": (1, *pixels), "decoder": (1, *latents)}
         assert sidecar.input.shape == shapes[job.part]
         assert sidecar.input.dtype == sidecar.output.dtype == "float16"

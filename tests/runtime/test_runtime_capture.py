@@ -13,13 +13,16 @@ from ort_engines import STATIC, tiny
 
 from qvae_trt import backends
 from qvae_trt.errors import DeviceMemoryError, ExecutionError
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.runtime import engines, ladder
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.graphs import captures
 from qvae_trt.runtime.vae import load_vae
 
-Z = torch.randn((1, 16, 1, *STATIC.latent), generator=torch.Generator().manual_seed(0))
+Z = torch.randn(
+    (1, 16, 1, *QWEN_IMAGE.latents_of(STATIC)), generator=torch.Generator().manual_seed(0)
+)
 
 
 class Capture:

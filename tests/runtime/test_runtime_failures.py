@@ -26,6 +26,7 @@ from qvae_trt.errors import (
     ForeignEngineError,
     StaleEngineError,
 )
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import Model
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime import failures as failures_module
@@ -37,7 +38,9 @@ from qvae_trt.tensors import ShapeRange
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 SMALL, LARGE = Resolution(32, 32), Resolution(64, 96)
-Z = torch.randn((1, 16, 1, *STATIC.latent), generator=torch.Generator().manual_seed(0))
+Z = torch.randn(
+    (1, 16, 1, *QWEN_IMAGE.latents_of(STATIC)), generator=torch.Generator().manual_seed(0)
+)
 ENGINE = "static/96x64/vae_decoder.onnx"
 PROFILES = "profiles/vae_decoder_multi_profile.onnx"
 
@@ -227,7 +230,7 @@ def test_an_engine_that_always_fails_is_left_alone_while_others_hold_it(folder, 
 
 def test_a_size_that_always_fails_takes_the_engine_from_no_other(folder, backend):
     shutil.rmtree(folder / "static")
-    z = {SMALL: torch.zeros(1, 16, 1, *SMALL.latent), LARGE: Z}
+    z = {SMALL: torch.zeros(1, 16, 1, *QWEN_IMAGE.latents_of(SMALL)), LARGE: Z}
     running, runs = [SMALL], {SMALL: 0, LARGE: 0}
 
     def fault(what, path):

@@ -11,13 +11,16 @@ import torch
 from ort_engines import STATIC, tiny
 
 from qvae_trt.errors import DeviceMemoryError, EngineError
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.runtime import fallback, pytorch, tiling
 from qvae_trt.runtime.memory import memory_named
 from qvae_trt.runtime.recent import Recent
 from qvae_trt.runtime.vae import load_vae
 
 CPU = torch.device("cpu")
-Z = torch.randn((1, 16, 1, *STATIC.latent), generator=torch.Generator().manual_seed(0))
+Z = torch.randn(
+    (1, 16, 1, *QWEN_IMAGE.latents_of(STATIC)), generator=torch.Generator().manual_seed(0)
+)
 VIDEO = torch.zeros(1, 16, 2, 8, 8)
 
 

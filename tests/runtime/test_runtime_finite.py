@@ -15,11 +15,14 @@ from ort_engines import STATIC, tiny
 from verify_engines import fp16_engines
 
 from qvae_trt import backends
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.runtime.fallback import FallbackWarning, Notices
 from qvae_trt.runtime.finite import FiniteCheck
 from qvae_trt.runtime.vae import load_vae
 
-Z = torch.randn((1, 16, 1, *STATIC.latent), generator=torch.Generator().manual_seed(0))
+Z = torch.randn(
+    (1, 16, 1, *QWEN_IMAGE.latents_of(STATIC)), generator=torch.Generator().manual_seed(0)
+)
 FINITE = torch.zeros(3)
 
 

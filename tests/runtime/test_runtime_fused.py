@@ -13,6 +13,7 @@ from qvae_trt import backends, fused
 from qvae_trt.errors import BackendError, EngineError, UsageError
 from qvae_trt.folding import fold
 from qvae_trt.fused import network, plain
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime.fallback import FallbackWarning
@@ -50,7 +51,9 @@ def built(engine_dir, tmp_path):
 
 
 def latents() -> torch.Tensor:
-    return torch.randn((2, 16, 1, *SIZE.latent), generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        (2, 16, 1, *QWEN_IMAGE.latents_of(SIZE)), generator=torch.Generator().manual_seed(1)
+    )
 
 
 def test_without_engines_it_serves_in_silence(model, on_the_cpu):
@@ -146,7 +149,7 @@ def test_the_fastest_is_what_was_measured(model, on_the_cpu, built, fused_ms, se
     choice = vae.choice("decoder", size)
     assert choice.engine == served
     assert sum(candidate.accepted for candidate in choice.candidates) == 1
-    vae.decode(torch.randn(1, 16, 1, *size.latent))
+    vae.decode(torch.randn(1, 16, 1, *QWEN_IMAGE.latents_of(size)))
     assert bool(on_the_cpu) == (served == "fused")
 
 

@@ -14,11 +14,14 @@ from ort_engines import STATIC, tiny
 
 from qvae_trt import backends
 from qvae_trt.errors import EngineError, ExecutionError
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.runtime import engines as engines_module
 from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.vae import load_vae
 
-Z = torch.randn((1, 16, 1, *STATIC.latent), generator=torch.Generator().manual_seed(0))
+Z = torch.randn(
+    (1, 16, 1, *QWEN_IMAGE.latents_of(STATIC)), generator=torch.Generator().manual_seed(0)
+)
 WIDE = torch.zeros(1, 16, 1, 16, 20)  # 160x128: a profile's
 NO_ENGINE = torch.zeros(1, 16, 1, 2, 24)  # 192x16: no engine's
 

@@ -15,10 +15,13 @@ import torch
 from ort_engines import STATIC, tiny
 
 from qvae_trt.errors import ModelError, UsageError
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.runtime.lightx2v import from_lightx2v_config
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
-Z = torch.randn((1, 16, 1, *STATIC.latent), generator=torch.Generator().manual_seed(0))
+Z = torch.randn(
+    (1, 16, 1, *QWEN_IMAGE.latents_of(STATIC)), generator=torch.Generator().manual_seed(0)
+)
 
 
 @pytest.fixture
