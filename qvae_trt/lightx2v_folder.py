@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt import store
 from qvae_trt.commands import build_command, rebuild_command
-from qvae_trt.errors import EngineError, UsageError
+from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named
 from qvae_trt.lightx2v_loader import static_folders, unheld
 from qvae_trt.profiles import MODES, PARTS, Mode, Part, Profile, Resolution
@@ -84,14 +84,8 @@ def make_folder(
         UsageError: `out` is the engine folder.
         StoreError: the file system refused.
     """
-    if not engine_dir.is_dir():
-        fix = build_command("static", engine_dir=engine_dir)
-        raise EngineError(f"{engine_dir}: no such folder", fix=fix)
-    if out.exists() and out.samefile(engine_dir):
-        raise UsageError(
-            f"{out} is the engine folder: expected another one for LightX2V's names",
-            fix=f"for example --out {engine_dir.with_name('lightx2v')}",
-        )
+    build = build_command("static", engine_dir=engine_dir)
+    store.check_other_folder(engine_dir, out, use="LightX2V's names", name="lightx2v", build=build)
     placed = []
     for part, mode, resolution, name in _asked_for():
         file = store.engine_file(engine_dir, part, mode, suffix, resolution)

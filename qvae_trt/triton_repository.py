@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt import store
 from qvae_trt.commands import build_command
-from qvae_trt.errors import EngineError, UsageError
+from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named, write_text
 from qvae_trt.profiles import MODES
 
@@ -78,14 +78,10 @@ def make_repository(
         StoreError: the file system refused.
     """
     suffix, file_name = _FILES[backend]
-    if not engine_dir.is_dir():
-        fix = build_command("profiles", engine_dir=engine_dir)
-        raise EngineError(f"{engine_dir}: no such folder", fix=fix)
-    if out.exists() and out.samefile(engine_dir):
-        raise UsageError(
-            f"{out} is the engine folder: expected another one for Triton's models",
-            fix=f"for example --out {engine_dir.with_name('model_repository')}",
-        )
+    build = build_command("profiles", engine_dir=engine_dir)
+    store.check_other_folder(
+        engine_dir, out, use="Triton's models", name="model_repository", build=build
+    )
     files = [file for file in store.find_engines(engine_dir) if file.path.suffix == suffix]
     if not files:
         raise EngineError(

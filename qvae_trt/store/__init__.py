@@ -34,7 +34,7 @@ from qvae_trt.store.checking import (
     signature,
     words_of,
 )
-from qvae_trt.store.finding import EngineFile, engine_file, find_engines
+from qvae_trt.store.finding import EngineFile, check_other_folder, engine_file, find_engines
 from qvae_trt.store.locking import clean_up, lock_engine
 from qvae_trt.store.sidecar import (
     FORMAT_VERSION,
@@ -53,6 +53,7 @@ __all__ = [
     "Mismatch",
     "Sidecar",
     "check_engine",
+    "check_other_folder",
     "clean_up",
     "differences",
     "engine_file",

@@ -43,7 +43,9 @@ def line(measured: Measured, key: str, language: str) -> str:
 
 
 def build(measured: Measured, part: str, mode: str) -> str:
-    found = [seconds for *kind, seconds in measured.build_seconds if kind == [part, mode]]
+    found = [
+        row["seconds"] for row in measured.builds if (row["part"], row["mode"]) == (part, mode)
+    ]
     return _span(found, "{:.0f} s")
 
 

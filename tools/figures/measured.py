@@ -155,11 +155,6 @@ class Measured:
         rows = [latest[kind] for kind in sorted(latest)]
         return [{k: v for k, v in row.items() if k != "created"} for row in rows]
 
-    @property
-    def build_seconds(self) -> list[tuple[str, str, float]]:
-        """Part, mode and seconds of every engine that was built."""
-        return [(row["part"], row["mode"], row["seconds"]) for row in self.builds]
-
     def first_use(self, state: str) -> dict[str, Any]:
         """What gpu/first_use.py wrote with a `cold` or a `warm` cache of compiled kernels."""
         source = self.folder / self.host / f"first_use_{state}.json"
