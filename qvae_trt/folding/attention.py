@@ -107,9 +107,10 @@ def attend_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Ten
     the denominators too. Numerators and denominators carry the scale, which keeps sums of up to
     57,600 terms inside fp16, and their quotient does not.
 
-    Past 32,768 keys the values are centred as in :func:`attend`, where N is known. Where it is
-    not, they are not: in TensorRT 8.6 on an H100 the mean alone takes 3 ms of 9 at 27,744 tokens,
-    and 48,128 keys without it cost 3 % (random:full) to 5 % (bundled:tiny) of what attention adds.
+    A graph of one size with more than 32,768 keys centres the values as :func:`attend` does. A
+    graph with ranges never does: in TensorRT 8.6 on an H100 the mean takes 3 of 9 ms at 27,744
+    tokens (benchmarks/h100/attention_forms.json). Emulated, the largest pictures then come close to
+    the parity bounds, or past one (benchmarks/fp16_sums.json).
 
     Args:
         query, key: (B, N, C), the query already scaled by 1 / sqrt(C).
@@ -174,9 +175,8 @@ def _runs(query: Tensor, chunks: int) -> list[Tensor]:
 def _align_tokens(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Pad keys and values to whole 16-byte rows of scores, as fast products need them.
 
-    It repeats real keys, so that no row maximum changes; its values and denominators are 0. Where
-    the number of tokens is known only at run time nothing is padded: 8.6 then holds scores and
-    exponentials of all runs apart, 8.3 instead of 4.3 GB at 48,128 tokens.
+    It repeats real keys, so that no row maximum changes; its values and denominators are 0. A graph
+    with ranges pads nothing: with padding, 8.6 plans 8.3 GB for 48,128 tokens, without it 4.3.
     """
     tokens = key.shape[1]
     if type(tokens) is not int or tokens % _ALIGNMENT == 0:
