@@ -1,4 +1,4 @@
-"""What sums in fp16 cost attention as `attention=exp` writes it. Needs no GPU; takes 15 minutes on two cores.
+"""What sums in fp16 cost attention as `attention=exp` writes it (CPU, 15 minutes on two cores).
 
 usage: python benchmarks/fp16_sums.py [--out benchmarks/fp16_sums.json]
 
