@@ -7,7 +7,8 @@ itself. The forms differ in the operations that may be why. Each is the encoder'
 channels with random weights, and exact:
 
   static           the package's graph of the one size 1632x1088
-  package          the package's graph with ranges: no centre, keys as many as there are
+  package          the package's graph with ranges: values less the mean of a sample of them
+  unpadded         no centre, keys as many as there are
   no-centre        keys filled up to a multiple of 8, with zeros by a clamp
   half-centre      the same, and the values less their mean, summed in fp16
   half-centre-inter, unpadded-inter
@@ -92,6 +93,7 @@ FORMS: dict[str, Form | None] = {
     "half-centre": Form(centre="half", zeros="clamp"),
     "no-centre": Form(zeros="clamp"),
     "half-centre-inter": Form(centre="half", zeros="clamp", runs="inter"),
+    "unpadded": Form(),
     "unpadded-inter": Form(runs="inter"),
     "whole": Form(runs="whole"),
     "scan": Form(centre="float32", zeros="expand", runs="loop"),

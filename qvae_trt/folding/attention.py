@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _ALIGNMENT = 8
 #: Scale of the values in :func:`with_ones`: exact, and 57,600 of them still sum up in fp16.
 _VALUE_SCALE = 2.0**-8
-#: Up to here `exp` leaves values as they are: such graphs were measured, with their errors.
-_FEW_KEYS = 2**15
+#: Of so many tokens one is taken where their mean need not be exact.
+_SAMPLE = 61
 
 
 class Attention(nn.Module):
@@ -107,27 +107,19 @@ def attend_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Ten
     the denominators too. Numerators and denominators carry the scale, which keeps sums of up to
     57,600 terms inside fp16, and their quotient does not.
 
-    A graph of one size with more than 32,768 keys centres the values as :func:`attend` does. A
-    graph with ranges never does: in TensorRT 8.6 on an H100 the mean takes 3 of 9 ms at 27,744
-    tokens (benchmarks/h100/attention_forms.json). Emulated, the largest pictures then come close to
-    the parity bounds, or past one (benchmarks/fp16_sums.json).
+    Here too what is summed is how values differ from a centre. The result is exact whatever the
+    centre is, so it is the mean of every 61st value: in TensorRT 8.6 on an H100 the mean of all
+    values takes 3 of 9 ms at 27,744 tokens (benchmarks/h100/attention_forms.json).
 
     Args:
         query, key: (B, N, C), the query already scaled by 1 / sqrt(C).
         value: (B, N, C + 8), as :func:`with_ones` makes them.
         chunks: how many runs, where N is as much.
     """
-    channels, tokens = query.shape[2], key.shape[1]
-    if type(tokens) is not int or tokens <= _FEW_KEYS:
-        return _mix_by_exp(query, key, value, chunks)
-    centre = _mean(value)[..., :channels]
-    value = value - torch.cat([centre, torch.zeros_like(centre[..., :_ALIGNMENT])], dim=2)
-    return _mix_by_exp(query, key, value, chunks) + centre / _VALUE_SCALE
-
-
-def _mix_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     channels = query.shape[2]
-    key, value = _align_tokens(key, value)
+    centre = value[:, ::_SAMPLE].mean(dim=1, keepdim=True)
+    offset = torch.cat([centre[..., :channels], torch.zeros_like(centre[..., channels:])], dim=2)
+    key, value = _align_tokens(key, value - offset)
     transposed = key.transpose(1, 2)
 
     def mix(run: Tensor) -> Tensor:
@@ -135,7 +127,7 @@ def _mix_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tenso
         sums = torch.exp(scores - scores.amax(dim=-1, keepdim=True)) @ value
         return sums[..., :channels] / sums[..., channels : channels + 1]
 
-    return _in_turn(query, chunks, mix)
+    return _in_turn(query, chunks, mix) + centre[..., :channels] / _VALUE_SCALE
 
 
 def _mean(value: Tensor) -> Tensor:
