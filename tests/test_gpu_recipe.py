@@ -97,11 +97,17 @@ def test_other_sizes_can_be_named_and_are_measured_once(tmp_path):
     assert run(tmp_path, "bench-decoder", **named).stdout == ""
 
 
-def test_a_step_that_failed_is_run_again(tmp_path):
-    assert (
-        run(tmp_path, "bench-decoder", SIZES="64x64", OTHERS="64x96", QVAE="false").returncode == 1
-    )
-    assert "64x64" in run(tmp_path, "bench-decoder", SIZES="64x64", OTHERS="64x96").stdout
+def test_a_size_that_failed_is_run_again_and_stops_no_other(tmp_path):
+    qvae = tmp_path / "qvae"
+    qvae.write_text('#!/bin/sh\necho "$@"\ncase "$*" in *64x64*) exit 1 ;; esac\n')
+    qvae.chmod(0o755)
+    named = {"SIZES": "64x64", "OTHERS": "64x96", "QVAE": str(qvae)}
+    first = run(tmp_path, "bench-decoder", **named)
+    assert first.returncode == 1
+    assert "bench/decoder-64x64 failed" in first.stderr
+    assert [size in first.stdout for size in ("64x64", "64x96")] == [True, True]
+    again = run(tmp_path, "bench-decoder", **named)
+    assert [size in again.stdout for size in ("64x64", "64x96")] == [True, False]
 
 
 def test_all_steps_run_on_all_gpus_and_share_the_work(tmp_path):

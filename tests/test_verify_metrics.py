@@ -12,7 +12,7 @@ from polygraphy.comparator import IterationResult, PsnrCompareFunc
 from qvae_trt.errors import ParityError
 from qvae_trt.profiles import PRECISIONS, Profile, Resolution, load_profiles
 from qvae_trt.verify import BOUNDS, REASONS, ParityRow, VerifyReport
-from qvae_trt.verify.comparison import compare
+from qvae_trt.verify.comparison import BoundCheck, compare
 from qvae_trt.verify.inputs import PICTURES, picture, sampled_latents
 from qvae_trt.verify.reference import Proof, split_outputs
 from qvae_trt.verify.report import HEADINGS, cells, explain
@@ -349,3 +349,21 @@ def test_markdown_has_every_row_and_every_bound_with_its_reason(image, tmp_path)
     for precision in PRECISIONS:
         assert text.count(f"| {precision} |") == 3
     assert {len(cells(row.to_dict())) for row in rows} == {len(HEADINGS)}
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "bound", "said"),
+    [
+        ("cosine", 0.99996113, 0.99997, "cosine is 0.99996, expected at least 0.99997"),
+        (
+            "relative_l2",
+            0.0075000004,
+            0.0075,
+            "relative_l2 is 0.0075000004, expected at most 0.0075",
+        ),
+        ("psnr_db", 54.741, 55, "psnr_db is 54.74, expected at least 55"),
+        ("max_abs", math.nan, 0.04, "max_abs is nan, expected at most 0.04"),
+    ],
+)
+def test_a_value_past_its_bound_is_not_rounded_to_it(metric, value, bound, said):
+    assert explain([BoundCheck(metric, value, bound, passed=False)]) == said

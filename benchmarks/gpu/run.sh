@@ -44,7 +44,8 @@ read -ra others <<< "$OTHERS"
 forms=(static package half-centre no-centre half-centre-inter unpadded unpadded-inter whole scan barrier half-centre-barrier half-centre-inter-barrier)
 served=(--model "$model" --backend "$backend" --engine-dir "$engines")
 
-once() {  # once NAME COMMAND...: unless it is done, or being done on another GPU
+failed=0
+once() {  # once NAME COMMAND...: unless it is done, or being done on another GPU; others go on if it fails
   local name=$1 mark
   shift
   mark=$out/done/${name//\//-}
@@ -52,9 +53,8 @@ once() {  # once NAME COMMAND...: unless it is done, or being done on another GP
   (
     flock -n 9 || exit 0
     [ ! -s "$mark" ] || exit 0
-    "$@"
-    date -u +%FT%TZ > "$mark"
-  ) 9>> "$mark"
+    "$@" && date -u +%FT%TZ > "$mark"
+  ) 9>> "$mark" || { printf '== %s failed\n' "$name" >&2; failed=1; }
 }
 build() { "${qvae[@]}" build "${served[@]}" "$@"; }
 bench() {  # bench PART
@@ -136,3 +136,4 @@ for name; do
   step "$name"
   printf '== %s: %d s\n' "$name" $((SECONDS - begun)) >&2
 done
+exit "$failed"

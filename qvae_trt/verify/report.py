@@ -212,10 +212,21 @@ def explain(checks: Iterable[BoundCheck]) -> str:
     """The bounds that do not hold: `psnr_db is 31.2, expected at least 52`."""
     side = {"psnr_db": "least", "cosine": "least", "power": "least"}
     return "; ".join(
-        f"{v.metric} is {v.value:.4g}, expected at {side.get(v.metric, 'most')} {v.bound:g}"
+        f"{v.metric} is {_apart(v.value, v.bound)},"
+        f" expected at {side.get(v.metric, 'most')} {v.bound:g}"
         for v in checks
         if not v.passed
     )
+
+
+def _apart(value: float, bound: float) -> str:
+    """With four digits, or as many as tell it from the bound: a cosine of 0.99996 is not "1"."""
+
+    def side(number: float) -> int:
+        return (number > bound) - (number < bound)
+
+    texts = (f"{value:.{digits}g}" for digits in range(4, 17))
+    return next((text for text in texts if side(float(text)) == side(value)), repr(value))
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from qvae_trt.runtime.vae import TrtVae, load_vae
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 #: (height, width) in pixels, by what serves them (see gpu_engines.py): two static engines, profile
-#: 0 and profile 1 of the third, PyTorch.
+#: 0 and profile 1 of the third, the fused path.
 STATIC, OTHER_STATIC, NARROW, WIDE = (256, 256), (384, 512), (192, 320), (320, 480)
 LARGE, TOO_LARGE = (640, 640), (256, 800)
 #: Some 50 ms of nothing, in clock cycles.
@@ -85,13 +85,15 @@ def test_results_are_those_of_diffusers_in_fp32(vae, original, size):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_pytorch_serves_what_no_engine_does(engine_dir, model, original, dtype):
+def test_the_fused_path_serves_what_no_engine_does(engine_dir, model, original, dtype):
     vae = load_vae(engine_dir, model=model, backend="tensorrt", dtype=dtype)
     z = latents(TOO_LARGE)
-    with pytest.warns(FallbackWarning, match="width 800 is not in 256..640"):
+    assert vae.choice("decoder", Resolution(*TOO_LARGE)).engine == "fused"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
         y = vae.decode(z).sample
     assert y.dtype == z.dtype
-    floor = {torch.bfloat16: 40, torch.float16: 55, torch.float32: 80}[dtype]
+    floor = 40 if dtype is torch.bfloat16 else 50
     assert psnr_db(y, original.decode(z).sample) > floor
 
 
