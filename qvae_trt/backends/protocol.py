@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from qvae_trt import json_rows
-from qvae_trt.errors import BackendError, BuildError, EngineError, UsageError
+from qvae_trt.errors import BackendError, EngineError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,14 +43,12 @@ class BuildSpec:
     """What to build of an ONNX file.
 
     Attributes:
-        input_name: the graph's one input.
         ranges: one for each optimization profile; a single fixed one makes a static engine.
         level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
         timing_cache: where to keep timings between builds. GPU, version and precision are put into
             the file's name.
     """
 
-    input_name: str
     ranges: tuple[ShapeRange, ...]
     precision: Precision
     level: int | None = None
@@ -74,24 +72,6 @@ class BuildSpec:
                     raise UsageError(
                         f"profile {index}, dimension {axis}: min {low}, opt {opt}, max {high}: "
                         "expected 0 < min <= opt <= max"
-                    )
-
-    def check_input(self, source: TensorSpec) -> None:
-        """BuildError where a graph's input has another name, rank or fixed side than asked for."""
-        name, shape = source.name, source.shape
-        if name != self.input_name:
-            raise BuildError(f"the graph's input is {name}, expected {self.input_name}")
-        for index, sizes in enumerate(self.ranges):
-            rank = len(sizes.min)
-            if rank != len(shape):
-                what = f"profile {index}: {rank} dimensions, {name} has {len(shape)}"
-                raise BuildError(what)
-            for axis, side in enumerate(shape):
-                low, high = sizes.min[axis], sizes.max[axis]
-                if side != -1 and not low == high == side:
-                    raise BuildError(
-                        f"profile {index}: dimension {axis} of {name} is fixed at {side}, "
-                        f"asked for {low} to {high}"
                     )
 
 
@@ -190,13 +170,6 @@ def check_shape(session: Session, shape: tuple[int, ...], profile: int) -> None:
     if refusal is not None:
         name = session.input.name
         raise EngineError(f"{name} {list(shape)}: {refusal} (profile {profile})")
-
-
-def selected(shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The shape that was selected. EngineError if none was."""
-    if shape is None:
-        raise EngineError("no shape selected: call select() first")
-    return shape
 
 
 def describe(session: Session) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from qvae_trt.backends.protocol import ALIGNMENT_BYTES, check_shape, describe, selected
+from qvae_trt.backends.protocol import ALIGNMENT_BYTES, check_shape, describe
 from qvae_trt.errors import EngineError, ExecutionError
 from qvae_trt.tensors import DTypeName, ShapeRange, TensorSpec
 
@@ -75,7 +75,7 @@ class TensorRTSession:
         # every run would cost time.
         context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
         self._context = context
-        self._profile, self._shape = 0, cast("tuple[int, ...] | None", None)
+        self._profile, self._shape = 0, cast("tuple[int, ...]", ())
         self._needed_bytes = 0
         self._scratch: tuple[int, int] | None = None
 
@@ -88,9 +88,9 @@ class TensorRTSession:
         """
         if (profile, shape) == (self._profile, self._shape):
             return self._needed_bytes
-        context = self._live()
+        context = self._context
         check_shape(self, shape, profile)
-        self._shape = self._scratch = None
+        self._shape, self._scratch = (), None
         with self._log.listen() as heard:
             if context.active_optimization_profile != profile and (
                 not context.set_optimization_profile_async(profile, stream)
@@ -112,12 +112,10 @@ class TensorRTSession:
 
     def output_shape(self) -> tuple[int, ...]:
         """The output's shape for the selected input. EngineError where TensorRT cannot tell."""
-        context = self._live()
-        asked = selected(self._shape)
-        shape = tuple(context.get_tensor_shape(self.output.name))
+        shape = tuple(self._context.get_tensor_shape(self.output.name))
         if not shape or min(shape) <= 0:
             raise EngineError(
-                f"{self.output.name} has shape {list(shape)} for input {list(asked)}: "
+                f"{self.output.name} has shape {list(shape)} for input {list(self._shape)}: "
                 "expected positive sides"
             )
         return shape
@@ -127,11 +125,9 @@ class TensorRTSession:
     ) -> None:
         """Enqueues one run on `stream`. All memory stays in use until the stream has passed it.
 
-        Raises: EngineError (nothing selected, too little or unaligned scratch), ExecutionError,
-            DeviceMemoryError.
+        Raises: EngineError (too little or unaligned scratch), ExecutionError, DeviceMemoryError.
         """
-        context = self._live()
-        shape = selected(self._shape)
+        context = self._context
         if scratch_bytes < self._needed_bytes or scratch_ptr % ALIGNMENT_BYTES:
             raise EngineError(
                 f"scratch of {scratch_bytes} bytes at {scratch_ptr:#x}: expected "
@@ -157,7 +153,7 @@ class TensorRTSession:
         if not done or heard.errors:
             self._scratch = None
             raise heard.explain(
-                ExecutionError, f"the engine failed on {self.input.name} {list(shape)}"
+                ExecutionError, f"the engine failed on {self.input.name} {list(self._shape)}"
             )
 
     def inspect(self) -> dict[str, object]:
@@ -180,12 +176,6 @@ class TensorRTSession:
         self._context = None
         self._engine = None
         self._runtime = None
-        self._shape = None
-
-    def _live(self) -> Any:
-        if self._context is None:
-            raise EngineError("the engine is closed")
-        return cast("Any", self._context)
 
 
 def _scratch_of_profiles(plan: Any, count: int) -> list[int] | None:

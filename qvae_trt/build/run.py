@@ -194,7 +194,6 @@ class _Build:
         with self._graph(job, progress) as exported, staged(job.path) as temporary:
             self._start_next(job)
             spec = BuildSpec(
-                input_name=exported.input.name,
                 ranges=job.ranges(self.model),
                 precision=self.settings.precision,
                 level=self._level(job.part),

@@ -6,14 +6,14 @@ import logging
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qvae_trt import backends, store
 from qvae_trt.errors import EngineError, ExecutionError, UsageError
 from qvae_trt.kinds import scale_of
-from qvae_trt.opening import Purpose, open_engine
+from qvae_trt.opening import ANY, Purpose, Wanted, open_engine
 from qvae_trt.profiles import Profile, Resolution
 from qvae_trt.runtime.failures import signature
 from qvae_trt.runtime.graphs import CapturedRun, captures
@@ -82,25 +82,18 @@ class Engine:
         cls,
         engine: store.EngineFile | Path,
         purpose: Purpose = Purpose.SERVE,
+        wanted: Wanted = ANY,
         *,
         scratch: Scratch | None = None,
         device: torch.device | None = None,
-        allow_foreign: bool = False,
-        weights_sha256: str | None = None,
-        vae: str | None = None,
-        backend: backends.Backend | None = None,
         cuda_graph: bool = False,
     ) -> Engine:
         """Check an engine file against its sidecar, and load it.
 
         Args:
-            engine: see `opening.check`, as weights_sha256 and vae.
-            purpose: what for.
+            engine, purpose, wanted: see `opening.check`.
             scratch: whose turns it takes; without one, its device's shared one.
             device: the CUDA device to load on; without one, the current one.
-            allow_foreign: load an engine that has no sidecar. Deserialising runs code: only what
-                one has built.
-            backend: what loads it; without one, what the sidecar or the suffix says.
             cuda_graph: capture a static engine at its second run and replay it afterwards.
 
         Raises:
@@ -110,30 +103,16 @@ class Engine:
         """
         free_dropped()
         with on(device):  # GPUs of one machine may differ
-            opened = open_engine(
-                engine,
-                purpose,
-                backend=backend,
-                weights_sha256=weights_sha256,
-                vae=vae,
-                allow_foreign=allow_foreign,
-                loading=captures.none,
-            )
-        session = opened.session
+            opened = open_engine(engine, purpose, wanted, loading=captures.none)
+        session, path = opened.session, opened.path
         if device is not None and device.type != session.device_type:
             session.close()
             raise EngineError(
-                f"{opened.path}: runs on {session.device_type}, the tensors are on {device.type}"
+                f"{path}: runs on {session.device_type}, the tensors are on {device.type}"
             )
-        return cls(
-            session,
-            path=opened.path,
-            files=opened.files,
-            sidecar=opened.sidecar,
-            scratch=scratch,
-            device=device,
-            cuda_graph=cuda_graph,
-        )
+        files, sidecar = opened.files, opened.sidecar
+        how: dict[str, Any] = {"scratch": scratch, "device": device, "cuda_graph": cuda_graph}
+        return cls(session, path=path, files=files, sidecar=sidecar, **how)
 
     @property
     def part(self) -> Part:

@@ -19,7 +19,7 @@ from qvae_trt.errors import (
     ForeignEngineError,
     QvaeError,
 )
-from qvae_trt.opening import Purpose, check
+from qvae_trt.opening import Purpose, Wanted, check
 from qvae_trt.profiles import (
     BACKENDS,
     MODES,
@@ -104,6 +104,12 @@ class Engines:
             self.adapter.can_run().require()
         except BackendError as error:
             self.refusal = bare(error)
+        self._wanted = Wanted(
+            backend=self.adapter,
+            weights_sha256=self.weights_sha256,
+            vae=self.vae,
+            allow_foreign=self.allow_foreign,
+        )
 
     def __reduce__(self) -> tuple[partial[Engines], tuple[()]]:
         """Pickled as what they were made of: another process opens them itself."""
@@ -183,14 +189,7 @@ class Engines:
             try:
                 self._failures.check(choice.path, device, resolution)
                 with on(device):  # GPUs of one machine may differ
-                    check(
-                        _engine_file(choice, part),
-                        Purpose.SERVE,
-                        backend=self.adapter,
-                        weights_sha256=self.weights_sha256,
-                        vae=self.vae,
-                        allow_foreign=self.allow_foreign,
-                    )
+                    check(_engine_file(choice, part), Purpose.SERVE, self._wanted)
             except (EngineError, BackendError) as error:
                 unfit[choice.engine] = str(error)
                 continue
@@ -291,13 +290,10 @@ class Engines:
         try:
             return Engine.open(
                 _engine_file(choice, part),
+                wanted=self._wanted,
                 # On the CPU nothing is shared, and two engines may run at once.
                 scratch=scratch if device.type == "cuda" else None,
                 device=device,
-                allow_foreign=self.allow_foreign,
-                weights_sha256=self.weights_sha256,
-                vae=self.vae,
-                backend=self.adapter,
                 cuda_graph=self.cuda_graphs,
             )
         except (EngineError, BackendError) as error:
@@ -322,7 +318,7 @@ class Engines:
         place = torch.device(self.device_type)
         self._failures.check(path, place)
         try:
-            engine = Engine.open(path, allow_foreign=True, backend=self.adapter)
+            engine = Engine.open(path, wanted=self._wanted)
         except (EngineError, BackendError) as error:
             self._failures.note(path, place, error, files)
             raise

@@ -168,7 +168,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
                 "the VAE cannot be pickled: its weights have no name by which to load them again",
                 fix="vae.save_pretrained(FOLDER), and pickle load_vae(..., model=FOLDER)",
             )
-        switches = {name: getattr(self, name) for name in _SWITCHES}
+        switches = {k: v for k, v in vars(self).items() if k.startswith(("use_", "tile_sample_"))}
         place = {"device": str(self.device), "dtype": self.dtype}
         made_of = self._ladder.engines, self._ladder.settings
         return _load_again, (model.source, model.weights_sha256, *made_of, place, switches)
@@ -181,27 +181,14 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
     def device(self) -> torch.device:
         return self._place.device
 
-    @property
-    def encoder(self) -> torch.nn.Module:
-        """diffusers' own, on this device and in this dtype, for callers that take the VAE apart; so
-        are `decoder`, `quant_conv` and `post_quant_conv`. No engine has a part in them.
-        """
-        return self._shipped().encoder
-
-    @property
-    def decoder(self) -> torch.nn.Module:
-        """As `encoder`."""
-        return self._shipped().decoder
-
-    @property
-    def quant_conv(self) -> torch.nn.Module:
-        """As `encoder`."""
-        return self._shipped().quant_conv
-
-    @property
-    def post_quant_conv(self) -> torch.nn.Module:
-        """As `encoder`."""
-        return self._shipped().post_quant_conv
+    # diffusers' own layers, on this device and in this dtype, for callers that take the VAE apart.
+    # No engine has a part in them.
+    encoder = property(lambda self: self._shipped().encoder, doc="That of diffusers.")
+    decoder = property(lambda self: self._shipped().decoder, doc="That of diffusers.")
+    quant_conv = property(lambda self: self._shipped().quant_conv, doc="That of diffusers.")
+    post_quant_conv = property(
+        lambda self: self._shipped().post_quant_conv, doc="That of diffusers."
+    )
 
     def _shipped(self) -> AutoencoderKLQwenImage:
         return self._ladder.pytorch.shipped(self.device, self.dtype)
@@ -438,17 +425,6 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
             overlap_height=lengths[0] - strides[0],
             overlap_width=lengths[1] - strides[1],
         )
-
-
-#: What users set on a VAE, beside its device and dtype.
-_SWITCHES = (
-    "use_slicing",
-    "use_tiling",
-    "tile_sample_min_height",
-    "tile_sample_min_width",
-    "tile_sample_stride_height",
-    "tile_sample_stride_width",
-)
 
 
 def _load_again(

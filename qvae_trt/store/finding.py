@@ -1,4 +1,4 @@
-"""Which engines there are under a folder, and what each has to be to serve there."""
+"""Which engines there are under a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from qvae_trt.profiles import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 _SUFFIXES = (".trt", ".onnx")
@@ -45,21 +44,6 @@ class EngineFile:
         if self.resolution is not None:
             fields["profiles"] = (Profile.fixed(self.resolution),)
         return fields
-
-    def expected(
-        self,
-        identity: Mapping[str, object],
-        *,
-        weights_sha256: str | None,
-        vae: str | None = None,
-    ) -> dict[str, object]:
-        """What its key has to be to serve here.
-
-        Args:
-            identity: of the backend that runs it, see `Backend.identity`.
-            weights_sha256, vae: of the VAE, and the name of its kind; None takes any.
-        """
-        return {**identity, **self.place, "vae": vae, "weights_sha256": weights_sha256}
 
 
 def engine_file(

@@ -113,7 +113,7 @@ def test_fixed_range() -> None:
 )
 def test_spec_that_no_backend_takes(ranges: Sequence[ShapeRange], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        BuildSpec(input_name="x", ranges=tuple(ranges), precision="fp16").check()
+        BuildSpec(ranges=tuple(ranges), precision="fp16").check()
 
 
 # --- the driver ---------------------------------------------------------------------------------

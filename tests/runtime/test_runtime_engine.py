@@ -15,6 +15,7 @@ from doubles import FakeSession, FakeStream, fixed
 from qvae_trt.backends import Verdict
 from qvae_trt.backends.tensorrt import TensorRT
 from qvae_trt.errors import EngineError, ExecutionError, ForeignEngineError, UsageError
+from qvae_trt.opening import Wanted
 from qvae_trt.runtime import engine as engine_module
 from qvae_trt.runtime import scratch as scratch_module
 from qvae_trt.runtime.engine import Engine
@@ -268,9 +269,9 @@ def test_a_dropped_engine_that_does_not_close_is_not_the_next_ones_fault(file, c
 def test_a_foreign_engine_loads_only_when_asked_for_and_says_so(file):
     backend = SimpleNamespace(open=lambda _path: FakeSession(fixed(1, 3, 1, 8, 8), channels_out=6))
     with pytest.raises(ForeignEngineError, match="no sidecar"):
-        Engine.open(file, backend=backend)
+        Engine.open(file, wanted=Wanted(backend=backend))
     with pytest.warns(UserWarning, match=r"vae_decoder\.trt: no sidecar"):
-        engine = Engine.open(file, backend=backend, allow_foreign=True)
+        engine = Engine.open(file, wanted=Wanted(backend=backend, allow_foreign=True))
     assert engine.part == "encoder", "fewer channels in than out"
     assert engine.sidecar is None
 

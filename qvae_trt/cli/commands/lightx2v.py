@@ -61,9 +61,9 @@ def lightx2v(
 def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
     """That build what is missing, all sizes in one, and what helps with each that was refused."""
     missing = [one for one in placed if one.status == "missing"]
-    sizes = dict.fromkeys(one.resolution for one in missing if one.resolution is not None)
+    sizes = dict.fromkeys(one.size for one in missing if one.size is not None)
     commands = [build_command("static", *sizes, engine_dir=engine_dir)] if sizes else []
-    if any(one.resolution is None for one in missing):
+    if any(one.size is None for one in missing):
         commands.append(build_command("profiles", engine_dir=engine_dir))
     commands += [one.fix for one in placed if one.status == "refused" and one.fix is not None]
     return list(dict.fromkeys(commands))
