@@ -34,8 +34,7 @@ from qvae_trt.errors import (
     ExecutionError,
     ForeignEngineError,
 )
-from qvae_trt.files.workplace import workplace
-from qvae_trt.files.writing import refusals_named
+from qvae_trt.files.writing import refusals_named, workplace
 from qvae_trt.progress import silent
 from qvae_trt.tensors import ShapeRange, TensorSpec
 

@@ -306,7 +306,7 @@ class Workbench:
 
     def _shared_scratch(self) -> Any:
         if self._scratch is None and self.device == "cuda":
-            from qvae_trt.runtime.scratch import shared_scratch
+            from qvae_trt.runtime.memory import shared_scratch
 
             self._scratch = shared_scratch(self._place)
         return self._scratch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from qvae_trt import backends
 from qvae_trt.errors import QvaeError
-from qvae_trt.files.workplace import workplace
+from qvae_trt.files.writing import workplace
 from qvae_trt.workers import Child, ChildError
 
 if TYPE_CHECKING:

@@ -23,8 +23,7 @@ from qvae_trt.errors import (
     StoreError,
     os_words,
 )
-from qvae_trt.files.workplace import sweep, workplace
-from qvae_trt.files.writing import staged
+from qvae_trt.files.writing import staged, sweep, workplace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -17,8 +17,7 @@ from qvae_trt.opening import ANY, Purpose, Wanted, open_engine
 from qvae_trt.profiles import Profile, Resolution
 from qvae_trt.runtime.failures import signature
 from qvae_trt.runtime.graphs import CapturedRun, captures
-from qvae_trt.runtime.memory import memory_named, on
-from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
+from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_scratch
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -33,13 +33,11 @@ from qvae_trt.profiles import (
     choose,
     engine_path,
 )
-from qvae_trt.runtime.cache import EngineCache
+from qvae_trt.runtime.cache import EngineCache, Recent
 from qvae_trt.runtime.engine import Engine, free_dropped
 from qvae_trt.runtime.failures import Failures, Signature, bare, signature
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.memory import on
-from qvae_trt.runtime.recent import Recent
-from qvae_trt.runtime.scratch import Scratch, shared_scratch
+from qvae_trt.runtime.memory import Scratch, on, shared_scratch
 
 
 @dataclass(frozen=True, slots=True)

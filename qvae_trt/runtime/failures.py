@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt import store
 from qvae_trt.errors import DeviceMemoryError, ForeignEngineError, QvaeError, StaleEngineError
-from qvae_trt.runtime.recent import Recent
+from qvae_trt.runtime.cache import Recent
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,9 +23,9 @@ from qvae_trt.errors import (
 )
 from qvae_trt.model import DEFAULT_MODEL
 from qvae_trt.profiles import MODES, Candidate, Choice, Part, ReasonKind, Resolution
+from qvae_trt.runtime.cache import Counts, Recent
 from qvae_trt.runtime.failures import bare
-from qvae_trt.runtime.fallback import FallbackMode, Notices
-from qvae_trt.runtime.finite import FiniteCheck
+from qvae_trt.runtime.fallback import FallbackMode, FiniteCheck, Notices
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import (
     allocated_bytes,
@@ -36,7 +36,6 @@ from qvae_trt.runtime.memory import (
 )
 from qvae_trt.runtime.preference import Preference
 from qvae_trt.runtime.pytorch import PyTorchVae, needs_gradient
-from qvae_trt.runtime.recent import Counts, Recent
 from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
 
 if TYPE_CHECKING:

@@ -36,10 +36,10 @@ from qvae_trt.store.finding import EngineFile as EngineFile
 from qvae_trt.store.finding import check_other_folder as check_other_folder
 from qvae_trt.store.finding import engine_file as engine_file
 from qvae_trt.store.finding import find_engines as find_engines
-from qvae_trt.store.locking import clean_up as clean_up
-from qvae_trt.store.locking import lock_engine as lock_engine
 from qvae_trt.store.sidecar import EngineKey as EngineKey
 from qvae_trt.store.sidecar import Sidecar as Sidecar
 from qvae_trt.store.sidecar import show as show
 from qvae_trt.store.sidecar import sidecar_path as sidecar_path
+from qvae_trt.store.writing import clean_up as clean_up
+from qvae_trt.store.writing import lock_engine as lock_engine
 from qvae_trt.store.writing import write_engine as write_engine

@@ -17,10 +17,10 @@ from qvae_trt.backends.tensorrt import TensorRT
 from qvae_trt.errors import EngineError, ExecutionError, ForeignEngineError, UsageError
 from qvae_trt.opening import Wanted
 from qvae_trt.runtime import engine as engine_module
-from qvae_trt.runtime import scratch as scratch_module
+from qvae_trt.runtime import memory as scratch_module
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.engines import Engines
-from qvae_trt.runtime.scratch import Scratch
+from qvae_trt.runtime.memory import Scratch
 from qvae_trt.tensors import ShapeRange
 
 CPU = torch.device("cpu")

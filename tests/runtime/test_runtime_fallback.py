@@ -13,8 +13,8 @@ from ort_engines import STATIC, tiny
 from qvae_trt.errors import DeviceMemoryError, EngineError
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.runtime import fallback, pytorch, tiling
+from qvae_trt.runtime.cache import Recent
 from qvae_trt.runtime.memory import memory_named
-from qvae_trt.runtime.recent import Recent
 from qvae_trt.runtime.vae import load_vae
 
 CPU = torch.device("cpu")
