@@ -315,24 +315,13 @@ class _Monitor:
 
     def adapter(self, trt: Any) -> Any:
         """For the builder's configuration, which does not keep it alive."""
-        monitor = self
-
-        class Adapter(trt.IProgressMonitor):
-            def __init__(self) -> None:
-                trt.IProgressMonitor.__init__(self)
-
-            def phase_start(
-                self, phase_name: str, parent_phase: str | None, num_steps: int
-            ) -> None:
-                monitor.start(phase_name, parent_phase, num_steps)
-
-            def step_complete(self, phase_name: str, step_index: int) -> bool:
-                return monitor.step(phase_name, step_index + 1)
-
-            def phase_finish(self, phase_name: str) -> None:
-                monitor.finish(phase_name)
-
-        return Adapter()
+        calls: dict[str, Any] = {
+            "__init__": lambda adapter: trt.IProgressMonitor.__init__(adapter),
+            "phase_start": lambda _, name, parent, steps: self.start(name, parent, steps),
+            "step_complete": lambda _, name, index: self.step(name, index + 1),
+            "phase_finish": lambda _, name: self.finish(name),
+        }
+        return type("Adapter", (trt.IProgressMonitor,), calls)()
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         with self._lock:

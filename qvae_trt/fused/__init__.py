@@ -12,10 +12,10 @@ import warnings
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch.nn import functional as F
 
 from qvae_trt.errors import BackendError
 from qvae_trt.folding import fold
-from qvae_trt.fused import plain
 from qvae_trt.fused.network import LOWERING, FusedVae
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def _attention_errors(fused: FusedVae, device: torch.device) -> list[float]:
     for tokens in _CHECKED_TOKENS:
         qkv = torch.randn((tokens, 3 * channels), generator=generator).to(fused.dtype)
         found = fused.kernels.attend(qkv.to(device)).float().cpu()
-        errors.append(_error(found, plain.attend(qkv.float())))
+        heads = (x[None, None] for x in qkv.float().chunk(3, dim=1))
+        errors.append(_error(found, F.scaled_dot_product_attention(*heads)[0, 0]))
     return errors
 
 

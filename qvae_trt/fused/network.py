@@ -263,7 +263,7 @@ class FusedVae(nn.Module):
     Args:
         folded: with `LOWERING`; stays as it is.
         vae: what it was folded from.
-        kernels: `fused.kernels`, or `fused.plain`.
+        kernels: `fused.kernels`, or something with its functions.
     """
 
     def __init__(self, folded: FoldedVae, vae: AutoencoderKLQwenImage, kernels: ModuleType) -> None:
