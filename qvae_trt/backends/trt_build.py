@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from qvae_trt.backends.trt_log import Log, Messages
+    from qvae_trt.backends.trt_session import Log, Messages
     from qvae_trt.progress import Progress
     from qvae_trt.tensors import DTypeName
 
@@ -154,6 +154,8 @@ class PlanBuilder:
             raise heard.explain(
                 BuildError, f"TensorRT does not take {onnx.name} ({said or 'no reason given'})"
             )
+        if network.num_inputs != 1 or network.num_outputs != 1:  # RTX takes an empty file
+            raise BuildError(f"{onnx.name}: expected one input and one output")
         source, result = _spec_of(network.get_input(0)), _spec_of(network.get_output(0))
         if self._flags["typing"] == "constrained" and self._spec.precision == "fp16":
             fixed = _constrain(self._trt, network, _types_in(onnx))

@@ -119,8 +119,8 @@ def _attention_errors(fused: FusedVae, device: torch.device) -> list[float]:
     for tokens in _CHECKED_TOKENS:
         qkv = torch.randn((tokens, 3 * channels), generator=generator).to(fused.dtype)
         found = fused.kernels.attend(qkv.to(device)).float().cpu()
-        heads = (x[None, None] for x in qkv.float().chunk(3, dim=1))
-        errors.append(_error(found, F.scaled_dot_product_attention(*heads)[0, 0]))
+        query, key, value = (x[None, None] for x in qkv.float().chunk(3, dim=1))
+        errors.append(_error(found, F.scaled_dot_product_attention(query, key, value)[0, 0]))
     return errors
 
 

@@ -23,7 +23,6 @@ from qvae_trt.folding.resample import DownsampleConv, UpsampleConv
 from qvae_trt.folding.scaling import keep_squares_in_fp16
 from qvae_trt.folding.shortcut import Average, Copies
 from qvae_trt.folding.weights import frozen
-from qvae_trt.fused.layout import Copied, Means, head_weight, like, rows_apart, stem_weight
 from qvae_trt.lowerings import Lowering
 
 if TYPE_CHECKING:
@@ -34,6 +33,62 @@ if TYPE_CHECKING:
 
     from qvae_trt.folding import FoldedVae
     from qvae_trt.folding.norm import RmsNorm
+
+#: What a product of two matrices takes at least on each side.
+_LEAST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What `folding.shortcut.Average` does."""
+
+    side: int
+    frames: int
+    group: int
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What `folding.shortcut.Copies` does."""
+
+    frames: int
+    repeats: int
+    factor: float
+
+
+def rows_apart(x: Tensor) -> bool:
+    """Whether the rows of a channels-last picture are further apart than their pixels take."""
+    return x.shape[2] > 1 and x.stride(2) != x.shape[1] * x.shape[3]
+
+
+def like(x: Tensor) -> Tensor:
+    """Memory for another such picture, its rows together."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def stem_weight(weight: Tensor) -> Tensor:
+    """(C, colours, 3, 3) → (taps, C), padded with zeros to powers of two; row `tap * colours +
+    colour`.
+    """
+    channels, colours = weight.shape[:2]
+    return _padded(weight.permute(2, 3, 1, 0).reshape(9 * colours, channels))
+
+
+def head_weight(weight: Tensor) -> Tensor:
+    """(colours, C, 3, 3) → (C, taps), padded with zeros to powers of two; column `tap * colours +
+    colour`.
+    """
+    colours, channels = weight.shape[:2]
+    return _padded(weight.permute(1, 2, 3, 0).reshape(channels, 9 * colours))
+
+
+def _padded(matrix: Tensor) -> Tensor:
+    rows, columns = (max(_LEAST, 1 << (side - 1).bit_length()) for side in matrix.shape)
+    padded = matrix.new_zeros(rows, columns)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded
+
 
 #: How the folded network is written before it is taken apart.
 LOWERING = Lowering(upsample="conv_transpose")

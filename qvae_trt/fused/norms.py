@@ -13,12 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
-from qvae_trt.fused.layout import rows_apart
+from qvae_trt.fused.network import rows_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qvae_trt.fused.layout import Copied, Means
+    from qvae_trt.fused.network import Copied, Means
 
 #: Elements and warps of a program.
 ELEMENTS, WARPS = 4096, 4
@@ -34,7 +34,7 @@ def load_sum(
 ):  # fmt: skip
     """x + bias (+ residual) of some pixels, in float32: (pixels, channels).
 
-    With `FRAMES` each pixel of the residual is a square of four: `layout.Copied`.
+    With `FRAMES` each pixel of the residual is a square of four: `network.Copied`.
     """
     flat = pixel[:, None].to(tl.int64) * C + channel[None, :]
     if PITCHED:
@@ -151,7 +151,7 @@ def _average_kernel(
 
 
 def average(x: Tensor, means: Means) -> Tensor:
-    """Means of groups of values, as `layout.Means` says.
+    """Means of groups of values, as `network.Means` says.
 
     Args:
         x: (1, C, H, W), channels last, sides multiples of `means.side`.

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from qvae_trt.fused.layout import rows_apart
+from qvae_trt.fused.network import rows_apart
 from qvae_trt.fused.norms import block_of, load_sum, normalise
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def stem(picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor) -> tuple[T
 
     Args:
         picture: (1, colours, H, W), any floating dtype and strides.
-        weight: of `layout.stem_weight`; bias, gain: (C,).
+        weight: of `network.stem_weight`; bias, gain: (C,).
 
     Returns:
         The normalised and the plain one, (1, C, H, W) in the weight's dtype, channels last.
@@ -147,7 +147,7 @@ def head(
 
     Args:
         x, bias, gain, residual: as for :func:`qvae_trt.fused.norms.sum_norm`; x stays as it is.
-        weight: of `layout.head_weight`; last_bias: (colours,).
+        weight: of `network.head_weight`; last_bias: (colours,).
         dtype: of the picture.
 
     Returns:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_of
-from qvae_trt.model import hub
 from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
-from qvae_trt.model.files import PICKLES, weight_files
+from qvae_trt.model.files import PICKLES, fetch, weight_files
 from qvae_trt.model.seeded import empty_vae, random_vae
 from qvae_trt.model.weights import (
     as_fp32,
@@ -179,7 +178,7 @@ def _find(source: str) -> _Found:
             f"{source!r}: no such file or folder, and not a hub id (owner/name)",
             fix=OFFLINE_CHOICES,
         )
-    return _find_in_folder(hub.fetch(source, offline_choices=OFFLINE_CHOICES))
+    return _find_in_folder(fetch(source, offline_choices=OFFLINE_CHOICES))
 
 
 def _existing(source: str) -> Path | None:

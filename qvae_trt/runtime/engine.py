@@ -15,7 +15,6 @@ from qvae_trt.errors import EngineError, ExecutionError, UsageError
 from qvae_trt.kinds import scale_of
 from qvae_trt.opening import ANY, Purpose, Wanted, open_engine
 from qvae_trt.profiles import Profile, Resolution
-from qvae_trt.runtime.failures import signature
 from qvae_trt.runtime.graphs import CapturedRun, captures
 from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_scratch
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qvae_trt.profiles import Part
-    from qvae_trt.runtime.failures import Signature
+    from qvae_trt.runtime.cache import Signature
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -54,7 +53,7 @@ class Engine:
     ) -> None:
         self._session = session
         self.path = path
-        self.files = signature(path) if files is None else files
+        self.files = store.signature(path) if files is None else files
         self.sidecar = sidecar
         self.device = _device(session.device_type) if device is None else device
         self.bytes = path.stat().st_size

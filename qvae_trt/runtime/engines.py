@@ -33,9 +33,8 @@ from qvae_trt.profiles import (
     choose,
     engine_path,
 )
-from qvae_trt.runtime.cache import EngineCache, Recent
+from qvae_trt.runtime.cache import EngineCache, Failures, Recent, Signature, bare
 from qvae_trt.runtime.engine import Engine, free_dropped
-from qvae_trt.runtime.failures import Failures, Signature, bare, signature
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import Scratch, on, shared_scratch
 
@@ -140,7 +139,7 @@ class Engines:
         """
         paths = self.path(part, "static", resolution), self.path(part, "profiles")
         # An engine that was built, replaced or removed since then is seen by its files.
-        files = {path: signature(path) for path in paths if path is not None}
+        files = {path: store.signature(path) for path in paths if path is not None}
         before = None if unfit else self._choices.get((part, resolution))
         if before is not None and before[0] == files:
             return before[1]
@@ -284,7 +283,7 @@ class Engines:
         self, path: Path, part: Part, choice: Choice, scratch: Scratch, device: torch.device
     ) -> Engine:
         self._failures.check(path, device)  # another thread may have tried meanwhile
-        files = signature(path)
+        files = store.signature(path)
         try:
             return Engine.open(
                 _engine_file(choice, part),

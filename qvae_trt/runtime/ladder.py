@@ -23,8 +23,7 @@ from qvae_trt.errors import (
 )
 from qvae_trt.model import DEFAULT_MODEL
 from qvae_trt.profiles import MODES, Candidate, Choice, Part, ReasonKind, Resolution
-from qvae_trt.runtime.cache import Counts, Recent
-from qvae_trt.runtime.failures import bare
+from qvae_trt.runtime.cache import Counts, Recent, bare
 from qvae_trt.runtime.fallback import FallbackMode, FiniteCheck, Notices
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import (

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: its kernels cannot be interpreted")
 
 from qvae_trt.fused import attention, kernels
-from qvae_trt.fused.layout import Copied, Means, head_weight, like, stem_weight
+from qvae_trt.fused.network import Copied, Means, head_weight, like, stem_weight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Of bundled:tiny, of the full network, of Qwen-Image-2.1, and one that is no multiple of anything.

@@ -30,11 +30,12 @@ from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import Model
 from qvae_trt.opening import Wanted
 from qvae_trt.profiles import Resolution
-from qvae_trt.runtime import failures as failures_module
+from qvae_trt.runtime import cache as failures_module
+from qvae_trt.runtime.cache import PAUSE_S, STRIKES, Failures
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.engines import Engines
-from qvae_trt.runtime.failures import PAUSE_S, STRIKES, Failures, signature
 from qvae_trt.runtime.vae import load_vae
+from qvae_trt.store import signature
 from qvae_trt.tensors import ShapeRange
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
