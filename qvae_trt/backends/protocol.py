@@ -64,15 +64,8 @@ class BuildSpec:
         if self.level is not None and not 0 <= self.level <= 5:
             raise UsageError(f"level {self.level}: expected 0 to 5")
         for index, sizes in enumerate(self.ranges):
-            if not len(sizes.min) == len(sizes.opt) == len(sizes.max):
-                raise UsageError(f"profile {index}: min, opt and max differ in rank: {sizes}")
-            sides = zip(sizes.min, sizes.opt, sizes.max, strict=True)
-            for axis, (low, opt, high) in enumerate(sides):
-                if not 0 < low <= opt <= high:
-                    raise UsageError(
-                        f"profile {index}, dimension {axis}: min {low}, opt {opt}, max {high}: "
-                        "expected 0 < min <= opt <= max"
-                    )
+            if min(sizes.min) <= 0 or sizes.refusal(sizes.opt) is not None:
+                raise UsageError(f"profile {index}: {sizes}: expected 0 < min <= opt <= max")
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,8 +154,9 @@ class PlanBuilder:
             raise heard.explain(
                 BuildError, f"TensorRT does not take {onnx.name} ({said or 'no reason given'})"
             )
-        if network.num_inputs != 1 or network.num_outputs != 1:  # RTX takes an empty file
-            raise BuildError(f"{onnx.name}: expected one input and one output")
+        counts = network.num_inputs, network.num_outputs
+        if counts != (1, 1):  # RTX takes an empty file
+            raise BuildError(f"{onnx.name}: {counts} inputs and outputs, expected one of each")
         source, result = _spec_of(network.get_input(0)), _spec_of(network.get_output(0))
         if self._flags["typing"] == "constrained" and self._spec.precision == "fp16":
             fixed = _constrain(self._trt, network, _types_in(onnx))

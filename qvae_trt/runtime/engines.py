@@ -161,13 +161,12 @@ class Engines:
             unfit = dict.fromkeys(MODES, self.refusal.what)
         refused = {mode: _refused(reason) for mode, reason in unfit.items()}
         static = {resolution: refused.get("static") or _present(exact, resolution)}
-        usable = refused.get("profiles") or _present(wide, resolution)
+        file = refused.get("profiles") or _present(wide, resolution)
         ranges: tuple[Profile, ...] | Refusal
         try:
-            if not isinstance(usable, Refusal):
-                ranges = self._profiles(usable, files[usable])
-            else:
-                ranges = usable
+            ranges = (
+                usable if isinstance(usable, Refusal) else self._profiles(usable, files[usable])
+            )
         except (EngineError, BackendError) as error:
             ranges = _refused(error.what)
         return choose(resolution, static=static, profiles=ranges, profiles_path=wide)
@@ -187,10 +186,9 @@ class Engines:
                 self._failures.check(choice.path, device, resolution)
                 with on(device):  # GPUs of one machine may differ
                     check(_engine_file(choice, part), Purpose.SERVE, self._wanted)
+                break
             except (EngineError, BackendError) as error:
                 unfit[choice.engine] = str(error)
-                continue
-            break
         return choice
 
     def serve(self, part: Part, chosen: Chosen, x: torch.Tensor) -> torch.Tensor | None:
@@ -307,20 +305,17 @@ class Engines:
         except ForeignEngineError:
             if not self.allow_foreign:
                 raise
-            ranges = self._ranges_of_foreign(path, files)
+            place = torch.device(self.device_type)
+            self._failures.check(path, place)
+            try:
+                engine = Engine.open(path, wanted=self._wanted)
+            except (EngineError, BackendError) as error:
+                self._failures.note(path, place, error, files)
+                raise
+            engine.close()
+            ranges = engine.profiles
         self._ranges[path] = (files, ranges)
         return ranges
-
-    def _ranges_of_foreign(self, path: Path, files: Signature) -> tuple[Profile, ...]:
-        place = torch.device(self.device_type)
-        self._failures.check(path, place)
-        try:
-            engine = Engine.open(path, wanted=self._wanted)
-        except (EngineError, BackendError) as error:
-            self._failures.note(path, place, error, files)
-            raise
-        engine.close()
-        return engine.profiles
 
 
 def _engine_file(choice: Choice, part: Part) -> store.EngineFile:

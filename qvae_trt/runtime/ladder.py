@@ -332,10 +332,10 @@ class Ladder:
         engines_here = device.type == self.engines.device_type
         choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
         faster = self.settings.preference.fused_first(part, choice)
-        if choice.engine != "pytorch" and faster is None:
-            return choice
-        why = self.pytorch.fused.refusal(device)
-        if choice.engine != "pytorch" and why is not None:
+        why = None
+        if choice.engine == "pytorch" or faster is not None:
+            why = self.pytorch.fused.refusal(device)
+        if choice.engine != "pytorch" and (faster is None or why is not None):
             return choice
         engines = [
             replace(

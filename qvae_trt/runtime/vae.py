@@ -362,12 +362,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         """How many engines are loaded, and what they and the shared scratch hold, in bytes."""
         devices = self._ladder.engines.loaded().values()
         sizes = [size for engines, _ in devices for _, size in engines]
-        scratch_bytes = sum(scratch for _, scratch in devices)
-        return {
-            "engines": len(sizes),
-            "engine_bytes": sum(sizes),
-            "scratch_bytes": scratch_bytes,
-        }
+        scratch = sum(scratch for _, scratch in devices)
+        return {"engines": len(sizes), "engine_bytes": sum(sizes), "scratch_bytes": scratch}
 
     def status(self) -> dict[str, Any]:
         """What operators ask, as plain values (JSON takes them), without waiting for the device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,8 +95,6 @@ def _static_sizes(engine_dir: Path) -> set[Resolution]:
     sizes = set(load_static_sizes().values())
     folder = engine_dir / "static"
     for entry in folder.iterdir() if folder.is_dir() else ():
-        try:
+        with suppress(ResolutionError):  # a folder of something else
             sizes.add(Resolution.parse(entry.name))
-        except ResolutionError:
-            continue  # a folder of something else
     return sizes

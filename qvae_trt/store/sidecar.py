@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping  # noqa: TC003  the type of a field
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,9 @@ class Sidecar:
     key: EngineKey
     input: TensorSpec
     output: TensorSpec
-    build_flags: dict[str, str] = field(default_factory=dict)
-    command: str = ""
+    build_flags: Mapping[str, str] = field(default_factory=dict)
     build_seconds: float = 0.0
+    command: str = ""
     created: str = ""
     engine_sha256: str = ""
     engine_bytes: int = 0
@@ -80,18 +81,9 @@ class Sidecar:
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready, in the order in which people read it."""
-        return {
-            "format_version": self.format_version,
-            "engine": {"sha256": self.engine_sha256, "bytes": self.engine_bytes},
-            "key": json_rows.write(self.key),
-            "input": json_rows.write(self.input),
-            "output": json_rows.write(self.output),
-            "build_flags": dict(self.build_flags),
-            "build_seconds": self.build_seconds,
-            "command": self.command,
-            "created": self.created,
-            "qvae_version": self.qvae_version,
-        }
+        row = json_rows.write(self)
+        engine = {"sha256": row.pop("engine_sha256"), "bytes": row.pop("engine_bytes")}
+        return {"format_version": row.pop("format_version"), "engine": engine, **row}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
@@ -164,16 +156,13 @@ def parse_sidecar(raw: bytes, *, path: Path) -> Sidecar:
         )
     engine = top.table("engine")
     # What is not read here is left alone: a later qvae may add to this format.
-    return Sidecar(
+    return json_rows.read(
+        Sidecar,
+        top,
         format_version=version,
         key=_read_key(top.table("key")),
         input=_read_tensor(top.table("input")),
         output=_read_tensor(top.table("output")),
-        build_flags=top.table("build_flags").texts(),
-        build_seconds=top.number("build_seconds"),
-        command=top.text("command"),
-        created=top.text("created"),
-        qvae_version=top.text("qvae_version"),
         engine_sha256=engine.sha256("sha256"),
         engine_bytes=engine.integer("bytes"),
     )

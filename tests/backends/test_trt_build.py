@@ -298,9 +298,7 @@ def test_bad_ranges_never_reach_tensorrt(
     trt: Any, backend: backends.Backend, graph: Path, tmp_path: Path, low: int, opt: int, high: int
 ) -> None:
     bad = ShapeRange((1, 4, 1, 4, low), (1, 4, 1, 16, opt), (1, 4, 1, 32, high))
-    with pytest.raises(
-        UsageError, match=r"profile 1, dimension 4: .*expected 0 < min <= opt <= max"
-    ):
+    with pytest.raises(UsageError, match=r"profile 1: .*expected 0 < min <= opt <= max"):
         backend.build(graph, tmp_path / "e.trt", spec(WIDE, bad))
     assert trt.fake.calls == []
 

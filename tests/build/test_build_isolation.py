@@ -289,7 +289,7 @@ def test_after_a_refusal_the_next_process_is_new(
 ) -> None:
     install(monkeypatch, tmp_path, "")
     with BuildChild() as child:
-        with pytest.raises(BuildError, match="does not take no.onnx"):
+        with pytest.raises(BuildError, match=r"does not take no\.onnx"):
             child.build("tensorrt", tmp_path / "no.onnx", tmp_path / "e.trt", SPEC, progress=go_on)
         assert child._running is None
         child.build("tensorrt", graph, tmp_path / "e.trt", SPEC, progress=go_on)
