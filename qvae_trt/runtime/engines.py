@@ -164,9 +164,7 @@ class Engines:
         file = refused.get("profiles") or _present(wide, resolution)
         ranges: tuple[Profile, ...] | Refusal
         try:
-            ranges = (
-                usable if isinstance(usable, Refusal) else self._profiles(usable, files[usable])
-            )
+            ranges = file if isinstance(file, Refusal) else self._profiles(file, files[file])
         except (EngineError, BackendError) as error:
             ranges = _refused(error.what)
         return choose(resolution, static=static, profiles=ranges, profiles_path=wide)
