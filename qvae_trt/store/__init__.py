@@ -26,20 +26,20 @@ No step looks at the clock.
 
 from __future__ import annotations
 
-from qvae_trt.store.checking import check_engine as check_engine
-from qvae_trt.store.checking import differences as differences
-from qvae_trt.store.checking import option_in as option_in
-from qvae_trt.store.checking import read_sidecar as read_sidecar
-from qvae_trt.store.checking import signature as signature
-from qvae_trt.store.checking import words_of as words_of
 from qvae_trt.store.finding import EngineFile as EngineFile
 from qvae_trt.store.finding import check_other_folder as check_other_folder
 from qvae_trt.store.finding import engine_file as engine_file
 from qvae_trt.store.finding import find_engines as find_engines
 from qvae_trt.store.sidecar import EngineKey as EngineKey
 from qvae_trt.store.sidecar import Sidecar as Sidecar
+from qvae_trt.store.sidecar import check_engine as check_engine
+from qvae_trt.store.sidecar import differences as differences
+from qvae_trt.store.sidecar import option_in as option_in
+from qvae_trt.store.sidecar import read_sidecar as read_sidecar
 from qvae_trt.store.sidecar import show as show
 from qvae_trt.store.sidecar import sidecar_path as sidecar_path
+from qvae_trt.store.sidecar import signature as signature
+from qvae_trt.store.sidecar import words_of as words_of
 from qvae_trt.store.writing import clean_up as clean_up
 from qvae_trt.store.writing import lock_engine as lock_engine
 from qvae_trt.store.writing import write_engine as write_engine

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 from qvae_trt.errors import StoreError
 from qvae_trt.files.reading import check_replaceable, sha256_file
 from qvae_trt.files.writing import file_mode, is_staged, refusals_named, staged, staged_files, sync
-from qvae_trt.store.checking import next_sidecar_if_valid
-from qvae_trt.store.sidecar import next_sidecar_path, sidecar_path
+from qvae_trt.store.sidecar import next_sidecar_if_valid, next_sidecar_path, sidecar_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
