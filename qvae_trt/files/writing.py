@@ -169,10 +169,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: the file system refused, here or inside the block.
     """
-    with (
-        staged(path, option=RESULTS) as temporary,
-        refusals_named("write", path, option=RESULTS),
-    ):
+    with staged(path, option=RESULTS) as temporary, refusals_named("write", path, option=RESULTS):
         yield temporary
         temporary.chmod(file_mode())
         sync(temporary)

@@ -49,10 +49,7 @@ _SEEDED: dict[str, tuple[Kind, Config]] = {
     RANDOM_FULL: (QWEN_IMAGE, {"input_channels": 3}),
     RANDOM_FULL_RGBA: (QWEN_IMAGE, {"input_channels": 4}),
     RANDOM_FULL_21: (QWEN_IMAGE_21, {}),
-    RANDOM_TINY_21: (
-        QWEN_IMAGE_21,
-        {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1},
-    ),
+    RANDOM_TINY_21: (QWEN_IMAGE_21, {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}),
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 

@@ -31,10 +31,7 @@ class QvaeImageProcessor(VaeImageProcessor):
         return cls(**settings)
 
     def postprocess(
-        self,
-        image: Any,
-        output_type: str = "pil",
-        do_denormalize: list[bool] | None = None,
+        self, image: Any, output_type: str = "pil", do_denormalize: list[bool] | None = None
     ) -> Any:
         """Turn pixels into pictures.
 

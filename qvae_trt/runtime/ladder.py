@@ -264,8 +264,7 @@ class Ladder:
         if not self._kind.video:
             raise UsageError(f"{part}: got {x.shape[2]} frames, {self._kind.name} takes one")
         error = UsageError(
-            f"{x.shape[2]} frames: engines take one",
-            fix="fallback='warn' runs video in PyTorch",
+            f"{x.shape[2]} frames: engines take one", fix="fallback='warn' runs video in PyTorch"
         )
         where = f"{part} of video"
         _refuse_captured(where, x, error)

@@ -189,10 +189,7 @@ class _Replays:
                 source, graph = torch.zeros_like(x), torch.cuda.CUDAGraph()
                 torch.cuda.current_stream(self._device).synchronize()
                 with torch.cuda.graph(
-                    graph,
-                    pool=self._pool,
-                    stream=self._stream,
-                    capture_error_mode="thread_local",
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
                     y = call(source)
         replay = self._replays[key] = _Replay(graph, source, y)

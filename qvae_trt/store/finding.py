@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import EngineError, ResolutionError, UsageError
-from qvae_trt.profiles import (
-    PARTS,
-    Mode,
-    Part,
-    Profile,
-    Resolution,
-    engine_path,
-    load_static_sizes,
-)
+from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path, load_static_sizes
 
 if TYPE_CHECKING:
     from pathlib import Path

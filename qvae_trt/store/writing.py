@@ -38,10 +38,7 @@ def lock_path(engine: Path) -> Path:
 
 @contextmanager
 def lock_engine(
-    engine: Path,
-    *,
-    timeout_s: float = LOCK_TIMEOUT_S,
-    on_wait: Callable[[str], None] | None = None,
+    engine: Path, *, timeout_s: float = LOCK_TIMEOUT_S, on_wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
     """Holds the engine's lock, after mending what a killed builder left behind.
 
