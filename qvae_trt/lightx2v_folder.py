@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qvae_trt import json_rows, store
+from qvae_trt import store
 from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named
@@ -48,11 +48,6 @@ class Placed:
     @property
     def usable(self) -> bool:
         return self.status in ("linked", "copied")
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
-        row: dict[str, object] = json_rows.write(self)
-        return row
 
 
 def make_folder(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003  a field of a row
 from typing import TYPE_CHECKING, Any, Literal
 
-from qvae_trt import json_rows, store
+from qvae_trt import store
 from qvae_trt.commands import build_command
 from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named, write_text
@@ -43,11 +43,6 @@ class ServedModel:
     engine: Path
     reason: str = ""
     fix: str | None = None
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
-        row: dict[str, object] = json_rows.write(self)
-        return row
 
 
 def make_repository(

@@ -83,28 +83,25 @@ class OnnxRuntime:
     def uses_cuda(self) -> bool:
         return _CUDA in self._ort.get_available_providers() and bool(devices.gpus())
 
-    def _gpu(self) -> Device | None:
-        return devices.gpu() if self.uses_cuda else None
-
     def device(self) -> Device | None:
-        return self._gpu() if self.uses_cuda else Device("cpu")
+        return devices.gpu() if self.uses_cuda else Device("cpu")
 
     def identity(self) -> dict[str, str | None]:
         """See `backends.Backend.identity`."""
-        gpu = self._gpu()
+        device = self.device() or Device("cpu")
         return {
             "flavour": self.name,
             "flavour_version": self.version(),
-            "gpu": gpu.name if gpu else "cpu",
-            "compute_capability": gpu.compute_capability if gpu else None,
+            "gpu": device.name,
+            "compute_capability": device.compute_capability,
         }
 
     def can_build(self) -> Verdict:
         return self.can_run()
 
     def can_run(self) -> Verdict:
-        gpu = self._gpu()
-        where = gpu.name if gpu else "the CPU"
+        device = self.device()
+        where = device.name if device and self.uses_cuda else "the CPU"
         return Verdict(True, f"onnxruntime {self.version()} on {where}")
 
     def supports(self, precision: Precision) -> Verdict:
