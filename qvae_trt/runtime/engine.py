@@ -6,12 +6,13 @@ import logging
 import weakref
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qvae_trt import backends, store
-from qvae_trt.errors import EngineError, ExecutionError, UsageError
+from qvae_trt.errors import EngineError, ExecutionError
 from qvae_trt.kinds import scale_of
 from qvae_trt.opening import ANY, Purpose, Wanted, open_engine
 from qvae_trt.profiles import Profile, Resolution
@@ -152,10 +153,6 @@ class Engine:
             EngineError: the shape is outside the engine's ranges, or the engine was closed.
             ExecutionError: the run failed. DeviceMemoryError: no memory for it.
         """
-        if x.ndim != 5 or x.shape[0] != 1:
-            raise UsageError(
-                f"{self.path}: got a tensor of shape {tuple(x.shape)}, expected (1, C, 1, H, W)"
-            )
         room = memory_named(self.device, f"memory free for input and output of {self.path.name}")
         with room, on(self.device):
             data = x.to(self.device, _DTYPES[self.input.dtype]).contiguous()
@@ -180,7 +177,7 @@ class Engine:
             y = self._output()
             if not self._replay(x, y, pointer, size, handle):
                 x = x if stream is None else _aligned(x)
-                self._session.execute(**_pointers(x, y, pointer, size, handle))
+                self._execute(pointer, size, x, y, handle)
                 self._ran_on = self._scratch.generation
         return y
 
@@ -207,7 +204,7 @@ class Engine:
             y = self._output()
             scratch = self._scratch.private(size)
             x = _aligned(x)
-            self._session.execute(**_pointers(x, y, aligned(scratch), size, stream.cuda_stream))
+            self._execute(aligned(scratch), size, x, y, stream.cuda_stream)
             self.captured = True
         return y
 
@@ -219,6 +216,13 @@ class Engine:
     def _output(self) -> torch.Tensor:
         shape = self._session.output_shape()
         return torch.empty(shape, dtype=_DTYPES[self.output.dtype], device=self.device)
+
+    def _execute(
+        self, pointer: int, size: int, x: torch.Tensor, y: torch.Tensor, stream: int
+    ) -> None:
+        """Enqueue the run of x into y. The caller keeps both tensors until then."""
+        others = {"scratch_ptr": pointer, "scratch_bytes": size, "stream": stream}
+        self._session.execute(input_ptr=x.data_ptr(), output_ptr=y.data_ptr(), **others)
 
     def _replay(
         self, x: torch.Tensor, y: torch.Tensor, pointer: int, size: int, stream: int
@@ -233,14 +237,8 @@ class Engine:
             if self._held.graph is not None and self._held.graph.generation != generation:
                 self._held.free_graph()
             if self._held.graph is None:
-                self._held.graph = CapturedRun.capture(
-                    lambda source, result, on_stream: self._session.execute(
-                        **_pointers(source, result, pointer, size, on_stream)
-                    ),
-                    x=x,
-                    y=y,
-                    generation=generation,
-                )
+                execute = partial(self._execute, pointer, size)
+                self._held.graph = CapturedRun.capture(execute, x=x, y=y, generation=generation)
             if self._held.graph is not None:
                 self._held.graph.replay(x, y, stream)
         except (RuntimeError, EngineError) as error:
@@ -263,19 +261,6 @@ class Engine:
 def _aligned(x: torch.Tensor) -> torch.Tensor:
     """The same values where a GPU takes them: a slice may begin anywhere."""
     return x if x.data_ptr() % backends.ALIGNMENT_BYTES == 0 else x.clone()
-
-
-def _pointers(
-    x: torch.Tensor, y: torch.Tensor, scratch_ptr: int, scratch_bytes: int, stream: int
-) -> dict[str, int]:
-    """What `Session.execute` takes. The caller keeps both tensors until it is enqueued."""
-    return {
-        "input_ptr": x.data_ptr(),
-        "output_ptr": y.data_ptr(),
-        "scratch_ptr": scratch_ptr,
-        "scratch_bytes": scratch_bytes,
-        "stream": stream,
-    }
 
 
 def _device(kind: str) -> torch.device:
