@@ -175,7 +175,7 @@ def _engine_in_words(engine: Path) -> tuple[bool, str]:
 
 
 def _unreadable(engine_dir: Path) -> Path | None:
-    """The first folder on the way to the engines that is there and cannot be looked into."""
+    """The first existing folder on the path to the engines that this user may not read."""
     for parent in engine_dir.absolute().parents:
         if _locked(parent, os.X_OK):
             return parent

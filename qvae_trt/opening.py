@@ -42,8 +42,8 @@ class Wanted:
     Attributes:
         backend: what is to run it; None: what its sidecar or its suffix says.
         weights_sha256, vae: of the VAE, and the name of its kind; None takes any.
-        allow_foreign: serve one without a sidecar, too. Deserialising runs code of its maker: only
-            what one has built.
+        allow_foreign: serve one without a sidecar, too. Deserialising an engine runs its code: use
+            this only for engines that you built.
     """
 
     backend: Backend | None = None

@@ -37,7 +37,7 @@ _SECONDS_BETWEEN = 0.1
 
 
 class ChildError(Exception):
-    """An error that no one expected, in another process. Its cause has the traceback there."""
+    """A bug in another process. Its cause has the traceback from there."""
 
 
 class _TraceError(Exception):

@@ -1,4 +1,4 @@
-"""Which GPU there is, asked of the driver itself, so that no torch is needed to know."""
+"""Which GPUs there are, as the NVIDIA driver reports them; torch is not needed."""
 
 from __future__ import annotations
 

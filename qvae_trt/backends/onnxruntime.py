@@ -186,8 +186,8 @@ class OnnxRuntime:
 class OnnxRuntimeSession:
     """`backends.Session`: pointers are host addresses (device addresses with the CUDA provider).
 
-    `execute` returns when the run is done: ONNX Runtime knows nothing of the caller's stream, so a
-    CUDA run first waits for it, which no capture takes.
+    `execute` returns when the run is done: ONNX Runtime does not know the caller's stream, so a
+    CUDA run waits for it first, and cannot be captured.
     """
 
     capturable = False
@@ -201,7 +201,7 @@ class OnnxRuntimeSession:
         self._selected: tuple[int, ...] = ()
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:  # noqa: ARG002
-        """Takes note of the shape. Returns 0: ONNX Runtime brings its own scratch."""
+        """Remembers the shape. Returns 0: ONNX Runtime allocates its own scratch."""
         check_shape(self, shape, profile)
         self._selected = shape
         return 0

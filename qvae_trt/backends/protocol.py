@@ -26,7 +26,7 @@ ALIGNMENT_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether something can be done here, why, and what would mend it."""
+    """Whether something can be done here, why, and what would fix it."""
 
     ok: bool
     reason: str
@@ -71,7 +71,7 @@ class BuildSpec:
 @dataclass(frozen=True, slots=True)
 class BuildOutcome:
     """What was built. `flags` holds everything that shaped the engine; `warnings` what the user
-    should hear.
+    should be told.
     """
 
     flags: dict[str, str]

@@ -231,7 +231,7 @@ _ONLY_PATH = re.compile(
 def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, in the order of the names.
 
-    Taken of the fp32 weights as used, so the same weights hash alike from any file or key naming.
+    Of the fp32 weights as used, so the same weights have the same hash whatever the file or names.
     """
     digest = hashlib.sha256()
     for name, value in sorted(tensors, key=lambda item: item[0]):

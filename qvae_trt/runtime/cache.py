@@ -41,7 +41,7 @@ class Recent(OrderedDict[_Key, _Value]):
 
 
 class Counts(Generic[_Key]):
-    """How often each of the 256 keys came that came last. Several threads may count."""
+    """Counts of the 256 keys that were seen last. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._counts: Recent[_Key, int] = Recent()
@@ -251,5 +251,5 @@ class Failures:
 
 
 def bare(error: QvaeError) -> QvaeError:
-    """The same error without its traceback, which would keep tensors and engines alive."""
+    """A copy of the error without its traceback, which would keep tensors and engines alive."""
     return type(error)(error.what, fix=error.fix)

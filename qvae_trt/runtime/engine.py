@@ -70,9 +70,9 @@ class Engine:
         # Garbage is collected anywhere, also where a lock is held and while an engine is captured:
         # nothing is waited for there, and the next `free_dropped` frees it.
         self._finalizer = weakref.finalize(self, _dropped.append, self._held)
-        self._finalizer.atexit = False  # nobody frees then what it leaves
-        # The scratch buffer of the last run: TensorRT may have work to do, which no capture takes,
-        # at the first run on another one.
+        self._finalizer.atexit = False  # nothing frees at exit what it would queue
+        # The scratch buffer of the last run: at the first run on another one TensorRT may do work
+        # that cannot be captured.
         self._ran_on: int | None = None
         self._closed = False
 
@@ -153,7 +153,7 @@ class Engine:
             EngineError: the shape is outside the engine's ranges, or the engine was closed.
             ExecutionError: the run failed. DeviceMemoryError: no memory for it.
         """
-        room = memory_named(self.device, f"memory free for input and output of {self.path.name}")
+        room = memory_named(self.device, f"memory for input and output of {self.path.name}")
         with room, on(self.device):
             data = x.to(self.device, _DTYPES[self.input.dtype]).contiguous()
             stream = None
@@ -259,7 +259,7 @@ class Engine:
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:
-    """The same values where a GPU takes them: a slice may begin anywhere."""
+    """The tensor, or a copy of it at an aligned address: a slice may begin anywhere."""
     return x if x.data_ptr() % backends.ALIGNMENT_BYTES == 0 else x.clone()
 
 
@@ -304,7 +304,7 @@ _dropped: deque[_Held] = deque()
 
 
 def free_dropped() -> None:
-    """Free what engines left behind that were dropped and not closed."""
+    """Free the device memory of engines that were dropped without being closed."""
     while _dropped:
         try:
             held = _dropped.popleft()

@@ -1,4 +1,4 @@
-"""What is said and counted: where something else serves than the best engine, and of NaN."""
+"""Warnings and counts: of what served in place of the best engine, and of NaN in results."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Notices:
         self._once(where, error, f"{where}: {instead} instead: {error}", FallbackWarning)
 
     def tell(self, where: str, error: QvaeError) -> None:
-        """What came from `where` is to be looked at: warn once a reason, unless silent."""
+        """A result of `where` is not finite: warn once a reason, unless silent."""
         self._once(where, error, f"{where}: {error}", RuntimeWarning)
 
     def _once(self, where: str, error: QvaeError, text: str, category: type[Warning]) -> None:
@@ -71,7 +71,7 @@ class Notices:
             self._warned[reason] = None
         if not warned:
             frame = _users_frame()
-            # `warnings.warn` would keep every text, for ever, in the module that called.
+            # `warnings.warn` would keep every text forever in the calling module.
             warnings.warn_explicit(
                 text,
                 category,
@@ -116,7 +116,7 @@ class FiniteCheck:
         self._lock = threading.Lock()
 
     def watch(self, where: str, y: torch.Tensor) -> None:
-        """Have a result looked at; tell of those that are known by now."""
+        """Queue a result for checking, and warn about those whose check is done."""
         largest = torch.linalg.vector_norm(y.detach(), ord=math.inf)
         with self._lock:
             slot = self._slot(y.device) if len(self._pending) < _SLOTS else None
@@ -126,7 +126,7 @@ class FiniteCheck:
         self.tell()
 
     def tell(self) -> None:
-        """Warn of the results that are known by now not to be finite."""
+        """Warn about results whose check is done and that are not finite."""
         while True:
             with self._lock:
                 if not self._pending or float(self._pending[0][1]) == _UNKNOWN:

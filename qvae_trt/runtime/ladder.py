@@ -49,7 +49,7 @@ _By = Literal["static", "profiles", "fused", "folded", "pytorch", "tiles"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a ladder is gone down.
+    """How a ladder chooses what serves.
 
     Attributes:
         fallback: what to do where no engine serves.
@@ -69,7 +69,7 @@ class Ladder:
     Args:
         model: whose weights.
         engines: built from them.
-        settings: how it is gone down.
+        settings: how it chooses.
     """
 
     def __init__(self, model: Model, engines: Engines, settings: Settings) -> None:
@@ -129,7 +129,7 @@ class Ladder:
                     raise
                 if room_made:
                     raise no_memory(
-                        x.device, f"memory free for the {part} of {tuple(x.shape)}"
+                        x.device, f"memory for the {part} of {tuple(x.shape)}"
                     ) from error
             self.engines.make_room(x.device)
             room_made = True
@@ -211,7 +211,7 @@ class Ladder:
                 if y is None:
                     continue
                 if self.settings.check_nan and not capturing(y):
-                    with memory_named(y.device, "memory free to look for NaN in a result"):
+                    with memory_named(y.device, "memory to look for NaN in a result"):
                         sound = bool(torch.isfinite(y).all())
                     if not sound:
                         raise ExecutionError(f"{choice.path}: NaN or infinity in its output")
@@ -296,7 +296,7 @@ class Ladder:
         return EngineError(f"no engine serves it\n{choice.explain()}", fix=fix)
 
     def _tell(self, where: str, x: torch.Tensor, unserved: _Unserved) -> None:
-        """What people should know of PyTorch serving; with `fallback="raise"`, the error."""
+        """Report that PyTorch serves, where users should know; with `fallback="raise"`, raise."""
         wanted = bool(self.engines.folders)
         if needs_gradient(x):
             self.notices.give(where, unserved.error, instead="the folded network in PyTorch")
@@ -315,7 +315,7 @@ class Ladder:
         """UsageError for what neither an engine nor PyTorch can take, or would read wrongly."""
         if _traced():
             raise UsageError(
-                f"{part}: engines cannot be traced: the trace would hold one result for ever",
+                f"{part}: engines cannot be traced: the trace would hold one result forever",
                 fix="call the VAE outside of what is traced",
             )
         channels, least = self._channels[part], self._kind.scale if part == "encoder" else 1
@@ -357,7 +357,7 @@ class Ladder:
         return replace(choice, candidates=(*engines, fused, *choice.candidates[-1:]))
 
     def status(self, device: torch.device) -> dict[str, Any]:
-        """What served, what did not and why, and what is held. See `TrtVae.status`."""
+        """What served, what did not and why, and what is in memory. See `TrtVae.status`."""
         devices = self.engines.loaded()
         devices.setdefault(device, ([], 0))
         return {
@@ -391,7 +391,7 @@ class Ladder:
         self.notices.forget()
 
     def leave_device(self) -> None:
-        """Give back what is large; the engines stay loaded."""
+        """Free the large buffers and copies; the engines stay loaded."""
         self.pytorch.release()
         self._too_big.clear()
         self.engines.release_scratch()
@@ -433,7 +433,7 @@ class _TooBigError(Exception):
 
 
 def _mistake(x: object, channels: int, least: int) -> str | None:
-    """What is given, where it is no tensor of such a shape in memory."""
+    """What the input is, if it is not a tensor of such a shape in memory; else None."""
     if not isinstance(x, torch.Tensor):
         return f"a {type(x).__name__} and no torch.Tensor"
     if x.is_nested:

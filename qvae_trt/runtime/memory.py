@@ -2,8 +2,8 @@
 what did not fit.
 
 TensorRT asks every execution for scratch memory, gigabytes at large sizes, and needs it only while
-it runs. All engines of a device share one buffer here, so that they cost the largest need of the
-sizes in use and not the sum.
+it runs. All engines of a device share one buffer here, which grows to fit the most
+demanding size in use.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_named(device: torch.device, what: str) -> Iterator[None]:
-    """Turns PyTorch's lack of memory inside into a DeviceMemoryError: for what there was none."""
+    """Turns PyTorch's out-of-memory errors into a DeviceMemoryError that names what did not fit."""
     try:
         yield
     except RuntimeError as error:
@@ -50,9 +50,9 @@ def memory_named(device: torch.device, what: str) -> Iterator[None]:
 
 
 def no_memory(device: torch.device, what: str) -> DeviceMemoryError:
-    """For what there is none."""
+    """The error for what could not be allocated."""
     return DeviceMemoryError(
-        f"{device}: no {what}",
+        f"{device}: cannot allocate {what}",
         fix="free device memory, or call vae.release_memory() and torch.cuda.empty_cache()",
     )
 
@@ -108,7 +108,7 @@ def shared_scratch(device: torch.device) -> Scratch:
     """The process's one `Scratch` of a CUDA device; for the CPU a fresh one, since nothing is
     shared there.
 
-    It lives as long as somebody holds it, so that its memory goes with the last engine.
+    It lives as long as something refers to it, so that its memory is freed with the last engine.
     """
     if device.type != "cuda":
         return Scratch(device)
@@ -120,7 +120,7 @@ def shared_scratch(device: torch.device) -> Scratch:
 
 
 class Scratch:
-    """Scratch memory that grows to the largest need seen, from PyTorch's caching allocator.
+    """Scratch memory from PyTorch's caching allocator. It grows to fit the most demanding engine.
 
     Attributes:
         generation: counts the buffers; an address is valid as long as this stays the same.
@@ -205,5 +205,5 @@ def aligned(buffer: torch.Tensor) -> int:
 
 
 def _allocate(size: int, device: torch.device) -> torch.Tensor:
-    with memory_named(device, f"{size / 2**30:.2f} GiB free for an engine's scratch memory"):
+    with memory_named(device, f"{size / 2**30:.2f} GiB of engine scratch memory"):
         return torch.empty(size + ALIGNMENT_BYTES, dtype=torch.uint8, device=device)

@@ -70,7 +70,7 @@ class FusedPath:
         return checked if isinstance(checked, QvaeError) else None
 
     def has_run(self, part: Part, x: torch.Tensor) -> bool:
-        """Such a picture has run since the weights were placed, so that a capture can hold a run:
+        """Such a picture has run since the weights were placed, so that a run can be captured:
         nothing is compiled, loaded or chosen any more.
         """
         return (part, x.shape, x.device) in self._ran
@@ -196,7 +196,7 @@ class _Replays:
         return replay
 
     def close(self) -> None:
-        """Forget all of them, once the last replay is over."""
+        """Free all captured runs, once the last replay is over."""
         with self._lock:
             self._last.synchronize()
             self._replays.clear()

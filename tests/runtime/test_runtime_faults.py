@@ -397,7 +397,7 @@ def test_no_memory_for_scratch(folder, expected, backend, monkeypatch):
     vae = load(folder, "warn", backend)
     y, said = decode_with_warnings(vae)
     near(y, expected)
-    assert "no 0.00 GiB free for an engine's scratch memory" in said[0]
+    assert "cannot allocate 0.00 GiB of engine scratch memory" in said[0]
     with pytest.raises(DeviceMemoryError, match="free for an engine's scratch memory"):
         load(folder, "raise", backend).decode(Z)
     assert runs == []
