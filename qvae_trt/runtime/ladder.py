@@ -23,16 +23,10 @@ from qvae_trt.errors import (
 )
 from qvae_trt.model import DEFAULT_MODEL
 from qvae_trt.profiles import MODES, Candidate, Choice, Part, ReasonKind, Resolution
+from qvae_trt.runtime import memory
 from qvae_trt.runtime.cache import Counts, Recent, bare
 from qvae_trt.runtime.fallback import FallbackMode, FiniteCheck, Notices
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.memory import (
-    allocated_bytes,
-    free_bytes,
-    memory_named,
-    no_memory,
-    out_of_memory,
-)
 from qvae_trt.runtime.preference import Preference
 from qvae_trt.runtime.pytorch import PyTorchVae, needs_gradient
 from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
@@ -125,10 +119,10 @@ class Ladder:
             except RuntimeError as error:
                 # Engines, and PyTorch in their place, make room by themselves; video, and what puts
                 # tiles and pictures together, do not.
-                if capturing(x) or not out_of_memory(error):
+                if capturing(x) or not memory.out_of_memory(error):
                     raise
                 if room_made:
-                    raise no_memory(
+                    raise memory.no_memory(
                         x.device, f"memory for the {part} of {tuple(x.shape)}"
                     ) from error
             self.engines.make_room(x.device)
@@ -178,12 +172,12 @@ class Ladder:
                 _refuse_captured(where, x, y.error)
             self._tell(where, x, y)
             free_then = self._too_big.get((call.part, x.shape))
-            if free_then is not None and free_bytes(x.device) < 1.25 * free_then:
+            if free_then is not None and memory.free_bytes(x.device) < 1.25 * free_then:
                 raise _TooBigError
             try:
                 y = self._by_pytorch(call, x)
             except _TooBigError:
-                self._too_big[call.part, x.shape] = free_bytes(x.device)
+                self._too_big[call.part, x.shape] = memory.free_bytes(x.device)
                 raise
         return y.to(x.dtype)
 
@@ -211,7 +205,7 @@ class Ladder:
                 if y is None:
                     continue
                 if self.settings.check_nan and not capturing(y):
-                    with memory_named(y.device, "memory to look for NaN in a result"):
+                    with memory.memory_named(y.device, "memory to look for NaN in a result"):
                         sound = bool(torch.isfinite(y).all())
                     if not sound:
                         raise ExecutionError(f"{choice.path}: NaN or infinity in its output")
@@ -249,7 +243,7 @@ class Ladder:
             self.served.add((call.part, str(size), by))
             return y
         except RuntimeError as error:
-            if capturing(x) or not out_of_memory(error):
+            if capturing(x) or not memory.out_of_memory(error):
                 raise
         # Out of the handler: the error's traceback holds the activations.
         self.engines.make_room(x.device)
@@ -378,7 +372,7 @@ class Ladder:
                 str(device): {
                     "engine_bytes": sum(size for _, size in loaded),
                     "scratch_bytes": scratch,
-                    "pytorch_bytes": allocated_bytes(device),
+                    "pytorch_bytes": memory.allocated_bytes(device),
                 }
                 for device, (loaded, scratch) in devices.items()
             },
