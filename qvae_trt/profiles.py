@@ -292,18 +292,11 @@ def meant_aspect(text: str) -> str | None:
 def engine_path(
     engine_dir: Path, part: Part, mode: Mode, suffix: str, resolution: Resolution | None = None
 ) -> Path:
-    """Where an engine lives under `engine_dir`; `suffix` is the backend's (`.trt`, `.onnx`).
-
-    Raises:
-        ValueError: an unknown part or mode, or a static engine without a size. Callers check what
-            users type.
+    """Where an engine lives under `engine_dir`; `suffix` is the backend's (`.trt`, `.onnx`), and
+    `resolution` that of a static engine.
     """
-    if part not in PARTS:
-        raise ValueError(f"part {part!r}: expected one of {PARTS}")
     if mode == "profiles":
         return engine_dir / "profiles" / f"vae_{part}_multi_profile{suffix}"
-    if resolution is None or mode != "static":
-        raise ValueError(f"mode {mode!r}, resolution {resolution}: expected static with a size")
     return engine_dir / "static" / str(resolution) / f"vae_{part}{suffix}"
 
 

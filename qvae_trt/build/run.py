@@ -93,9 +93,6 @@ def build(
     backend.supports(settings.precision).require()
     if not settings.dry_run:
         backend.can_build().require()
-    for job in jobs:
-        if job.path.suffix != backend.suffix:
-            raise ValueError(f"{job.path}: {backend.name} makes engines named *{backend.suffix}")
     from qvae_trt.model import load_model
 
     model = load_model(settings.model)

@@ -81,7 +81,7 @@ class EngineCache:
         self._entries: OrderedDict[Path, _Entry] = OrderedDict()
         self._replaced: list[_Entry] = []  # in use, with another file in their place
         self._loading: dict[Path, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: closing asks what is loaded
 
     @property
     def loaded(self) -> list[tuple[Path, int]]:
@@ -89,7 +89,8 @@ class EngineCache:
         recently used first.
         """
         with self._lock:
-            return self._loaded()
+            entries = (*self._replaced, *self._entries.values())
+            return [(entry.engine.path, entry.engine.bytes) for entry in entries]
 
     @contextmanager
     def lease(self, path: Path, load: Callable[[], Engine] | None) -> Iterator[Engine | None]:
@@ -152,9 +153,7 @@ class EngineCache:
 
     def _make_room(self, size: int) -> None:
         budget = self._budget_bytes
-        self._close(
-            lambda _: budget is not None and size + sum(b for _, b in self._loaded()) > budget
-        )
+        self._close(lambda _: budget is not None and size + sum(b for _, b in self.loaded) > budget)
 
     def _close(self, wanted: Callable[[Path], bool]) -> int:
         """Close the idle engines that were replaced or are wanted, oldest first, asking under the
@@ -171,10 +170,6 @@ class EngineCache:
         for engine in freed:  # outside the lock: closing waits for the device
             engine.close()
         return sum(engine.bytes for engine in freed)
-
-    def _loaded(self) -> list[tuple[Path, int]]:
-        entries = (*self._replaced, *self._entries.values())
-        return [(entry.engine.path, entry.engine.bytes) for entry in entries]
 
 
 #: After so many failures in a row it is left alone for so long: each try costs time, and may
