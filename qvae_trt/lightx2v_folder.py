@@ -15,10 +15,10 @@ from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named
 from qvae_trt.lightx2v_loader import static_folders, unheld
-from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution
+from qvae_trt.profiles import PARTS, Mode, Part, Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 #: Of input and output, as it takes them apart: pixels, 16 latents, their means and log-variances.
 _CHANNELS: dict[Part, tuple[int, int]] = {"encoder": (3, 32), "decoder": (16, 3)}
@@ -123,12 +123,7 @@ def _check(file: store.EngineFile, flavour: str) -> None:
             f"{engine}: from {channels[0]} channels to {channels[1]}, expected {wanted}",
             fix="qvae_trt.from_lightx2v_config serves such a VAE in LightX2V",
         )
-    if file.mode == "profiles":
-        _check_ranges(engine, sidecar.key.profiles)
-
-
-def _check_ranges(engine: Path, profiles: Sequence[Profile]) -> None:
-    missed = unheld(profiles)
+    missed = unheld(sidecar.key.profiles) if file.mode == "profiles" else []
     if missed:
         size, index = missed[0]
         raise EngineError(

@@ -259,12 +259,10 @@ def parse_aspect(name: str, *, sizes: Mapping[str, Resolution] | None = None) ->
     """`"16:9"` -> its static size. UsageError, listing the known ones, for any other name."""
     known = load_static_sizes() if sizes is None else sizes
     if name not in known:
-        near = meant_aspect(name)
+        near, other = meant_aspect(name), "any other size: --resolution WIDTHxHEIGHT"
         raise UsageError(
             f"{quoted(name)} is not a known aspect ratio: expected one of {', '.join(known)}",
-            fix="any other size: --resolution WIDTHxHEIGHT"
-            if near not in known
-            else f"write it as {near}",
+            fix=f"write it as {near}" if near in known else other,
         )
     return known[name]
 
@@ -309,27 +307,7 @@ def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
     """
-    return dict(_read_sizes(path or own_file("static.toml")))
-
-
-def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
-    """The optimization profiles, in the file's order; by default the nine of
-    Qwen-Image.
-
-    Raises:
-        ProfileError: the file cannot be read or is malformed; names the file and the line.
-    """
-    return _read_profiles(path or own_file("nine.toml"))
-
-
-def own_file(name: str) -> Path:
-    package = Path(__file__).resolve().parent
-    installed = package / "data" / "profiles" / name
-    return installed if installed.is_file() else package.parent / "profiles" / name
-
-
-def _read_sizes(path: Path) -> dict[str, Resolution]:
-    file = TomlFile(path)
+    file = TomlFile(path or own_file("static.toml"))
     file.only_keys(file.data, ("sizes",), "")
     table = file.data.get("sizes")
     if not isinstance(table, dict) or not table:
@@ -358,8 +336,14 @@ def _read_sizes(path: Path) -> dict[str, Resolution]:
     return sizes
 
 
-def _read_profiles(path: Path) -> tuple[Profile, ...]:
-    file = TomlFile(path)
+def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
+    """The optimization profiles, in the file's order; by default the nine of
+    Qwen-Image.
+
+    Raises:
+        ProfileError: the file cannot be read or is malformed; names the file and the line.
+    """
+    file = TomlFile(path or own_file("nine.toml"))
     file.only_keys(file.data, ("profile",), "")
     tables = file.data.get("profile")
     if not isinstance(tables, list) or not tables:
@@ -387,6 +371,12 @@ def _read_profiles(path: Path) -> tuple[Profile, ...]:
             file.fail(f"profile {index} repeats profile {profiles.index(profile)}", where)
         profiles.append(profile)
     return tuple(profiles)
+
+
+def own_file(name: str) -> Path:
+    package = Path(__file__).resolve().parent
+    installed = package / "data" / "profiles" / name
+    return installed if installed.is_file() else package.parent / "profiles" / name
 
 
 def _size(file: TomlFile, text: object, *where: str) -> Resolution:

@@ -136,30 +136,23 @@ def fetch(repo: str, *, offline_choices: str) -> Path:
 
 
 def _cached(repo: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, hf_hub_download
 
     for folder in _FOLDERS:
         held = partial(hf_hub_download, repo, subfolder=folder, local_files_only=True)
         try:
             config = held(CONFIG_NAME)
             _have_weights(held, cached=True)
-        except LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:
             continue
-        except HFValidationError as error:
+        except errors.HFValidationError as error:
             raise ModelError(f"{repo}: is not a hub id: {error}") from error
         return Path(config).parent
     return None
 
 
 def _download(repo: str, *, offline_choices: str) -> Path:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     for folder in _FOLDERS:
         fetched = partial(hf_hub_download, repo, subfolder=folder, etag_timeout=_ANSWER_SECONDS)
@@ -172,19 +165,19 @@ def _download(repo: str, *, offline_choices: str) -> Path:
             _have_weights(fetched, cached=False)
         except ModelError:
             raise
-        except GatedRepoError as error:
+        except errors.GatedRepoError as error:
             raise ModelError(
                 f"{repo}: the hub asks for permission first",
                 fix=f"Accept its terms and log in with `hf auth login`. {offline_choices}",
             ) from error
-        except RepositoryNotFoundError as error:
+        except errors.RepositoryNotFoundError as error:
             raise ModelError(
                 f"{repo}: no such folder here, and the hub has no such public repository",
                 fix=offline_choices,
             ) from error
-        except LocalEntryNotFoundError as error:
+        except errors.LocalEntryNotFoundError as error:
             raise _unreachable(repo, error, offline_choices) from error
-        except EntryNotFoundError:
+        except errors.EntryNotFoundError:
             continue
         # The client lets through its HTTP library's own classes, and that library has changed.
         except Exception as error:

@@ -56,7 +56,7 @@ class Engine:
         self.path = path
         self.files = store.signature(path) if files is None else files
         self.sidecar = sidecar
-        self.device = _device(session.device_type) if device is None else device
+        self.device = device or torch.empty(0, device=session.device_type).device
         self.bytes = path.stat().st_size
         self.captured = False
         self.input = session.input
@@ -261,12 +261,6 @@ class Engine:
 def _aligned(x: torch.Tensor) -> torch.Tensor:
     """The tensor, or a copy of it at an aligned address: a slice may begin anywhere."""
     return x if x.data_ptr() % backends.ALIGNMENT_BYTES == 0 else x.clone()
-
-
-def _device(kind: str) -> torch.device:
-    return (
-        torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
-    )
 
 
 @dataclass(slots=True)

@@ -175,12 +175,10 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
 
     # diffusers' own layers, on this device and in this dtype, for callers that take the VAE apart.
     # No engine has a part in them.
-    encoder = property(lambda self: self._shipped().encoder, doc="That of diffusers.")
-    decoder = property(lambda self: self._shipped().decoder, doc="That of diffusers.")
-    quant_conv = property(lambda self: self._shipped().quant_conv, doc="That of diffusers.")
-    post_quant_conv = property(
-        lambda self: self._shipped().post_quant_conv, doc="That of diffusers."
-    )
+    encoder = property(lambda self: self._shipped().encoder, doc="Of diffusers.")
+    decoder = property(lambda self: self._shipped().decoder, doc="Of diffusers.")
+    quant_conv = property(lambda self: self._shipped().quant_conv, doc="Of diffusers.")
+    post_quant_conv = property(lambda self: self._shipped().post_quant_conv, doc="Of diffusers.")
 
     def _shipped(self) -> AutoencoderKLQwenImage:
         return self._ladder.pytorch.shipped(self.device, self.dtype)
