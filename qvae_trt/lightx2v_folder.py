@@ -109,9 +109,7 @@ def _asked_for() -> Iterator[tuple[Part, Mode, Resolution | None, Path]]:
 
 
 def _check(file: store.EngineFile, flavour: str) -> None:
-    """EngineError, with what helps, for an engine that the loader would run wrongly or not at
-    all.
-    """
+    """EngineError, with a fix, for an engine that the loader would run wrongly or not at all."""
     engine, part = file.path, file.part
     # Whatever an engine is, its output buffer is fp16.
     expected = {**file.place, "flavour": flavour, "precision": "fp16"}

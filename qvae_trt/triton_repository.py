@@ -90,7 +90,7 @@ def make_repository(
                     path.unlink(missing_ok=True)
         else:
             place_file(file.path, model, link=link)
-            # In this order: whoever polls the repository finds no configuration without its model.
+            # In this order: a server that polls finds no configuration without its model.
             write_text(config, configuration(name, backend, sidecar))
         models.append(
             ServedModel(name=name, part=file.part, mode=file.mode, engine=file.path, **found)

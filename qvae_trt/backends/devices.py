@@ -141,8 +141,8 @@ def create_stream() -> int:
 
 
 def synchronize(stream: int) -> int:
-    """Waits for a CUDA stream of the calling thread's context; the driver's status, 0 if all is
-    well.
+    """Waits for a CUDA stream of the calling thread's context. Returns the driver's status, 0 for
+    success.
     """
     status: int = ctypes.CDLL("libcuda.so.1").cuStreamSynchronize(ctypes.c_void_p(stream))
     return status

@@ -1,6 +1,6 @@
 """ONNX Runtime: the engine is the graph as it left the optimizer, one `.onnx` file.
 
-Its ranges lie in the file's metadata, and a shape outside them is refused as TensorRT refuses it,
+Its ranges are in the file's metadata, and a shape outside them is refused as TensorRT refuses it,
 although ONNX Runtime itself would run any: what is tested here on a CPU then holds on a GPU.
 """
 

@@ -1,5 +1,5 @@
-"""A TensorRT engine on the GPU, with one execution context that owns no scratch memory; and what
-TensorRT says in its logger, told in the exceptions it explains.
+"""A TensorRT engine on the GPU, with one execution context that owns no scratch memory; and
+TensorRT's log messages, which become part of the exceptions that they explain.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Error = TypeVar("_Error", bound=QvaeError)
 
 @dataclass
 class Messages:
-    """Errors and warnings heard while listening, each once, in order."""
+    """Errors and warnings that TensorRT logged while listening, each once, in order."""
 
     thread: int | None
     errors: list[str] = field(default_factory=list)

@@ -180,8 +180,8 @@ def replace_file(path: Path) -> Iterator[Path]:
 def place_file(source: Path, target: Path, *, link: bool) -> None:
     """Make `target` a relative link to `source`, or a copy of it. Folders are made.
 
-    Whoever opens it meanwhile finds the old or the new one. StoreError where the file system
-    refuses.
+    A program that opens it meanwhile finds the old or the new file. StoreError where the
+    file system refuses.
     """
     with refusals_named("write", target, option=RESULTS):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ class Engines:
         folders: of each mode there is (see `arguments.mode_folders`).
         backend: a name, or a backend.
         weights_sha256: of the VAE; an engine of other weights is stale. None takes any.
-        vae: the name of its kind, for what is said of engines of another one.
+        vae: the name of its kind, for messages about engines of another kind.
         budget_bytes: for the engines loaded on one device; None keeps all.
         allow_foreign: take engines without a sidecar.
         cuda_graphs: capture one CUDA graph for each static engine.
@@ -137,7 +137,7 @@ class Engines:
             return before[1]
         choice = self._weigh(resolution, *paths, files, unfit or {})
         chosen = Chosen(choice, None if choice.path is None else files[choice.path])
-        if choice.path is not None and not unfit:  # else the reasons speak of other files, too
+        if choice.path is not None and not unfit:  # else the reasons depend on other files, too
             self._choices[part, resolution] = files, chosen
         return chosen
 

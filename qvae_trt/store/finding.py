@@ -27,7 +27,7 @@ class EngineFile:
 
     @property
     def is_there(self) -> bool:
-        """Also what is no file, a folder or a link to nowhere: whoever opens it says so."""
+        """True also for a folder or a broken link: opening it reports that."""
         return os.path.lexists(self.path)
 
     @property

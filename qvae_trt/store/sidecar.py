@@ -226,7 +226,7 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
         EngineError: missing, no regular file, unreadable, or its sidecar is.
     """
     for _ in range(_LOOKS):
-        with _readable(engine):  # a missing engine is said before a missing sidecar
+        with _readable(engine):  # report a missing engine before a missing sidecar
             open_regular(engine).close()
         before = _state(engine)
         sidecar = read_sidecar(engine)
@@ -269,7 +269,7 @@ def _rebuild(
 
 
 def words_of(command: str) -> list[str]:
-    """A sidecar's command line in words; none where no shell would have taken it."""
+    """The words of a sidecar's command line; none if it is not valid shell syntax."""
     try:
         return shlex.split(command)
     except ValueError:

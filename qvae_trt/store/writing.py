@@ -42,7 +42,7 @@ def lock_engine(
 ) -> Iterator[None]:
     """Holds the engine's lock, after mending what a killed builder left behind.
 
-    Whoever had to wait should check the engine again: the holder may just have built it. A thread
+    A caller that had to wait should check the engine again: the holder may have built it. A thread
     that holds the lock may take it again. The kernel drops the lock of a process that dies.
 
     Args:
