@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from qvae_trt.bench.results import ENGINES, Fact
 from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError
-from qvae_trt.opening import Purpose
+from qvae_trt.opening import Purpose, Wanted
 from qvae_trt.profiles import nearest
 from qvae_trt.store import EngineFile, engine_file
 from qvae_trt.tensors import DTYPES
@@ -247,15 +247,10 @@ class Workbench:
         path = file.path
         before = _free_bytes(self.device)
         begin = time.perf_counter()
-        engine: Any = Engine.open(
-            file,
-            Purpose.BENCH,
-            scratch=self._shared_scratch(),
-            device=self._place,
-            weights_sha256=self.model.weights_sha256,
-            vae=self.model.kind.name,
-            backend=backend,
-        )
+        weights, vae = self.model.weights_sha256, self.model.kind.name
+        wanted = Wanted(backend=backend, weights_sha256=weights, vae=vae)
+        scratch, device = self._shared_scratch(), self._place
+        engine: Any = Engine.open(file, Purpose.BENCH, wanted, scratch=scratch, device=device)
         load_ms = (time.perf_counter() - begin) * 1000.0
         taken = before - _free_bytes(self.device)
         try:
@@ -311,7 +306,7 @@ class Workbench:
 
     def _shared_scratch(self) -> Any:
         if self._scratch is None and self.device == "cuda":
-            from qvae_trt.runtime.scratch import shared_scratch
+            from qvae_trt.runtime.memory import shared_scratch
 
             self._scratch = shared_scratch(self._place)
         return self._scratch

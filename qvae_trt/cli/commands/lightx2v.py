@@ -12,6 +12,7 @@ import typer
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import records, stacked
 from qvae_trt.commands import build_command
+from qvae_trt.json_rows import write
 from qvae_trt.profiles import MODES
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def lightx2v(
     placed = make_folder(engine_dir, out, flavour=backend, suffix=suffix, copy=copy)
     usable = {mode for mode in MODES if any(one.usable for one in placed if one.mode == mode)}
     configs = {mode: configuration(out, mode) for mode in MODES if mode in usable}
-    output.emit({"engines": [one.to_dict() for one in placed], "configurations": configs}, _draw)
+    output.emit({"engines": [write(one) for one in placed], "configurations": configs}, _draw)
     for command in _commands(placed, engine_dir):
         output.tell(f"to build what is not there: {command}")
     if backend != "tensorrt" and usable:
@@ -61,9 +62,9 @@ def lightx2v(
 def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
     """That build what is missing, all sizes in one, and what helps with each that was refused."""
     missing = [one for one in placed if one.status == "missing"]
-    sizes = dict.fromkeys(one.resolution for one in missing if one.resolution is not None)
+    sizes = dict.fromkeys(one.size for one in missing if one.size is not None)
     commands = [build_command("static", *sizes, engine_dir=engine_dir)] if sizes else []
-    if any(one.resolution is None for one in missing):
+    if any(one.size is None for one in missing):
         commands.append(build_command("profiles", engine_dir=engine_dir))
     commands += [one.fix for one in placed if one.status == "refused" and one.fix is not None]
     return list(dict.fromkeys(commands))
