@@ -17,7 +17,7 @@ from attention_memory import FORMS
 from qvae_trt.cli.app import app
 from qvae_trt.profiles import Resolution, choose, load_profiles, load_static_sizes
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu" / "run.sh"
 LABELS = re.findall(r"^    ([a-z-][a-z| -]*)\)", SCRIPT.read_text("utf-8"), re.MULTILINE)
 STEPS = [step for label in LABELS for step in label.split(" | ")]

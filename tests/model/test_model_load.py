@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released_names import original_name, original_name_21
 from safetensors.torch import load_file, save_file
 
 from qvae_trt.errors import ModelError
@@ -36,7 +37,7 @@ from qvae_trt.model import (
 from qvae_trt.model.config import check_config, infer_config
 from qvae_trt.model.weights import diffusers_names, hash_tensors
 
-TINY = Path(__file__).resolve().parents[1] / "qvae_trt" / "data" / "tiny"
+TINY = Path(__file__).resolve().parents[2] / "qvae_trt" / "data" / "tiny"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 SMALL = {"base_dim": 4}
@@ -192,20 +193,6 @@ def test_2_1_from_every_place(small_21: Path, tmp_path: Path, layout: str) -> No
     assert found.kind == QWEN_IMAGE_21
     for name in ("base_dim", "decoder_base_dim", "dim_mult", "temperal_downsample", "z_dim"):
         assert found.vae.config[name] == expected.vae.config[name]
-
-
-def original_name_21(name: str) -> str:
-    """As the original release names the tensors of such a VAE: levels of one block, and more."""
-    match = re.fullmatch(
-        r"(encoder|decoder)\.(down|up)_blocks\.(\d)\.(resnets\.\d|\w+sampler)\.(.*)", name
-    )
-    if match is None:
-        return original_name(name)
-    half, way, level, member, rest = match.groups()
-    blocks = 1 if way == "down" else 2
-    place = blocks if member.endswith("sampler") else int(member[-1])
-    inner = original_name(f"encoder.down_blocks.{rest}").removeprefix("encoder.downsamples.")
-    return f"{half}.{way}samples.{level}.{way}samples.{place}.{inner}"
 
 
 @pytest.mark.parametrize(
@@ -416,28 +403,6 @@ def test_a_single_file_takes_latent_statistics_from_its_own_config_alone(copy: P
     config["base_dim"] = 96
     (copy / "config.json").write_text(json.dumps(config))
     assert load_model(str(copy / WEIGHTS)).vae.config.latents_mean != [0.5] * 16
-
-
-def original_name(name: str) -> str:
-    """The release's name of a tensor with two residual blocks a stage."""
-    match = re.match(r"decoder\.up_blocks\.(\d)\.(resnets|upsamplers)\.(\d)\.(.*)", name)
-    if match:
-        place = int(match[1]) * 4 + (3 if match[2] == "upsamplers" else int(match[3]))
-        name = f"decoder.upsamples.{place}.{match[4]}"
-    if name.startswith(("quant_conv", "post_quant_conv")):
-        return name.replace("post_quant_conv", "conv2").replace("quant_conv", "conv1")
-    name = name.replace("mid_block.resnets.0", "middle.0").replace(
-        "mid_block.resnets.1", "middle.2"
-    )
-    name = name.replace("mid_block.attentions.0", "middle.1").replace("down_blocks", "downsamples")
-    name = (
-        name.replace("norm_out", "head.0").replace("conv_out", "head.2").replace("conv_in", "conv1")
-    )
-    in_block = "downsamples" in name or "upsamples" in name or ".middle." in name
-    for new, old in (("norm1", "0"), ("conv1", "2"), ("norm2", "3"), ("conv2", "6")):
-        if in_block:
-            name = name.replace(f".{new}.", f".residual.{old}.")
-    return name.replace("conv_shortcut", "shortcut")
 
 
 def test_original_key_names_load(tmp_path: Path) -> None:

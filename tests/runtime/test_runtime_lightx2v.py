@@ -32,11 +32,6 @@ from qvae_trt.runtime.lightx2v import from_lightx2v_config, pack, unpack
 from qvae_trt.tensors import ShapeRange
 
 
-@pytest.fixture(scope="session")
-def engine_dir(tmp_path_factory) -> Path:
-    return ort_engines.shared(tmp_path_factory)
-
-
 def config(path: Path | str, **changes: object) -> dict[str, object]:
     return {
         "vae_type": "tensorrt",

@@ -38,11 +38,6 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 96, 64
 
 
-@pytest.fixture(scope="session")
-def engine_dir(tmp_path_factory) -> Path:
-    return ort_engines.shared(tmp_path_factory)
-
-
 @pytest.fixture
 def vae(engine_dir) -> TrtVae:
     """Raises where an engine does not serve: a picture that comes is an engine's."""
