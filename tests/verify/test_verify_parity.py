@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import numpy as np
 import ort_engines
 import pytest
 import torch
-from verify_engines import SIZES, fp16_engines, only, rewrite
+from verify_cases import general
+from verify_engines import SIZES, only, rewrite
 
 from qvae_trt import backends, store
-from qvae_trt.commands import build_command
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -20,23 +19,11 @@ from qvae_trt.errors import (
     ExecutionError,
     ParityError,
 )
-from qvae_trt.model import BUNDLED_TINY, Model
+from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import PARTS, Profile, Resolution, engine_path
 from qvae_trt.runtime.engine import Engine
-from qvae_trt.verify import reference, verify
-from qvae_trt.verify.mending import rebuild
-from qvae_trt.verify.reference import PROOF_SIZE, Reference, exact_fp32, fast_bf16
-
-
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory):
-    """A static and a profiles pair in fp16. Shared: not to be written."""
-    return fp16_engines(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def report(engines):
-    return verify(engines, model=BUNDLED_TINY)
+from qvae_trt.verify import verify
+from qvae_trt.verify.reference import fast_bf16
 
 
 def named(rows):
@@ -214,19 +201,6 @@ def test_a_refusal_is_one_line_with_single_colons(engines, tmp_path):
     assert row.fix == general(folder, precision="fp16")
 
 
-def general(folder, **more):
-    """The command that builds the decoder of `SIZES[0]` in a folder, from what is in use."""
-    return build_command(
-        "static",
-        SIZES[0],
-        part="decoder",
-        model=BUNDLED_TINY,
-        backend="onnxruntime",
-        engine_dir=folder,
-        **more,
-    )
-
-
 def test_a_backend_that_cannot_run_here_is_not_run_and_never_passed(engines, tmp_path, monkeypatch):
     folder = only(engines, tmp_path, "static")
     moved = engine_path(folder, "decoder", "static", ".trt", SIZES[0])
@@ -323,37 +297,6 @@ def test_a_bad_engine_is_an_error_and_the_others_still_run(engines, tmp_path, fa
     assert e.value.fix == general(folder, **known)
 
 
-@pytest.mark.parametrize(
-    ("command", "weights", "expected"),
-    [
-        ("qvae build --mode static --level 5 --engine-dir {}", None, "{} --force"),
-        ("qvae build --mode static --level 5 --engine-dir={} --force", None, "{}"),
-        ("qvae build --mode static --engine-dir elsewhere", None, None),
-        ("qvae build --mode static --engine-dir {}", "0" * 64, None),
-        ("rm -rf --engine-dir {}", None, None),
-        ("qvae build 'unfinished", None, None),
-        ("", None, None),
-    ],
-)
-def test_the_command_that_mends_is_the_one_that_built(
-    engines, tmp_path, command, weights, expected
-):
-    folder = only(engines, tmp_path, "static")
-    path = engine_path(folder, "decoder", "static", ".onnx", SIZES[0])
-    sidecar = store.read_sidecar(path)
-    key = dataclasses.replace(
-        sidecar.key, weights_sha256=weights or ort_engines.tiny().weights_sha256
-    )
-    sidecar = dataclasses.replace(sidecar, key=key, command=command.format(folder))
-    place = store.EngineFile(path, "decoder", "static", SIZES[0])
-    found = rebuild(place, sidecar, engine_dir=folder, model=ort_engines.tiny(), force=True)
-    assert found == (
-        f"{general(folder, precision='fp16')} --force"
-        if expected is None
-        else expected.format(sidecar.command)
-    )
-
-
 def test_broken_and_unchecked_are_counted_apart(report):
     broken, unchecked, *rest = report.rows
     rows = (
@@ -383,88 +326,3 @@ def test_an_engine_that_fails_while_running_is_an_error(engines, monkeypatch):
     statuses = {(row.part, row.status) for row in report.rows}
     assert statuses == {("encoder", "passed"), ("decoder", "error")}
     assert not report.ok
-
-
-# --- the reference --------------------------------------------------------------------------------
-
-
-def test_the_folded_graph_stands_in_at_large_sizes_after_it_was_proven(engines, monkeypatch):
-    monkeypatch.setattr(reference, "DIFFUSERS_CPU_PIXELS", 64 * 64)
-    report = verify(
-        engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 96), Resolution(64, 64)]
-    )
-    assert report.ok, report.to_markdown()
-    assert {(str(row.resolution), row.source) for row in report.rows} == {
-        ("96x64", "folded"),
-        ("64x64", "diffusers"),
-    }
-    assert report.proof.fp32_equal
-    assert report.proof.max_abs < 1e-5
-    assert report.to_dict()["reference_proof"]["resolution"] == str(PROOF_SIZE)
-
-
-def test_a_cpu_without_bf16_takes_the_folded_yardstick_at_every_size(engines, monkeypatch):
-    monkeypatch.setattr(reference, "fast_bf16", lambda: False)
-    report = verify(engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 64)])
-    assert report.ok
-    assert report.proof.bf16_ratio < 1.05
-    assert {(row.source, row.yardstick_source) for row in report.rows} == {("diffusers", "folded")}
-
-
-def test_a_folded_graph_that_is_wrong_is_not_used(engines, monkeypatch):
-    real = reference.fold
-
-    def fold(vae):
-        folded = real(vae)
-        next(folded.decoder.parameters()).mul_(1.001)
-        return folded
-
-    monkeypatch.setattr(reference, "DIFFUSERS_CPU_PIXELS", 0)
-    monkeypatch.setattr(reference, "fold", fold)
-    report = verify(engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 64)])
-    assert {row.source for row in report.rows} == {"diffusers"}
-    assert not report.proof.fp32_equal
-    assert report.ok
-    assert "NOT equal" in report.to_markdown()
-
-
-def test_the_reference_is_diffusers_own_call():
-    model = ort_engines.tiny()
-    ref = Reference(model, device=torch.device("cpu"))
-    x = ref.input("encoder", "photograph", Resolution(48, 64))
-    with torch.inference_mode():
-        posterior = model.vae.encode(torch.from_numpy(x)).latent_dist
-        image = model.vae.decode(posterior.mode()).sample
-    found = ref.run("encoder", x, "fp32")
-    assert np.array_equal(found["mean"], posterior.mean.numpy())
-    assert np.array_equal(found["logvar"], posterior.logvar.numpy())
-    z = ref.input("decoder", "encoded", Resolution(48, 64))
-    assert np.array_equal(z, posterior.mode().numpy())
-    assert np.array_equal(ref.run("decoder", z, "fp32")["images"], image.numpy())
-    assert next(model.vae.parameters()).dtype == torch.float32
-
-
-def test_tf32_is_off_for_the_reference_and_as_before_after_it():
-    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        with exact_fp32():
-            assert not torch.backends.cudnn.allow_tf32
-            assert not torch.backends.cuda.matmul.allow_tf32
-        assert torch.backends.cudnn.allow_tf32 == before[0]
-        assert torch.backends.cuda.matmul.allow_tf32
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before[1]
-
-
-def test_a_layered_vae_gets_pictures_of_four_channels():
-    from diffusers import AutoencoderKLQwenImage
-
-    torch.manual_seed(0)
-    vae = AutoencoderKLQwenImage(base_dim=8, input_channels=4).eval().requires_grad_(False)
-    ref = Reference(Model(vae=vae, source="test", weights_sha256=""), device=torch.device("cpu"))
-    x = ref.input("encoder", "photograph", Resolution(32, 48))
-    assert x.shape == (1, 4, 1, 32, 48)
-    assert ref.run("encoder", x, "bf16")["mean"].shape == (1, 16, 1, 4, 6)
-    z = ref.input("decoder", "encoded", Resolution(32, 48))
-    assert ref.run("decoder", z, "fp32")["images"].shape == (1, 4, 1, 32, 48)
