@@ -40,6 +40,7 @@ class Engine:
         device: where it runs.
         bytes: size of its file, which is about what its weights take on the device.
         captured: a caller's CUDA graph holds its addresses, so that it must not be closed.
+        wants_graph: captures a CUDA graph of its own, and replays it.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Engine:
         self.output = session.output
         self.ranges = session.ranges
         self._scratch = shared_scratch(self.device) if scratch is None else scratch
-        self._wants_graph = (
+        self.wants_graph = (
             cuda_graph and self.device.type == "cuda" and self.static and session.capturable
         )
         self._held = _Held(session, self.device, self._scratch)
@@ -151,6 +152,11 @@ class Engine:
         return len(self.ranges) == 1 and self.ranges[0].is_fixed
 
     @property
+    def graph(self) -> CapturedRun | None:
+        """Its own CUDA graph, once it has one."""
+        return self._held.graph
+
+    @property
     def profiles(self) -> tuple[Profile, ...]:
         """The pictures that it takes, profile by profile."""
         if self.sidecar is not None:
@@ -186,16 +192,17 @@ class Engine:
             if self.device.type == "cuda":
                 stream = torch.cuda.current_stream(self.device)
                 if torch.cuda.is_current_stream_capturing():
-                    return self._enqueue_captured(data, profile, stream)
+                    return self.enqueue_captured(data, profile, stream)
             free_dropped()
             if stream is not None and x.is_cuda:
                 # The caller may drop it at once, and may have allocated it on another stream.
                 x.record_stream(stream)
-            return self._enqueue(data, profile, stream)
+            return self.enqueue(data, profile, stream)
 
-    def _enqueue(
+    def enqueue(
         self, x: torch.Tensor, profile: int, stream: torch.cuda.Stream | None
     ) -> torch.Tensor:
+        """`run` of an input that is as the engine takes it, on a stream; None on the CPU."""
         handle = 0 if stream is None else stream.cuda_stream
         with self._scratch.turn(stream):
             size = self._live().select(tuple(x.shape), profile, handle)
@@ -207,7 +214,7 @@ class Engine:
                 self._ran_on = self._scratch.generation
         return y
 
-    def _enqueue_captured(
+    def enqueue_captured(
         self, x: torch.Tensor, profile: int, stream: torch.cuda.Stream
     ) -> torch.Tensor:
         """Inside `torch.cuda.graph` of the caller: nothing may wait, and the addresses stay with
@@ -250,7 +257,7 @@ class Engine:
         that CUDA refuses is not tried again.
         """
         generation = self._scratch.generation
-        if not self._wants_graph or self._ran_on != generation:
+        if not self.wants_graph or self._ran_on != generation:
             return False
         try:
             if self._held.graph is not None and self._held.graph.generation != generation:
@@ -269,7 +276,7 @@ class Engine:
         except (RuntimeError, EngineError) as error:
             _LOG.warning("%s: runs without a CUDA graph: %s", self.path, error)
             # A graph that failed is freed by `close`, which waits: part of it may have run.
-            self._wants_graph = False
+            self.wants_graph = False
             return False
         return self._held.graph is not None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import small_graphs
 from fake_gpus import H200, put_gpu
@@ -251,17 +252,13 @@ def test_a_place_that_cannot_be_written(backend: backends.Backend, tmp_path: Pat
         backend.build(graph, tmp_path / "missing" / "e.onnx", spec())
 
 
-class _Broken:
-    """A session whose runs fail as onnxruntime's do."""
+def break_runs(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Runs fail as onnxruntime's do."""
 
-    def __init__(self, real: Any, error: Exception) -> None:
-        self.real, self.error = real, error
+    def fail(_session: Any, _binding: Any) -> None:
+        raise error
 
-    def io_binding(self) -> Any:
-        return self.real.io_binding()
-
-    def run_with_iobinding(self, binding: Any) -> None:
-        raise self.error
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fail)
 
 
 @pytest.mark.parametrize(
@@ -272,17 +269,23 @@ class _Broken:
     ],
 )
 def test_a_run_that_fails(
-    backend: backends.Backend, engine: Path, error: Exception, kind: type[Exception]
+    backend: backends.Backend,
+    engine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    kind: type[Exception],
 ) -> None:
     session: Any = backend.open(engine)
-    session._session = _Broken(session._session, error)
+    break_runs(monkeypatch, error)
     with pytest.raises(kind, match=r"failed on \[1, 4, 1, 8, 8\]: "):
         run(session, np.zeros((1, 4, 1, 8, 8), np.float16))
 
 
-def test_a_bug_is_no_engines_fault(backend: backends.Backend, engine: Path) -> None:
+def test_a_bug_is_no_engines_fault(
+    backend: backends.Backend, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session: Any = backend.open(engine)
-    session._session = _Broken(session._session, AssertionError("ours"))
+    break_runs(monkeypatch, AssertionError("ours"))
     with pytest.raises(AssertionError, match="ours"):
         run(session, np.zeros((1, 4, 1, 8, 8), np.float16))
 
@@ -311,11 +314,9 @@ def test_identity(backend: backends.Backend, monkeypatch: pytest.MonkeyPatch) ->
     assert identity["compute_capability"] is None
     put_gpu(monkeypatch, H200)  # a GPU alone is not enough: this onnxruntime has no CUDA provider
     assert backend.identity() == identity
-    ort: Any = backend
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(ort._ort, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     assert backend.identity()["gpu"] == "NVIDIA H200"
-    assert ort._providers() == providers
     device = backend.device()
     assert device is not None
     assert device.name == "NVIDIA H200"
@@ -334,14 +335,10 @@ def test_on_cuda_the_callers_stream_comes_first(
         def bind_output(self, *args: Any) -> None:
             order.append(("output", *args[:3]))
 
-    class Cuda:
-        def io_binding(self) -> Binding:
-            return Binding()
-
-        def run_with_iobinding(self, binding: Binding) -> None:
-            order.append("run")
-
-    session._session, session.device_type = Cuda(), "cuda"
+    sessions = onnxruntime.InferenceSession
+    monkeypatch.setattr(sessions, "io_binding", lambda _: Binding())
+    monkeypatch.setattr(sessions, "run_with_iobinding", lambda *_: order.append("run"))
+    session.device_type = "cuda"
     monkeypatch.setattr(adapter.devices, "synchronize", lambda s: order.append(s) or 0)
     session.select((1, 4, 1, 8, 8), 0)
     pointers = {"input_ptr": 256, "output_ptr": 512, "scratch_ptr": 0, "scratch_bytes": 0}
@@ -356,19 +353,18 @@ def test_on_cuda_it_runs_on_the_current_gpu(
     backend: backends.Backend, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pointers are of that GPU, and the provider would take the first one."""
-    ort: Any = backend
     put_gpu(monkeypatch, H200)
     monkeypatch.setattr(adapter.devices, "current_index", lambda: 3)
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(ort._ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     asked: list[Any] = []
-    real = ort._ort.InferenceSession
+    real = onnxruntime.InferenceSession
 
     def session_on_cpu(path: str, options: Any, *, providers: Any) -> Any:
         asked.append(providers)
         return real(path, options, providers=names[1:])
 
-    monkeypatch.setattr(ort._ort, "InferenceSession", session_on_cpu)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session_on_cpu)
     session: Any = backend.open(engine)
     assert asked == [[(names[0], {"device_id": 3}), names[1]]]
     assert session.device_type == "cuda"
@@ -377,9 +373,8 @@ def test_on_cuda_it_runs_on_the_current_gpu(
         bind_input=lambda *args: bound.append(args[:3]),
         bind_output=lambda *args: bound.append(args[:3]),
     )
-    session._session = SimpleNamespace(
-        io_binding=lambda: binding, run_with_iobinding=lambda _: None
-    )
+    monkeypatch.setattr(real, "io_binding", lambda _: binding)
+    monkeypatch.setattr(real, "run_with_iobinding", lambda *_: None)
     monkeypatch.setattr(adapter.devices, "synchronize", lambda _: 0)
     session.select((1, 4, 1, 8, 8), 0)
     session.execute(input_ptr=256, output_ptr=512, scratch_ptr=0, scratch_bytes=0, stream=0)

@@ -230,7 +230,7 @@ def sources(trt: Any) -> set[str]:
 def test_86_takes_only_tactics_whose_libraries_are_here(
     trt86: Any, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trt_build, "_has_library", lambda name: "CUBLAS" not in name)
+    monkeypatch.setattr(trt_build, "has_library", lambda name: "CUBLAS" not in name)
     backends.get("tensorrt").build(graph, tmp_path / "e.trt", spec())
     assert sources(trt86) == {"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", "CUDNN"}
 
@@ -238,10 +238,10 @@ def test_86_takes_only_tactics_whose_libraries_are_here(
 def test_an_empty_stand_in_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # libc loads and has no cublasCreate_v2, as the stand-ins that satisfy a loader have none.
     fake = {"CUBLAS": ("libc.so.6", "libc.so.6", "cublasCreate_v2"), "ODD": ("libc.so.6", "malloc")}
-    monkeypatch.setattr(trt_build, "_TACTIC_LIBRARIES", fake)
-    assert not trt_build._has_library("CUBLAS")
-    assert trt_build._has_library("ODD")
-    assert trt_build._has_library("JIT_CONVOLUTIONS")
+    monkeypatch.setattr(trt_build, "TACTIC_LIBRARIES", fake)
+    assert not trt_build.has_library("CUBLAS")
+    assert trt_build.has_library("ODD")
+    assert trt_build.has_library("JIT_CONVOLUTIONS")
 
 
 @pytest.mark.parametrize("variant", ["10.16", "11.4", "rtx"])
@@ -641,7 +641,7 @@ def test_ctrl_c_inside_the_monitor(trt1016: Any, graph: Path, tmp_path: Path) ->
 
 def test_nested_phases_are_one_bar() -> None:
     seen: list[int] = []
-    monitor = trt_build._Monitor(lambda _s, done, _t: seen.append(done) is None)
+    monitor = trt_build.Monitor(lambda _s, done, _t: seen.append(done) is None)
     monitor.start("all", None, 4)
     monitor.step("all", 1)
     monitor.start("part", "all", 2)

@@ -160,8 +160,13 @@ def test_attention_never_holds_all_scores(
 ) -> None:
     """By TensorRT's own account: 57,600 x 57,600 scores in fp16 are 6.6 GB, an eighth 0.8 GB."""
     heard: list[str] = []
-    sink: Any = type(backend._log.sink)  # type: ignore[attr-defined]
-    monkeypatch.setattr(sink, "log", lambda _self, _severity, text: heard.append(text))
+
+    def listening(log: Any) -> Any:
+        monkeypatch.setattr(type(log), "log", lambda _self, _severity, text: heard.append(text))
+        return builder(log)
+
+    builder = rtx.Builder
+    monkeypatch.setattr(rtx, "Builder", listening)
     largest, model = Resolution(1920, 1920), load_model("bundled:tiny")
     wide = Profile(Resolution(1088, 1296), Resolution(1088, 1632), largest)
     job = Job(part, "profiles", tmp_path / "e.trt", (wide if ranged else Profile.fixed(largest),))

@@ -221,11 +221,9 @@ def test_layers_are_not_marked_at_every_run(trt: Any, session: backends.Session)
     assert [c.args for c in trt.fake.of("IExecutionContext.nvtx_verbosity")] == [("NONE",)]
 
 
-def test_an_error_that_is_only_logged_is_an_error(
-    trt: Any, session: backends.Session, backend: Any
-) -> None:
+def test_an_error_that_is_only_logged_is_an_error(trt: Any, session: backends.Session) -> None:
     def log_and_compute(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        backend._log.sink.log(trt.ILogger.Severity.ERROR, "kernel launch failed")
+        trt.fake.logger.log(trt.ILogger.Severity.ERROR, "kernel launch failed")
         return np.zeros(shape, np.float16)
 
     trt.fake.compute = log_and_compute
@@ -240,11 +238,9 @@ def test_out_of_memory_while_running(trt: Any, session: backends.Session) -> Non
         run(session, (1, 4, 1, 8, 8))
 
 
-def test_another_threads_trouble_is_not_mine(
-    trt: Any, session: backends.Session, backend: Any
-) -> None:
+def test_another_threads_trouble_is_not_mine(trt: Any, session: backends.Session) -> None:
     def other() -> None:
-        backend._log.sink.log(trt.ILogger.Severity.ERROR, "someone else's failure")
+        trt.fake.logger.log(trt.ILogger.Severity.ERROR, "someone else's failure")
 
     def compute(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         thread = threading.Thread(target=other)

@@ -258,6 +258,15 @@ trt.fake.on_step = on_step
 """
 
 
+def pid_of_build(child: BuildChild, graph: Path, out: Path, pids: Path) -> int:
+    """Build, with `TELL` in that process; which one it was."""
+    pids.unlink(missing_ok=True)
+    child.build("tensorrt", graph, out, SPEC, progress=go_on)
+    assert out.is_file()
+    (pid,) = set(pids.read_text().split())
+    return int(pid)
+
+
 def test_one_process_builds_one_engine_after_another(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,12 +275,7 @@ def test_one_process_builds_one_engine_after_another(
     install(monkeypatch, tmp_path, TELL.format(pids=str(pids), trap=str(trap)))
 
     def one(child: BuildChild, name: str) -> int:
-        pids.unlink(missing_ok=True)
-        out = tmp_path / name
-        child.build("tensorrt", graph, out, SPEC, progress=go_on)
-        assert out.is_file()
-        (pid,) = set(pids.read_text().split())
-        return int(pid)
+        return pid_of_build(child, graph, tmp_path / name, pids)
 
     with BuildChild() as child:
         first = one(child, "1.trt")
@@ -289,28 +293,27 @@ def test_one_process_builds_one_engine_after_another(
 def test_after_a_refusal_the_next_process_is_new(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, tmp_path, "")
+    pids = tmp_path / "pids"
+    install(monkeypatch, tmp_path, TELL.format(pids=str(pids), trap=str(tmp_path / "trap")))
     with BuildChild() as child:
+        first = pid_of_build(child, graph, tmp_path / "1.trt", pids)
         with pytest.raises(BuildError, match="no such ONNX file"):
             child.build("tensorrt", tmp_path / "no.onnx", tmp_path / "e.trt", SPEC, progress=go_on)
-        assert child._running is None
-        child.build("tensorrt", graph, tmp_path / "e.trt", SPEC, progress=go_on)
-        assert child._running is not None
+        assert_gone(first)
+        assert pid_of_build(child, graph, tmp_path / "2.trt", pids) != first
 
 
 def test_a_death_between_two_builds_costs_no_engine(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the kernel's, while the parent exports the next graph and the host runs out of memory."""
-    install(monkeypatch, tmp_path, "")
+    pids = tmp_path / "pids"
+    install(monkeypatch, tmp_path, TELL.format(pids=str(pids), trap=str(tmp_path / "trap")))
     with BuildChild() as child:
-        child.build("tensorrt", graph, tmp_path / "1.trt", SPEC, progress=go_on)
-        first = child._running.process.pid
+        first = pid_of_build(child, graph, tmp_path / "1.trt", pids)
         os.kill(first, signal.SIGKILL)
         assert_gone(first)
-        child.build("tensorrt", graph, tmp_path / "2.trt", SPEC, progress=go_on)
-        assert child._running.process.pid != first
-    assert (tmp_path / "2.trt").is_file()
+        assert pid_of_build(child, graph, tmp_path / "2.trt", pids) != first
 
 
 def test_last_words_are_of_the_build_that_failed(
@@ -352,7 +355,10 @@ def test_noise_on_stdout_and_stderr_is_harmless(
 def test_a_child_that_cannot_start(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qvae_trt.workers._START", "import sys; sys.exit('no such thing')")
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no such thing\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(BuildError, match="ended with exit code 1 and no engine: no such thing"):
         attempt(graph, tmp_path)
 

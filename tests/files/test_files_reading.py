@@ -12,7 +12,7 @@ from store_cases import engine_bytes, make_sidecar
 
 from qvae_trt.errors import StaleEngineError
 from qvae_trt.files import reading as hashing
-from qvae_trt.files.reading import sha256_file
+from qvae_trt.files.reading import sha256_file, stamp_of
 from qvae_trt.store import check_engine, sidecar_path, write_engine
 
 
@@ -27,7 +27,7 @@ def reads(monkeypatch) -> list[str]:
         return digest(file, name)
 
     monkeypatch.setattr(hashing.hashlib, "file_digest", counted)
-    monkeypatch.setattr(hashing, "_SETTLED_NS", -1)
+    monkeypatch.setattr(hashing, "SETTLED_NS", -1)
     return seen
 
 
@@ -56,9 +56,10 @@ def test_every_change_of_the_file_hashes_it_again(built, reads):
 def test_any_one_of_these_makes_another_file(built, field):
     names = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
     status = SimpleNamespace(**{name: getattr(built.path.stat(), name) for name in names})
-    before = hashing._stamp(status)
+    file = SimpleNamespace(stat=lambda: status)
+    before = stamp_of(file)
     setattr(status, field, getattr(status, field) + 1)
-    assert hashing._stamp(status) != before
+    assert stamp_of(file) != before
 
 
 def test_a_change_that_hides_its_time_is_seen(built, reads):
@@ -75,7 +76,7 @@ def test_a_change_that_hides_its_time_is_seen(built, reads):
 
 
 def test_a_file_that_changed_just_now_is_not_remembered(built, reads, monkeypatch):
-    monkeypatch.setattr(hashing, "_SETTLED_NS", 3_600_000_000_000)
+    monkeypatch.setattr(hashing, "SETTLED_NS", 3_600_000_000_000)
     sha256_file(built.path)
     sha256_file(built.path)
     assert len(reads) == 2

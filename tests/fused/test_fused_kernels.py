@@ -156,7 +156,7 @@ def test_attention(tokens, channels, processors):
 
 
 def test_attention_of_more_channels_than_the_kernel_takes(monkeypatch):
-    monkeypatch.setattr(attention, "_RUN", 64)
+    monkeypatch.setattr(attention, "RUN", 64)
     qkv = torch.randn((150, 3 * 400), generator=torch.Generator().manual_seed(8)) + 3
     found, expected = kernels.attend(qkv.half()).float(), plain.attend(qkv)
     assert float((found - expected).norm() / expected.norm()) < 1e-3
@@ -165,6 +165,6 @@ def test_attention_of_more_channels_than_the_kernel_takes(monkeypatch):
 def test_the_last_turn_of_the_processors_is_filled():
     tokens, processors = 166 * 166, 132
     splits, split = attention.plan_splits(tokens, processors)
-    assert (splits, split % attention._KEYS) == (3, 0)
+    assert (splits, split % attention.KEYS) == (3, 0)
     assert (splits - 1) * split < tokens <= splits * split
     assert attention.plan_splits(100, processors)[0] == 1

@@ -156,10 +156,10 @@ def test_random_2_1_keeps_values_of_use() -> None:
 
 
 def test_full_2_1_has_the_published_widths() -> None:
-    from qvae_trt.model.load import _SEEDED
+    from qvae_trt.model.load import SEEDED
     from qvae_trt.model.seeded import empty_vae
 
-    kind, config = _SEEDED[RANDOM_FULL_21]
+    kind, config = SEEDED[RANDOM_FULL_21]
     vae = empty_vae(config, kind)
     assert sum(value.numel() for value in vae.parameters()) == 337_740_404
     assert vae.encoder.norm_out.gamma.numel() == 768

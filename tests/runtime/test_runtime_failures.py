@@ -220,7 +220,7 @@ def test_an_engine_that_always_fails_is_left_alone_while_others_hold_it(folder, 
 
     backend.fault = fault
     vae = load(folder, backend)
-    cache, _ = vae._ladder.engines._place(CPU)
+    cache, _ = vae._ladder.engines.place(CPU)
     with cache.lease(folder / ENGINE, lambda: Engine.open(folder / ENGINE, backend=backend)):
         for _ in range(10):
             vae.decode(Z)
@@ -510,7 +510,7 @@ def test_a_replaced_engine_is_closed_once_nobody_uses_it(tmp_path):
         return backend.sessions[-1]
 
     first = replace_and_run(b"first")
-    cache, _ = engines._place(CPU)
+    cache, _ = engines.place(CPU)
     with cache.lease(file, lambda: pytest.fail("it is loaded")) as engine:
         second = replace_and_run(b"the second")
         assert not first.closed

@@ -64,8 +64,8 @@ class Later(FiniteCheck):
         super().__init__(notices)
         self.copies = []
 
-    def _slot(self, device):
-        slot = super()._slot(device)
+    def slot(self, device):
+        slot = super().slot(device)
         self.copies.append((slot, slot.clone()))
         return slot
 

@@ -112,7 +112,7 @@ def test_pictures_keep_nothing_of_the_pinned_buffer(
         buffers.append(values.numpy().copy())
         return buffers[-1], True
 
-    monkeypatch.setattr(module, "_to_host", lend)
+    monkeypatch.setattr(module, "to_host", lend)
     x = pixels((2, channels, 8, 8), torch.float32)
     pictures = QvaeImageProcessor().postprocess(x)
     buffers[0][:] = 0  # the next call takes the buffer

@@ -14,13 +14,14 @@ import numpy as np
 import ort_engines
 import pytest
 import torch
+from fake_gpus import H200, put_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ort_engines import STATIC, WIDE, tiny
 from PIL import Image
 
 import qvae_trt
-from qvae_trt.backends import BuildSpec, Verdict
+from qvae_trt.backends import BuildSpec
 from qvae_trt.backends.tensorrt import TensorRT
 from qvae_trt.errors import EngineError, QvaeError, UsageError
 from qvae_trt.export import export_onnx
@@ -172,7 +173,7 @@ def test_booleans_may_be_texts(engine_dir):
     """As one of its public configurations has them."""
     vae = make(engine_dir / "static", cpu_offload="true", use_tiling_vae="True", layered="false")
     assert vae.vae.use_tiling
-    assert (vae._offload, vae._layers) == (True, None)
+    assert (vae.offload, vae.layers) == (True, None)
 
 
 @pytest.mark.parametrize("number", [np.int64, np.int32, torch.tensor])
@@ -336,7 +337,7 @@ def test_profiles_are_in_its_order():
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_an_engine_file_is_what_it_deserialises(tmp_path, part):
+def test_an_engine_file_is_what_it_deserialises(tmp_path, monkeypatch, part):
     """Its steps, on files as `qvae build` makes them: bytes → engine → the two tensors.
 
     The encoder's is a static engine, the decoder's has two profiles.
@@ -353,9 +354,9 @@ def test_an_engine_file_is_what_it_deserialises(tmp_path, part):
         precision="fp16",
     )
     file = tmp_path / "engine.trt"
+    put_gpu(monkeypatch, H200)
     with fake_tensorrt.installed("8.6") as trt:
         backend = TensorRT("tensorrt")
-        backend._needs_gpu = lambda _doing: Verdict(True, "fake")
         backend.build(graph.path, file, spec)
         engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(file.read_bytes())
         names = {"INPUT": [], "OUTPUT": []}

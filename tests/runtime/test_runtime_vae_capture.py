@@ -14,8 +14,7 @@ from ort_engines import STATIC, tiny
 from qvae_trt import backends
 from qvae_trt.errors import DeviceMemoryError, ExecutionError
 from qvae_trt.kinds import QWEN_IMAGE
-from qvae_trt.runtime import engines, ladder
-from qvae_trt.runtime.engine import Engine
+from qvae_trt.runtime import engines, ladder, pytorch
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.graphs import captures
 from qvae_trt.runtime.vae import load_vae
@@ -23,6 +22,9 @@ from qvae_trt.runtime.vae import load_vae
 Z = torch.randn(
     (1, 16, 1, *QWEN_IMAGE.latents_of(STATIC)), generator=torch.Generator().manual_seed(0)
 )
+
+
+PIXELS = (1, 3, 1, STATIC.height, STATIC.width)
 
 
 class Capture:
@@ -96,8 +98,8 @@ def test_the_budget_waits_until_the_capture_is_over(engine_dir, backend, capture
         engine_dir, model=tiny(), backend=backend, fallback="raise", memory_budget_bytes=one
     )
     vae.decode(Z)
-    cache, _ = vae._ladder.engines._place(Z.device)
-    cache._budget_bytes = 0
+    cache, _ = vae._ladder.engines.place(Z.device)
+    cache.budget_bytes = 0
     capture.on = True
     vae.decode(Z)
     assert backend.live == 1
@@ -107,10 +109,14 @@ def test_the_budget_waits_until_the_capture_is_over(engine_dir, backend, capture
 
 
 def test_no_memory_for_input_or_output_is_a_fallback_as_any_other(vae, backend, monkeypatch):
-    def full(_engine: Engine) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    empty = torch.empty
 
-    monkeypatch.setattr(Engine, "_output", full)
+    def full(size: object, **options: object) -> torch.Tensor:
+        if size == PIXELS:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(size, **options)
+
+    monkeypatch.setattr(torch, "empty", full)
     with pytest.warns(FallbackWarning, match=r"no memory free for input and output of vae_dec"):
         y = vae.decode(Z).sample
     torch.testing.assert_close(y, tiny().vae.decode(Z).sample, atol=1e-4, rtol=0)
@@ -123,16 +129,17 @@ def test_no_memory_for_input_or_output_is_a_fallback_as_any_other(vae, backend, 
 
 
 @pytest.mark.parametrize("what", ["tiles", "PyTorch", "video"])
-def test_what_would_void_the_capture_is_refused(vae, capture, what):
+def test_what_would_void_the_capture_is_refused(vae, capture, monkeypatch, what):
     vae.decode(Z)
+    made: list[object] = []
+    monkeypatch.setattr(pytorch, "made_for_all", made.append)
     z = {"tiles": Z, "PyTorch": torch.zeros(1, 16, 1, 2, 24), "video": Z.repeat(1, 1, 2, 1, 1)}
     if what == "tiles":
         vae.enable_tiling(64, 64)
     capture.on = True
     with pytest.raises(ExecutionError, match=f"{what} cannot" if what == "tiles" else "PyTorch"):
         vae.decode(z[what])
-    assert vae._ladder.pytorch._folded is None
-    assert vae._ladder.pytorch._video is None
+    assert made == [], "weights would be copied inside of the capture"
 
 
 @pytest.mark.parametrize("what", ["loading", "closing"])

@@ -16,7 +16,7 @@ from store_cases import engine_bytes, in_child, make_sidecar
 from qvae_trt.errors import EngineError, StoreError
 from qvae_trt.files.writing import staged
 from qvae_trt.store import check_engine, lock_engine, write_engine
-from qvae_trt.store.locking import _try_lock, lock_path
+from qvae_trt.store.locking import lock_path, try_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,10 +253,10 @@ def test_a_lock_on_a_file_that_is_gone_is_no_lock(tmp_path):
     path = lock_path(tmp_path / "a.trt")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        assert _try_lock(descriptor, path)
+        assert try_lock(descriptor, path)
         path.unlink()
-        assert not _try_lock(descriptor, path)
+        assert not try_lock(descriptor, path)
         path.touch()
-        assert not _try_lock(descriptor, path)
+        assert not try_lock(descriptor, path)
     finally:
         os.close(descriptor)

@@ -25,7 +25,7 @@ def test_a_wrong_engine_is_seen(part: Any, tmp_path: Path) -> None:
     names = list(reference.inputs)
     assert np.array_equal(np.load(tmp_path / "in.npy")[1], reference.inputs[names[1]])
     right = [
-        np.concatenate(list(reference._fp32[name].values()), axis=1).astype(np.float32)
+        np.concatenate(list(reference.fp32[name].values()), axis=1).astype(np.float32)
         for name in names
     ]
 
