@@ -24,6 +24,14 @@ def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+def _of_self(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def _last_name(node: ast.expr) -> str | None:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None)
+
+
 def defined(tree: ast.AST) -> set[str]:
     """The private names of functions, classes, variables and attributes that a module makes."""
     found: set[str] = set()
@@ -32,11 +40,7 @@ def defined(tree: ast.AST) -> set[str]:
             found.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.id)
-        elif (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.ctx, ast.Store)
-            and ast.unparse(node.value) in ("self", "cls")
-        ):
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _of_self(node):
             found.add(node.attr)
     return {name for name in found if _is_private(name)}
 
@@ -44,11 +48,11 @@ def defined(tree: ast.AST) -> set[str]:
 def touched(tree: ast.AST) -> Iterator[str]:
     """The private names that a module takes from elsewhere; `super()` is elsewhere."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+        if isinstance(node, ast.Attribute) and not _of_self(node):
             yield node.attr
         elif isinstance(node, ast.ImportFrom):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in BY_NAME:
+        elif isinstance(node, ast.Call) and _last_name(node.func) in BY_NAME:
             for given in node.args:
                 if isinstance(given, ast.Constant) and isinstance(given.value, str):
                     yield given.value.rpartition(".")[2]

@@ -12,12 +12,12 @@ import small_graphs
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec, devices
 from qvae_trt.build import Job
-from qvae_trt.errors import BackendError, BuildError, UsageError
+from qvae_trt.errors import BackendError, BuildError
 from qvae_trt.export import export_onnx
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Part, Profile, Resolution
-from qvae_trt.tensors import ShapeRange, TensorSpec
+from qvae_trt.tensors import ShapeRange
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -40,14 +40,6 @@ def graph(tmp_path: Path) -> Path:
     return small_graphs.decoder(tmp_path / "d.onnx", cast=True)
 
 
-def test_profiles(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
-    outcome = backend.build(graph, tmp_path / "e.trt", spec(WIDE, FIXED))
-    assert outcome.input.shape == (1, 4, 1, -1, -1)
-    assert outcome.output == TensorSpec("images", "float16", (1, 3, 1, -1, -1))
-    assert outcome.flags["profiles"] == "2"
-    assert (tmp_path / "e.trt").stat().st_size > 10_000
-
-
 def test_static_with_every_setting(backend: backends.Backend, tmp_path: Path) -> None:
     graph = small_graphs.decoder(tmp_path / "d.onnx", side=(16, 24))
     outcome = backend.build(
@@ -60,21 +52,6 @@ def test_static_with_every_setting(backend: backends.Backend, tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.onnx", "e.trt"]
 
 
-def test_fp32(backend: backends.Backend, tmp_path: Path) -> None:
-    graph = small_graphs.decoder(tmp_path / "d.onnx", elem=small_graphs.FP32)
-    outcome = backend.build(graph, tmp_path / "e.trt", spec(WIDE, precision="fp32"))
-    assert outcome.input.dtype == "float32"
-
-
-def test_progress_grows_and_ends(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    backend.build(graph, tmp_path / "e.trt", spec(WIDE), progress=lambda *s: seen.append(s) is None)
-    done = [s[1] for s in seen]
-    assert done == sorted(done)
-    assert seen[-1] == ("build", 1000, 1000)
-    assert len({s[1] for s in seen}) > 20
-
-
 def test_cancel(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         backend.build(
@@ -82,24 +59,6 @@ def test_cancel(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
         )
     assert not (tmp_path / "e.trt").exists()
     backend.build(graph, tmp_path / "e.trt", spec(WIDE))  # and nothing is left broken
-
-
-def test_an_exception_in_the_callback(
-    backend: backends.Backend, graph: Path, tmp_path: Path
-) -> None:
-    def fail(stage: str, done: int, total: int) -> bool:
-        if done > 300:
-            raise ValueError("from the callback")
-        return True
-
-    with pytest.raises(ValueError, match="from the callback"):
-        backend.build(graph, tmp_path / "e.trt", spec(WIDE), progress=fail)
-
-
-def test_opt_past_max(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
-    bad = ShapeRange(WIDE.min, (1, 4, 1, 64, 64), WIDE.max)
-    with pytest.raises(UsageError, match="min 4, opt 64, max 32"):
-        backend.build(graph, tmp_path / "e.trt", spec(bad))
 
 
 def test_what_rtx_does_with_opt_past_max() -> None:
