@@ -7,7 +7,8 @@
 
 Each variant has the classes, members and attributes of its release and no others: `api/*.txt` lists
 them (written by `api/write_api.py`), and what is not listed is taken away, so that an adapter that
-uses a missing name fails here as it would there. Enum values are shuffled between variants: nobody may write them down.
+uses a missing name fails here as it would there. Enum values are shuffled between variants: nobody
+may write them down.
 
 Engines are JSON. They execute on host pointers: `State.compute` maps the input array to the output
 array (by default the mean over channels, put into every output channel and resized).

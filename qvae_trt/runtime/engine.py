@@ -41,6 +41,7 @@ class Engine:
         bytes: size of its file, which is about what its weights take on the device.
         captured: a caller's CUDA graph holds its addresses, so that it must not be closed.
         wants_graph: captures a CUDA graph of its own, and replays it.
+        held: what it holds on the device, with that graph.
     """
 
     def __init__(
@@ -68,10 +69,10 @@ class Engine:
         self.wants_graph = (
             cuda_graph and self.device.type == "cuda" and self.static and session.capturable
         )
-        self._held = _Held(session, self.device, self._scratch)
+        self.held = _Held(session, self.device, self._scratch)
         # Garbage is collected anywhere, also where a lock is held and while an engine is captured:
         # nothing is waited for there, and the next `free_dropped` frees it.
-        self._finalizer = weakref.finalize(self, _dropped.append, self._held)
+        self._finalizer = weakref.finalize(self, _dropped.append, self.held)
         self._finalizer.atexit = False  # nobody frees then what it leaves
         # The scratch buffer of the last run: TensorRT may have work to do, which no capture takes,
         # at the first run on another one.
@@ -150,11 +151,6 @@ class Engine:
     def static(self) -> bool:
         """It takes exactly one shape."""
         return len(self.ranges) == 1 and self.ranges[0].is_fixed
-
-    @property
-    def graph(self) -> CapturedRun | None:
-        """Its own CUDA graph, once it has one."""
-        return self._held.graph
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
@@ -260,10 +256,10 @@ class Engine:
         if not self.wants_graph or self._ran_on != generation:
             return False
         try:
-            if self._held.graph is not None and self._held.graph.generation != generation:
-                self._held.free_graph()
-            if self._held.graph is None:
-                self._held.graph = CapturedRun.capture(
+            if self.held.graph is not None and self.held.graph.generation != generation:
+                self.held.free_graph()
+            if self.held.graph is None:
+                self.held.graph = CapturedRun.capture(
                     lambda source, result, on_stream: self._session.execute(
                         **_pointers(source, result, pointer, size, on_stream)
                     ),
@@ -271,14 +267,14 @@ class Engine:
                     y=y,
                     generation=generation,
                 )
-            if self._held.graph is not None:
-                self._held.graph.replay(x, y, stream)
+            if self.held.graph is not None:
+                self.held.graph.replay(x, y, stream)
         except (RuntimeError, EngineError) as error:
             _LOG.warning("%s: runs without a CUDA graph: %s", self.path, error)
             # A graph that failed is freed by `close`, which waits: part of it may have run.
             self.wants_graph = False
             return False
-        return self._held.graph is not None
+        return self.held.graph is not None
 
     def close(self) -> None:
         """Wait for its last run and free it; closing twice does nothing."""
@@ -286,7 +282,7 @@ class Engine:
             return
         self._closed = True
         self._finalizer.detach()
-        self._held.free()
+        self.held.free()
         free_dropped()
 
 

@@ -552,7 +552,7 @@ def test_another_level_is_stale(exporter: Exporter, tmp_path: Path, gpu: None) -
     with fake_tensorrt.installed("10.16"):
         run(jobs, **settings)
         (result,) = run(jobs, level=4, **settings)
-        assert result.reason == "built with another level: found default, expected 4"
+        assert "level: found default, expected 4" in result.reason
         assert run(jobs, level=4, **settings)[0].status == "kept"
         assert run(jobs, **settings)[0].status == "kept"  # no level asked for: any will do
 

@@ -212,7 +212,7 @@ def test_the_graph_option_changes_nothing_but_speed(engine_dir, model, vae):
         for size in (STATIC, OTHER_STATIC, WIDE):
             z = latents(size, seed)
             equal(fast.decode(z).sample, vae.decode(z).sample)
-    captured = [engine for engine in loaded(fast) if engine.graph is not None]
+    captured = [engine for engine in loaded(fast) if engine.held.graph is not None]
     assert len(captured) == 2, "one for each static engine"
     fast.release_memory(engines=False)  # scratch moves: the graphs must not be replayed on it
     for seed in range(4):
@@ -243,7 +243,7 @@ def test_a_failed_capture_leaves_pytorch_whole(engine_dir, model, vae, monkeypat
     for seed in range(4):
         equal(fast.decode(latents(STATIC, seed)).sample, expected[seed])
     (engine,) = loaded(fast)
-    assert engine.graph is None
+    assert engine.held.graph is None
     assert not engine.wants_graph
     torch.randn(8, device="cuda")
     before = torch.cuda.memory_reserved()
@@ -256,7 +256,7 @@ def test_a_failed_capture_leaves_pytorch_whole(engine_dir, model, vae, monkeypat
     fast.release_memory()
     for seed in range(4):
         equal(fast.decode(latents(STATIC, seed)).sample, expected[seed])
-    assert all(engine.graph is not None for engine in loaded(fast)), (
+    assert all(engine.held.graph is not None for engine in loaded(fast)), (
         "the stream is not left capturing"
     )
 
@@ -281,7 +281,7 @@ def test_random_numbers_are_drawn_while_engines_are_captured(engine_dir, model):
                 engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True
             )
             fast.warm_up(STATIC, OTHER_STATIC)
-            graphs = [engine.graph for engine in loaded(fast)]
+            graphs = [engine.held.graph for engine in loaded(fast)]
             assert len(graphs) == 4
             assert None not in graphs, "after a warm-up nothing is left to capture"
             del graphs

@@ -185,7 +185,7 @@ def test_pytorch_takes_no_part(engine, monkeypatch):
     ):
         monkeypatch.setattr(torch.cuda, name, used)
     assert [run(engine, v) for v in (1.0, 2.0, 3.0)] == [1.0, 2.0, 3.0]
-    assert engine.graph is not None
+    assert engine.held.graph is not None
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_replay_keeps_no_history_of_gradients(engine, cuda):
     run(engine)
     engine.enqueue(ONES.clone().requires_grad_(), 0, FakeStream(5))
     assert len(cuda.launches) == 1
-    assert not engine.graph.x.requires_grad
+    assert not engine.held.graph.x.requires_grad
 
 
 @pytest.mark.parametrize(
