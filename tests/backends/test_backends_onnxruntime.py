@@ -187,7 +187,7 @@ def test_another_input_name(backend: backends.Backend, tmp_path: Path) -> None:
         backend.build(graph, tmp_path / "e.onnx", wrong)
 
 
-def test_a_full_temporary_folder_is_told_as_that(
+def test_a_full_temporary_folder_is_named(
     backend: backends.Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime calls it a failed serialization; without room no graph can be written."""
@@ -381,7 +381,7 @@ def test_on_cuda_it_runs_on_the_current_gpu(
     assert bound == [("latents", "cuda", 3), ("images", "cuda", 3)]
 
 
-def test_nothing_is_written_elsewhere_and_nobody_is_told(tmp_path: Path, engine: Path) -> None:
+def test_nothing_is_written_elsewhere_or_sent(tmp_path: Path, engine: Path) -> None:
     """onnxruntime 1.32 keeps a telemetry store in the home folder and a session id in TMPDIR."""
     places = {name: tmp_path / name for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
     for place in places.values():

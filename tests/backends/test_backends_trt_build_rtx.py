@@ -70,7 +70,9 @@ def test_what_rtx_does_with_opt_past_max() -> None:
     assert builder.create_builder_config().add_optimization_profile(profile) == -1
 
 
-def test_the_parsers_words(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+def test_an_error_of_the_parser_is_in_the_message(
+    backend: backends.Backend, graph: Path, tmp_path: Path
+) -> None:
     import onnx
 
     model = onnx.load(str(graph))
@@ -81,7 +83,9 @@ def test_the_parsers_words(backend: backends.Backend, graph: Path, tmp_path: Pat
     assert caught.value.what.startswith("TensorRT does not take bad.onnx (node 1")
 
 
-def test_the_builders_words(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+def test_an_error_of_the_builder_is_in_the_message(
+    backend: backends.Backend, graph: Path, tmp_path: Path
+) -> None:
     """A Reshape that no size of the profile fits."""
     import numpy as np
     import onnx

@@ -238,7 +238,7 @@ def test_out_of_memory_while_running(trt: Any, session: backends.Session) -> Non
         run(session, (1, 4, 1, 8, 8))
 
 
-def test_another_threads_trouble_is_not_mine(trt: Any, session: backends.Session) -> None:
+def test_an_error_of_another_thread_is_not_taken(trt: Any, session: backends.Session) -> None:
     def other() -> None:
         trt.fake.logger.log(trt.ILogger.Severity.ERROR, "someone else's failure")
 

@@ -149,7 +149,9 @@ def test_engines_are_named_and_the_profile_too(
     assert cell.detail["engine_precision"] == "fp32"
 
 
-def test_the_run_says_where_and_how(whole: tuple[BenchResult, list[Step], Path]) -> None:
+def test_the_run_names_machine_versions_and_command(
+    whole: tuple[BenchResult, list[Step], Path],
+) -> None:
     run = whole[0].runs[0]
     assert (run.device, run.precision, run.model) == ("cpu", "fp32", BUNDLED_TINY)
     assert run.versions["torch"] == torch.__version__

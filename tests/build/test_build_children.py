@@ -159,7 +159,7 @@ def test_the_child_is_another_process_without_torch(
         ("devices.gpu = lambda: None", BackendError, "building needs an NVIDIA GPU"),
     ],
 )
-def test_errors_keep_class_words_and_fix(
+def test_errors_keep_class_message_and_fix(
     graph: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -185,7 +185,7 @@ def test_errors_keep_class_words_and_fix(
         ("raise MemoryError()", "out of memory on the host"),
     ],
 )
-def test_a_crash_is_told(
+def test_a_crash_is_an_error_that_names_the_signal(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, words: str
 ) -> None:
     install(
@@ -316,7 +316,7 @@ def test_a_death_between_two_builds_costs_no_engine(
         assert pid_of_build(child, graph, tmp_path / "2.trt", pids) != first
 
 
-def test_last_words_are_of_the_build_that_failed(
+def test_the_last_output_is_of_the_build_that_failed(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     word = tmp_path / "word"

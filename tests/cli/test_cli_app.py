@@ -93,7 +93,7 @@ def test_profiles_lists_everything() -> None:
         ("2048x2048", "pytorch", None),
     ],
 )
-def test_match_says_who_serves_and_why_not_the_others(
+def test_match_names_the_engine_that_serves_and_why_the_others_do_not(
     size: str, engine: str, profile: int | None, tmp_path: Path
 ) -> None:
     ran = qvae("profiles", "match", size, "--json", cwd=tmp_path)

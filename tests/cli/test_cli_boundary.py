@@ -66,7 +66,7 @@ class OutOfMemoryError(RuntimeError):
         (BrokenPipeError(), 0, ""),
     ],
 )
-def test_exit_code_and_words(
+def test_exit_code_and_message(
     error: BaseException, code: int, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert boundary.run(raising(error)) == code

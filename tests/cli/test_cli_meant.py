@@ -45,7 +45,7 @@ def every_command() -> dict[str, Any]:
         ("help build", "build --help"),
     ],
 )
-def test_a_line_is_answered_with_the_one_that_was_meant(
+def test_a_mistyped_line_is_answered_with_the_right_one(
     typed: str,
     instead: str,
     tmp_path: Path,

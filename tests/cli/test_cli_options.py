@@ -19,7 +19,7 @@ import pytest
         ("qvae bench --baseline f", ["folded", "fused"]),
     ],
 )
-def test_a_shell_is_offered_words(words: str, offered: list[str]) -> None:
+def test_shell_completion(words: str, offered: list[str]) -> None:
     asked = {"_QVAE_COMPLETE": "complete_bash", "COMP_WORDS": words}
     asked["COMP_CWORD"] = str(len(words.split(" ")) - 1)
     code = "from qvae_trt.cli.app import main; raise SystemExit(main([]))"

@@ -76,7 +76,7 @@ def test_what_is_no_folder_of_ours_stays(own_temporary_folder: Path, tmp_path: P
     assert (own_temporary_folder / "qvae-build-file").is_file()
 
 
-def test_a_full_one_is_told_by_its_own_name(own_temporary_folder: Path) -> None:
+def test_a_full_folder_is_named(own_temporary_folder: Path) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with (
         workplace() as folder,

@@ -217,7 +217,7 @@ def test_damaged_configurations_of_2_1(
         load_model(str(folder))
 
 
-def test_a_diffusers_without_the_class_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diffusers_without_the_class_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import diffusers
 
     monkeypatch.setattr(diffusers, QWEN_IMAGE_21.class_name, None)
@@ -287,7 +287,7 @@ def of_diffusers(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("lost", [0, 2])
-def test_the_index_says_which_files_hold_the_weights(lost: int, tmp_path: Path) -> None:
+def test_weights_come_from_the_files_in_the_index(lost: int, tmp_path: Path) -> None:
     wanted = save_shards(tmp_path / "a", 1, max_shard_size="100KB")
     save_shards(tmp_path / "b", 2, max_shard_size="50KB")
     others = sorted((tmp_path / "b").glob("*.safetensors"))
@@ -502,7 +502,7 @@ def test_a_layer_of_zeros_that_all_passes_through_is_said(name: str, copy: Path)
             load_model(str(source))
 
 
-def test_zeros_in_a_residual_branch_are_no_news(
+def test_zeros_in_a_residual_branch_need_no_warning(
     copy: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     branch = "decoder.mid_block.resnets.0.conv2.weight"

@@ -52,7 +52,7 @@ def test_a_result_that_is_not_finite_is_said_once(said, dtype, value):
     assert warning.filename == __file__
 
 
-def test_nothing_is_said_where_silence_is_asked_for(said):
+def test_a_silent_fallback_warns_of_nothing(said):
     FiniteCheck(Notices("silent")).watch("decoder 8x8", bad())
     assert said == []
 
@@ -85,7 +85,7 @@ class Later(FiniteCheck):
         self.copies.clear()
 
 
-def test_what_is_known_later_is_said_later(said):
+def test_a_result_that_arrives_late_is_reported_late(said):
     """A GPU is not waited for; what it has not come to is asked for again."""
     check = Later(Notices("warn"))
     check.watch("decoder 8x8", bad())
@@ -142,7 +142,7 @@ def test_what_comes_without_an_engine_is_looked_at_too(said):
     assert [w.category for w in said if w.category is not FallbackWarning] == [RuntimeWarning]
 
 
-def test_asked_for_pytorch_serves_where_an_engine_overflows(tmp_path_factory):
+def test_with_check_nan_pytorch_serves_where_an_engine_overflows(tmp_path_factory):
     vae = load_vae(
         fp16_engines(tmp_path_factory), model=tiny(), backend="onnxruntime", check_nan=True
     )
@@ -150,7 +150,7 @@ def test_asked_for_pytorch_serves_where_an_engine_overflows(tmp_path_factory):
         assert vae.decode(Z * 1e6).sample.isfinite().all()
 
 
-def test_what_is_pending_is_said_when_the_vae_goes(engine_dir, said):
+def test_pending_results_are_reported_when_the_vae_is_deleted(engine_dir, said):
     backend = Faulty(backends.get("onnxruntime"))
     backend.fault = lambda what, _path: math.nan if what == "execute" else None
     vae = load_vae(engine_dir, model=tiny(), backend=backend)

@@ -153,7 +153,7 @@ def test_an_engine_captures_itself_at_the_second_run_on_one_scratch_buffer(engin
     assert cuda.executables == {}
 
 
-def test_captures_have_a_stream_that_pytorch_hands_to_nobody(engine, cuda):
+def test_captures_have_a_stream_that_pytorch_never_hands_out(engine, cuda):
     """Of PyTorch's own, the 33rd is the first again: another thread's work would be captured."""
     for generation in (1, 2):
         on: list[int] = []

@@ -488,7 +488,7 @@ def test_an_empty_engine_is_no_engine(built):
     assert check_engine(built.path) == built.sidecar
 
 
-def test_a_source_that_is_not_there(built, tmp_path):
+def test_a_missing_source(built, tmp_path):
     with pytest.raises((StoreError, EngineError), match="No such file"):
         write_engine(built.path, make_sidecar(), source=tmp_path / "none")
     assert check_engine(built.path) == built.sidecar

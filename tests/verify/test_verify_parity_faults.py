@@ -237,7 +237,7 @@ def test_a_decoder_that_ignores_its_latents_does_not_pass(tmp_path):
     assert "No build mends" in caught.value.fix
 
 
-def test_every_output_of_weights_that_hear_changes_with_the_input(tmp_path):
+def test_every_output_of_useful_weights_changes_with_the_input(tmp_path):
     cpu = torch.device("cpu")
     hears, ignores = Reference(tiny(), device=cpu), Reference(deaf(tmp_path), device=cpu)
     for part in PARTS:
