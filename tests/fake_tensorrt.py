@@ -6,8 +6,9 @@
     ("FP16",)), ...]
 
 Each variant has the classes, members and attributes of its release and no others: `api/*.txt` lists
-them, and what is not listed is taken away, so that an adapter that uses a missing name fails here
-as it would there. Enum values are shuffled between variants: nobody may write them down.
+them (written by `api/write_api.py`), and what is not listed is taken away, so that an adapter that
+uses a missing name fails here as it would there. Enum values are shuffled between variants: nobody
+may write them down.
 
 Engines are JSON. They execute on host pointers: `State.compute` maps the input array to the output
 array (by default the mean over channels, put into every output channel and resized).
@@ -100,6 +101,8 @@ class State:
         async_streams: if set, `execute_async_v3` puts its work here instead of doing it;
             `run_pending` does it. Shows who does not wait for a stream.
         live: number of engines and contexts not yet freed.
+        logger: the last one that was handed over; `logger.log(severity, text)` is TensorRT
+            speaking.
     """
 
     variant: str
@@ -113,6 +116,7 @@ class State:
     live: dict[str, int] = field(default_factory=lambda: {"ICudaEngine": 0, "IExecutionContext": 0})
     async_streams: dict[int, list[Callable[[], None]]] | None = None
     timing_cache: bytes = b"timings"
+    logger: Any = None
     lock: Any = field(default_factory=threading.Lock)
 
     def names(self) -> list[str]:
@@ -350,6 +354,7 @@ def _make_classes(trt: Any, state: State) -> list[type]:
         # A subclass that forgets ILogger.__init__ crashes the real bindings.
         if not isinstance(logger, ILogger) or not getattr(logger, "_ready", False):
             raise TypeError("expected an initialised ILogger")
+        state.logger = logger
         return logger
 
     class IHostMemory(_Base):

@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qvae_trt.profiles import Profile, Resolution
-from qvae_trt.store import EngineKey, Sidecar
+from qvae_trt.profiles import Profile, Resolution, engine_path
+from qvae_trt.store import EngineKey, Sidecar, write_engine
 from qvae_trt.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -53,6 +53,13 @@ class Built:
     path: Path
     sidecar: Sidecar
     content: bytes
+
+
+def build_engine(folder: Path) -> Built:
+    """An engine that is in order."""
+    path = engine_path(folder, "encoder", "static", ".trt", SIZE)
+    content = engine_bytes()
+    return Built(path, write_engine(path, make_sidecar(), source=content), content)
 
 
 def in_child(work: Callable[[], None]) -> int:

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from folding_cases import inputs, make_vae, make_vae_21, reference
 
 from qvae_trt import export
 from qvae_trt.errors import StoreError, UsageError
@@ -17,7 +18,6 @@ from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.model import Model
 from qvae_trt.profiles import Part, Precision, Resolution
-from tests.test_folding import inputs, make_vae, make_vae_21, reference
 
 if TYPE_CHECKING:
     from pathlib import Path

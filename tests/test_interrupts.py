@@ -57,7 +57,7 @@ def command():
     assert seconds < 20
 
 
-def test_a_command_that_ends_meanwhile_was_interrupted_all_the_same() -> None:
+def test_a_command_that_ends_at_the_signal_counts_as_interrupted() -> None:
     status, _, err, _ = ran("def command():\n    dropped()\n")
     assert (status, err) == (130, "interrupted\n")
 

@@ -174,7 +174,7 @@ def test_ranges_that_do_not_hold_what_it_picks_are_refused(tmp_path, profiles):
     assert "qvae build --mode profiles" in one.fix
 
 
-def test_a_stranger_and_a_damaged_engine_are_refused(tmp_path):
+def test_a_foreign_and_a_damaged_engine_are_refused(tmp_path):
     engines = tmp_path / "engines"
     damaged = put(engines, "encoder", [Profile.fixed(WIDE)])
     damaged.write_bytes(b"something else of another length")

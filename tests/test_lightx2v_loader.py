@@ -47,7 +47,7 @@ def test_the_profile_that_it_picks_holds_the_size():
     assert unheld(load_profiles()) == []
 
 
-def test_so_does_the_profile_that_ours_picks(picked):
+def test_our_choice_of_profile_holds_the_size_too(picked):
     profiles = load_profiles()
     for size in {size for size, _ in picked}:
         choice = choose(size, static={}, profiles=profiles)
@@ -82,7 +82,7 @@ def test_its_folders_are_the_seven_sizes_with_the_swap():
         assert folders[expected] == size
 
 
-def test_no_folder_of_ours_has_one_of_its_names():
+def test_our_folders_have_none_of_its_names():
     """So that it opens no engine of ours under a wrong size."""
     ours = {str(size) for size in load_static_sizes().values()}
     assert not ours & set(static_folders())

@@ -100,7 +100,7 @@ step() {
       once "$1" "${python[@]}" "$here/$1.py" --engine-dir "$engines" --model "$model" --out "$out/$1.json" ;;
     gpu-tests)
       QVAE_GPU_ENGINES=$engines/gpu "${python[@]}" -m pytest -m gpu -v "$root/tests/gpu" \
-        "$root/tests/test_image_processor.py" "$root/tests/test_bench.py" | tee "$out/pytest.log" ;;
+        "$root/tests/runtime/test_runtime_image_processor.py" "$root/tests/bench/test_bench_run.py" | tee "$out/pytest.log" ;;
     tables)
       mapfile -t results < <(find "$out/bench" "$out/service" -name latency.json -printf '%h\n' 2> /dev/null | sort)
       "${qvae[@]}" report "${results[@]}" --merge "$out/all" --out "$out/report.html" ;;

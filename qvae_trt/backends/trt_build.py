@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _STEPS = 1000  # of a whole build, as progress is told
 TACTIC_SOURCES_VARIABLE = "QVAE_TACTIC_SOURCES"
 # Libraries that 8.6 takes tactics from, and a symbol that an empty stand-in for one lacks.
-_TACTIC_LIBRARIES = {
+TACTIC_LIBRARIES = {
     "CUBLAS": ("libcublas.so.12", "libcublas.so.11", "cublasCreate_v2"),
     "CUBLAS_LT": ("libcublasLt.so.12", "libcublasLt.so.11", "cublasLtCreate"),
     "CUDNN": ("libcudnn.so.8", "libcudnn.so.8", "cudnnCreate"),
@@ -108,7 +108,7 @@ class PlanBuilder:
             tensors = self._parse(network, onnx, heard)
             config = self._configure(builder, tensors[0], heard)
             attached = cache is not None and self._attach_cache(config, cache)
-            monitor, adapter = _Monitor(self._progress), None
+            monitor, adapter = Monitor(self._progress), None
             if hasattr(self._trt, "IProgressMonitor"):
                 adapter = config.progress_monitor = monitor.adapter(self._trt)
             self._go_on("build", 0)
@@ -222,8 +222,8 @@ class PlanBuilder:
         elif self._flags["typing"] == "strong":
             return
         else:
-            known = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", *_TACTIC_LIBRARIES)
-            names = [name for name in known if hasattr(source, name) and _has_library(name)]
+            known = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", *TACTIC_LIBRARIES)
+            names = [name for name in known if hasattr(source, name) and has_library(name)]
         if not config.set_tactic_sources(sum(1 << int(getattr(source, n)) for n in set(names))):
             raise BuildError(f"TensorRT refused the tactic sources {' '.join(names)}")
         self._flags["tactic_sources"] = " ".join(names)
@@ -304,7 +304,7 @@ class PlanBuilder:
         self._warnings.append(text)
 
 
-class _Monitor:
+class Monitor:
     """TensorRT's nested phases as one bar. An exception in the callback stops the build and is
     raised after it.
     """
@@ -430,9 +430,9 @@ def _constrain(trt: Any, network: Any, types: Mapping[str, DTypeName]) -> Counte
     return fixed
 
 
-def _has_library(source: str) -> bool:
+def has_library(source: str) -> bool:
     """Whether a tactic source has its library here; those of TensorRT itself need none."""
-    *names, symbol = _TACTIC_LIBRARIES.get(source, ("",))
+    *names, symbol = TACTIC_LIBRARIES.get(source, ("",))
     for name in names:
         with suppress(OSError):
             if hasattr(ctypes.CDLL(name), symbol):

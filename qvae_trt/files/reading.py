@@ -27,7 +27,7 @@ _hashes: dict[Path, tuple[_Stamp, str]] = {}
 _lock = threading.Lock()
 # Time stamps are this coarse on some file systems (FAT: 2 s): a file that changed this recently
 # could change again and look the same, so its hash is not remembered.
-_SETTLED_NS = 2_000_000_000
+SETTLED_NS = 2_000_000_000
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -90,7 +90,7 @@ def sha256_file(path: Path) -> str:
     now = time.time_ns()
     # Either way: a stamp in the future (the clock was set back) cannot be given again by a change
     # made now.
-    settled = all(abs(now - changed) > _SETTLED_NS for changed in after[3:])
+    settled = all(abs(now - changed) > SETTLED_NS for changed in after[3:])
     if before == after and settled:
         with _lock:
             _hashes[path] = (after, digest)

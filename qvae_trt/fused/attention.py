@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 #: Queries and keys of a block: with 64 keys, tiles and sums no longer fit the shared memory and
 #: registers of a Hopper multiprocessor at 384 channels.
-_QUERIES, _KEYS, _WARPS, _STAGES = 128, 32, 8, 2
+_QUERIES, KEYS, _WARPS, _STAGES = 128, 32, 8, 2
 #: Compute capabilities with a bulk copy engine and shared memory for those blocks.
 _CAPABILITIES = (9, 10)
 _MOST_CHANNELS = 384
 _MOST_SPLITS = 8
 _JOINED_TOKENS = 16
 #: Queries whose scores are held at once, where two products and a softmax do the work.
-_RUN = 4096
+RUN = 4096
 
 
 @triton.jit(do_not_specialize=["tokens", "split"])
@@ -130,13 +130,13 @@ def _attend(qkv: Tensor, *, processors: int) -> Tensor:
     )
     tiles = [
         TensorDescriptor.from_tensor(qkv, [rows, max(_LEAST, columns)])
-        for rows in (_QUERIES, _KEYS)
+        for rows in (_QUERIES, KEYS)
         for columns in (low, high)
     ]
     scale = math.log2(math.e) / math.sqrt(channels)
     _attend_kernel[(blocks, splits)](
         *tiles, mixed, most, total, tokens, split, scale,
-        C=channels, LOW=low, HIGH=max(1, high), QUERIES=_QUERIES, KEYS=_KEYS, STAGES=_STAGES,
+        C=channels, LOW=low, HIGH=max(1, high), QUERIES=_QUERIES, KEYS=KEYS, STAGES=_STAGES,
         num_warps=_WARPS,
     )  # fmt: skip
     if splits == 1:
@@ -156,7 +156,7 @@ def _attend_by_runs(qkv: Tensor) -> Tensor:
     query, key, value = qkv.chunk(3, dim=1)
     key = (key - key.float().mean(0)).to(qkv.dtype)
     out = torch.empty_like(key)
-    for run, mixed in zip(query.split(_RUN), out.split(_RUN), strict=True):
+    for run, mixed in zip(query.split(RUN), out.split(RUN), strict=True):
         scores = (run * (1 / math.sqrt(key.shape[1]))) @ key.T
         torch.mm(torch.softmax(scores, dim=1), value, out=mixed)
     return out
@@ -175,9 +175,9 @@ def plan_splits(tokens: int, processors: int) -> tuple[int, int]:
         turns = triton.cdiv(programs, processors)
         return programs / (turns * processors) - 0.01 * splits
 
-    most = max(1, min(_MOST_SPLITS, tokens // (4 * _KEYS)))
+    most = max(1, min(_MOST_SPLITS, tokens // (4 * KEYS)))
     splits = max(range(1, most + 1), key=worth)
-    split = triton.cdiv(triton.cdiv(tokens, splits), _KEYS) * _KEYS
+    split = triton.cdiv(triton.cdiv(tokens, splits), KEYS) * KEYS
     return triton.cdiv(tokens, split), split
 
 

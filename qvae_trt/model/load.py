@@ -36,7 +36,7 @@ OFFLINE_CHOICES = (
     "to measure speed), or a local folder or .safetensors file of the VAE."
 )
 #: Architectures with seeded weights.
-_SEEDED: dict[str, tuple[Kind, Config]] = {
+SEEDED: dict[str, tuple[Kind, Config]] = {
     RANDOM_FULL: (QWEN_IMAGE, {"input_channels": 3}),
     RANDOM_FULL_RGBA: (QWEN_IMAGE, {"input_channels": 4}),
     RANDOM_FULL_21: (QWEN_IMAGE_21, {}),
@@ -151,8 +151,8 @@ class _Found:
 def _find(source: str) -> _Found:
     if source == BUNDLED_TINY:
         return _find_in_folder(Path(__file__).resolve().parent.parent / "data" / "tiny")
-    if source in _SEEDED:
-        kind, config = _SEEDED[source]
+    if source in SEEDED:
+        kind, config = SEEDED[source]
         return _Found(kind, config, Path(source), None)
     path = _existing(source)
     if path is not None:

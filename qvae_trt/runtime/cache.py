@@ -77,7 +77,7 @@ class EngineCache:
     """
 
     def __init__(self, *, budget_bytes: int | None = None) -> None:
-        self._budget_bytes = budget_bytes
+        self.budget_bytes = budget_bytes
         self._entries: OrderedDict[Path, _Entry] = OrderedDict()
         self._replaced: list[_Entry] = []  # in use, with another file in their place
         self._loading: dict[Path, threading.Lock] = {}
@@ -152,7 +152,7 @@ class EngineCache:
         return entry
 
     def _make_room(self, size: int) -> None:
-        budget = self._budget_bytes
+        budget = self.budget_bytes
         self._close(lambda _: budget is not None and size + sum(b for _, b in self.loaded) > budget)
 
     def _close(self, wanted: Callable[[Path], bool]) -> int:

@@ -39,6 +39,8 @@ class Engine:
         device: where it runs.
         bytes: size of its file, which is about what its weights take on the device.
         captured: a caller's CUDA graph holds its addresses, so that it must not be closed.
+        wants_graph: captures a CUDA graph of its own, and replays it.
+        held: what it holds on the device, with that graph.
     """
 
     def __init__(
@@ -63,13 +65,13 @@ class Engine:
         self.output = session.output
         self.ranges = session.ranges
         self._scratch = shared_scratch(self.device) if scratch is None else scratch
-        self._wants_graph = (
+        self.wants_graph = (
             cuda_graph and self.device.type == "cuda" and self.static and session.capturable
         )
-        self._held = _Held(session, self.device, self._scratch)
+        self.held = _Held(session, self.device, self._scratch)
         # Garbage is collected anywhere, also where a lock is held and while an engine is captured:
         # nothing is waited for there, and the next `free_dropped` frees it.
-        self._finalizer = weakref.finalize(self, _dropped.append, self._held)
+        self._finalizer = weakref.finalize(self, _dropped.append, self.held)
         self._finalizer.atexit = False  # nothing frees at exit what it would queue
         # The scratch buffer of the last run: at the first run on another one TensorRT may do work
         # that cannot be captured.
@@ -160,16 +162,17 @@ class Engine:
             if self.device.type == "cuda":
                 stream = torch.cuda.current_stream(self.device)
                 if torch.cuda.is_current_stream_capturing():
-                    return self._enqueue_captured(data, profile, stream)
+                    return self.enqueue_captured(data, profile, stream)
             free_dropped()
             if stream is not None and x.is_cuda:
                 # The caller may drop it at once, and may have allocated it on another stream.
                 x.record_stream(stream)
-            return self._enqueue(data, profile, stream)
+            return self.enqueue(data, profile, stream)
 
-    def _enqueue(
+    def enqueue(
         self, x: torch.Tensor, profile: int, stream: torch.cuda.Stream | None
     ) -> torch.Tensor:
+        """`run` of an input that is as the engine takes it, on a stream; None on the CPU."""
         handle = 0 if stream is None else stream.cuda_stream
         with self._scratch.turn(stream):
             size = self._live().select(tuple(x.shape), profile, handle)
@@ -181,7 +184,7 @@ class Engine:
                 self._ran_on = self._scratch.generation
         return y
 
-    def _enqueue_captured(
+    def enqueue_captured(
         self, x: torch.Tensor, profile: int, stream: torch.cuda.Stream
     ) -> torch.Tensor:
         """Inside `torch.cuda.graph` of the caller: nothing may wait, and the addresses stay with
@@ -231,22 +234,22 @@ class Engine:
         that CUDA refuses is not tried again.
         """
         generation = self._scratch.generation
-        if not self._wants_graph or self._ran_on != generation:
+        if not self.wants_graph or self._ran_on != generation:
             return False
         try:
-            if self._held.graph is not None and self._held.graph.generation != generation:
-                self._held.free_graph()
-            if self._held.graph is None:
+            if self.held.graph is not None and self.held.graph.generation != generation:
+                self.held.free_graph()
+            if self.held.graph is None:
                 execute = partial(self._execute, pointer, size)
-                self._held.graph = CapturedRun.capture(execute, x=x, y=y, generation=generation)
-            if self._held.graph is not None:
-                self._held.graph.replay(x, y, stream)
+                self.held.graph = CapturedRun.capture(execute, x=x, y=y, generation=generation)
+            if self.held.graph is not None:
+                self.held.graph.replay(x, y, stream)
         except (RuntimeError, EngineError) as error:
             _LOG.warning("%s: runs without a CUDA graph: %s", self.path, error)
             # A graph that failed is freed by `close`, which waits: part of it may have run.
-            self._wants_graph = False
+            self.wants_graph = False
             return False
-        return self._held.graph is not None
+        return self.held.graph is not None
 
     def close(self) -> None:
         """Wait for its last run and free it; closing twice does nothing."""
@@ -254,7 +257,7 @@ class Engine:
             return
         self._closed = True
         self._finalizer.detach()
-        self._held.free()
+        self.held.free()
         free_dropped()
 
 

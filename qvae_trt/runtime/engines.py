@@ -195,7 +195,7 @@ class Engines:
         choice, path = chosen.choice, chosen.choice.path
         if path is None or chosen.files is None:
             raise EngineError(f"no engine serves the {part} at {choice.resolution}")
-        cache, scratch = self._place(x.device)
+        cache, scratch = self.place(x.device)
         inside = capturing(x)
         if not inside:
             self._failures.check(path, x.device, choice.resolution)
@@ -258,7 +258,8 @@ class Engines:
         places = list(self._places.items())
         return {device: (cache.loaded, scratch.bytes) for device, (cache, scratch) in places}
 
-    def _place(self, device: torch.device) -> tuple[EngineCache, Scratch]:
+    def place(self, device: torch.device) -> tuple[EngineCache, Scratch]:
+        """What is loaded on a device, and the scratch memory there."""
         place = self._places.get(device)
         if place is None:
             with self._lock:

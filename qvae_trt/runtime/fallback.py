@@ -119,7 +119,7 @@ class FiniteCheck:
         """Queue a result for checking, and warn about those whose check is done."""
         largest = torch.linalg.vector_norm(y.detach(), ord=math.inf)
         with self._lock:
-            slot = self._slot(y.device) if len(self._pending) < _SLOTS else None
+            slot = self.slot(y.device) if len(self._pending) < _SLOTS else None
             if slot is not None:
                 slot.copy_(largest, non_blocking=True)
                 self._pending.append((where, slot))
@@ -140,7 +140,7 @@ class FiniteCheck:
                 )
                 self._notices.tell(where, error)
 
-    def _slot(self, device: torch.device) -> torch.Tensor | None:
+    def slot(self, device: torch.device) -> torch.Tensor | None:
         """A number on the host that says `_UNKNOWN` until the device writes it: reading it asks
         nothing of CUDA, which another thread may be capturing. None where it forbids the memory.
         """

@@ -48,7 +48,7 @@ class QvaeImageProcessor(VaeImageProcessor):
             return super().postprocess(image, output_type, do_denormalize)
         with torch.no_grad():
             pixels = to_uint8(self._denormalize_conditionally(image, do_denormalize))
-            array, pinned = _to_host(pixels)
+            array, pinned = to_host(pixels)
         return [_to_picture(pixels_of_one, owned=not pinned) for pixels_of_one in array]
 
 
@@ -62,7 +62,7 @@ def to_uint8(image: Tensor) -> Tensor:
     return scaled.permute(0, 2, 3, 1).contiguous()
 
 
-def _to_host(pixels: Tensor) -> tuple[np.ndarray, bool]:
+def to_host(pixels: Tensor) -> tuple[np.ndarray, bool]:
     """The pixels as an array, and whether it is in pinned memory (to be released soon)."""
     if not pixels.is_cuda:
         return pixels.cpu().numpy(), False

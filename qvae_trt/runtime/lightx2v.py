@@ -44,8 +44,8 @@ class LightX2VVae:
     def __init__(self, vae: TrtVae, *, layers: int | None, offload: bool) -> None:
         self.vae = vae
         self.image_processor = QvaeImageProcessor(vae_scale_factor=QWEN_IMAGE.scale * _PATCH)
-        self._layers = layers
-        self._offload = offload
+        self.layers = layers
+        self.offload = offload
         size = (1, vae.config.z_dim, 1, 1, 1)
         self._mean = torch.tensor(vae.config.latents_mean, dtype=torch.float32).view(size)
         self._std = torch.tensor(vae.config.latents_std, dtype=torch.float32).view(size)
@@ -95,9 +95,9 @@ class LightX2VVae:
         """
         _require_tensor("latents", latents)
         size = _pixels(input_info, "auto_height"), _pixels(input_info, "auto_width")
-        frames = 1 if self._layers is None else self._layers + 1
+        frames = 1 if self.layers is None else self.layers + 1
         z = unpack(latents.to(self.device), *size, frames=frames).float()
-        if self._layers is not None:
+        if self.layers is not None:
             z = z[:, 1:]
         batch, kept = z.shape[:2]
         z = z.flatten(0, 1).unsqueeze(2)
@@ -108,7 +108,7 @@ class LightX2VVae:
         pictures: torch.Tensor | list[Image] = self.image_processor.postprocess(
             pixels, output_type=kind
         )
-        if self._layers is None:
+        if self.layers is None:
             return pictures
         return [pictures[i * kept : (i + 1) * kept] for i in range(batch)]
 
@@ -116,7 +116,7 @@ class LightX2VVae:
         self._mean, self._std = self._mean.to(device), self._std.to(device)
 
     def _rest(self) -> None:
-        if self._offload:
+        if self.offload:
             self.vae.release_memory(engines=False)
 
 

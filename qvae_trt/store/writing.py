@@ -88,7 +88,7 @@ def _acquire(engine: Path, timeout_s: float, on_wait: Callable[[str], None] | No
         granted = False
         try:
             with refusals_named("lock", engine):
-                granted = _try_lock(descriptor, path)
+                granted = try_lock(descriptor, path)
             if granted:
                 with suppress(OSError):  # a full disk: the lock holds without its holder's name
                     os.ftruncate(descriptor, 0)
@@ -110,7 +110,7 @@ def _acquire(engine: Path, timeout_s: float, on_wait: Callable[[str], None] | No
         time.sleep(_POLL_S)
 
 
-def _try_lock(descriptor: int, path: Path) -> bool:
+def try_lock(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -37,7 +37,7 @@ class FoldedReference:
         self.part = part
         names = PICTURES if part == "encoder" else LATENTS
         self.inputs = {name: reference.input(part, name, resolution) for name in names}
-        self._fp32 = {name: reference.run(part, x, "fp32") for name, x in self.inputs.items()}
+        self.fp32 = {name: reference.run(part, x, "fp32") for name, x in self.inputs.items()}
         self._bf16 = {name: reference.run(part, x, "bf16") for name, x in self.inputs.items()}
         del reference
         if device.type == "cuda":
@@ -58,7 +58,7 @@ class FoldedReference:
         broken = []
         for name, array in zip(self.inputs, np.load(outputs, allow_pickle=False), strict=True):
             engine, bounds = split_outputs(self.part, array), BOUNDS[precision]
-            compared = compare(self._fp32[name], self._bf16[name], engine, bounds)
+            compared = compare(self.fp32[name], self._bf16[name], engine, bounds)
             for output, comparison in compared.items():
                 metrics.append(comparison.metrics)
                 broken += [

@@ -101,9 +101,5 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
 
 
 @pytest.fixture(autouse=True)
-def own_temporary_folder(tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """So that what a build leaves in the system's temporary folder can be seen."""
-    folder: Path = tmp_path_factory.mktemp("system-tmp")
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return folder
+def watched_temporary_folder(own_temporary_folder: Path) -> Path:
+    return own_temporary_folder

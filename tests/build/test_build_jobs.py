@@ -27,7 +27,7 @@ def test_all_seven_sizes() -> None:
     assert first.title == "encoder 1664x928"
 
 
-def test_a_size_of_ones_own() -> None:
+def test_a_size_that_the_user_asks_for() -> None:
     (job,) = plan_static(DIR, [OTHER], ["decoder"], ".onnx")
     assert job.path == DIR / "static/1280x768/vae_decoder.onnx"
 

@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from qvae_trt import store
-from qvae_trt.backends import devices
+from qvae_trt.backends import Session, devices
+from qvae_trt.backends.tensorrt import TensorRT
 from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError
 from qvae_trt.files.reading import sha256_file
 from qvae_trt.profiles import Resolution
+from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.fallback import FallbackWarning, FiniteCheck, Notices
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
@@ -193,14 +195,23 @@ def test_threads_get_what_one_thread_gets(vae):
 # ------------------------------------------------------------------------------------
 
 
+def loaded(vae: TrtVae) -> list[Engine]:
+    """Its engines on the first GPU."""
+    cache, _ = vae._ladder.engines.place(torch.device("cuda", 0))
+    engines = []
+    for path, _ in cache.loaded:
+        with cache.lease(path, None) as engine:
+            engines.append(engine)
+    return engines
+
+
 def test_the_graph_option_changes_nothing_but_speed(engine_dir, model, vae):
     fast = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True)
     for seed in range(4):
         for size in (STATIC, OTHER_STATIC, WIDE):
             z = latents(size, seed)
             equal(fast.decode(z).sample, vae.decode(z).sample)
-    cache, _ = fast._ladder.engines._place(torch.device("cuda", 0))
-    captured = [e.engine for e in cache._entries.values() if e.engine._held.graph is not None]
+    captured = [engine for engine in loaded(fast) if engine.held.graph is not None]
     assert len(captured) == 2, "one for each static engine"
     fast.release_memory(engines=False)  # scratch moves: the graphs must not be replayed on it
     for seed in range(4):
@@ -230,13 +241,12 @@ def test_a_failed_capture_leaves_pytorch_whole(engine_dir, model, vae, monkeypat
     fast = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True)
     for seed in range(4):
         equal(fast.decode(latents(STATIC, seed)).sample, expected[seed])
-    cache, _ = fast._ladder.engines._place(torch.device("cuda", 0))
-    (entry,) = cache._entries.values()
-    assert entry.engine._held.graph is None
-    assert not entry.engine._wants_graph
+    (engine,) = loaded(fast)
+    assert engine.held.graph is None
+    assert not engine.wants_graph
     torch.randn(8, device="cuda")
     before = torch.cuda.memory_reserved()
-    del cache, entry
+    del engine
     held = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     del held
     torch.cuda.empty_cache()
@@ -245,8 +255,7 @@ def test_a_failed_capture_leaves_pytorch_whole(engine_dir, model, vae, monkeypat
     fast.release_memory()
     for seed in range(4):
         equal(fast.decode(latents(STATIC, seed)).sample, expected[seed])
-    cache, _ = fast._ladder.engines._place(torch.device("cuda", 0))
-    assert all(e.engine._held.graph is not None for e in cache._entries.values()), (
+    assert all(engine.held.graph is not None for engine in loaded(fast)), (
         "the stream is not left capturing"
     )
 
@@ -271,11 +280,10 @@ def test_random_numbers_are_drawn_while_engines_are_captured(engine_dir, model):
                 engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True
             )
             fast.warm_up(STATIC, OTHER_STATIC)
-            cache, _ = fast._ladder.engines._place(torch.device("cuda", 0))
-            graphs = [e.engine._held.graph for e in cache._entries.values()]
+            graphs = [engine.held.graph for engine in loaded(fast)]
             assert len(graphs) == 4
             assert None not in graphs, "after a warm-up nothing is left to capture"
-            del cache, graphs
+            del graphs
             fast.release_memory()
     finally:
         stop.set()
@@ -306,16 +314,20 @@ def test_a_fresh_thread_captures_and_frees(engine_dir, model, vae):
     assert fast.memory()["engines"] == 0
 
 
-def test_a_dropped_engine_is_freed_by_the_next_call(engine_dir, model, vae):
+def test_a_dropped_engine_is_freed_by_the_next_call(engine_dir, model, vae, monkeypatch):
     z = latents(OTHER_STATIC)
     expected = vae.decode(z).sample
+    sessions: list[weakref.ref[Session]] = []
+    open_engine = TensorRT.open
+
+    def noted(backend: TensorRT, engine: Path) -> Session:
+        session = open_engine(backend, engine)
+        sessions.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(TensorRT, "open", noted)
     other = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise")
     y = other.decode(z).sample
-    sessions = [
-        weakref.ref(entry.engine._session)
-        for cache, _ in other._ladder.engines._places.values()
-        for entry in cache._entries.values()
-    ]
     torch.cuda._sleep(LONG)
     late = other.decode(z).sample
     del other

@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 import ort_engines
 import pytest
 import torch
-from test_model import original_name
+from released_names import original_name
 
 from qvae_trt.errors import EngineError, ForeignEngineError, ModelError, UsageError
 from qvae_trt.model import model_of_tensors, random_vae

@@ -42,7 +42,7 @@ def test_what_it_copies_makes_the_package(steps, tmp_path):
         assert {"qvae_trt/cli/app.py", "qvae_trt/data/profiles/nine.toml"} <= set(made.namelist())
 
 
-def test_it_runs_the_command_line_as_nobody_special(steps):
+def test_it_runs_the_command_line_as_an_ordinary_user(steps):
     last = dict(steps)
     assert int(last["USER"]) >= 10000
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

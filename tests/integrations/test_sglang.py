@@ -79,7 +79,7 @@ def test_diffusers_still_loads_the_folder(tmp_path, run):
     assert torch.equal(vae.decoder.conv_in.weight, ort_engines.tiny().vae.decoder.conv_in.weight)
 
 
-def test_what_is_not_there_is_said(tmp_path, run, capsys):
+def test_a_missing_model_or_folder_is_an_error(tmp_path, run, capsys):
     assert run("--model", "random:no", "--out", tmp_path / "vae") == 1
     assert "no such built-in model" in capsys.readouterr().err
     words = ["--model", "bundled:tiny", "--engine-dir", tmp_path / "none", "--out", tmp_path / "v"]

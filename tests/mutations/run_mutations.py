@@ -7,7 +7,7 @@ A list (`*.toml` beside this file) has entries such as
     file = "qvae_trt/runtime/cache.py"
     find = "self._strikes.clear()"                  # stands there exactly once
     replace = "pass"
-    test = "tests/runtime/test_runtime_failures.py::test_x"   # or a list of them
+    test = "tests/runtime/test_runtime_cache_failures.py::test_x"   # or a list of them
     gpu = true                                      # only where no CPU can show it; else left out
 
 They are applied one after the other to a copy of the repository, and the tests named are run there.

@@ -11,13 +11,12 @@ import fake_tensorrt
 import pytest
 import torch
 from doubles import FakeSession, FakeStream, fixed
+from fake_gpus import H200, put_gpu
 
-from qvae_trt.backends import Verdict
 from qvae_trt.backends.tensorrt import TensorRT
 from qvae_trt.errors import EngineError, ExecutionError, ForeignEngineError
 from qvae_trt.opening import Wanted
 from qvae_trt.runtime import engine as engine_module
-from qvae_trt.runtime import memory as scratch_module
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.memory import Scratch
@@ -132,7 +131,7 @@ def test_close_waits_for_the_last_run_and_ends_it(file):
     scratch = Scratch(CPU)
     engine = Engine(session, path=file, scratch=scratch)
     stream = FakeStream(3)
-    engine._enqueue(torch.zeros(1, 3, 1, 8, 8), 0, stream)
+    engine.enqueue(torch.zeros(1, 3, 1, 8, 8), 0, stream)
     event = stream.log[-1][1]
     engine.close()
     engine.close()
@@ -157,7 +156,7 @@ def test_a_gpu_gets_input_that_is_aligned(file, captured):
     first = -(buffer.data_ptr() // 4) % 128
     fits, off = (buffer[i : i + 192].view(1, 3, 1, 8, 8) for i in (first, first + 1))
     engine.run(fits)
-    run = engine._enqueue_captured if captured else engine._enqueue
+    run = engine.enqueue_captured if captured else engine.enqueue
     for x in (fits, off):
         assert float(run(x, 0, FakeStream(1)).mean()) == 1.0
     assert given[:2] == [fits.data_ptr()] * 2, "no copy where none is needed"
@@ -194,9 +193,12 @@ def test_input_and_scratch_are_kept_for_the_stream_that_reads_them(file, monkeyp
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(engine_module, "on", lambda _device: nullcontext())
-    monkeypatch.setattr(Engine, "_output", lambda e: torch.empty(e._session.output_shape()))
-    buffer = on_gpu(torch.zeros(4096, dtype=torch.uint8))
-    monkeypatch.setattr(scratch_module, "_allocate", lambda _size, _device: buffer)
+    buffer, empty = on_gpu(torch.zeros(4096, dtype=torch.uint8)), torch.empty
+
+    def allocate(size, *, dtype, device):
+        return buffer if dtype == torch.uint8 else empty(size, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", allocate)
     session = FakeSession(RANGE, scratch_bytes=lambda _: 512)
     device = torch.device("cuda", 0)
     engine = Engine(session, path=file, scratch=Scratch(CPU), device=device)
@@ -210,7 +212,7 @@ def test_input_and_scratch_are_kept_for_the_stream_that_reads_them(file, monkeyp
 def test_an_engine_that_is_dropped_is_waited_for_and_closed_by_the_next_run(file):
     session, stream, scratch = FakeSession(fixed(1, 3, 1, 8, 8)), FakeStream(3), Scratch(CPU)
     dropped, kept = Engine(session, path=file, scratch=scratch), make(file, FakeSession(RANGE))
-    dropped._enqueue(torch.zeros(1, 3, 1, 8, 8), 0, stream)
+    dropped.enqueue(torch.zeros(1, 3, 1, 8, 8), 0, stream)
     event = stream.log[-1][1]
     cycle = [dropped]
     cycle.append(cycle)
@@ -285,24 +287,25 @@ def test_a_missing_engine_names_the_file(tmp_path):
 # -------------------------------------
 
 
-def _without_gpu(backend: TensorRT) -> TensorRT:
-    """The adapter, believing in a GPU; its sessions run on host memory."""
-    backend._needs_gpu = lambda _doing: Verdict(True, "fake")  # type: ignore[method-assign]
-    return backend
-
-
 @pytest.fixture(params=["8.6", "10.0", "10.16", "11.4"])
-def trt(request):
+def trt(request, monkeypatch):
+    """TensorRT and a GPU, which are fakes: sessions run on host memory."""
+    put_gpu(monkeypatch, H200)
     with fake_tensorrt.installed(request.param) as module:
         yield module
 
 
 @pytest.fixture
-def engine(trt, tmp_path):
+def scratch() -> Scratch:
+    return Scratch(CPU)
+
+
+@pytest.fixture
+def engine(trt, tmp_path, scratch):
     path = tmp_path / "vae_decoder_multi_profile.trt"
     path.write_bytes(fake_tensorrt.plan(trt.fake.variant, ranges=RANGES))
-    session = _without_gpu(TensorRT("tensorrt")).open(path)
-    engine = Engine(session, path=path, scratch=Scratch(CPU), device=CPU)
+    session = TensorRT("tensorrt").open(path)
+    engine = Engine(session, path=path, scratch=scratch, device=CPU)
     yield engine
     engine.close()
     del session, engine
@@ -316,7 +319,7 @@ def calls(trt, *names: str) -> list[tuple]:
 
 def test_everything_goes_to_the_callers_stream(trt, engine):
     stream = FakeStream(0x77)
-    engine._enqueue(torch.zeros(1, 16, 1, 12, 12, dtype=torch.float16), 1, stream)
+    engine.enqueue(torch.zeros(1, 16, 1, 12, 12, dtype=torch.float16), 1, stream)
     assert ("execute_async_v3", 0x77) in calls(trt, "execute_async_v3")
     assert ("set_optimization_profile_async", 1, 0x77) in calls(trt, "profile_async")
 
@@ -359,26 +362,26 @@ def test_a_false_from_tensorrt_is_an_error_and_the_next_run_works(trt, engine, n
     torch.testing.assert_close(y.float(), torch.ones_like(y.float()))
 
 
-def test_scratch_handed_over_is_what_the_shape_needs(trt, engine):
+def test_scratch_handed_over_is_what_the_shape_needs(trt, engine, scratch):
     trt.fake.scratch_bytes = lambda shape: 1000 * shape[3]
     engine.run(torch.zeros(1, 16, 1, 8, 8))
     if trt.fake.variant == "8.6":  # knows only the engine's largest
-        assert engine._scratch.bytes == 16_000
+        assert scratch.bytes == 16_000
         assert calls(trt, "device_memory")
     else:
-        assert engine._scratch.bytes == 8_000
+        assert scratch.bytes == 8_000
 
 
 def test_an_engine_of_another_version_is_stale(trt, tmp_path):
     path = tmp_path / "old.trt"
     path.write_bytes(fake_tensorrt.plan(trt.fake.variant, version="7.0", ranges=RANGES))
     with pytest.raises(EngineError, match=r"old\.trt"):
-        _without_gpu(TensorRT("tensorrt")).open(path)
+        TensorRT("tensorrt").open(path)
 
 
 def test_capturing_wants_a_static_engine_that_has_run(trt, engine):
     with pytest.raises(ExecutionError, match="not a static engine"):
-        engine._enqueue_captured(torch.zeros(1, 16, 1, 8, 8).half(), 0, FakeStream(1))
+        engine.enqueue_captured(torch.zeros(1, 16, 1, 8, 8).half(), 0, FakeStream(1))
 
 
 def test_a_captured_run_has_scratch_of_its_own_and_pins_the_engine(file):
@@ -388,10 +391,10 @@ def test_a_captured_run_has_scratch_of_its_own_and_pins_the_engine(file):
     stream = FakeStream(5)
     x = torch.ones(1, 3, 1, 8, 8)
     with pytest.raises(ExecutionError, match="not run yet"):
-        engine._enqueue_captured(x, 0, stream)
+        engine.enqueue_captured(x, 0, stream)
     engine.run(x)
     assert not engine.captured
-    y = engine._enqueue_captured(x, 0, stream)
+    y = engine.enqueue_captured(x, 0, stream)
     assert float(y.mean()) == 1.0
     assert engine.captured
     shared, private = (call[1] for call in session.calls if call[0] == "execute")
@@ -408,7 +411,7 @@ def test_a_capture_that_fails_does_not_pin_the_engine(file):
     engine.run(torch.ones(1, 3, 1, 8, 8))
     session.on_execute = refuse
     with pytest.raises(ExecutionError):
-        engine._enqueue_captured(torch.ones(1, 3, 1, 8, 8), 0, FakeStream(5))
+        engine.enqueue_captured(torch.ones(1, 3, 1, 8, 8), 0, FakeStream(5))
     assert not engine.captured
 
 
@@ -416,4 +419,4 @@ def test_a_backend_that_waits_for_the_stream_is_not_captured(file):
     engine = make(file, FakeSession(RANGE, capturable=False))
     engine.run(torch.ones(1, 3, 1, 8, 8))
     with pytest.raises(ExecutionError, match="waits for the stream"):
-        engine._enqueue_captured(torch.ones(1, 3, 1, 8, 8), 0, FakeStream(5))
+        engine.enqueue_captured(torch.ones(1, 3, 1, 8, 8), 0, FakeStream(5))

@@ -35,19 +35,28 @@ def cuda(monkeypatch):
 
 
 @pytest.fixture
-def engine(cuda, tmp_path) -> Iterator[Engine]:
+def session(cuda) -> FakeSession:
+    return FakeSession(fixed(1, 3, 1, 8, 8), scratch_bytes=lambda _: 512, cuda=cuda)
+
+
+@pytest.fixture
+def scratch() -> Scratch:
+    return Scratch(CPU)
+
+
+@pytest.fixture
+def engine(session, scratch, tmp_path) -> Iterator[Engine]:
     """Captures itself, without a GPU: PyTorch's part is on the CPU."""
     file = tmp_path / "vae_decoder.trt"
     file.write_bytes(b"x")
-    session = FakeSession(fixed(1, 3, 1, 8, 8), scratch_bytes=lambda _: 512, cuda=cuda)
-    engine = Engine(session, path=file, scratch=Scratch(CPU))
-    engine._wants_graph = True
+    engine = Engine(session, path=file, scratch=scratch)
+    engine.wants_graph = True
     yield engine
     engine.close()
 
 
 def run(engine: Engine, value: float = 1.0, stream: int = 5) -> float:
-    y = engine._enqueue(ONES * value, 0, FakeStream(stream))
+    y = engine.enqueue(ONES * value, 0, FakeStream(stream))
     assert float(y.std()) == 0.0
     return float(y.mean())
 
@@ -130,12 +139,12 @@ def test_an_old_driver_or_none_is_said(cuda, monkeypatch, lacks):
 # --------------------------------------------------------------------------------------
 
 
-def test_an_engine_captures_itself_at_the_second_run_on_one_scratch_buffer(engine, cuda):
+def test_an_engine_captures_itself_at_the_second_run_on_one_scratch_buffer(engine, scratch, cuda):
     assert [run(engine, v) for v in (1.0, 2.0, 3.0)] == [1.0, 2.0, 3.0]
     (first,) = cuda.executables
     assert cuda.launches == [(first, 5), (first, 5)], "on the caller's stream"
     assert cuda.names.count("cuStreamBeginCapture_v2") == 1
-    engine._scratch.reserve(4096, None)  # grown by another engine: moved
+    scratch.reserve(4096, None)  # grown by another engine: moved
     assert [run(engine, v) for v in (4.0, 5.0)] == [4.0, 5.0]
     (second,) = cuda.executables
     assert second != first, "TensorRT sees the new buffer before it is captured"
@@ -144,7 +153,7 @@ def test_an_engine_captures_itself_at_the_second_run_on_one_scratch_buffer(engin
     assert cuda.executables == {}
 
 
-def test_captures_have_a_stream_that_pytorch_hands_to_nobody(engine, cuda):
+def test_captures_have_a_stream_that_pytorch_never_hands_out(engine, cuda):
     """Of PyTorch's own, the 33rd is the first again: another thread's work would be captured."""
     for generation in (1, 2):
         on: list[int] = []
@@ -176,7 +185,7 @@ def test_pytorch_takes_no_part(engine, monkeypatch):
     ):
         monkeypatch.setattr(torch.cuda, name, used)
     assert [run(engine, v) for v in (1.0, 2.0, 3.0)] == [1.0, 2.0, 3.0]
-    assert engine._held.graph is not None
+    assert engine.held.graph is not None
 
 
 @pytest.mark.parametrize(
@@ -191,7 +200,7 @@ def test_pytorch_takes_no_part(engine, monkeypatch):
         "cuGraphLaunch",
     ],
 )
-def test_an_engine_that_cannot_be_captured_runs_on(engine, cuda, caplog, what):
+def test_an_engine_that_cannot_be_captured_runs_on(engine, session, cuda, caplog, what):
     run(engine)
 
     def refuse(_session: FakeSession) -> None:
@@ -199,7 +208,7 @@ def test_an_engine_that_cannot_be_captured_runs_on(engine, cuda, caplog, what):
             raise ExecutionError("not in a capture")
 
     if what == "the run":
-        engine._session.on_execute = refuse
+        session.on_execute = refuse
     else:
         cuda.fails[what] = 901
     with caplog.at_level(logging.WARNING):
@@ -212,7 +221,7 @@ def test_an_engine_that_cannot_be_captured_runs_on(engine, cuda, caplog, what):
     assert (cuda.graphs, cuda.executables) == ({}, {})
 
 
-def test_where_the_ordinary_run_fails_too_it_is_the_engines_error(engine, cuda):
+def test_where_the_ordinary_run_fails_too_it_is_the_engines_error(engine, session, cuda):
     run(engine)
     run(engine)
     cuda.fails["cuGraphLaunch"] = 1
@@ -220,7 +229,7 @@ def test_where_the_ordinary_run_fails_too_it_is_the_engines_error(engine, cuda):
     def refuse(_session: FakeSession) -> None:
         raise ExecutionError("the engine failed")
 
-    engine._session.on_execute = refuse
+    session.on_execute = refuse
     with pytest.raises(ExecutionError, match="the engine failed"):
         run(engine)
 
@@ -236,24 +245,24 @@ def test_a_graph_captured_in_inference_mode_serves_outside_of_it(engine, cuda):
 
 def test_a_replay_keeps_no_history_of_gradients(engine, cuda):
     run(engine)
-    engine._enqueue(ONES.clone().requires_grad_(), 0, FakeStream(5))
+    engine.enqueue(ONES.clone().requires_grad_(), 0, FakeStream(5))
     assert len(cuda.launches) == 1
-    assert not engine._held.graph.x.requires_grad
+    assert not engine.held.graph.x.requires_grad
 
 
 @pytest.mark.parametrize(
-    ("session", "wants"),
+    ("given", "wants"),
     [
         ({}, True),
         ({"capturable": False}, False),
     ],
 )
-def test_a_backend_that_waits_for_the_stream_is_not_captured(tmp_path, session, wants):
+def test_a_backend_that_waits_for_the_stream_is_not_captured(tmp_path, given, wants):
     file = tmp_path / "vae_decoder.trt"
     file.write_bytes(b"x")
-    made = FakeSession(fixed(1, 3, 1, 8, 8), **session)
+    made = FakeSession(fixed(1, 3, 1, 8, 8), **given)
     engine = Engine(made, path=file, device=torch.device("cuda", 0), cuda_graph=True)
-    assert engine._wants_graph is wants
+    assert engine.wants_graph is wants
 
 
 # --- captures, and what waits for the device

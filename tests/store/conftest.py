@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from store_cases import SIZE, Built, engine_bytes, make_sidecar
-
-from qvae_trt.profiles import engine_path
-from qvae_trt.store import write_engine
+from store_cases import Built, build_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,9 +18,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def built(tmp_path: Path) -> Built:
     """An engine that is in order."""
-    path = engine_path(tmp_path / "engines", "encoder", "static", ".trt", SIZE)
-    content = engine_bytes()
-    return Built(path, write_engine(path, make_sidecar(), source=content), content)
+    return build_engine(tmp_path / "engines")
 
 
 @pytest.fixture

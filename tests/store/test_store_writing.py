@@ -22,7 +22,7 @@ from store_cases import (
 
 from qvae_trt import store
 from qvae_trt.errors import EngineError, StaleEngineError, StoreError
-from qvae_trt.files.writing import check_writable, replace_file, staged, write_text
+from qvae_trt.files.writing import check_writable, staged, write_text
 from qvae_trt.profiles import engine_path
 from qvae_trt.store import (
     check_engine,
@@ -30,7 +30,6 @@ from qvae_trt.store import (
     read_sidecar,
     sidecar_path,
     write_engine,
-    writing,
 )
 from qvae_trt.store.sidecar import next_sidecar_path
 
@@ -489,57 +488,8 @@ def test_an_empty_engine_is_no_engine(built):
     assert check_engine(built.path) == built.sidecar
 
 
-def test_a_source_that_is_not_there(built, tmp_path):
+def test_a_missing_source(built, tmp_path):
     with pytest.raises((StoreError, EngineError), match="No such file"):
         write_engine(built.path, make_sidecar(), source=tmp_path / "none")
     assert check_engine(built.path) == built.sidecar
     assert _files(built.path.parent) == PAIR
-
-
-# --- other files ---
-
-
-def test_replace_file(tmp_path):
-    path = tmp_path / "deep" / "latency.md"
-    with replace_file(path) as temporary:
-        temporary.write_text("one")
-        assert not path.exists()
-    assert path.read_text() == "one"
-    with pytest.raises(RuntimeError), replace_file(path) as temporary:
-        temporary.write_text("two")
-        raise RuntimeError
-    assert path.read_text() == "one"
-    assert _files(path.parent) == ["latency.md"]
-
-
-def test_replace_file_names_what_the_disk_refuses(tmp_path):
-    with pytest.raises(StoreError, match="No space left"), replace_file(tmp_path / "x"):
-        raise OSError(28, "No space left on device")
-    with pytest.raises(StoreError, match=r"[Dd]irectory"), replace_file(tmp_path):
-        pass
-    with pytest.raises(ValueError, match="mine"), replace_file(tmp_path / "x"):
-        raise ValueError("mine")
-    assert writing.__name__ and _files(tmp_path) == []
-
-
-def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
-    check_writable(tmp_path / "new" / "deep" / "x.onnx")
-    assert _files(tmp_path) == [], "nothing is left"
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "file").write_text("no folder")
-    refused = {
-        tmp_path / "taken": "is a directory",
-        tmp_path / "file" / "x.onnx": "Not a directory|File exists",
-        tmp_path / ("n" * 300) / "x.onnx": "too long",
-        tmp_path / "new" / ("n" * 300) / "x.onnx": "too long",
-        tmp_path / "\0" / "x.onnx": "null",
-    }
-    for path, words in refused.items():
-        with pytest.raises(StoreError, match=words) as raised:
-            check_writable(path)
-        assert "engine-dir" not in str(raised.value)
-        assert _files(tmp_path) == ["file", "taken"], "what was made on the way is gone"
-    kept = tmp_path / "old.onnx"
-    kept.write_text("kept")
-    check_writable(kept)
-    assert kept.read_text() == "kept"

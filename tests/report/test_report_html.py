@@ -1,0 +1,84 @@
+"""The page: whole, loads nothing, and safe with any text in it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from bench_samples import NO_TRITON, SQUARE, WIDE, result
+from report_cases import EVIL, evil, html, partial
+
+from qvae_trt import report
+from qvae_trt.errors import UsageError
+from qvae_trt.report import svg
+from qvae_trt.report.model import labels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
+    page = html(tmp_path, partial())
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert page.loaded == []
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 2 * 4, "latency, speed-up, memory, service: wide and narrow"
+    for piece in ("5.00×", "22.2", "NVIDIA H200", "8.6.1", "no engine there", NO_TRITON, "ab" * 8):
+        assert piece in page.text
+
+
+def test_hostile_text_on_the_page_is_text(tmp_path: Path) -> None:
+    page = html(tmp_path, evil(), result(machine={"gpu": EVIL + "2"}))
+    assert page.open == []
+    assert "script" not in page.tags
+    assert page.handlers == []
+    assert page.text.count("<script>alert('1')</script>") > 5
+    assert all(link.startswith("#") for link in page.links)
+
+
+def test_two_machines_side_by_side(tmp_path: Path) -> None:
+    page = html(tmp_path, result(), result(scale=2.0, machine={"gpu": "NVIDIA L4"}))
+    assert {"compared", "r0", "r1"} <= set(page.ids)
+    assert "40.00.50×" in page.text, "the second one's median and how it stands to the first"
+    assert "What differs" in page.text
+    assert set(page.links) <= {f"#{name}" for name in page.ids}
+    assert page.open == []
+
+
+def test_runs_that_complete_each_other_become_one_table(tmp_path: Path) -> None:
+    engines = result(paths=("pytorch", "static"), absent=("compiled",))
+    page = html(tmp_path, engines, result(paths=("pytorch", "compiled")))
+    assert "compared" not in page.ids
+    assert "Merged from 2 runs" in page.text
+    assert "4.00×" in page.text
+    assert "5.00×" in page.text
+
+
+def test_before_and_after_are_told_apart(tmp_path: Path) -> None:
+    page = html(tmp_path, result(), result(scale=0.9, created="2026-02-01T00:00:00+00:00"))
+    assert "2026-01-02" in page.text
+    assert "2026-02-01" in page.text
+    assert labels([result(), result()])[1].endswith("(#2)")
+
+
+def test_no_result_makes_no_page(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        report.write_html([], tmp_path / "report.html")
+
+
+def test_nothing_in_common_is_said(tmp_path: Path) -> None:
+    page = html(tmp_path, result(sizes=(WIDE,)), result(sizes=(SQUARE,), machine={"gpu": "B"}))
+    assert "no measurement in common" in page.text
+
+
+def test_a_long_word_is_cut_where_it_fits_and_at_once():
+    word = "wide mi" * 50_000
+    begun = time.perf_counter()
+    cut = svg.fit(word, 200.0, 12.0)
+    assert time.perf_counter() - begun < 2.0
+    assert cut.endswith("…")
+    assert svg.text_width(cut, 12.0) <= 200.0 < svg.text_width(word[: len(cut)] + "…", 12.0)
+    assert svg.fit("short", 200.0, 12.0) == "short"
