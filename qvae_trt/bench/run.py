@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -30,20 +29,18 @@ from qvae_trt.bench.service import measure_service, switch
 from qvae_trt.bench.timing import EXPECTED, Limits, clock_for, explain, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
+from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.store import measured
 from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import torch
 
     from qvae_trt.folding import FoldedVae
     from qvae_trt.model import Model
-
-
-#: Told before each size and part, and at the end: in words, how many are done, and of how many.
-OnStep = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +75,7 @@ class BenchSettings:
 
 
 def bench(
-    settings: BenchSettings, *, out: Path | None = None, on_step: OnStep | None = None
+    settings: BenchSettings, *, out: Path | None = None, on_event: OnEvent = ignore
 ) -> BenchResult:
     """Measure every path that can run here, at each size; what cannot run is an empty cell with its
     reason.
@@ -137,8 +134,7 @@ def bench(
     done = 0
 
     def step(text: str) -> None:
-        if on_step is not None:
-            on_step(text, done, total)
+        on_event(Event(kind="start", text=text, index=done, count=total))
 
     def keep() -> None:
         if out is not None:
@@ -179,7 +175,7 @@ def bench(
     )
     keep()
     _remember(result, work, settings.engine_dir)
-    step("done")
+    on_event(Event(kind="end", index=total - 1, count=total))
     return result
 
 

@@ -1,7 +1,7 @@
 """Where words go: results to stdout, everything else to stderr.
 
 A command calls `emit` once with its result as plain data and a way to draw it; `--json` decides
-which of the two is printed. `tell` and `progress` write to stderr.
+which of the two is printed. `tell` writes to stderr.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import ConsoleOptions, RenderableType
-    from rich.progress import Progress
     from rich.text import Text
 
 # Rich folds tables at 80 columns where it knows no width; a pipe or a file has none.
@@ -204,24 +203,6 @@ def tell(text: str, *, style: str | None = None, on: Console | None = None) -> N
     """A line for the person, on stderr. No markup: paths have brackets."""
     with contextlib.suppress(BrokenPipeError):
         (on or console()).print(text, style=style, markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Progress | None]:
-    """Progress bars on stderr where it is a terminal, else None."""
-    if not sys.stderr.isatty() or settings.as_json:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console(), transient=True) as bars:
-        yield bars
 
 
 def _to_json(data: Mapping[str, object]) -> str:

@@ -131,6 +131,12 @@ class Measurement:
     engine_bytes: int | None = None
     memory_bytes: int | None = None
 
+    @property
+    def outcome(self) -> str:
+        """In words: the status, the median, what is wrong."""
+        took = "" if self.timing is None else f" {self.timing.median_ms:.2f} ms"
+        return f"{self.status}{took}" + (f": {self.reason}" if self.reason else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunedVariant:

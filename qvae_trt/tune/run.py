@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from qvae_trt import backends, store
 from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
-from qvae_trt.build import BuildSettings, Event, build, plan_static
+from qvae_trt.build import BuildSettings, build, plan_static
 from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.files.workplace import workplace
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
+from qvae_trt.progress import Event, OnEvent, ignore, stages
 from qvae_trt.tune import record
 from qvae_trt.tune.record import Measurement, Subject, TunedVariant, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
 from qvae_trt.workers import Child
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from qvae_trt.backends import Backend
@@ -35,26 +36,6 @@ if TYPE_CHECKING:
 LEAST_GAIN = 0.01
 LIMITS = Limits(budget_s=2.0, min_runs=5, max_runs=200)
 _LOCK_TIMEOUT_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TuneEvent:
-    """Something happened.
-
-    Attributes:
-        kind: `note` (text), `start` of a variant, `stage` (text: what is done to it), `end`
-            (measurement; text: "measured before" if it was).
-        variant: in what it differs from the default.
-        done, total: variants that are behind, and in all, over all parts.
-    """
-
-    kind: Literal["note", "start", "stage", "end"]
-    text: str = ""
-    part: Part | None = None
-    variant: str = ""
-    measurement: Measurement | None = None
-    done: int = 0
-    total: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +76,6 @@ class TuneResult:
         }
 
 
-OnEvent = Callable[[TuneEvent], object]
-Tell = Callable[..., None]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneSettings:
     """What to measure, and how.
@@ -127,7 +104,7 @@ class TuneSettings:
     command: str = ""
 
 
-def tune(settings: TuneSettings, *, on_event: OnEvent | None = None) -> TuneResult:
+def tune(settings: TuneSettings, *, on_event: OnEvent = ignore) -> TuneResult:
     """Measure variants at one size and write the fastest one that is right into a file.
 
     Every variant is built as `build` builds it, into a temporary folder, run and timed in a process
@@ -176,7 +153,7 @@ def tune(settings: TuneSettings, *, on_event: OnEvent | None = None) -> TuneResu
             timing_cache=settings.timing_cache or _shared_timings(backend, folder),
             folder=folder,
             child=child,
-            on_event=on_event or (lambda _: None),
+            on_event=on_event,
             file=TuneFile(key=TuneKey.here(backend, precision), command=settings.command),
         )
         run.take_over(earlier)
@@ -253,7 +230,7 @@ class _Tuning:
             other = earlier.key.differences(self.file.key)
             if other:
                 words = f"{self.settings.out} is replaced: {other}"
-                self.on_event(TuneEvent(kind="note", text=words))
+                self.on_event(Event(kind="warning", text=words))
             else:
                 # Of another graph nothing can be learnt that this version could build.
                 rows = [m for m in earlier.measurements if m.subject.recipe_sha256 == self.recipe]
@@ -284,19 +261,21 @@ class _Tuning:
         self._save()
 
     def _one(self, subject: Subject, variant: Variant) -> Measurement:
-        told = self._teller(subject, variant)
-        told("start")
+        item = f"{subject.part} {variant.against(self.default)}"
+        event = partial(Event, item=item, index=self.done, count=self.total)
+        self.on_event(event(kind="start"))
         before = self.file.find(subject, variant)
         if before is not None and before.status != "failed" and not self.settings.force:
-            measurement, text = before, "measured before"
+            measurement, text = before, f"{before.outcome} (measured before)"
         else:
-            measurement, text = self._measure(subject, variant, told), ""
+            measurement = self._measure(subject, variant, event)
+            text = measurement.outcome
             rest = tuple(m for m in self.file.measurements if m is not before)
             self.file = replace(self.file, measurements=(*rest, measurement))
         self._choose(subject, complete=False)
         self._save()
         self.done += 1
-        told("end", text, measurement)
+        self.on_event(event(kind="end", text=text))
         return measurement
 
     def _choose(self, subject: Subject, *, complete: bool) -> None:
@@ -314,48 +293,38 @@ class _Tuning:
             )
         self.file = replace(self.file, choices=choices)
 
-    def _teller(self, subject: Subject, variant: Variant) -> Tell:
-        """Tells of one variant: the kind of event, its text, the measurement."""
-
-        def tell(
-            kind: Literal["start", "stage", "end"],
-            text: str = "",
-            measurement: Measurement | None = None,
-        ) -> None:
-            event = TuneEvent(kind=kind, text=text, part=subject.part, measurement=measurement)
-            words = variant.against(self.default)
-            self.on_event(replace(event, variant=words, done=self.done, total=self.total))
-
-        return tell
-
     # --- one variant --------------------------------------------------------------------------
 
-    def _measure(self, subject: Subject, variant: Variant, tell: Tell) -> Measurement:
+    def _measure(
+        self, subject: Subject, variant: Variant, event: Callable[..., Event]
+    ) -> Measurement:
         measurement = Measurement(
             subject=subject, variant=variant, model=self.model.source, status="failed"
         )
         place = self.folder / "variant"
+        progress = stages(self.on_event, event)
         try:
             if self.reference is None:
                 from qvae_trt.tune.reference import FoldedReference
 
-                tell("stage", "PyTorch fp32")
+                progress("PyTorch fp32", 0, 0)
                 size = self.settings.resolution
                 self.reference = FoldedReference(self.model, subject.part, size)
-            engine, measurement = self._build(measurement, place, tell)
-            return self._judge(measurement, engine, place, self.reference, tell)
+            engine, measurement = self._build(measurement, place, progress)
+            return self._judge(measurement, engine, place, self.reference, progress)
         except QvaeError as error:
             return replace(measurement, reason=" ".join(error.what.split()) or "failed")
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _build(self, measurement: Measurement, place: Path, tell: Tell) -> tuple[Path, Measurement]:
+    def _build(
+        self, measurement: Measurement, place: Path, progress: Progress
+    ) -> tuple[Path, Measurement]:
         part, variant = measurement.subject.part, measurement.variant
 
         def pass_on(event: Event) -> None:
             if event.kind == "progress":
-                of = f" {event.done}/{event.total}" if event.total else ""
-                tell("stage", f"{event.text}{of}")
+                progress(event.text, event.done, event.total)
 
         jobs = plan_static(place, [self.settings.resolution], [part], self.backend.suffix)
         (built,) = build(
@@ -385,15 +354,10 @@ class _Tuning:
         engine: Path,
         place: Path,
         reference: FoldedReference,
-        tell: Tell,
+        progress: Progress,
     ) -> Measurement:
         inputs, outputs = place / "inputs.npy", place / "outputs.npy"
         reference.write_inputs(inputs)
-
-        def progress(stage: str, _done: int, _total: int) -> bool:
-            tell("stage", stage)
-            return True
-
         request = {"engine": str(engine), "inputs": str(inputs), "outputs": str(outputs)}
         answer = measure_in_child(
             {**request, "limits": asdict(self.settings.limits)}, progress=progress

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from qvae_trt.errors import (
 )
 from qvae_trt.model import load_model
 from qvae_trt.opening import Purpose
+from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import show
 from qvae_trt.verify.bounds import BOUNDS, Output
@@ -44,6 +44,7 @@ from qvae_trt.verify.targets import ends_of, sizes_of
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from qvae_trt.backends import Backend
@@ -52,17 +53,13 @@ if TYPE_CHECKING:
     from qvae_trt.store import EngineFile, Sidecar
 
 
-#: Told what is about to run: its words, how many steps are done, and of how many.
-OnStep = Callable[[str, int, int], object]
-
-
 def verify(
     engine_dir: Path,
     *,
     model: str,
     resolutions: Sequence[Resolution] = (),
     backend: str = "auto",
-    on_step: OnStep | None = None,
+    on_event: OnEvent = ignore,
 ) -> VerifyReport:
     """Compare every engine under a folder with PyTorch.
 
@@ -77,7 +74,7 @@ def verify(
         model: what the engines were built from, as `load_model` takes it.
         resolutions: only these sizes; without any, the sizes above.
         backend: only engines of this backend; `auto` takes all.
-        on_step: told before each comparison.
+        on_event: told before each comparison.
 
     Returns: a report with a row for each output compared, and one for each engine that was not
         run, with the reason. `report.ok` is False where a bound is broken or nothing could be run.
@@ -97,7 +94,7 @@ def verify(
         )
     loaded = load_model(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parity = _Parity(engine_dir, loaded, Reference(loaded, device=device), on_step)
+    parity = _Parity(engine_dir, loaded, Reference(loaded, device=device), on_event)
     for engine in targets:
         parity.plan(engine, resolutions, wanted)
     parity.execute()
@@ -132,12 +129,12 @@ class _Parity:
     """One call of `verify`: what is to run, and the rows so far."""
 
     def __init__(
-        self, engine_dir: Path, model: Model, reference: Reference, on_step: OnStep | None
+        self, engine_dir: Path, model: Model, reference: Reference, on_event: OnEvent
     ) -> None:
         self.engine_dir = engine_dir
         self.model = model
         self.reference = reference
-        self.on_step = on_step
+        self.on_event = on_event
         self.rows: list[ParityRow] = []
         self.versions: dict[str, str] = {}
         self._jobs: list[_Job] = []
@@ -245,9 +242,9 @@ class _Parity:
                 engine.close()
 
     def _begin(self, row: ParityRow) -> None:
-        if self.on_step is not None:
-            total = sum(len(job.steps) + len(job.ends) for job in self._jobs)
-            self.on_step(f"{row.engine} {row.resolution} {row.input}", self._done, total)
+        count = sum(len(job.steps) + len(job.ends) for job in self._jobs)
+        text = f"{row.engine} {row.resolution} {row.input}"
+        self.on_event(Event(kind="start", text=text, index=self._done, count=count))
         self._done += 1
 
     def _doubt(self, job: _Job, whole: Callable[..., ParityRow]) -> None:

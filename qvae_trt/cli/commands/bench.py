@@ -9,7 +9,7 @@ import typer
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import stacked
-from qvae_trt.cli.events import steps
+from qvae_trt.cli.events import show_progress
 
 
 def bench(
@@ -100,8 +100,8 @@ def bench(
         limits=measuring.Limits(budget_s=budget),
         command=output.settings.command,
     )
-    with steps("bench") as step:
-        result = measuring.bench(settings, out=out, on_step=step)
+    with show_progress("bench") as on_event:
+        result = measuring.bench(settings, out=out, on_event=on_event)
     written = report.write_tables(result, out)
     data: dict[str, object] = result.to_dict()
     found = None if old is None else measuring.compare(old, result, margin)

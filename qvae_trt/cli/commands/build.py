@@ -12,7 +12,7 @@ import typer
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import records, stacked
 from qvae_trt.cli.estimate import Measured, measured_like
-from qvae_trt.cli.events import builds
+from qvae_trt.cli.events import show_progress
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
 from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, parse_aspect
 
@@ -142,7 +142,7 @@ def build(
         dry_run=dry_run,
         command=output.settings.command,
     )
-    with builds() as on_event:
+    with show_progress() as on_event:
         results = building.build(jobs, settings, on_event=on_event)
     # What was measured is the full architecture of Qwen-Image.
     full = model != "bundled:tiny" and kind == QWEN_IMAGE

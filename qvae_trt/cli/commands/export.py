@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,8 +12,9 @@ import typer
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import mib, records
-from qvae_trt.cli.events import step_bar
+from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
+from qvae_trt.progress import Event, stages
 
 
 def export(
@@ -63,8 +65,11 @@ def export(
     loaded = load_model(model)
     how: dict[str, Any] = {"precision": precision, "graph": graph, "resolution": size}
     files = []
-    for name, path in targets.items():
-        with step_bar(f"export {name}") as progress:
+    with show_progress("export") as on_event:
+        for index, (name, path) in enumerate(targets.items()):
+            event = partial(Event, index=index, count=len(targets))
+            on_event(event(kind="start", text=name))
+            progress = stages(on_event, partial(event, item=name))
             files.append(export_onnx(loaded, name, path, progress=progress, **how))
     data = {
         "model": model,

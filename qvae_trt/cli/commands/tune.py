@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,14 +9,13 @@ import typer
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import mib, records
+from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from rich.console import RenderableType
-
-    from qvae_trt.tune import TuneEvent
 
 
 def tune(
@@ -93,7 +91,7 @@ def tune(
         force=force,
         command=output.settings.command,
     )
-    with _progress() as on_event:
+    with show_progress() as on_event:
         result = tuning.tune(settings, on_event=on_event)
     output.emit(result.to_dict(), _draw)
     for name in result.parts:
@@ -103,41 +101,6 @@ def tune(
             )
     output.tell(f"wrote {result.path}")
     return 0 if result.ok else 1
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[TuneEvent], None]]:
-    """A bar for all variants and the stage at work; without a terminal a line each."""
-    with output.progress() as bars:
-        every = None if bars is None else bars.add_task("variants", total=None)
-        stage = None if bars is None else bars.add_task("", total=None)
-
-        def show(event: TuneEvent) -> None:
-            if bars is not None and every is not None and stage is not None:
-                if event.total:
-                    bars.update(every, completed=event.done, total=event.total)
-                words = f"{event.part} {event.variant}: {event.text}"
-                bars.update(stage, description=words if event.kind == "stage" else "")
-            line = _line(event, verbose=output.settings.verbose)
-            if line is not None:
-                output.tell(line, on=None if bars is None else bars.console)
-
-        yield show
-
-
-def _line(event: TuneEvent, *, verbose: bool) -> str | None:
-    if event.kind == "note":
-        return event.text
-    if event.kind == "stage":
-        return f"{event.part} {event.variant}: {event.text}" if verbose else None
-    if event.measurement is None:
-        return None
-    found = event.measurement
-    took = "" if found.timing is None else f" {found.timing.median_ms:.2f} ms"
-    why = f": {found.reason}" if found.reason else ""
-    before = f" ({event.text})" if event.text else ""
-    head = f"{event.done}/{event.total} {event.part} {event.variant}"
-    return f"{head}: {found.status}{took}{before}{why}"
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:

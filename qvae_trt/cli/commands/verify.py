@@ -9,7 +9,7 @@ import typer
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import table
-from qvae_trt.cli.events import steps
+from qvae_trt.cli.events import show_progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,8 +49,8 @@ def verify(
 
     from qvae_trt.verify import verify as run
 
-    with steps("verify") as step:
-        report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_step=step)
+    with show_progress("verify") as on_event:
+        report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_event=on_event)
     if out is not None:
         report.write_markdown(out / "parity.md")
         output.save_json(out / "parity.json", report.to_dict())
