@@ -19,15 +19,14 @@ from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError
 from qvae_trt.opening import Purpose
 from qvae_trt.profiles import nearest
-from qvae_trt.store import EngineFile, engine_file
+from qvae_trt.store import engine_file
 from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
 
-    from qvae_trt.backends import Backend
     from qvae_trt.model import Model
     from qvae_trt.profiles import Mode, Part, Precision, Resolution
 
@@ -84,19 +83,15 @@ class Workbench:
         if name in ENGINES:
             return self._engine(cast("Mode", name), part, resolution)
         if name == "pytorch":
-            return self._shipped(part)
-        if name == "fused":
-            return self._fuse(part)
-        folded = self._folded
-        call = folded.encode if part == "encoder" else folded.decode
-        if name == "compiled":
-            call = self._compile(call)
-        return Prepared(
-            name=name,
-            dtype=self.dtype,
-            call=call,
-            weights_bytes=_parameter_bytes(folded.encoder if part == "encoder" else folded.decoder),
-        )
+            dtype, modules, call = self.dtype, *self._shipped(part)
+        else:
+            network = self._fused if name == "fused" else self._folded
+            dtype = network.dtype if name == "fused" else self.dtype
+            modules = [network.encoder if part == "encoder" else network.decoder]
+            call = network.encode if part == "encoder" else network.decode
+            if name == "compiled":
+                call = self._compile(call)
+        return Prepared(name=name, dtype=dtype, call=call, weights_bytes=_parameter_bytes(modules))
 
     def make_inputs(self, part: Part, resolution: Resolution, *, count: int) -> list[torch.Tensor]:
         """Seeded float32 inputs on the device: (1, C, 1, H, W) in [-1, 1], or latents (1, z, 1, h,
@@ -187,30 +182,14 @@ class Workbench:
 
         return fused.load(self.model.vae, self._place)
 
-    def _shipped(self, part: Part) -> Prepared:
+    def _shipped(self, part: Part) -> tuple[list[Any], Callable[[torch.Tensor], torch.Tensor]]:
+        """Modules of a part and the call as diffusers ships them."""
         vae = self._vae
         if part == "encoder":
-            inner, outer = vae.encoder, vae.quant_conv
-
-            def call(value: torch.Tensor) -> torch.Tensor:
-                return cast("torch.Tensor", vae.encode(value).latent_dist.parameters)
-        else:
-            inner, outer = vae.decoder, vae.post_quant_conv
-
-            def call(value: torch.Tensor) -> torch.Tensor:
-                return cast("torch.Tensor", vae.decode(value, return_dict=False)[0])
-
-        weights = _parameter_bytes(inner) + _parameter_bytes(outer)
-        return Prepared(name="pytorch", dtype=self.dtype, call=call, weights_bytes=weights)
-
-    def _fuse(self, part: Part) -> Prepared:
-        encodes = part == "encoder"
-        return Prepared(
-            name="fused",
-            dtype=self._fused.dtype,
-            call=self._fused.encode if encodes else self._fused.decode,
-            weights_bytes=_parameter_bytes(self._fused.encoder if encodes else self._fused.decoder),
-        )
+            modules = [vae.encoder, vae.quant_conv]
+            return modules, lambda value: vae.encode(value).latent_dist.parameters
+        modules = [vae.decoder, vae.post_quant_conv]
+        return modules, lambda value: vae.decode(value, return_dict=False)[0]
 
     def _compile(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         import torch
@@ -236,21 +215,38 @@ class Workbench:
     def _engine(self, mode: Mode, part: Part, resolution: Resolution) -> Prepared:
         import torch
 
+        from qvae_trt import backends
         from qvae_trt.runtime.engine import Engine
+        from qvae_trt.runtime.scratch import shared_scratch
 
         if self.engine_dir is None:
             raise BenchError("no engine folder was given")
         # TensorRT allocates past PyTorch's allocator, which would keep what other paths have freed.
         self.empty_caches()
-        backend = self._usable_backend()
-        file = self._engine_file(self.engine_dir, backend, mode, part, resolution)
-        path = file.path
+        if self.opened is None:
+            self.opened = backends.get(self.backend)
+        backend = self.opened
+        backend.can_run().require()
+        sizes = (resolution,) if mode == "static" else ()
+        file = engine_file(self.engine_dir, part, mode, backend.suffix, *sizes)
+        path, name = file.path, str(file.path.relative_to(self.engine_dir))
+        if not file.is_there:
+            command = build_command(
+                mode,
+                *sizes,
+                model=self.model.source,
+                backend=backend.name,
+                engine_dir=None if self.engine_dir == _DEFAULT_ENGINE_DIR else self.engine_dir,
+            )
+            raise EngineError(f"no engine {name}", fix=command)
+        if self._scratch is None and self.device == "cuda":
+            self._scratch = shared_scratch(self._place)
         before = _free_bytes(self.device)
         begin = time.perf_counter()
         engine: Any = Engine.open(
             file,
             Purpose.BENCH,
-            scratch=self._shared_scratch(),
+            scratch=self._scratch,
             device=self._place,
             weights_sha256=self.model.weights_sha256,
             vae=self.model.kind.name,
@@ -264,7 +260,7 @@ class Workbench:
             engine.close()
             raise
         detail: dict[str, Fact] = {
-            "engine": str(path.relative_to(self.engine_dir)),
+            "engine": name,
             "engine_bytes": path.stat().st_size,
             "load_ms": load_ms,
             "load_bytes": taken,
@@ -285,37 +281,6 @@ class Workbench:
             close=engine.close,
         )
 
-    def _usable_backend(self) -> Backend:
-        from qvae_trt import backends
-
-        if self.opened is None:
-            self.opened = backends.get(self.backend)
-        self.opened.can_run().require()
-        return cast("Backend", self.opened)
-
-    def _engine_file(
-        self, engine_dir: Path, backend: Backend, mode: Mode, part: Part, resolution: Resolution
-    ) -> EngineFile:
-        sizes = (resolution,) if mode == "static" else ()
-        file = engine_file(engine_dir, part, mode, backend.suffix, *sizes)
-        if not file.is_there:
-            command = build_command(
-                mode,
-                *sizes,
-                model=self.model.source,
-                backend=backend.name,
-                engine_dir=None if engine_dir == _DEFAULT_ENGINE_DIR else engine_dir,
-            )
-            raise EngineError(f"no engine {file.path.relative_to(engine_dir)}", fix=command)
-        return file
-
-    def _shared_scratch(self) -> Any:
-        if self._scratch is None and self.device == "cuda":
-            from qvae_trt.runtime.scratch import shared_scratch
-
-            self._scratch = shared_scratch(self._place)
-        return self._scratch
-
 
 def _pick_profile(
     engine: Any, mode: Mode, resolution: Resolution, path: Path
@@ -330,8 +295,9 @@ def _pick_profile(
     return index, {"profile_index": index, "profile": str(profiles[index])}
 
 
-def _parameter_bytes(module: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+def _parameter_bytes(modules: Iterable[Any]) -> int:
+    tensors = [tensor for module in modules for tensor in module.parameters()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _free_bytes(device: str) -> int:

@@ -23,7 +23,7 @@ from qvae_trt.json_rows import Count, Positive, read, write
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
 SCHEMA: Final = "qvae/latency"
@@ -84,6 +84,12 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def in_order(found: Iterable[str], known: Collection[str]) -> list[str]:
+    """Names, each once: those that are known in their order, then the others."""
+    names = dict.fromkeys(found)
+    return [*(n for n in known if n in names), *(n for n in names if n not in known)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +204,7 @@ class BenchResult:
     @property
     def paths(self) -> tuple[str, ...]:
         """In the canonical order; names this version does not know come last."""
-        found = dict.fromkeys(cell.path for cell in self.cells)
-        known = [path for path in PATHS if path in found]
-        return (*known, *(path for path in found if path not in PATHS))
+        return tuple(in_order((cell.path for cell in self.cells), PATHS))
 
     def cell(self, part: Part, resolution: Resolution, path: str) -> Cell | None:
         for cell in self.cells:

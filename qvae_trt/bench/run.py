@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from qvae_trt.bench.results import (
     with_run,
 )
 from qvae_trt.bench.service import measure_service, switch
-from qvae_trt.bench.timing import EXPECTED, Limits, clock_for, explain, measure
+from qvae_trt.bench.timing import EXPECTED, Call, Limits, clock_for, explain, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.progress import Event, OnEvent, ignore
@@ -34,7 +34,7 @@ from qvae_trt.store import measured
 from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -288,55 +288,39 @@ def _measure(
     work.empty_caches()
     inputs = work.make_inputs(part, resolution, count=limits.inputs)
     clock = clock_for(work.device)
-    ready: dict[str, Prepared] = {}
-    cast_to: dict[str, list[torch.Tensor]] = {}
-    peaks: dict[str, int | None] = {}
-    failed: dict[str, str] = {}
-    try:
+    calls: dict[str, Call] = {}
+    cells: dict[str, Cell] = {}
+    with ExitStack() as stack:
         for path in paths:
-            prepared = None
+            cell = Cell(part=part, resolution=resolution, path=path)
             try:
-                prepared = work.prepare(path, part, resolution)
-                values = [value.to(prepared.dtype) for value in inputs]
-                # Compilation, kernel loading, allocation: what the first call of a size costs.
-                once = _turn(prepared, values)
-                prepared.detail["first_ms"] = clock.time(partial(once, 0))[1]
-                peaks[path] = work.peak_bytes(prepared, values[0])
+                with ExitStack() as opened:
+                    prepared = work.prepare(path, part, resolution)
+                    opened.callback(prepared.close)
+                    values = [value.to(prepared.dtype) for value in inputs]
+                    call = _turn(prepared, values)
+                    # Compilation, kernel loading, allocation: what the first call of a size costs.
+                    first_ms = clock.time(partial(call, 0))[1]
+                    peak_bytes = work.peak_bytes(prepared, values[0])
+                    stack.enter_context(opened.pop_all())
             except EXPECTED as error:
-                failed[path] = explain(error)
-                if prepared is not None:
-                    prepared.close()
+                cells[path] = replace(cell, notes=(explain(error),))
                 work.empty_caches()
                 continue
-            ready[path] = prepared
-            cast_to[path] = values
-        samples = measure(
-            {path: _turn(ready[path], cast_to[path]) for path in ready}, clock=clock, limits=limits
-        )
-    finally:
-        for prepared in ready.values():
-            prepared.close()
-    cells = []
-    for path in paths:
-        if path in failed:
-            cells.append(Cell(part=part, resolution=resolution, path=path, notes=(failed[path],)))
-            continue
-        found = samples[path]
-        timing = found.timing(with_wall=work.device == "cuda")
-        cells.append(
-            Cell(
-                part=part,
-                resolution=resolution,
-                path=path,
-                timing=timing,
-                peak_bytes=peaks[path] if timing is not None else None,
-                weights_bytes=ready[path].weights_bytes,
-                detail=dict(ready[path].detail),
-                notes=() if found.failure is None else (found.failure,),
+            calls[path] = call
+            cells[path] = replace(
+                cell,
+                peak_bytes=peak_bytes,
+                weights_bytes=prepared.weights_bytes,
+                detail={**prepared.detail, "first_ms": first_ms},
             )
-        )
-    return cells
+        samples = measure(calls, clock=clock, limits=limits)
+    for path, found in samples.items():
+        timing = found.timing(with_wall=work.device == "cuda")
+        peak = None if timing is None else cells[path].peak_bytes
+        cells[path] = replace(cells[path], timing=timing, peak_bytes=peak, notes=found.notes)
+    return list(cells.values())
 
 
-def _turn(prepared: Prepared, values: Sequence[torch.Tensor]) -> Callable[[int], object]:
+def _turn(prepared: Prepared, values: Sequence[torch.Tensor]) -> Call:
     return lambda index: prepared.call(values[index])

@@ -66,10 +66,6 @@ class Chart:
     labels: Mapping[str, str] = field(default_factory=dict)
     reference: float | None = None
 
-    @property
-    def empty(self) -> bool:
-        return not any(bars for _, bars in self.groups)
-
 
 def style() -> str:
     """The style sheet that every chart needs once a document."""
@@ -166,8 +162,6 @@ def panel(chart: Chart, width: float) -> tuple[str, float]:
     bars_out: list[str] = []
     y = top + 4
     for label, bars in chart.groups:
-        if not bars:
-            continue
         block = _STEP * len(bars) - (_STEP - _BAR)
         bars_out.append(_text(label_width - 10, y + block / 2 + 4, label, anchor="end"))
         for name in chart.series:
