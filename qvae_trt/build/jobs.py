@@ -86,6 +86,7 @@ class JobResult:
         """JSON-ready."""
         return {
             "engine": str(self.job.path),
+            "title": self.job.title,
             "part": self.job.part,
             "mode": self.job.mode,
             "profiles": json_rows.write(self.job.profiles),

@@ -23,7 +23,7 @@ from qvae_trt.cli.commands.report import report
 from qvae_trt.cli.commands.triton import triton
 from qvae_trt.cli.commands.tune import tune
 from qvae_trt.cli.commands.verify import verify
-from qvae_trt.cli.options import resolve_home, say_where_auto_leads
+from qvae_trt.cli.options import resolve_home, say_where_auto_leads, with_common
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 sizes = typer.Typer(cls=_Group, suggest_commands=False, rich_markup_mode=None)
-sizes.callback(invoke_without_command=True)(profiles)
+sizes.callback(invoke_without_command=True)(with_common(profiles))
 
 #: An example of each command; in the order in which `qvae --help` lists them.
 _COMMANDS: dict[str, Callable[..., int | None]] = {
@@ -108,7 +108,7 @@ for _example, _function in _COMMANDS.items():
     _group = app
     if _name == "profiles":
         _name, _group = _rest.partition(" ")[0], sizes
-    _group.command(_name, cls=_Command, epilog=f"Example: qvae {_example}")(_function)
+    _group.command(_name, cls=_Command, epilog=f"Example: qvae {_example}")(with_common(_function))
 app.add_typer(sizes, name="profiles", epilog="Example: qvae profiles match 1600x1200")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
@@ -67,6 +68,11 @@ def records(rows: Sequence[Any], columns: Mapping[str, Any], **more: Any) -> Ren
     ]
     shown = [["–" if cell is None else str(cell) for cell in row] for row in cells]
     return table(tuple(columns), shown, **more)
+
+
+def counted(states: Iterable[str]) -> str:
+    """`3 built, 1 failed`."""
+    return ", ".join(f"{count} {state}" for state, count in Counter(states).items())
 
 
 def mib(name: str) -> Callable[[Any], str | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +15,7 @@ from qvae_trt.errors import EngineError, UsageError
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MODEL = "Qwen/Qwen-Image"
 ENGINE_DIR = Path("engines")
@@ -80,15 +82,37 @@ PrecisionOption = Annotated[
     Literal["fp16", "bf16", "fp32"],
     typer.Option("--precision", help="Precision of weights, inputs and outputs."),
 ]
-JsonOption = Annotated[
+_JsonOption = Annotated[
     bool, typer.Option("--json", callback=set_json, help="Print the result as JSON.")
 ]
-VerboseOption = Annotated[
+_VerboseOption = Annotated[
     bool,
     typer.Option(
         "--verbose", "-v", callback=set_verbose, is_eager=True, help="More output, with tracebacks."
     ),
 ]
+_EVERYWHERE: dict[str, Any] = {"as_json": _JsonOption, "verbose": _VerboseOption}
+
+
+def with_common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the options that every command has, which act through their callbacks."""
+
+    @functools.wraps(command)
+    def called(*, as_json: bool, verbose: bool, **given: Any) -> Any:
+        return command(**given)
+
+    signature = inspect.signature(command, eval_str=True)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
+        for name, option in _EVERYWHERE.items()
+    ]
+    called.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # type: ignore[attr-defined]
+    return called
+
+
+def sizes_option(does: str) -> Any:
+    """`--resolution`, whose value is checked before anything is loaded."""
+    return typer.Option("--resolution", metavar="WxH", callback=check_sizes, help=does)
 
 
 def parse_resolutions(texts: Sequence[str] | None) -> tuple[Resolution, ...]:

@@ -207,18 +207,12 @@ def tell(text: str, *, style: str | None = None, on: Console | None = None) -> N
 
 def _to_json(data: Mapping[str, object]) -> str:
     text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
-    if not text.isprintable():
-        # Beside the line breaks between values, all of these are in texts.
-        text = "".join(
-            letter if letter == "\n" or printable(letter) == letter else _in_json(letter)
-            for letter in text
-        )
-    return f"{text}\n"
-
-
-def _in_json(letter: str) -> str:
-    units = letter.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+    # Beside the line breaks between values, all that cannot be printed is in texts.
+    shown = (
+        letter if letter == "\n" or printable(letter) == letter else json.dumps(letter)[1:-1]
+        for letter in text
+    )
+    return f"{''.join(shown)}\n"
 
 
 def _finite(value: object) -> object:

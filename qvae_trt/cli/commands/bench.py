@@ -15,12 +15,7 @@ from qvae_trt.cli.events import show_progress
 def bench(
     resolution: Annotated[
         list[str] | None,
-        typer.Option(
-            "--resolution",
-            metavar="WxH",
-            callback=options.check_sizes,
-            help="A size, such as 1664x928; can be repeated. At least one is needed.",
-        ),
+        options.sizes_option("A size, such as 1664x928; can be repeated. At least one is needed."),
     ] = None,
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
@@ -65,8 +60,6 @@ def bench(
             "--margin", metavar="SHARE", help="How much worse --compare accepts; 0.05 is 5 %."
         ),
     ] = 0.05,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> int:
     """Measure the latency of PyTorch and of the engines."""
     sizes = options.parse_resolutions(resolution)

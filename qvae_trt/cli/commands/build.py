@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import records, stacked
+from qvae_trt.cli.drawing import counted, records, stacked
 from qvae_trt.cli.estimate import Measured, measured_like
 from qvae_trt.cli.events import show_progress
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from qvae_trt.build import JobResult
-
-
-def _tune_file(text: str | None) -> str | None:
-    """With its home resolved, as `options.resolve_home` does for options that are paths alone."""
-    return (
-        str(options.resolve_home(Path(text))) if text is not None and text.startswith("~") else text
-    )
 
 
 def _check_aspects(names: list[str] | None) -> list[str] | None:
@@ -59,11 +51,8 @@ def build(
     ] = None,
     resolution: Annotated[
         list[str] | None,
-        typer.Option(
-            "--resolution",
-            metavar="WxH",
-            callback=options.check_sizes,
-            help="A size, such as 1664x928; can be repeated. [default: every listed aspect ratio]",
+        options.sizes_option(
+            "A size, such as 1664x928; can be repeated. [default: every listed aspect ratio]"
         ),
     ] = None,
     profiles_file: options.ProfilesOption = None,
@@ -88,7 +77,7 @@ def build(
         typer.Option(
             "--tune",
             metavar="FILE|none",
-            callback=_tune_file,
+            callback=lambda text: text and str(options.resolve_home(Path(text))),
             help="The file that qvae tune wrote. [default: tune.json in --engine-dir, if it fits]",
         ),
     ] = None,
@@ -98,8 +87,6 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be built; build nothing.")
     ] = False,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> int:
     """Build engines; up-to-date ones are kept."""
     options.need(
@@ -159,29 +146,26 @@ def plain(results: Sequence[JobResult], flavour: str | None) -> list[dict[str, A
     """What became of each engine; with an estimate, where the flavour has any, for what is planned
     and was never built here.
     """
-    engines = []
-    for result in results:
-        row = result.to_dict()
+    engines = [result.to_dict() for result in results]
+    for row, result in zip(engines, results, strict=True):
         if flavour is not None and result.status == "planned" and result.seconds is None:
             like = measured_like(result.job, flavour)
             row |= {} if like is None else {"estimate": asdict(like)}
-        engines.append(row)
     return engines
 
 
 def draw(data: dict[str, Any]) -> RenderableType:
     engines = data["engines"]
-    counts = Counter(one["status"] for one in engines)
     columns: dict[str, Any] = {
         "": "status",
-        "engine": _title,
+        "engine": "title",
         "file": "engine",
-        "MiB": lambda one: _figure(one, "bytes", 2**20),
-        "s": lambda one: _figure(one, "seconds"),
+        "MiB": lambda engine: _figure(engine, "bytes", 2**20),
+        "s": lambda engine: _figure(engine, "seconds"),
         "why": "reason",
     }
-    title = ", ".join(f"{count} {status}" for status, count in counts.items())
-    known = [Measured(**one["estimate"]) for one in engines if "estimate" in one]
+    title = counted(engine["status"] for engine in engines)
+    known = [Measured(**engine["estimate"]) for engine in engines if "estimate" in engine]
     words = []
     if known:
         places = ", ".join(sorted({row.place for row in known}))
@@ -193,17 +177,9 @@ def draw(data: dict[str, Any]) -> RenderableType:
     return stacked(records(engines, columns, title=title, spare=("file",)), *words)
 
 
-def _title(one: dict[str, Any]) -> str:
-    """As a job's."""
-    profiles = one["profiles"]
-    if one["mode"] == "static":
-        return f"{one['part']} {profiles[0]['opt']}"
-    return f"{one['part']}, {len(profiles)} profile{'' if len(profiles) == 1 else 's'}"
-
-
-def _figure(one: dict[str, Any], name: str, unit: int = 1) -> str | None:
+def _figure(engine: dict[str, Any], name: str, unit: int = 1) -> str | None:
     """A figure of an engine, marked where it is an estimate."""
-    mark, value = ("~", one["estimate"][name]) if "estimate" in one else ("", one[name])
+    mark, value = ("~", engine["estimate"][name]) if "estimate" in engine else ("", engine[name])
     return None if value is None else f"{mark}{value / unit:.1f}"
 
 

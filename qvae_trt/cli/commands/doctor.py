@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 def doctor(
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> int:
     """Check this machine and show fixes."""
     from qvae_trt.doctor import diagnose

@@ -41,15 +41,8 @@ def export(
     ] = None,
     resolution: Annotated[
         str | None,
-        typer.Option(
-            "--resolution",
-            metavar="WxH",
-            callback=options.check_sizes,
-            help="The size of a static graph; needed with --static.",
-        ),
+        options.sizes_option("The size of a static graph; needed with --static."),
     ] = None,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Export the VAE to ONNX."""
     from qvae_trt.files.writing import check_writable

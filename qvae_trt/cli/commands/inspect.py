@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qvae_trt.cli import options, output
+from qvae_trt.cli import output
 from qvae_trt.cli.drawing import tree
 from qvae_trt.commands import build_command, command_line
 from qvae_trt.errors import BackendError, EngineError
@@ -17,8 +17,6 @@ def inspect(
     engine: Annotated[
         Path, typer.Argument(metavar="ENGINE", help="An engine file, .trt or .onnx.")
     ],
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Show what is in an engine file: key, profiles, layers, memory."""
     from qvae_trt.opening import Purpose, check, open_engine
@@ -42,7 +40,7 @@ def inspect(
             **opened.session.inspect(),
         }
         opened.session.close()
-    output.emit(data, lambda d: tree(str(engine), d if verbose else _short(d)))
+    output.emit(data, lambda d: tree(str(engine), d if output.settings.verbose else _short(d)))
 
 
 def _short(data: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import records, stacked
+from qvae_trt.cli.drawing import counted, records, stacked
 from qvae_trt.commands import build_command
 from qvae_trt.profiles import MODES
 
@@ -33,8 +32,6 @@ def lightx2v(
             help="Whose engines. LightX2V opens those of tensorrt; the others only show the way.",
         ),
     ] = "tensorrt",
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> int:
     """Make the folder that LightX2V's own TensorRT VAE loader opens, of engines that it runs
     rightly.
@@ -70,7 +67,6 @@ def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:
-    counts = Counter(one["status"] for one in data["engines"])
     there = ("linked", "copied")
     columns: dict[str, Any] = {
         "": "status",
@@ -81,7 +77,7 @@ def _draw(data: dict[str, Any]) -> RenderableType:
             one["reason"] or f"{'→' if one['status'] in there else 'no file'} {one['engine']}"
         ),
     }
-    title = ", ".join(f"{count} {status}" for status, count in counts.items())
+    title = counted(engine["status"] for engine in data["engines"])
     configs = (
         f"\n{mode}, for LightX2V's configuration:\n{json.dumps(config, indent=2)}"
         for mode, config in data["configurations"].items()

@@ -28,8 +28,6 @@ def encode(
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Encode a picture to latents."""
     from qvae_trt import pictures
@@ -46,8 +44,6 @@ def decode(
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Decode latents to a picture."""
     from qvae_trt import pictures
@@ -65,8 +61,6 @@ def roundtrip(
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Put the original to the left of the result.")
     ] = False,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Encode a picture and decode it again."""
     from qvae_trt import pictures

@@ -38,9 +38,7 @@ KindOption = Annotated[
 ]
 
 
-def profiles(
-    ctx: typer.Context, as_json: options.JsonOption = False, verbose: options.VerboseOption = False
-) -> None:
+def profiles(ctx: typer.Context) -> None:
     """List the sizes and profiles, or match one."""
     if ctx.invoked_subcommand is None:
         list_()
@@ -49,8 +47,6 @@ def profiles(
 def list_(
     profiles_file: options.ProfilesOption = None,
     model: KindOption = None,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """List the static sizes and the profiles, in the engine's order."""
     kind = _kind(model)
@@ -97,8 +93,6 @@ def match(
     profiles_file: options.ProfilesOption = None,
     model: KindOption = None,
     backend: options.BackendOption = "auto",
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Show which engine serves a size, and why the others do not."""
     resolution = Resolution.parse(size)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvae_trt.cli import options, output
+from qvae_trt.cli import output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +34,6 @@ def report(
             "here. For runs of one machine and model, such as torch.compile and the engines.",
         ),
     ] = None,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Write one page of tables and charts.
 

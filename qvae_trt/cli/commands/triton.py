@@ -9,7 +9,7 @@ import typer
 
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import records
-from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption, JsonOption, VerboseOption
+from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,8 +26,6 @@ def triton(
         typer.Option("--backend", help="Whose engines, and Triton's backend that runs them."),
     ] = "tensorrt",
     link: Annotated[bool, typer.Option("--link", help="Relative links; else copies.")] = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> int:
     """Make a model repository for Triton Inference Server: a model of each engine.
 

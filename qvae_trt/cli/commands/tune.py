@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 def tune(
     resolution: Annotated[
         str,
-        typer.Option(
-            "--resolution",
-            metavar="WxH",
-            callback=options.check_sizes,
-            help="The size to measure at.",
-        ),
+        options.sizes_option("The size to measure at."),
     ],
     model: Annotated[
         str,
@@ -62,8 +57,6 @@ def tune(
     force: Annotated[
         bool, typer.Option("--force", help="Measure again the variants that are in the file.")
     ] = False,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> int:
     """Find the fastest way to build engines on this machine.
 

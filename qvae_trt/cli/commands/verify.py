@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 def verify(
     resolution: Annotated[
         list[str] | None,
-        typer.Option(
-            "--resolution",
-            metavar="WxH",
-            callback=options.check_sizes,
-            help="A size, such as 1664x928; can be repeated. [default: every engine at "
-            "its own sizes]",
+        options.sizes_option(
+            "A size, such as 1664x928; can be repeated. [default: every engine at its own sizes]"
         ),
     ] = None,
     model: options.ModelOption = options.MODEL,
@@ -33,8 +29,6 @@ def verify(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Also write parity.md and parity.json here."),
     ] = None,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Compare the engines with PyTorch fp32.
 
