@@ -108,7 +108,7 @@ def verify(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
     """One engine with the sizes that it is to run, each with its profile.
 
@@ -149,67 +149,47 @@ class _Parity:
         """A job for an engine that can run here; for one that cannot, a row with the reason."""
         name = target.path.relative_to(self.engine_dir).as_posix()
         row = partial(ParityRow, engine=name, part=target.part, mode=target.mode)
-        whole = partial(row, resolution=target.resolution)
         try:
             sidecar = store.read_sidecar(target.path)
-        except ForeignEngineError as error:
-            self.rows.append(whole(status="not run", reason=error.what))
-            return
-        except QvaeError as error:
-            fix = self._rebuild(target, None)
-            self.rows.append(whole(status="error", reason=error.what, fix=fix))
-            return
-        flavour, precision = sidecar.key.flavour, sidecar.key.precision
-        row = partial(row, flavour=flavour, precision=precision)
-        whole = partial(whole, flavour=flavour, precision=precision)
-        if wanted is not None and flavour != wanted:
-            reason = f"built by {show(flavour)}, asked for {wanted}"
-            self.rows.append(whole(status="not run", reason=reason))
-            return
-        profiles, every_profile = sidecar.key.profiles, flavour != "onnxruntime"
-        static = target.mode == "static"
-        sizes = sizes_of(profiles, static=static, asked=resolutions, every_profile=every_profile)
-        if not sizes:
-            return
-        self._sizes |= {size for size, _ in sizes}
-        try:
+            flavour, precision = sidecar.key.flavour, sidecar.key.precision
+            row = partial(row, flavour=flavour, precision=precision)
+            if wanted is not None and flavour != wanted:
+                raise BackendError(f"built by {show(flavour)}, asked for {wanted}")
+            profiles, every_profile = sidecar.key.profiles, flavour != "onnxruntime"
+            static = target.mode == "static"
+            sizes = sizes_of(
+                profiles, static=static, asked=resolutions, every_profile=every_profile
+            )
+            if not sizes:
+                return
+            self._sizes |= {size for size, _ in sizes}
             backend = backends.for_engine(target.path, sidecar)
             backend.can_run().require()
             backend.supports(precision).require()
-        except BackendError as error:
-            self.rows.append(whole(status="not run", reason=error.what))
+        except (ForeignEngineError, BackendError) as error:
+            reason = error.what
+            self.rows.append(row(resolution=target.resolution, status="not run", reason=reason))
+            return
+        except QvaeError as error:
+            broken = row(resolution=target.resolution, status="error", reason=error.what)
+            self.rows.append(replace(broken, fix=self._rebuild(target, None)))
             return
         self.versions[backend.name] = backend.version()
         names = PICTURES if target.part == "encoder" else LATENTS
         several = self.reference.device.type != "cpu"
-        self._jobs.append(
-            _Job(
-                target=target,
-                sidecar=sidecar,
-                backend=backend,
-                row=row,
-                steps=[
-                    (size, profile, name)
-                    for size, profile in sizes
-                    for name in names[: 2 if several or size.pixels <= DIFFUSERS_CPU_PIXELS else 1]
-                ],
-                ends=[]
-                if resolutions
-                else ends_of(profiles, every_profile=every_profile, besides=sizes),
-            )
-        )
+        steps = [
+            (size, profile, name)
+            for size, profile in sizes
+            for name in names[: 2 if several or size.pixels <= DIFFUSERS_CPU_PIXELS else 1]
+        ]
+        ends = ends_of(profiles, every_profile=every_profile, besides=sizes)
+        self._jobs.append(_Job(target, sidecar, backend, row, steps, [] if resolutions else ends))
 
     def missing(self, resolutions: Sequence[Resolution]) -> None:
         """A row for each size asked for that no engine holds."""
+        missing = partial(ParityRow, engine="–", part=None, mode=None, status="error")
         self.rows += [
-            ParityRow(
-                engine="–",
-                part=None,
-                mode=None,
-                status="error",
-                reason=f"no engine holds {size}",
-                resolution=size,
-            )
+            missing(reason=f"no engine holds {size}", resolution=size)
             for size in resolutions
             if size not in self._sizes
         ]
