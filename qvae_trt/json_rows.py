@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import lru_cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,7 +22,7 @@ FLAT = "flat"
 
 def write(value: Any) -> Any:
     """What JSON takes of a row: fields by their names, sizes as `WxH`."""
-    if isinstance(value, Resolution):
+    if isinstance(value, Resolution | Path):
         return str(value)
     if hasattr(value, "canonical"):
         return value.canonical()

@@ -79,17 +79,13 @@ def follow(
         if asked is not None:
             raise
         return Followed(path=path, lines=(f"warning: not followed: {error.what}",))
-    chosen = {part: file.choices[part] for part in parts if part in file.choices}
+    variants = {part: file.choices[part].variant for part in parts if part in file.choices}
     return Followed(
         path=path,
-        used=bool(chosen),
+        used=bool(variants),
         lines=tuple(_line(path, file, part) for part in parts),
-        lowerings={part: choice.variant.lowering for part, choice in chosen.items()},
-        levels={
-            part: choice.variant.level
-            for part, choice in chosen.items()
-            if choice.variant.level is not None
-        },
+        lowerings={part: variant.lowering for part, variant in variants.items()},
+        levels={part: v.level for part, v in variants.items() if v.level is not None},
     )
 
 
