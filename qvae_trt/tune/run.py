@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qvae_trt import backends, store
 from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
-from qvae_trt.build import BuildSettings, build, plan_static
+from qvae_trt.build import BuildSettings, JobResult, build, plan_static
 from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.files.workplace import workplace
@@ -237,9 +237,6 @@ class _Tuning:
                 self.file = replace(self.file, measurements=tuple(rows), choices=earlier.choices)
                 kept = {p: c for p, c in earlier.choices.items() if self.file.chosen(p) is not None}
                 self.file = replace(self.file, choices=kept)
-        self._save()
-
-    def _save(self) -> None:
         record.save(self.file, self.settings.out)
 
     def part(self, part: Part, flat: Sequence[Variant], axes: Sequence[Axis]) -> None:
@@ -258,7 +255,6 @@ class _Tuning:
             variants = [base.changed(f"{name}={value}") for value in values]
             found += [self._one(subject, variant) for variant in variants if variant != base]
         self._choose(subject, complete=True)
-        self._save()
 
     def _one(self, subject: Subject, variant: Variant) -> Measurement:
         item = f"{subject.part} {variant.against(self.default)}"
@@ -273,12 +269,12 @@ class _Tuning:
             rest = tuple(m for m in self.file.measurements if m is not before)
             self.file = replace(self.file, measurements=(*rest, measurement))
         self._choose(subject, complete=False)
-        self._save()
         self.done += 1
         self.on_event(event(kind="end", text=text))
         return measurement
 
     def _choose(self, subject: Subject, *, complete: bool) -> None:
+        """Name the fastest variant of a part, and write the file."""
         # Those that an earlier run asked for by name count, too.
         found = [m for m in self.file.measurements if m.subject == subject]
         best = fastest(found, self.default)
@@ -292,6 +288,7 @@ class _Tuning:
                 complete=complete,
             )
         self.file = replace(self.file, choices=choices)
+        record.save(self.file, self.settings.out)
 
     # --- one variant --------------------------------------------------------------------------
 
@@ -310,16 +307,38 @@ class _Tuning:
                 progress("PyTorch fp32", 0, 0)
                 size = self.settings.resolution
                 self.reference = FoldedReference(self.model, subject.part, size)
-            engine, measurement = self._build(measurement, place, progress)
-            return self._judge(measurement, engine, place, self.reference, progress)
+            built = self._build(measurement, place, progress)
+            measurement = replace(
+                measurement,
+                build_seconds=None if built.seconds is None else round(built.seconds, 3),
+                engine_bytes=built.engine_bytes,
+            )
+            files = {"inputs": place / "inputs.npy", "outputs": place / "outputs.npy"}
+            self.reference.write_inputs(files["inputs"])
+            request = {
+                name: str(path) for name, path in {"engine": built.job.path, **files}.items()
+            }
+            answer = measure_in_child(
+                {**request, "limits": asdict(self.settings.limits)}, progress=progress
+            )
+            timing = Timing(**answer["timing"])
+            if not timing.min_ms > 0:
+                raise BenchError(f"a run of {timing.min_ms} ms cannot be")
+            parity, broken = self.reference.check(files["outputs"], self.settings.precision)
+            return replace(
+                measurement,
+                status="broken" if broken else "ok",
+                reason=broken,
+                timing=timing,
+                parity=parity,
+                memory_bytes=answer["memory_bytes"],
+            )
         except QvaeError as error:
             return replace(measurement, reason=" ".join(error.what.split()) or "failed")
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _build(
-        self, measurement: Measurement, place: Path, progress: Progress
-    ) -> tuple[Path, Measurement]:
+    def _build(self, measurement: Measurement, place: Path, progress: Progress) -> JobResult:
         part, variant = measurement.subject.part, measurement.variant
 
         def pass_on(event: Event) -> None:
@@ -327,50 +346,16 @@ class _Tuning:
                 progress(event.text, event.done, event.total)
 
         jobs = plan_static(place, [self.settings.resolution], [part], self.backend.suffix)
-        (built,) = build(
-            jobs,
-            BuildSettings(
-                model=self.model.source,
-                backend=self.backend.name,
-                precision=self.settings.precision,
-                level=variant.level,
-                timing_cache=self.timing_cache,
-                lowerings={part: variant.lowering},
-                command=self.settings.command,
-            ),
-            on_event=pass_on,
-            child=self.child,
+        settings = BuildSettings(
+            model=self.model.source,
+            backend=self.backend.name,
+            precision=self.settings.precision,
+            level=variant.level,
+            timing_cache=self.timing_cache,
+            lowerings={part: variant.lowering},
+            command=self.settings.command,
         )
+        (built,) = build(jobs, settings, on_event=pass_on, child=self.child)
         if built.error is not None:
             raise built.error
-        seconds = None if built.seconds is None else round(built.seconds, 3)
-        return jobs[0].path, replace(
-            measurement, build_seconds=seconds, engine_bytes=built.engine_bytes
-        )
-
-    def _judge(
-        self,
-        measurement: Measurement,
-        engine: Path,
-        place: Path,
-        reference: FoldedReference,
-        progress: Progress,
-    ) -> Measurement:
-        inputs, outputs = place / "inputs.npy", place / "outputs.npy"
-        reference.write_inputs(inputs)
-        request = {"engine": str(engine), "inputs": str(inputs), "outputs": str(outputs)}
-        answer = measure_in_child(
-            {**request, "limits": asdict(self.settings.limits)}, progress=progress
-        )
-        timing = Timing(**answer["timing"])
-        if not timing.min_ms > 0:
-            raise BenchError(f"a run of {timing.min_ms} ms cannot be")
-        parity, broken = reference.check(outputs, self.settings.precision)
-        return replace(
-            measurement,
-            status="broken" if broken else "ok",
-            reason=broken,
-            timing=timing,
-            parity=parity,
-            memory_bytes=answer["memory_bytes"],
-        )
+        return built

@@ -39,7 +39,7 @@ from qvae_trt.verify.reference import (
     Source,
     split_outputs,
 )
-from qvae_trt.verify.report import ParityRow, VerifyReport, explain
+from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain
 from qvae_trt.verify.targets import ends_of, sizes_of
 from qvae_trt.version import __version__
 
@@ -221,11 +221,13 @@ class _Parity:
             finally:
                 engine.close()
 
-    def _begin(self, row: ParityRow) -> None:
+    def _begin(self, row: ParityRow, part: Part, name: str, size: Resolution) -> Array:
+        """The input of a row, told of before it is made."""
         count = sum(len(job.steps) + len(job.ends) for job in self._jobs)
-        text = f"{row.engine} {row.resolution} {row.input}"
+        text = f"{row.engine} {size} {name}"
         self.on_event(Event(kind="start", text=text, index=self._done, count=count))
         self._done += 1
+        return self.reference.input(part, name, size)
 
     def _doubt(self, job: _Job, whole: Callable[..., ParityRow]) -> None:
         """A row for each output that PyTorch's own does not move with the input: an engine can only
@@ -242,23 +244,18 @@ class _Parity:
 
     def _try(self, job: _Job, engine: Engine, size: Resolution, profile: int) -> None:
         """An end of a range: the engine must run there."""
-        part = job.target.part
-        name = PICTURES[0] if part == "encoder" else LATENTS[1]
+        name = PICTURES[0] if job.target.part == "encoder" else LATENTS[1]
         reason = "it runs at the end of a range, and was not compared there"
         row = job.row(
             resolution=size, profile_index=profile, input=name, status="passed", reason=reason
         )
-        self._begin(row)
-        try:
-            outputs = _run_engine(engine, part, self.reference.input(part, name, size), profile)
-            if not all(np.isfinite(value).all() for value in outputs.values()):
-                reason, fix = "NaN or infinity at the end of a range", self._mend(job)
-                row = replace(row, status="broken", reason=reason, fix=fix)
-        except DeviceMemoryError as error:
-            row = replace(row, status="not run", reason=error.what)
-        except QvaeError as error:
-            fix = error.fix or self._mend(job)
-            row = replace(row, status="error", reason=error.what, fix=fix)
+        x = self._begin(row, job.target.part, name, size)
+        outputs = self._run(job, engine, row, x, profile, full="not run")
+        if outputs is None:
+            return
+        if not all(np.isfinite(value).all() for value in outputs.values()):
+            reason, fix = "NaN or infinity at the end of a range", self._mend(job)
+            row = replace(row, status="broken", reason=reason, fix=fix)
         self.rows.append(row)
 
     def _compare(
@@ -267,29 +264,38 @@ class _Parity:
         part = job.target.part
         index = profile if job.target.mode == "profiles" else None
         row = job.row(resolution=size, profile_index=index, input=name, status="error")
-        self._begin(row)
-        x = self.reference.input(part, name, size)
-        try:
-            outputs = _run_engine(engine, part, x, profile)
-        except QvaeError as error:
-            self.rows.append(replace(row, reason=error.what, fix=error.fix or self._mend(job)))
+        x = self._begin(row, part, name, size)
+        outputs = self._run(job, engine, row, x, profile, full="error")
+        if outputs is None:
             return
         fp32, source = self._torch(part, size, name, x, "fp32")
         bf16, yardstick_source = self._torch(part, size, name, x, "bf16")
+        row = replace(row, source=source, yardstick_source=yardstick_source)
         bounds = BOUNDS[job.sidecar.key.precision]
         for output, found in compare(fp32, bf16, outputs, bounds).items():
-            self.rows.append(
-                replace(
-                    row,
-                    status="passed" if found.passed else "broken",
-                    reason=explain(found.checks),
-                    output=output,
-                    source=source,
-                    yardstick_source=yardstick_source,
-                    comparison=found,
-                    fix=None if found.passed else self._mend(job),
-                )
-            )
+            compared = replace(row, output=output, comparison=found, status="passed")
+            if not found.passed:
+                reason, fix = explain(found.checks), self._mend(job)
+                compared = replace(compared, status="broken", reason=reason, fix=fix)
+            self.rows.append(compared)
+
+    def _run(
+        self, job: _Job, engine: Engine, row: ParityRow, x: Array, profile: int, *, full: Status
+    ) -> Outputs | None:
+        """The engine's outputs on the input of a row; without any, a row that says why.
+
+        Args:
+            full: the status where the device has too little memory.
+        """
+        try:
+            with torch.inference_mode():
+                y = engine.run(torch.from_numpy(x).to(engine.device), profile=profile)
+            return split_outputs(job.target.part, y.float().cpu().numpy())
+        except QvaeError as error:
+            status: Status = full if isinstance(error, DeviceMemoryError) else "error"
+            fix = None if status == "not run" else error.fix or self._mend(job)
+            self.rows.append(replace(row, status=status, reason=error.what, fix=fix))
+            return None
 
     def _torch(
         self, part: Part, size: Resolution, name: str, x: Array, dtype: Dtype
@@ -315,13 +321,6 @@ class _Parity:
 
 #: PyTorch results kept at once: both dtypes of both inputs of one part and size.
 _KEPT = 4
-
-
-def _run_engine(engine: Engine, part: Part, x: Array, profile: int) -> Outputs:
-    tensor = torch.from_numpy(x).to(engine.device)
-    with torch.inference_mode():
-        y = engine.run(tensor, profile=profile)
-    return split_outputs(part, y.float().cpu().numpy())
 
 
 def _one_line(error: QvaeError) -> str:
