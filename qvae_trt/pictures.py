@@ -12,6 +12,7 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -33,17 +34,15 @@ from qvae_trt.images import (
 from qvae_trt.json_rows import write
 from qvae_trt.kinds import scale_of
 from qvae_trt.model import DEFAULT_MODEL, load_model
-from qvae_trt.profiles import PARTS, Resolution
+from qvae_trt.profiles import PARTS, Part, Resolution
 from qvae_trt.runtime.vae import FallbackWarning, load_vae
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
     from qvae_trt.model import Model
-    from qvae_trt.profiles import Part
     from qvae_trt.runtime.vae import TrtVae
 
 #: A picture is padded past its own multiple of 16 up to this many times its pixels.
