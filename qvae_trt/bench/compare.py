@@ -75,14 +75,14 @@ def merge(results: Sequence[BenchResult]) -> BenchResult:
             if kept.timing is None:
                 cells[_key(cell)] = kept if moved.timing is None else moved
             elif moved.timing is not None and kept is not moved and cell.path == REFERENCE:
-                seen: dict[str, Any] = {
-                    "part": cell.part,
-                    "resolution": cell.resolution,
-                    "run": moved.run,
-                }
-                median_ms = moved.timing.median_ms
-                ratio = median_ms / kept.timing.median_ms
-                parts["ties"].append(Tie(**seen, median_ms=median_ms, ratio=ratio))
+                tie = Tie(
+                    part=cell.part,
+                    resolution=cell.resolution,
+                    run=moved.run,
+                    median_ms=moved.timing.median_ms,
+                    ratio=moved.timing.median_ms / kept.timing.median_ms,
+                )
+                parts["ties"].append(tie)
     return BenchResult(
         runs=tuple(runs),
         cells=tuple(cells.values()),

@@ -231,14 +231,9 @@ class Workbench:
         file = engine_file(self.engine_dir, part, mode, backend.suffix, *sizes)
         path, name = file.path, str(file.path.relative_to(self.engine_dir))
         if not file.is_there:
-            command = build_command(
-                mode,
-                *sizes,
-                model=self.model.source,
-                backend=backend.name,
-                engine_dir=None if self.engine_dir == _DEFAULT_ENGINE_DIR else self.engine_dir,
-            )
-            raise EngineError(f"no engine {name}", fix=command)
+            place = None if self.engine_dir == _DEFAULT_ENGINE_DIR else self.engine_dir
+            asked = {"model": self.model.source, "backend": backend.name, "engine_dir": place}
+            raise EngineError(f"no engine {name}", fix=build_command(mode, *sizes, **asked))
         if self._scratch is None and self.device == "cuda":
             self._scratch = shared_scratch(self._place)
         before = _free_bytes(self.device)

@@ -140,13 +140,8 @@ def no_folder(
     """What to say of an engine folder that is not there; None if it is."""
     if engine_dir.is_dir():
         return None
-    command = build_command(
-        "static",
-        size,
-        model=None if model == MODEL else model,
-        backend=backend,
-        engine_dir=engine_dir,
-    )
+    asked = {"model": None if model == MODEL else model, "backend": backend}
+    command = build_command("static", size, **asked, engine_dir=engine_dir)
     return EngineError(f"{engine_dir}: no such folder", fix=command)
 
 

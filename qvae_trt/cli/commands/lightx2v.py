@@ -67,15 +67,16 @@ def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:
-    there = ("linked", "copied")
+    def why(engine: Any) -> str:
+        mark = "→" if engine["status"] in ("linked", "copied") else "no file"
+        return engine["reason"] or f"{mark} {engine['engine']}"
+
     columns: dict[str, Any] = {
         "": "status",
         "engine": "part",
-        "opened for": lambda one: one["size"] or "nine profiles",
+        "opened for": lambda engine: engine["size"] or "nine profiles",
         "as": "path",
-        "why": lambda one: (
-            one["reason"] or f"{'→' if one['status'] in there else 'no file'} {one['engine']}"
-        ),
+        "why": why,
     }
     title = counted(engine["status"] for engine in data["engines"])
     configs = (

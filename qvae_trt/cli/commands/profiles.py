@@ -105,9 +105,7 @@ def match(
         fix="leave --profiles out",
     )
     if folder is None:
-        choices: dict[Part, Choice] = dict.fromkeys(
-            PARTS, _as_if_built(resolution, kind, profiles_file)
-        )
+        choices = _as_if_built(resolution, kind, profiles_file)
     else:
         choices = _from_folder(resolution, folder, backend)
     data: dict[str, Any] = {"size": str(resolution)}
@@ -117,12 +115,8 @@ def match(
     # Of an engine that is there and refused, the reason says what helps.
     missing = all(c.candidates[0].kind is ReasonKind.ABSENT for c in choices.values())
     if folder is not None and missing and choices["decoder"].engine == "pytorch":
-        command = build_command(
-            "static",
-            resolution,
-            backend=backend,
-            engine_dir=None if folder == options.ENGINE_DIR else folder,
-        )
+        place = None if folder == options.ENGINE_DIR else folder
+        command = build_command("static", resolution, backend=backend, engine_dir=place)
         output.tell(f"to build one: {command}")
 
 
@@ -151,11 +145,11 @@ def _draw_match(data: dict[str, Any]) -> RenderableType:
     )
 
 
-def _as_if_built(size: Resolution, kind: Kind, profiles_file: Path | None) -> Choice:
+def _as_if_built(size: Resolution, kind: Kind, profiles_file: Path | None) -> dict[Part, Choice]:
     sizes = kind.static_sizes.values()
     built = {r: engine_path(options.ENGINE_DIR, "decoder", "static", "", r) for r in sizes}
     ranges = kind.profiles if profiles_file is None else load_profiles(profiles_file)
-    return choose(size, static=built, profiles=ranges)
+    return dict.fromkeys(PARTS, choose(size, static=built, profiles=ranges))
 
 
 def _from_folder(
