@@ -9,7 +9,7 @@ import importlib.util
 import os
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -51,30 +51,29 @@ class Prepared:
     close: Callable[[], None] = lambda: None
 
 
+@dataclass
 class Workbench:
     """Holds the model on the device in its several forms, and opens engines, for as long as a bench
     lasts.
+
+    Attributes:
+        opened: the backend, once an engine was asked for; else None.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        device: str,
-        precision: Precision,
-        engine_dir: Path | None,
-        backend: str,
-    ) -> None:
+    model: Model
+    _: KW_ONLY
+    device: str
+    precision: Precision
+    engine_dir: Path | None
+    backend: str
+    opened: Any = None
+    _scratch: Any = None
+
+    @property
+    def dtype(self) -> torch.dtype:
         import torch
 
-        self.model = model
-        self.device = device
-        self.dtype = cast("torch.dtype", getattr(torch, DTYPES[precision]))
-        self.engine_dir = engine_dir
-        self.backend = backend
-        self._scratch: Any = None
-        #: The backend, once an engine was asked for; else None.
-        self.opened: Any = None
+        return cast("torch.dtype", getattr(torch, DTYPES[self.precision]))
 
     def prepare(self, name: str, part: Part, resolution: Resolution) -> Prepared:
         """Make a path ready. Raises one of EXPECTED where it cannot be measured here; the message

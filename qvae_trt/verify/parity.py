@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -86,12 +86,9 @@ def verify(
     wanted = None if backend == "auto" else backends.resolve(backend)
     targets = store.find_engines(engine_dir)
     if not targets:
-        raise EngineError(
-            f"{engine_dir}: no engines found",
-            fix=build_command(
-                "static", *resolutions, model=model, backend=backend, engine_dir=engine_dir
-            ),
-        )
+        asked = {"model": model, "backend": backend, "engine_dir": engine_dir}
+        fix = build_command("static", *resolutions, **asked)
+        raise EngineError(f"{engine_dir}: no engines found", fix=fix)
     loaded = load_model(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parity = _Parity(engine_dir, loaded, Reference(loaded, device=device), on_event)
@@ -125,23 +122,23 @@ class _Job:
     ends: list[tuple[Resolution, int]]
 
 
+@dataclass(slots=True)
 class _Parity:
     """One call of `verify`: what is to run, and the rows so far."""
 
-    def __init__(
-        self, engine_dir: Path, model: Model, reference: Reference, on_event: OnEvent
-    ) -> None:
-        self.engine_dir = engine_dir
-        self.model = model
-        self.reference = reference
-        self.on_event = on_event
-        self.rows: list[ParityRow] = []
-        self.versions: dict[str, str] = {}
-        self._jobs: list[_Job] = []
-        self._sizes: set[Resolution] = set()
-        self._done = 0
-        self._responses: dict[Part, dict[Output, float]] = {}
-        self._cache: dict[tuple[Part, Resolution, str, Dtype], tuple[Outputs, Source]] = {}
+    engine_dir: Path
+    model: Model
+    reference: Reference
+    on_event: OnEvent
+    rows: list[ParityRow] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    _jobs: list[_Job] = field(default_factory=list)
+    _sizes: set[Resolution] = field(default_factory=set)
+    _done: int = 0
+    _responses: dict[Part, dict[Output, float]] = field(default_factory=dict)
+    _cache: dict[tuple[Part, Resolution, str, Dtype], tuple[Outputs, Source]] = field(
+        default_factory=dict
+    )
 
     def plan(
         self, target: EngineFile, resolutions: Sequence[Resolution], wanted: str | None
