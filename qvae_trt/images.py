@@ -43,15 +43,15 @@ MULTIPLE = 16
 LATENTS_FORMAT = "qvae-latents-1"
 
 _GREY_MODES = ("1", "L", "LA")
-#: Of an ICC profile's kind of colours, the mode that it is applied in, and the pixels it may be of.
+#: ICC colour space → the mode that the profile is applied in, and the modes that pixels may have.
 _PROFILED: dict[str, tuple[str, tuple[str, ...]]] = {
     "RGB ": ("RGB", ("RGB", "RGBA", "P", "PA", "YCbCr", *_GREY_MODES)),
     "GRAY": ("L", _GREY_MODES),
     "CMYK": ("CMYK", ("CMYK",)),
 }
 
-# By default Pillow refuses a PNG, whose pixels are sound, for one text of more than 1 MiB. That all
-# texts together have a bound, against bombs, stays as it is.
+# By default Pillow refuses a valid PNG for one text chunk of more than 1 MiB. Its limit for all text
+# chunks together, against decompression bombs, stays.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
@@ -78,7 +78,7 @@ def read_picture(path: str | Path, *, channels: Channels = 3) -> Tensor:
     _check_readable(path, "picture")
     try:
         with warnings.catch_warnings():
-            # Damage that Pillow gets over is no news; a bomb is.
+            # Damage that Pillow can repair needs no warning; a decompression bomb is refused.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=READ_FORMATS) as picture:

@@ -176,8 +176,8 @@ def roundtrip(
 
 
 def _check_out(out: Path, suffixes: Sequence[str], kind: str, *, source: Path) -> None:
-    """Before minutes of work: a name of a kind that can be written, in a folder that is there, and
-    not that of the file that is read.
+    """Before minutes of work: an error unless `out` has a suffix that can be written, its folder
+    exists, and it is not the file that is read.
     """
     if out.suffix.lower() not in suffixes:
         raise UsageError(
@@ -201,7 +201,7 @@ def _check_size(size: Resolution, path: Path | str) -> None:
 
 def _load(engine_dir: Path, model: str, backend: str) -> tuple[Model, TrtVae]:
     loaded = load_model(model)
-    # A look at every result costs nothing beside reading and writing the file.
+    # Checking every result costs little next to reading and writing files.
     return loaded, load_vae(engine_dir, model=loaded, backend=backend, check_nan=True)
 
 

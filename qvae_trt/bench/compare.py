@@ -1,5 +1,5 @@
-"""Putting results side by side: runs of one machine merged into one table, and a new result held
-against an old one.
+"""Several results: runs of one machine merged into one table, and a new result compared with an old
+one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qvae_trt.profiles import Part, Resolution
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: A tie further off than this says that the machine was not in the same state in both runs.
+#: If a tie differs by more than this, the machine was not in the same state in both runs.
 TIE_TOLERANCE = 0.05
 #: What runs must have in common to share a table.
 _SUBJECT = ("model", "weights_sha256", "precision")
@@ -201,7 +201,7 @@ def check_comparable(
     margin: float,
     service: bool = False,
 ) -> None:
-    """What `compare` would refuse, said before anything is measured.
+    """What `compare` would refuse, checked before anything is measured.
 
     Raises:
         UsageError: a margin outside 0 to 10.
@@ -228,7 +228,7 @@ def _check_margin(margin: float) -> None:
 
 
 def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Changes:
-    """Hold every latency of `new` against `old`.
+    """Compare every latency of `new` with `old`.
 
     A median regresses when it is more than `margin` (0.05: 5 %) above the old one. A cell that was
     measured and is now empty regresses too; one that the new run did not ask for is left alone.

@@ -1,5 +1,5 @@
-"""Timing that can be trusted: warm-up, synchronisation, turns taken by the paths, as many runs as a
-budget allows.
+"""Timing that can be trusted: warm-up, synchronisation, paths in turns, as many runs as a budget
+allows.
 """
 
 from __future__ import annotations

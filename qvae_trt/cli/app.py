@@ -23,7 +23,7 @@ from qvae_trt.cli.commands.report import report
 from qvae_trt.cli.commands.triton import triton
 from qvae_trt.cli.commands.tune import tune
 from qvae_trt.cli.commands.verify import verify
-from qvae_trt.cli.options import resolve_home, say_where_auto_leads, with_common
+from qvae_trt.cli.options import resolve_home, warn_of_cpu, with_common
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class _Command(_Suggesting, TyperCommand):
         _resolve_homes(ctx.params)
         with output.results_only():
             if ctx.params.get("backend") == "auto":
-                say_where_auto_leads()
+                warn_of_cpu()
             return super().invoke(ctx)
 
 
@@ -65,7 +65,7 @@ class _Group(_Suggesting, TyperGroup):
 
 
 def _resolve_homes(params: dict[str, Any]) -> None:
-    """`~` in paths: shells leave it in `--engine-dir=~/engines`, and a folder `~` helps nobody."""
+    """Expand `~`, which a shell leaves as it is in `--engine-dir=~/engines`."""
     for name, value in params.items():
         if isinstance(value, Path):
             params[name] = resolve_home(value)

@@ -1,4 +1,4 @@
-"""What a wrongly typed command line means: the line to type instead, where one can be told."""
+"""Suggestions for a mistyped command line: the line to type instead, where it is clear."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ PartChoice = Literal["encoder", "decoder", "both"]
 BackendChoice = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 
-def say_where_auto_leads() -> None:
-    """An RTX card with TensorRT-RTX alone would build for the CPU, and never hear of it."""
+def warn_of_cpu() -> None:
+    """Warn where `auto` means the CPU although there is a GPU (TensorRT-RTX alone, say)."""
     from qvae_trt import backends
     from qvae_trt.backends import devices
 
@@ -38,7 +38,7 @@ def say_where_auto_leads() -> None:
 
 
 def check_sizes(given: Any) -> Any:
-    """As an option's callback: a wrong size is said before anything is loaded."""
+    """As an option's callback: a wrong size is reported before anything is loaded."""
     parse_resolutions([given] if isinstance(given, str) else given)
     return given
 
@@ -137,7 +137,7 @@ def resolve_home(path: Path) -> Path:
 def no_folder(
     engine_dir: Path, size: Resolution, *, backend: BackendChoice, model: str = MODEL
 ) -> EngineError | None:
-    """What to say of an engine folder that is not there; None if it is."""
+    """The error for an engine folder that does not exist; None if it does."""
     if engine_dir.is_dir():
         return None
     asked = {"model": None if model == MODEL else model, "backend": backend}

@@ -1,4 +1,4 @@
-"""Where words go: results to stdout, everything else to stderr.
+"""Where output goes: results to stdout, everything else to stderr.
 
 A command calls `emit` once with its result as plain data and a way to draw it; `--json` decides
 which of the two is printed. `tell` writes to stderr.
@@ -57,12 +57,12 @@ def set_verbose(value: bool) -> bool:
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-    """Keep stdout for results, from here to the end of the process's command.
+    """Keep stdout for results while a command runs.
 
     TensorRT and ONNX Runtime print to file descriptor 1 from C++, past Python: the descriptor is
-    led to stderr, and `sys.stdout` writes to a copy of the old one. Does nothing where `sys.stdout`
-    is not the process's own (tests). Streams that the caller has closed lead to the null device:
-    else the first files opened would take their numbers, and what is printed.
+    redirected to stderr, and `sys.stdout` writes to a copy of the old one. Does nothing where
+    `sys.stdout` is not the process's own (tests). Streams that the caller has closed are opened on
+    the null device: else the first files opened would get their descriptors, and the output.
     """
     _open_closed_streams()
     if not _is_own_stdout():
@@ -99,7 +99,7 @@ def _open_closed_streams() -> None:
 
 
 class _Results(io.TextIOWrapper):
-    """Stdout whose reader may leave (`qvae … | head`): the command goes on to its own exit code."""
+    """Stdout whose reader may close it (`qvae … | head`): the command still ends as it would."""
 
     def write(self, text: str) -> int:
         try:
@@ -160,7 +160,7 @@ def save_json(path: Path, data: Mapping[str, object]) -> None:
 
 
 def mute(stream: IO[str]) -> None:
-    """Lead a stream whose reader is gone to the null device: the last flush is then quiet."""
+    """Redirect a stream without a reader to the null device, so that the last flush succeeds."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -168,7 +168,7 @@ def mute(stream: IO[str]) -> None:
 
 
 class _Console(Console):
-    """Shows control characters in place of sending them: text comes from files, too."""
+    """Escapes control characters, which text from files may have, instead of sending them."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str(printable(text), **how)

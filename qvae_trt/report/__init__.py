@@ -1,6 +1,6 @@
 """Results of `qvae bench` as files: Markdown, JSON, CSV, SVG, HTML.
 
-`describe` works out what a result shows; the other modules lay it out.
+`describe` computes what a result shows; the other modules render it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
     """Write one self-contained page.
 
     Results of one machine that complete each other (the engines' run and torch.compile's) become
-    one table; the others stand side by side, the first one as the measure.
+    one table; the others stand side by side, the first one as the baseline.
 
     Args:
         results: at least one.

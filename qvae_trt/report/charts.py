@@ -167,7 +167,7 @@ def _whiskered(timing: Timing) -> Bar:
 
 
 def _least(bars: dict[str, Bar]) -> str | None:
-    """Of one alone nothing is said."""
+    """None for a single bar, which there is nothing to compare with."""
     return min(bars, key=lambda path: bars[path].value) if len(bars) > 1 else None
 
 

@@ -1,5 +1,5 @@
-"""What a report shows of bench results, worked out once: Markdown, HTML, SVG and the screen only
-lay it out.
+"""What a report shows of bench results, computed once: Markdown, HTML, SVG and the screen only
+render it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Entry:
     """A value in a table.
 
     Attributes:
-        ratio: how many times faster than what it is held against, printed behind it.
+        ratio: how many times faster than what it is compared with, printed behind it.
         note: the number of a note, 0 for none.
         code: to be set as code.
     """
@@ -205,7 +205,7 @@ def describe(result: BenchResult) -> Report:
 
 
 def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
-    """Results side by side, the first one as the measure; `names` are what each is called."""
+    """Results side by side, the first one as the baseline; `names` are what each is called."""
     shared = list(charts.contrasts(results))
     tables = []
     for part, title in PART_TITLES.items():

@@ -3,7 +3,7 @@ dark.
 
 Colours are attributes (for programs that know no CSS) that a style sheet overrides where the reader
 prefers dark. Text is measured with an upper estimate of a sans-serif's widths, so that nothing
-meets.
+overlaps.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def document(charts: Sequence[Chart], *, width: int, columns: int = 1, alone: bo
 
 
 def _spoken(chart: Chart) -> str:
-    """The figures in words, for those who hear a chart."""
+    """The figures in words, for screen readers."""
     groups = [
         f"{label}: "
         + ", ".join(f"{chart.labels.get(n, n)} {chart.text(b.value)}" for n, b in bars.items())

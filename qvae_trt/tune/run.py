@@ -49,9 +49,9 @@ class TuneResult:
     parts: tuple[Part, ...]
 
     def chosen(self, part: Part) -> Measurement | None:
-        """The row that `build` will follow; None if none of the variants held."""
-        held = self.file.chosen(part)
-        return held if held in self.rows else None
+        """The row that `build` will follow; None if no variant kept the bounds."""
+        measurement = self.file.chosen(part)
+        return measurement if measurement in self.rows else None
 
     @property
     def ok(self) -> bool:
@@ -105,7 +105,7 @@ class TuneSettings:
 
 
 def tune(settings: TuneSettings, *, on_event: OnEvent = ignore) -> TuneResult:
-    """Measure variants at one size and write the fastest one that is right into a file.
+    """Measure variants at one size and write the fastest correct one into a file.
 
     Every variant is built as `build` builds it, into a temporary folder, run and timed in a process
     of its own, and compared with the folded fp32 network under `verify.BOUNDS`. The file is brought
@@ -176,12 +176,12 @@ def tune(settings: TuneSettings, *, on_event: OnEvent = ignore) -> TuneResult:
 
 
 def fastest(measurements: Sequence[Measurement], default: Variant) -> Measurement | None:
-    """The quickest that is right; the default, if nothing is quicker by more than `LEAST_GAIN`."""
-    right = [(m.timing.median_ms, m) for m in measurements if m.status == "ok" and m.timing]
-    if not right:
+    """The fastest correct one; the default, if nothing is faster by more than `LEAST_GAIN`."""
+    correct = [(m.timing.median_ms, m) for m in measurements if m.status == "ok" and m.timing]
+    if not correct:
         return None
-    best_ms, best = min(right, key=lambda pair: pair[0])
-    tied = [m for ms, m in right if m.variant == default and ms * (1.0 - LEAST_GAIN) <= best_ms]
+    best_ms, best = min(correct, key=lambda pair: pair[0])
+    tied = [m for ms, m in correct if m.variant == default and ms * (1.0 - LEAST_GAIN) <= best_ms]
     return tied[0] if tied else best
 
 
@@ -232,7 +232,7 @@ class _Tuning:
                 words = f"{self.settings.out} is replaced: {other}"
                 self.on_event(Event(kind="warning", text=words))
             else:
-                # Of another graph nothing can be learnt that this version could build.
+                # Measurements of another graph say nothing about what this version builds.
                 rows = [m for m in earlier.measurements if m.subject.recipe_sha256 == self.recipe]
                 self.file = replace(self.file, measurements=tuple(rows), choices=earlier.choices)
                 kept = {p: c for p, c in earlier.choices.items() if self.file.chosen(p) is not None}

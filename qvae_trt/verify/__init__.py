@@ -1,4 +1,4 @@
-"""Parity: are the engines what PyTorch is?
+"""Parity: do the engines compute what PyTorch computes?
 
 Every engine that can run on this machine is run by `Engine`, as the run-time does, on inputs drawn
 from a seed. Polygraphy compares it with PyTorch in fp32. Its error is measured

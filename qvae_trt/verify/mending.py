@@ -20,7 +20,7 @@ def rebuild(
 ) -> str:
     """The command that built the engine, which knows its level and profiles; else a general one.
 
-    A command that built from other weights, or for another place, would mend nothing.
+    A command that built from other weights, or into another folder, would not help.
 
     Args:
         force: for an engine that `qvae build` would take to be up to date.

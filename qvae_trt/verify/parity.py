@@ -209,12 +209,12 @@ class _Parity:
                 fix = fix or self._rebuild(target, job.sidecar)
                 self.rows.append(whole(status="error", reason=_one_line(error), fix=fix))
                 continue
-            self._doubt(job, whole)
+            self._check_response(job, whole)
             try:
                 for size, profile, name in job.steps:
                     self._compare(job, engine, size, profile, name)
                 for size, profile in job.ends:
-                    self._try(job, engine, size, profile)
+                    self._check_end(job, engine, size, profile)
             finally:
                 engine.close()
 
@@ -226,9 +226,9 @@ class _Parity:
         self._done += 1
         return self.reference.input(part, name, size)
 
-    def _doubt(self, job: _Job, whole: Callable[..., ParityRow]) -> None:
-        """A row for each output that PyTorch's own does not move with the input: an engine can only
-        agree with it, whatever it does with its input.
+    def _check_response(self, job: _Job, whole: Callable[..., ParityRow]) -> None:
+        """A row for each output that does not depend on the input in PyTorch either: such an output
+        proves nothing about an engine.
         """
         part, bounds = job.target.part, BOUNDS[job.sidecar.key.precision]
         if part not in self._responses:
@@ -239,7 +239,7 @@ class _Parity:
                 fix = f"No build mends the weights of {self.model.source}: name other ones."
                 self.rows.append(whole(status="broken", reason=reason, fix=fix))
 
-    def _try(self, job: _Job, engine: Engine, size: Resolution, profile: int) -> None:
+    def _check_end(self, job: _Job, engine: Engine, size: Resolution, profile: int) -> None:
         """An end of a range: the engine must run there."""
         name = PICTURES[0] if job.target.part == "encoder" else LATENTS[1]
         reason = "it runs at the end of a range, and was not compared there"
@@ -321,7 +321,7 @@ _KEPT = 4
 
 
 def _one_line(error: QvaeError) -> str:
-    """What an error says, as one line: a colon already joins, a semicolon joins the others."""
+    """An error in one line; its lines are joined by semicolons, but for those after a colon."""
     joined = "; ".join(line.strip() for line in error.what.splitlines())
     return joined.replace(":; ", ": ")
 

@@ -2,7 +2,7 @@
 
 The reference is diffusers' own VAE, called as it ships. Its Conv3d layers do
 three times the arithmetic that a single frame needs, so on a CPU, past `DIFFUSERS_CPU_PIXELS`, the
-folded graph stands in for it, and only after it was seen to be equal to diffusers' in this very run
+folded graph replaces it, and only after it gave the same results as diffusers' in this very run
 (`Proof`). On a GPU it never does. For the yardstick it also does at small sizes where the CPU has
 no bf16 convolutions.
 """

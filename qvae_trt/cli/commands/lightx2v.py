@@ -33,8 +33,8 @@ def lightx2v(
         ),
     ] = "tensorrt",
 ) -> int:
-    """Make the folder that LightX2V's own TensorRT VAE loader opens, of engines that it runs
-    rightly.
+    """Make the folder that LightX2V's own TensorRT VAE loader opens, from engines that it
+    runs correctly.
 
     Exit code 1 if there is none.
     """
