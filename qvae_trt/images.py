@@ -43,15 +43,15 @@ MULTIPLE = 16
 LATENTS_FORMAT = "qvae-latents-1"
 
 _GREY_MODES = ("1", "L", "LA")
-#: ICC colour space → the mode that the profile is applied in, and the modes that pixels may have.
+#: ICC colour space → the mode the profile is applied in, and the modes that pixels may have.
 _PROFILED: dict[str, tuple[str, tuple[str, ...]]] = {
     "RGB ": ("RGB", ("RGB", "RGBA", "P", "PA", "YCbCr", *_GREY_MODES)),
     "GRAY": ("L", _GREY_MODES),
     "CMYK": ("CMYK", ("CMYK",)),
 }
 
-# By default Pillow refuses a valid PNG for one text chunk of more than 1 MiB. Its limit for all text
-# chunks together, against decompression bombs, stays.
+# By default Pillow refuses a valid PNG for one text chunk of more than 1 MiB. Its limit for all of
+# them together, against decompression bombs, stays.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -322,8 +322,3 @@ def save(result: BenchResult, path: Path) -> None:
     """Write `latency.json`, whole or not at all. Raises StoreError."""
     text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
-
-
-def with_run(result: BenchResult, **changes: Any) -> BenchResult:
-    """The result with its last run changed."""
-    return replace(result, runs=(*result.runs[:-1], replace(result.runs[-1], **changes)))

@@ -23,7 +23,6 @@ from qvae_trt.bench.results import (
     Floor,
     Run,
     save,
-    with_run,
 )
 from qvae_trt.bench.service import measure_service, switch
 from qvae_trt.bench.timing import EXPECTED, Call, Limits, clock_for, explain, measure
@@ -167,12 +166,10 @@ def bench(
                 keep()
     finally:
         work.close()
-    result = with_run(
-        result,
-        complete=True,
-        machine={**run.machine, **_end_clocks(device)},
-        versions={**run.versions, **work.versions()},
-    )
+    machine = {**run.machine, **_end_clocks(device)}
+    versions = {**run.versions, **work.versions()}
+    ended = replace(run, complete=True, machine=machine, versions=versions)
+    result = replace(result, runs=(ended,))
     keep()
     _remember(result, work, settings.engine_dir)
     on_event(Event(kind="end", index=total - 1, count=total))

@@ -30,21 +30,6 @@ QVAE = "qvae"
 _SWITCHES = 5
 
 
-def processors(step: int) -> dict[str, Any]:
-    """diffusers' own post-processing, as the pipelines set it up, and qvae's.
-
-    step: of the sides of pictures.
-    """
-    from diffusers.image_processor import VaeImageProcessor
-
-    from qvae_trt.runtime.image_processor import QvaeImageProcessor
-
-    return {
-        STOCK: VaeImageProcessor(vae_scale_factor=step),
-        QVAE: QvaeImageProcessor(vae_scale_factor=step),
-    }
-
-
 def measure_service(
     bench: Workbench, paths: Sequence[str], resolution: Resolution, *, limits: Limits
 ) -> list[ServiceRow]:
@@ -91,16 +76,6 @@ def _decode(
     return pixels, (time.perf_counter() - begin) * 1000.0
 
 
-def to_pil(
-    bench: Workbench, prepared: Prepared, processor: Any, latents: torch.Tensor
-) -> tuple[float, float]:
-    """Decode and post-process one picture as a pipeline does; returns the milliseconds of both."""
-    pixels, decode_ms = _decode(bench, prepared, latents)
-    begin = time.perf_counter()
-    processor.postprocess(pixels[:, :, 0], output_type="pil")
-    return decode_ms, (time.perf_counter() - begin) * 1000.0
-
-
 def _steady(
     bench: Workbench,
     ready: Sequence[Prepared],
@@ -108,7 +83,14 @@ def _steady(
     latents: Sequence[torch.Tensor],
     limits: Limits,
 ) -> list[ServiceRow]:
-    tools = processors(bench.model.kind.step)
+    from diffusers.image_processor import VaeImageProcessor
+
+    from qvae_trt.runtime.image_processor import QvaeImageProcessor
+
+    # Diffusers' own post-processing, as the pipelines set it up, and qvae's.
+    step = bench.model.kind.step
+    tools: dict[str, Any] = {STOCK: VaeImageProcessor(vae_scale_factor=step)}
+    tools[QVAE] = QvaeImageProcessor(vae_scale_factor=step)
     # Stock diffusers is what a server runs today: with the stock processor only.
     pairs = {
         f"{prepared.name} {processor}": (prepared, processor)
@@ -119,7 +101,10 @@ def _steady(
 
     def call(name: str, index: int) -> None:
         prepared, processor = pairs[name]
-        steps[name].append(to_pil(bench, prepared, tools[processor], latents[index]))
+        pixels, decode_ms = _decode(bench, prepared, latents[index])
+        begin = time.perf_counter()
+        tools[processor].postprocess(pixels[:, :, 0], output_type="pil")
+        steps[name].append((decode_ms, (time.perf_counter() - begin) * 1000.0))
 
     calls = {name: partial(call, name) for name in pairs}
     samples = measure(calls, clock=HostClock(), limits=limits)

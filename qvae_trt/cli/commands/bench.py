@@ -23,7 +23,6 @@ def bench(
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            "--baseline",
             metavar="NAME",
             autocompletion=lambda: ["pytorch", "folded", "compiled", "fused"],
             help="pytorch, folded, compiled or fused; can be repeated. "
@@ -33,7 +32,7 @@ def bench(
     part: options.PartOption = "both",
     device: Annotated[
         Literal["cuda", "cpu"] | None,
-        typer.Option("--device", help="Where to measure. [default: the GPU, if there is one]"),
+        typer.Option(help="Where to measure. [default: the GPU, if there is one]"),
     ] = None,
     service: Annotated[
         bool,
@@ -42,23 +41,16 @@ def bench(
         ),
     ] = False,
     budget: Annotated[
-        float, typer.Option("--budget", metavar="SECONDS", help="Seconds for one path at one size.")
+        float, typer.Option(metavar="SECONDS", help="Seconds for one path at one size.")
     ] = 1.0,
     out: Annotated[
-        Path,
-        typer.Option(
-            "--out", metavar="DIR", help="The folder for latency.md, .json, .csv and .svg."
-        ),
+        Path, typer.Option(metavar="DIR", help="The folder for latency.md, .json, .csv and .svg.")
     ] = Path("out/bench"),
     compare: Annotated[
-        Path | None,
-        typer.Option("--compare", metavar="OLD.json", help="Exit code 1 if a latency got worse."),
+        Path | None, typer.Option(metavar="OLD.json", help="Exit code 1 if a latency got worse.")
     ] = None,
     margin: Annotated[
-        float,
-        typer.Option(
-            "--margin", metavar="SHARE", help="How much worse --compare accepts; 0.05 is 5 %."
-        ),
+        float, typer.Option(metavar="SHARE", help="How much worse --compare accepts; 0.05 is 5 %.")
     ] = 0.05,
 ) -> int:
     """Measure the latency of PyTorch and of the engines."""

@@ -34,14 +34,11 @@ def _check_aspects(names: list[str] | None) -> list[str] | None:
 def build(
     mode: Annotated[
         Literal["static", "profiles"],
-        typer.Option(
-            "--mode", help="static: one engine pair per size; profiles: one pair for all sizes."
-        ),
+        typer.Option(help="static: one engine pair per size; profiles: one pair for all sizes."),
     ],
     aspect: Annotated[
         list[str] | None,
         typer.Option(
-            "--aspect",
             metavar="W:H",
             callback=_check_aspects,
             autocompletion=lambda: list(load_static_sizes()),
@@ -64,7 +61,6 @@ def build(
     level: Annotated[
         int | None,
         typer.Option(
-            "--level",
             min=0,
             max=5,
             metavar="0-5",
@@ -75,7 +71,6 @@ def build(
     tune: Annotated[
         str | None,
         typer.Option(
-            "--tune",
             metavar="FILE|none",
             callback=lambda text: text and str(options.resolve_home(Path(text))),
             help="The file that qvae tune wrote. [default: tune.json in --engine-dir, if it fits]",
@@ -165,11 +160,14 @@ def draw(data: dict[str, Any]) -> RenderableType:
         "why": "reason",
     }
     title = counted(engine["status"] for engine in engines)
-    known = [Measured(**engine["estimate"]) for engine in engines if "estimate" in engine]
+    estimates = [Measured(**engine["estimate"]) for engine in engines if "estimate" in engine]
     words = []
-    if known:
-        places = ", ".join(sorted({row.place for row in known}))
-        minutes, mib = (sum(row.seconds for row in known) / 60, sum(r.bytes for r in known) / 2**20)
+    if estimates:
+        places = ", ".join(sorted({row.place for row in estimates}))
+        minutes, mib = (
+            sum(e.seconds for e in estimates) / 60,
+            sum(e.bytes for e in estimates) / 2**20,
+        )
         words = [
             f"~ estimated from the nearest engine measured on {places}; other machines differ.",
             f"~ {minutes:.0f} min and {mib:.0f} MiB in all.",

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def doctor(
-    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-) -> int:
+def doctor(engine_dir: options.EngineDirOption = options.ENGINE_DIR) -> int:
     """Check this machine and show fixes."""
     from qvae_trt.doctor import diagnose
 

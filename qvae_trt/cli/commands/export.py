@@ -20,9 +20,7 @@ from qvae_trt.progress import Event, stages
 def export(
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", metavar="DIR", help="The folder for vae_encoder.onnx and vae_decoder.onnx."
-        ),
+        typer.Option(metavar="DIR", help="The folder for vae_encoder.onnx and vae_decoder.onnx."),
     ],
     model: options.ModelOption = options.MODEL,
     part: options.PartOption = "both",
@@ -40,8 +38,7 @@ def export(
         ),
     ] = None,
     resolution: Annotated[
-        str | None,
-        options.sizes_option("The size of a static graph; needed with --static."),
+        str | None, options.sizes_option("The size of a static graph; needed with --static.")
     ] = None,
 ) -> None:
     """Export the VAE to ONNX."""

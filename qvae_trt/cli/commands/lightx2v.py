@@ -20,16 +20,13 @@ if TYPE_CHECKING:
 
 
 def lightx2v(
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="The folder to make for LightX2V.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to make for LightX2V.")],
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     copy: Annotated[bool, typer.Option("--copy", help="Copy files; else relative links.")] = False,
     backend: Annotated[
         Literal["tensorrt", "onnxruntime"],
         typer.Option(
-            "--backend",
-            help="Whose engines. LightX2V opens those of tensorrt; the others only show the way.",
+            help="Whose engines. LightX2V opens those of tensorrt; the others only show the way."
         ),
     ] = "tensorrt",
 ) -> int:

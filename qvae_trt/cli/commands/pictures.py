@@ -22,8 +22,7 @@ ImageOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="The pi
 def encode(
     image: ImageArgument,
     out: Annotated[
-        Path,
-        typer.Option("--out", metavar="FILE", help="The latents to write, a .safetensors file."),
+        Path, typer.Option(metavar="FILE", help="The latents to write, a .safetensors file.")
     ],
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",

@@ -44,10 +44,7 @@ def profiles(ctx: typer.Context) -> None:
         list_()
 
 
-def list_(
-    profiles_file: options.ProfilesOption = None,
-    model: KindOption = None,
-) -> None:
+def list_(profiles_file: options.ProfilesOption = None, model: KindOption = None) -> None:
     """List the static sizes and the profiles, in the engine's order."""
     kind = _kind(model)
     sizes = kind.static_sizes
@@ -83,7 +80,6 @@ def match(
     engine_dir: Annotated[
         Path | None,
         typer.Option(
-            "--engine-dir",
             envvar="QVAE_ENGINE_DIR",
             metavar="DIR",
             help="Match against the engines here. [default: engines/ if it is there, else as if "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,13 +23,12 @@ def report(
             metavar="RESULTS...", help="latency.json files of qvae bench, or their folders."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page to write.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path(
         "report.html"
     ),
     merge: Annotated[
         Path | None,
         typer.Option(
-            "--merge",
             metavar="DIR",
             help="Merge all results into one table, and write its latency.md, .json, .csv and .svg "
             "here. For runs of one machine and model, such as torch.compile and the engines.",
@@ -63,11 +63,10 @@ def _measured_again(results: Sequence[BenchResult]) -> list[str]:
     """Of what merge keeps the first alone; that pytorch is in all is what ties them."""
     from qvae_trt.bench import REFERENCE
 
-    seen: set[tuple[object, ...]] = set()
-    again: dict[str, None] = {}
-    for result in results:
-        timed = [c for c in result.cells if c.timing is not None and c.path != REFERENCE]
-        keys = {(c.path, c.part, c.resolution) for c in timed}
-        again |= {f"{path} {part}": None for path, part, _ in sorted(keys & seen, key=str)}
-        seen |= keys
-    return list(again)
+    seen = Counter(
+        (cell.path, cell.part, cell.resolution)
+        for result in results
+        for cell in result.cells
+        if cell.timing is not None and cell.path != REFERENCE
+    )
+    return sorted({f"{path} {part}" for (path, part, _), count in seen.items() if count > 1})

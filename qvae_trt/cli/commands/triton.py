@@ -16,14 +16,11 @@ if TYPE_CHECKING:
 
 
 def triton(
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="REPOSITORY", help="The model repository to make."),
-    ],
+    out: Annotated[Path, typer.Option(metavar="REPOSITORY", help="The model repository to make.")],
     engine_dir: EngineDirOption = ENGINE_DIR,
     backend: Annotated[
         Literal["tensorrt", "onnxruntime"],
-        typer.Option("--backend", help="Whose engines, and Triton's backend that runs them."),
+        typer.Option(help="Whose engines, and Triton's backend that runs them."),
     ] = "tensorrt",
     link: Annotated[bool, typer.Option("--link", help="Relative links; else copies.")] = False,
 ) -> int:

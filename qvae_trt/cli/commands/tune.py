@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 
 
 def tune(
-    resolution: Annotated[
-        str,
-        options.sizes_option("The size to measure at."),
-    ],
+    resolution: Annotated[str, options.sizes_option("The size to measure at.")],
     model: Annotated[
         str,
         typer.Option(
-            "--model",
             envvar="QVAE_MODEL",
             metavar="MODEL",
             help="As for build. Speed does not depend on the weights; the default needs no "
@@ -39,7 +35,6 @@ def tune(
     variants: Annotated[
         list[str] | None,
         typer.Option(
-            "--variants",
             metavar="CHANGES",
             help="Only the default and this one, such as attention=exp,attention_chunks=4,level=2; "
             "can be repeated. [default: the few that matter for the backend]",
@@ -47,12 +42,11 @@ def tune(
     ] = None,
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="[default: tune.json in --engine-dir]"),
+        Path | None, typer.Option(metavar="FILE", help="[default: tune.json in --engine-dir]")
     ] = None,
     timing_cache: options.TimingCacheOption = None,
     budget: Annotated[
-        float, typer.Option("--budget", metavar="SECONDS", help="How long to time one variant.")
+        float, typer.Option(metavar="SECONDS", help="How long to time one variant.")
     ] = 2.0,
     force: Annotated[
         bool, typer.Option("--force", help="Measure again the variants that are in the file.")

@@ -26,8 +26,7 @@ def verify(
     backend: options.BackendOption = "auto",
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Also write parity.md and parity.json here."),
+        Path | None, typer.Option(metavar="DIR", help="Also write parity.md and parity.json here.")
     ] = None,
 ) -> None:
     """Compare the engines with PyTorch fp32.
