@@ -180,16 +180,15 @@ def _remember(result: BenchResult, work: Workbench, engine_dir: Path | None) -> 
     """Keep beside the engines how they compare with the fused path: `load_vae(prefer="fastest")`
     follows it. A folder that cannot be written has none.
     """
-    medians: dict[Part, dict[Resolution, measured.Medians]] = {}
-    for cell in result.cells:
-        for way in measured.WAYS:
-            if cell.path == way and cell.timing is not None:
-                sizes = medians.setdefault(cell.part, {})
-                sizes.setdefault(cell.resolution, {})[way] = cell.timing.median_ms
     if engine_dir is None or not work.opened or work.device != "cuda":
         return
     from qvae_trt.runtime.preference import machine_here
 
+    medians: dict[Part, dict[Resolution, measured.Medians]] = {}
+    for cell in result.cells:
+        if cell.path in measured.WAYS and cell.timing is not None:
+            sizes = medians.setdefault(cell.part, {}).setdefault(cell.resolution, {})
+            sizes[cell.path] = cell.timing.median_ms
     with suppress(StoreError):
         measured.remember(engine_dir / measured.FILE_NAME, machine_here(work.opened), medians)
 

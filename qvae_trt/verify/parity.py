@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -210,13 +211,11 @@ class _Parity:
                 self.rows.append(whole(status="error", reason=_one_line(error), fix=fix))
                 continue
             self._check_response(job, whole)
-            try:
+            with closing(engine):
                 for size, profile, name in job.steps:
                     self._compare(job, engine, size, profile, name)
                 for size, profile in job.ends:
                     self._check_end(job, engine, size, profile)
-            finally:
-                engine.close()
 
     def _begin(self, row: ParityRow, part: Part, name: str, size: Resolution) -> Array:
         """The input of a row, told of before it is made."""
