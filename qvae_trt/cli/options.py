@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from qvae_trt.cli.output import set_json, set_verbose, tell
+from qvae_trt.cli.output import set_json, set_verbose, warn
 from qvae_trt.commands import build_command
 from qvae_trt.errors import EngineError, UsageError
 from qvae_trt.profiles import PARTS, Part, Resolution
@@ -30,10 +30,9 @@ def warn_of_cpu() -> None:
     from qvae_trt.backends import devices
 
     if devices.gpus() and backends.resolve("auto") == "onnxruntime":
-        tell(
-            "warning: --backend auto is onnxruntime here, on the CPU, although there is a GPU; "
-            "qvae doctor shows the fix",
-            style="yellow",
+        warn(
+            "--backend auto is onnxruntime here, on the CPU, although there is a GPU; "
+            "qvae doctor shows the fix"
         )
 
 

@@ -140,8 +140,13 @@ def results_only() -> Iterator[None]:
         settings.results = outer
 
 
+def warn(text: str) -> None:
+    """A warning for the person, on stderr."""
+    tell(f"warning: {text}", style="yellow")
+
+
 def _tell_warning(message: Warning | str, *_where: object, **_more: object) -> None:
-    tell(f"warning: {message}", style="yellow")
+    warn(str(message))
 
 
 def emit(data: Mapping[str, Any], draw: Callable[[Any], RenderableType]) -> None:

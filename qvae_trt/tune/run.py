@@ -144,13 +144,15 @@ def tune(settings: TuneSettings, *, on_event: OnEvent = ignore) -> TuneResult:
         workplace() as folder,
         BuildChild() as child,
     ):
+        # Most layers of two variants are the same. TensorRT-RTX takes no timings, and would warn.
+        shared = folder / "timings" if backend.name == "tensorrt" else None
         run = _Tuning(
             settings=settings,
             backend=backend,
             model=loaded,
             recipe=recipe_sha256(),
             default=default,
-            timing_cache=settings.timing_cache or _shared_timings(backend, folder),
+            timing_cache=settings.timing_cache or shared,
             folder=folder,
             child=child,
             on_event=on_event,
@@ -192,11 +194,6 @@ def measure_in_child(request: Mapping[str, object], *, progress: Progress) -> di
     with Child("measuring", makes="result", fix="qvae doctor") as child:
         measured: dict[str, Any] = child.call(run_engine, request, progress=progress)
     return measured
-
-
-def _shared_timings(backend: Backend, folder: Path) -> Path | None:
-    """Most layers of two variants are the same. RTX takes no timings, and would warn."""
-    return folder / "timings" if backend.name == "tensorrt" else None
 
 
 def _count(axes: Sequence[Axis], default: Variant) -> int:

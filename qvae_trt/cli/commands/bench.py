@@ -63,7 +63,7 @@ def bench(
         # PyTorch alone is worth measuring, but not for somebody who mistyped a folder.
         if engine_dir != options.ENGINE_DIR and not baseline:
             raise missing
-        output.tell(f"warning: engines are not measured: {missing}", style="yellow")
+        output.warn(f"engines are not measured: {missing}")
 
     from qvae_trt import bench as measuring
     from qvae_trt import report

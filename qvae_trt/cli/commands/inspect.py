@@ -25,13 +25,13 @@ def inspect(
     sidecar = check(engine, Purpose.INSPECT)
     data: dict[str, Any] = {"path": str(engine), "bytes": engine.stat().st_size}
     if sidecar is None:
-        output.tell("warning: no sidecar says who built this engine or for what", style="yellow")
+        output.warn("no sidecar says who built this engine or for what")
     else:
         data["sidecar"] = sidecar.to_dict()
     try:
         opened = open_engine(engine, Purpose.INSPECT)
     except BackendError as error:
-        output.tell(f"warning: not opened, only its sidecar is shown: {error.what}", style="yellow")
+        output.warn(f"not opened, only its sidecar is shown: {error.what}")
     else:
         backend = opened.backend
         data["engine"] = {

@@ -45,10 +45,7 @@ def lightx2v(
     for command in _commands(placed, engine_dir):
         output.tell(f"to build what is not there: {command}")
     if backend != "tensorrt" and usable:
-        output.tell(
-            f"warning: LightX2V opens TensorRT's engines only, and these are of {backend}",
-            style="yellow",
-        )
+        output.warn(f"LightX2V opens TensorRT's engines only, and these are of {backend}")
     return 0 if usable else 1
 
 

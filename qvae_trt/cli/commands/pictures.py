@@ -73,7 +73,7 @@ def roundtrip(
 def _show(done: Outcome) -> None:
     for run in done.passes:
         for note in run.notes:
-            output.tell(f"warning: {note}", style="yellow")
+            output.warn(note)
     output.emit(done.to_dict(), _draw)
 
 

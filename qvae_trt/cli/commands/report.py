@@ -46,7 +46,7 @@ def report(
     written: list[Path] = []
     if merge is not None:
         for cell in _measured_again(found):
-            output.tell(f"warning: in several files, the first is kept: {cell}", style="yellow")
+            output.warn(f"in several files, the first is kept: {cell}")
         found = [bench.merge(found)]
         written = write_tables(found[0], merge)
     write_html(found, out)
