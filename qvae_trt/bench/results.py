@@ -3,7 +3,7 @@
 
 A result holds one or several runs. Each run is one process on one machine; a cell belongs to a run,
 and its speed-up is taken against the `pytorch` cell of that same run. What can be derived
-(speed-up, share of the arithmetic floor) is written for readers of the JSON and worked out anew
+(speed-up, share of the arithmetic floor) is written for readers of the JSON and computed again
 when it is loaded.
 """
 

@@ -90,10 +90,10 @@ def follow(
 
 
 def _line(path: Path, file: TuneFile, part: Part) -> str:
-    choice, held = file.choices.get(part), file.chosen(part)
-    if choice is None or held is None or held.timing is None:
+    choice, measurement = file.choices.get(part), file.chosen(part)
+    if choice is None or measurement is None or measurement.timing is None:
         return f"{path}: the {part} was not tuned"
-    words = f"{path}: {part} {choice.variant}: {held.timing.median_ms:.2f} ms"
+    words = f"{path}: {part} {choice.variant}: {measurement.timing.median_ms:.2f} ms"
     if choice.default_ms is not None:
         words += f", default {choice.default_ms:.2f} ms"
     unfinished = "" if choice.complete else " (qvae tune was not finished)"

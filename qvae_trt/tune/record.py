@@ -242,8 +242,8 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
     if len({(m.subject, m.variant) for m in measurements}) < len(measurements):
         top.refuse("measurements", "one variant twice")
     for part in file.choices:
-        held = file.chosen(part)
-        if held is None or held.status != "ok":
+        measurement = file.chosen(part)
+        if measurement is None or measurement.status != "ok":
             choices.refuse(part, "not among the measurements that are ok")
     return file
 

@@ -188,7 +188,7 @@ def fastest(measurements: Sequence[Measurement], default: Variant) -> Measuremen
 
 
 def measure_in_child(request: Mapping[str, object], *, progress: Progress) -> dict[str, Any]:
-    """`measuring.run_engine` in a process that is gone afterwards, however this ends."""
+    """`measuring.run_engine` in a process of its own, which ends with this call."""
     from qvae_trt.tune.measuring import run_engine
 
     with Child("measuring", makes="result", fix="qvae doctor") as child:

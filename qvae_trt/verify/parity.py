@@ -78,7 +78,8 @@ def verify(
         on_event: told before each comparison.
 
     Returns: a report with a row for each output compared, and one for each engine that was not
-        run, with the reason. `report.ok` is False where a bound is broken or nothing could be run.
+        run, with the reason. `report.ok` is False where an engine
+        exceeds its tolerance or nothing could be run.
 
     Raises:
         EngineError: no engine under the folder. ModelError: no such model.

@@ -39,8 +39,7 @@ DIFFUSERS_CPU_PIXELS = 512 * 512
 #: Where the two are compared before that. Not square, and small: a second on one core for the
 #: tiny model.
 PROOF_SIZE = Resolution(96, 128)
-#: Largest difference between the folded and diffusers' fp32 results: the bound the fold itself is
-#: held to.
+#: Largest difference between the folded and diffusers' fp32 results, as in the tests of the fold.
 PROOF_MAX_ABS = 1e-5
 #: The folded bf16 error over diffusers' bf16 error, at most. More would loosen the yardstick by
 #: folding.

@@ -93,7 +93,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Something ran and no bound is broken. What cannot run here counts neither way."""
+        """Something ran and nothing exceeds its tolerance. What cannot run here does not count."""
         counts = self.counts
         return counts["passed"] > 0 and counts["broken"] == 0 and counts["error"] == 0
 
@@ -101,7 +101,7 @@ class VerifyReport:
         """Raise unless `ok`.
 
         Raises:
-            ParityError: a bound is broken, an engine failed, or nothing could be run.
+            ParityError: an engine exceeds its tolerance, an engine failed, or nothing could be run.
         """
         if self.ok:
             return

@@ -89,14 +89,14 @@ def bench(
         result = measuring.bench(settings, out=out, on_event=on_event)
     written = report.write_tables(result, out)
     data: dict[str, object] = result.to_dict()
-    found = None if old is None else measuring.compare(old, result, margin)
+    changes = None if old is None else measuring.compare(old, result, margin)
     shown = [screen(report.describe(result))]
-    if found is not None:
-        data["comparison"] = found.to_dict()
-        shown.append(comparison_table(found))
+    if changes is not None:
+        data["comparison"] = changes.to_dict()
+        shown.append(comparison_table(changes))
     output.emit(data, lambda _: stacked(*shown))
     for path in written:
         output.tell(f"wrote {path}")
-    if found is not None:
-        output.tell(found.summary, style=None if found.ok else "bold red")
-    return 0 if found is None or found.ok else 1
+    if changes is not None:
+        output.tell(changes.summary, style=None if changes.ok else "bold red")
+    return 0 if changes is None or changes.ok else 1

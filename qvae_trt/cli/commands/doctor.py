@@ -15,9 +15,9 @@ def doctor(engine_dir: options.EngineDirOption = options.ENGINE_DIR) -> int:
     """Check this machine and show fixes."""
     from qvae_trt.doctor import diagnose
 
-    found = diagnose(engine_dir)
-    output.emit(found.to_dict(), _draw)
-    return 0 if found.ok else 1
+    diagnosis = diagnose(engine_dir)
+    output.emit(diagnosis.to_dict(), _draw)
+    return 0 if diagnosis.ok else 1
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:

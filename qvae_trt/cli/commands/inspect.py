@@ -66,7 +66,7 @@ def _engine(path: Path) -> Path:
     if path.suffix == ".json" and path.with_suffix("").is_file():
         return path.with_suffix("")
     if path.is_dir():
-        found = sorted(
+        engines = sorted(
             file
             for depth in ("", "*/", "*/*/")
             for suffix in ("trt", "onnx")
@@ -74,8 +74,8 @@ def _engine(path: Path) -> Path:
         )
         raise EngineError(
             f"{path}: is a directory, expected an engine file",
-            fix=f"for example: {command_line(['qvae', 'inspect', str(found[0])])}"
-            if found
+            fix=f"for example: {command_line(['qvae', 'inspect', str(engines[0])])}"
+            if engines
             else build_command("static", engine_dir=path),
         )
     return path

@@ -39,9 +39,10 @@ def lightx2v(
 
     suffix = ".onnx" if backend == "onnxruntime" else ".trt"
     placed = make_folder(engine_dir, out, flavour=backend, suffix=suffix, copy=copy)
-    usable = {mode for mode in MODES if any(one.usable for one in placed if one.mode == mode)}
+    usable = {engine.mode for engine in placed if engine.usable}
     configs = {mode: configuration(out, mode) for mode in MODES if mode in usable}
-    output.emit({"engines": [one.to_dict() for one in placed], "configurations": configs}, _draw)
+    engines = [engine.to_dict() for engine in placed]
+    output.emit({"engines": engines, "configurations": configs}, _draw)
     for command in _commands(placed, engine_dir):
         output.tell(f"to build what is not there: {command}")
     if backend != "tensorrt" and usable:
@@ -51,12 +52,13 @@ def lightx2v(
 
 def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
     """That build what is missing, all sizes in one, and what helps with each that was refused."""
-    missing = [one for one in placed if one.status == "missing"]
-    sizes = dict.fromkeys(one.resolution for one in missing if one.resolution is not None)
+    missing = [engine.resolution for engine in placed if engine.status == "missing"]
+    sizes = dict.fromkeys(size for size in missing if size is not None)
     commands = [build_command("static", *sizes, engine_dir=engine_dir)] if sizes else []
-    if any(one.resolution is None for one in missing):
+    if None in missing:
         commands.append(build_command("profiles", engine_dir=engine_dir))
-    commands += [one.fix for one in placed if one.status == "refused" and one.fix is not None]
+    refused = [engine for engine in placed if engine.status == "refused"]
+    commands += [engine.fix for engine in refused if engine.fix is not None]
     return list(dict.fromkeys(commands))
 
 

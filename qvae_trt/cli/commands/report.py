@@ -42,14 +42,14 @@ def report(
     from qvae_trt import bench
     from qvae_trt.report import write_html, write_tables
 
-    found = [bench.load(path) for path in results]
+    loaded = [bench.load(path) for path in results]
     written: list[Path] = []
     if merge is not None:
-        for cell in _measured_again(found):
+        for cell in _measured_again(loaded):
             output.warn(f"in several files, the first is kept: {cell}")
-        found = [bench.merge(found)]
-        written = write_tables(found[0], merge)
-    write_html(found, out)
+        loaded = [bench.merge(loaded)]
+        written = write_tables(loaded[0], merge)
+    write_html(loaded, out)
     written.append(out)
     data = {
         "path": str(out),

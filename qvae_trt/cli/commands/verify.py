@@ -31,7 +31,7 @@ def verify(
 ) -> None:
     """Compare the engines with PyTorch fp32.
 
-    Every engine that can run here is compared. Exit code 1 if a bound is broken.
+    Every engine that can run here is compared. Exit code 1 if an engine exceeds its tolerance.
     """
     from qvae_trt.files.writing import check_writable
 
