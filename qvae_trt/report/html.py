@@ -79,12 +79,11 @@ def _report(report: Report, index: int) -> list[str]:
         out += [_paragraph(table.text, "small")] if table.text else []
         out.append(_table(table, index))
     if report.notes:
-        out.append('<h3>Notes</h3><ol class="small">')
-        out += [
+        notes = (
             f'<li id="n{index}-{number}">{escape(text)}</li>'
             for number, text in enumerate(report.notes, 1)
-        ]
-        out.append("</ol>")
+        )
+        out += ['<h3>Notes</h3><ol class="small">', *notes, "</ol>"]
     out.append("<h3>Spread, memory, share of the arithmetic floor</h3>")
     for part in report.parts:
         count = len(part.details.rows)

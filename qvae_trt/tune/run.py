@@ -129,9 +129,8 @@ def tune(settings: TuneSettings, *, on_event: OnEvent = ignore) -> TuneResult:
     default = default_variant(backend.name, backend.version(), precision)
     asked = [default.changed(text) for text in settings.variants]
     if not has_levels(backend.name) and any(variant.level is not None for variant in asked):
-        raise UsageError(
-            f"{backend.name} has no builder levels", fix="leave level= out of --variants"
-        )
+        fix = "leave level= out of --variants"
+        raise UsageError(f"{backend.name} has no builder levels", fix=fix)
     out = settings.out
     earlier = record.load(out) if out.exists() else None
 
