@@ -233,7 +233,7 @@ def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resoluti
 
 def _encode(vae: TrtVae, pixels: Tensor, padded: Resolution) -> tuple[Tensor, Pass]:
     x = pad(pixels, (padded.height, padded.width))[:, :, None]
-    return _watch(vae, "encoder", padded, lambda: vae.encode(x, return_dict=False)[0].mode())
+    return _timed(vae, "encoder", padded, lambda: vae.encode(x, return_dict=False)[0].mode())
 
 
 def _decode(vae: TrtVae, z: Tensor) -> tuple[Tensor, Pass]:
@@ -246,7 +246,7 @@ def _decoded_size(z: Tensor, scale: int) -> Resolution:
     return Resolution(scale * z.shape[-2], scale * z.shape[-1])
 
 
-def _watch(
+def _timed(
     vae: TrtVae, part: Part, seen: Resolution, run: Callable[[], Tensor]
 ) -> tuple[Tensor, Pass]:
     choice = vae.choice(part, seen)

@@ -106,7 +106,7 @@ def bench(
         engine_dir=settings.engine_dir,
         backend=settings.backend,
     )
-    # Before the machine is described: after the product the clocks are those of a GPU at work.
+    # Measured before the facts of the machine, so that its clocks are those of a busy GPU.
     matmul = matmul_rate(device, getattr(torch, DTYPES[precision]))
     run = Run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -52,7 +52,7 @@ def command_instead(context: Any, typed: Sequence[str]) -> str | None:
 
 
 def _line(words: list[str]) -> str | None:
-    """None where a word cannot be typed: half of a character, which only a program can pass."""
+    """None where a word cannot be typed: a lone surrogate, which only a program can pass."""
     try:
         return command_line(words)
     except UnicodeEncodeError:

@@ -124,7 +124,7 @@ def parse_parts(part: PartChoice) -> tuple[Part, ...]:
 
 
 def resolve_home(path: Path) -> Path:
-    """`~` and `~user` at its beginning."""
+    """Expand `~` and `~user`."""
     try:
         return path.expanduser()
     except RuntimeError as error:

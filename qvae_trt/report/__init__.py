@@ -53,7 +53,7 @@ def write_tables(result: BenchResult, out: Path) -> list[Path]:
             pictures.append(path)
             write_text(path, _picture(report.charts[name], report.title))
         else:
-            # A picture of an earlier result would stand beside tables that it does not belong to.
+            # A chart of an earlier result would not match the tables.
             path.unlink(missing_ok=True)
     write_text(out / "latency.md", markdown(report, charts=[path.name for path in pictures]))
     return [out / "latency.md", out / "latency.json", out / "latency.csv", *pictures]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _check_aspects(names: list[str] | None) -> list[str] | None:
-    """UsageError, before anything is loaded, for what no kind of VAE has."""
+    """UsageError, before anything is loaded, for an aspect ratio that no kind of VAE has."""
     known = {aspect: size for kind in KINDS for aspect, size in kind.static_sizes.items()}
     for name in names or ():
         parse_aspect(name, sizes=known)
@@ -138,8 +138,8 @@ def build(
 
 
 def plain(results: Sequence[JobResult], flavour: str | None) -> list[dict[str, Any]]:
-    """What became of each engine; with an estimate, where the flavour has any, for what is planned
-    and was never built here.
+    """Each engine as `--json` prints it; a planned one that was never built has an estimate, if any
+    engine of its flavour was measured.
     """
     engines = [result.to_dict() for result in results]
     for row, result in zip(engines, results, strict=True):

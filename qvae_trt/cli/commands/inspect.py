@@ -62,7 +62,7 @@ def _short(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _engine(path: Path) -> Path:
-    """A sidecar stands for its engine, and in a folder there is one to name."""
+    """The engine of a sidecar; for a folder, an error that names an engine in it."""
     if path.suffix == ".json" and path.with_suffix("").is_file():
         return path.with_suffix("")
     if path.is_dir():

@@ -51,7 +51,7 @@ def lightx2v(
 
 
 def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
-    """That build what is missing, all sizes in one, and what helps with each that was refused."""
+    """Commands that build what is missing, all sizes in one, and the fix of each refused engine."""
     missing = [engine.resolution for engine in placed if engine.status == "missing"]
     sizes = dict.fromkeys(size for size in missing if size is not None)
     commands = [build_command("static", *sizes, engine_dir=engine_dir)] if sizes else []

@@ -60,7 +60,7 @@ def report(
 
 
 def _measured_again(results: Sequence[BenchResult]) -> list[str]:
-    """Of what merge keeps the first alone; that pytorch is in all is what ties them."""
+    """Paths that several results measured, of which merge keeps the first; `pytorch` ties them."""
     from qvae_trt.bench import REFERENCE
 
     seen = Counter(
