@@ -238,7 +238,7 @@ def _encode(vae: TrtVae, pixels: Tensor, padded: Resolution) -> tuple[Tensor, Pa
 
 def _decode(vae: TrtVae, z: Tensor) -> tuple[Tensor, Pass]:
     size = _decoded_size(z, vae.kind.scale)
-    pixels, run = _watch(vae, "decoder", size, lambda: vae.decode(z, return_dict=False)[0])
+    pixels, run = _timed(vae, "decoder", size, lambda: vae.decode(z, return_dict=False)[0])
     return pixels[:, :, 0], run
 
 
