@@ -303,7 +303,7 @@ class _Tuning:
                 progress("PyTorch fp32", 0, 0)
                 size = self.settings.resolution
                 self.reference = FoldedReference(self.model, subject.part, size)
-            built = self._build(measurement, place, progress)
+            engine, built = self._build(measurement, place, progress)
             measurement = replace(
                 measurement,
                 build_seconds=None if built.seconds is None else round(built.seconds, 3),
@@ -311,9 +311,7 @@ class _Tuning:
             )
             files = {"inputs": place / "inputs.npy", "outputs": place / "outputs.npy"}
             self.reference.write_inputs(files["inputs"])
-            request = {
-                name: str(path) for name, path in {"engine": built.job.path, **files}.items()
-            }
+            request = {name: str(path) for name, path in {"engine": engine, **files}.items()}
             answer = measure_in_child(
                 {**request, "limits": asdict(self.settings.limits)}, progress=progress
             )
@@ -334,7 +332,9 @@ class _Tuning:
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _build(self, measurement: Measurement, place: Path, progress: Progress) -> JobResult:
+    def _build(
+        self, measurement: Measurement, place: Path, progress: Progress
+    ) -> tuple[Path, JobResult]:
         part, variant = measurement.subject.part, measurement.variant
 
         def pass_on(event: Event) -> None:
@@ -354,4 +354,4 @@ class _Tuning:
         (built,) = build(jobs, settings, on_event=pass_on, child=self.child)
         if built.error is not None:
             raise built.error
-        return built
+        return jobs[0].path, built
