@@ -16,24 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from qvae_trt.errors import (
-    BackendError,
-    BenchError,
-    BuildError,
-    DeviceMemoryError,
-    EngineError,
-    ExecutionError,
-    ForeignEngineError,
-    ModelError,
-    ParityError,
-    PictureError,
-    ProfileError,
-    QvaeError,
-    ResolutionError,
-    StaleEngineError,
-    StoreError,
-    UsageError,
-)
+from qvae_trt import errors
+from qvae_trt.errors import *  # noqa: F403  the names in its `__all__`
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
@@ -42,49 +26,28 @@ if TYPE_CHECKING:
     from qvae_trt.runtime.lightx2v import from_lightx2v_config
     from qvae_trt.runtime.vae import TrtVae, load_vae
 
+#: The module of each public name that is not imported here.
 _HOMES = {
-    **dict.fromkeys(
-        ("Profile", "Resolution", "load_profiles", "load_static_sizes"), "qvae_trt.profiles"
-    ),
-    **dict.fromkeys(("TrtVae", "load_vae"), "qvae_trt.runtime.vae"),
-    "QvaeImageProcessor": "qvae_trt.runtime.image_processor",
-    "from_lightx2v_config": "qvae_trt.runtime.lightx2v",
+    "Profile": "profiles",
+    "QvaeImageProcessor": "runtime.image_processor",
+    "Resolution": "profiles",
+    "TrtVae": "runtime.vae",
+    "from_lightx2v_config": "runtime.lightx2v",
+    "load_profiles": "profiles",
+    "load_static_sizes": "profiles",
+    "load_vae": "runtime.vae",
 }
 
-__all__ = [
-    "BackendError",
-    "BenchError",
-    "BuildError",
-    "DeviceMemoryError",
-    "EngineError",
-    "ExecutionError",
-    "ForeignEngineError",
-    "ModelError",
-    "ParityError",
-    "PictureError",
-    "Profile",
-    "ProfileError",
-    "QvaeError",
-    "QvaeImageProcessor",
-    "Resolution",
-    "ResolutionError",
-    "StaleEngineError",
-    "StoreError",
-    "TrtVae",
-    "UsageError",
-    "__version__",
-    "from_lightx2v_config",
-    "load_profiles",
-    "load_static_sizes",
-    "load_vae",
-]
+__all__ = ["Profile", "QvaeImageProcessor", "Resolution", "TrtVae", "__version__"]
+__all__ += ["from_lightx2v_config", "load_profiles", "load_static_sizes", "load_vae"]
+__all__ += errors.__all__
 
 
 def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'qvae_trt' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(home), name)
+    value: object = getattr(importlib.import_module(f"qvae_trt.{home}"), name)
     globals()[name] = value
     return value
 

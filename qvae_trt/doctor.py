@@ -65,18 +65,6 @@ class Diagnosis:
         return {"qvae": __version__, "ok": self.ok, "checks": checks}
 
 
-def _ok(name: str, detail: str) -> Check:
-    return Check(name, "ok", detail)
-
-
-def _warn(name: str, detail: str, fix: str | None) -> Check:
-    return Check(name, "warn", detail, fix)
-
-
-def _fail(name: str, detail: str, fix: str | None) -> Check:
-    return Check(name, "fail", detail, fix)
-
-
 def diagnose(engine_dir: Path) -> Diagnosis:
     """Look at everything; takes seconds, since torch is imported."""
     found = [_python(), _gpu(), *_backends(), _auto()]
@@ -89,21 +77,21 @@ def _python() -> Check:
     place = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     detail = f"{place}, qvae {__version__}"
     if sys.platform == "linux" and platform.machine() == "x86_64":
-        return _ok("python", detail)
+        return Check("python", "ok", detail)
     fix = "TensorRT's wheels are for x86-64 Linux; elsewhere use onnxruntime"
-    return _warn("python", detail, fix)
+    return Check("python", "warn", detail, fix)
 
 
 def _gpu() -> Check:
     gpus = devices.gpus()
     if not gpus:
         fix = "install NVIDIA's driver (nvidia-smi must show the GPU); else the CPU is used"
-        return _warn("gpu", devices.absence(), fix)
+        return Check("gpu", "warn", devices.absence(), fix)
     words = []
     for gpu in gpus:
         memory = "" if gpu.total_bytes is None else f", {gpu.total_bytes / 2**30:.0f} GiB"
         words.append(f"{gpu.name} (compute capability {gpu.compute_capability}{memory})")
-    return _ok("gpu", f"{'; '.join(words)}; driver {gpus[0].driver or 'unknown'}")
+    return Check("gpu", "ok", f"{'; '.join(words)}; driver {gpus[0].driver or 'unknown'}")
 
 
 def _backends() -> Iterator[Check]:
@@ -130,8 +118,9 @@ def _onnxruntime_twice() -> Iterator[Check]:
     with suppress(metadata.PackageNotFoundError):
         for name in ("onnxruntime", "onnxruntime-gpu"):
             metadata.version(name)
-        yield _warn(
+        yield Check(
             "onnxruntime-gpu",
+            "warn",
             "onnxruntime and onnxruntime-gpu are both installed, in one folder",
             "pip uninstall -y onnxruntime && "
             "pip install --force-reinstall --no-deps onnxruntime-gpu",
@@ -141,12 +130,12 @@ def _onnxruntime_twice() -> Iterator[Check]:
 def _auto() -> Check:
     name = backends.resolve("auto")
     if name != "onnxruntime" or not devices.gpus():
-        return _ok("--backend auto", name)
+        return Check("--backend auto", "ok", name)
     fix = "pip install 'qvae-trt[gpu]'"
     with suppress(QvaeError):
         if backends.get("tensorrt_rtx").can_run().ok:
             fix = f"--backend tensorrt_rtx with every command; or {fix}"
-    return _warn("--backend auto", "onnxruntime, although there is a GPU", fix)
+    return Check("--backend auto", "warn", "onnxruntime, although there is a GPU", fix)
 
 
 def _engines(engine_dir: Path) -> Check:
@@ -154,16 +143,16 @@ def _engines(engine_dir: Path) -> Check:
     locked = _unreadable(engine_dir)
     if locked is not None:
         fix = f"let this user into it: {command_line(['chmod', 'u+rX', str(locked)])}"
-        return _warn("engines", f"{locked}: no permission to read", fix)
+        return Check("engines", "warn", f"{locked}: no permission to read", fix)
     found = Counter(_engine_in_words(engine.path) for engine in store.find_engines(engine_dir))
     if not found:
-        return _ok("engines", f"none in {engine_dir} yet")
+        return Check("engines", "ok", f"none in {engine_dir} yet")
     told = [f"{count} of {words}" for (_, words), count in found.items()]
     detail = f"in {engine_dir}: {'; '.join(told)}"
     if all(serves for serves, _ in found):
-        return _ok("engines", detail)
+        return Check("engines", "ok", detail)
     fix = "run qvae build with the options they were built with; qvae inspect ENGINE shows them"
-    return _warn("engines", detail, fix)
+    return Check("engines", "warn", detail, fix)
 
 
 def _engine_in_words(engine: Path) -> tuple[bool, str]:
@@ -186,7 +175,7 @@ def _engine_in_words(engine: Path) -> tuple[bool, str]:
 
 
 def _unreadable(engine_dir: Path) -> Path | None:
-    """The first folder on the way to the engines that is there and cannot be looked into."""
+    """The first existing folder on the path to the engines that this user may not read."""
     for parent in engine_dir.absolute().parents:
         if _locked(parent, os.X_OK):
             return parent
@@ -209,23 +198,25 @@ def _torch() -> Check:
     torch = importlib.import_module("torch")
     cuda = torch.version.cuda
     if cuda is not None and torch.cuda.is_available():
-        return _ok("torch", f"{torch.__version__}, CUDA {cuda}")
+        return Check("torch", "ok", f"{torch.__version__}, CUDA {cuda}")
     if not devices.gpus():
-        return _ok("torch", f"{torch.__version__}, on the CPU")
+        return Check("torch", "ok", f"{torch.__version__}, on the CPU")
     if cuda is None:
         fix = "pip install --force-reinstall torch"
-        return _warn("torch", f"{torch.__version__} has no CUDA", fix)
+        return Check("torch", "warn", f"{torch.__version__} has no CUDA", fix)
     fix = f"install a driver that supports CUDA {cuda}, or a torch built for an older CUDA"
-    return _warn("torch", f"{torch.__version__} cannot use the GPU", fix)
+    return Check("torch", "warn", f"{torch.__version__} cannot use the GPU", fix)
 
 
 def _package(name: str) -> Check:
     try:
         importlib.import_module(name)
-        return _ok(name, metadata.version(name))
+        return Check(name, "ok", metadata.version(name))
     except (ImportError, OSError, metadata.PackageNotFoundError) as error:
         # OSError: a shared library that does not load.
-        return _fail(name, f"does not import: {error}", f"pip install --force-reinstall {name}")
+        return Check(
+            name, "fail", f"does not import: {error}", f"pip install --force-reinstall {name}"
+        )
 
 
 def _disk(engine_dir: Path) -> Check:
@@ -234,20 +225,22 @@ def _disk(engine_dir: Path) -> Check:
         folder = folder.parent
     fix = "name another --engine-dir"
     if not folder.is_dir():
-        return _fail("disk", f"{folder} is a file, expected a folder", fix)
+        return Check("disk", "fail", f"{folder} is a file, expected a folder", fix)
     if not os.access(folder, os.W_OK):
         detail = f"{folder}: no permission to write"
         if _unreadable(engine_dir) is None and store.find_engines(engine_dir):
             detail = f"{detail}: the engines there serve, and none can be built"
-            return _warn("disk", detail, f"to build: {fix}")
-        return _fail("disk", detail, fix)
+            return Check("disk", "warn", detail, f"to build: {fix}")
+        return Check("disk", "fail", detail, fix)
     free = shutil.disk_usage(folder).free
     detail = f"{free / 2**30:.1f} GiB free in {folder}"
     if free < _SMALLEST_BYTES:
-        return _fail("disk", detail, f"free some space, or {fix}")
+        return Check("disk", "fail", detail, f"free some space, or {fix}")
     if free < _ENGINES_BYTES:
-        return _warn("disk", f"{detail}; all engines together may need 4 GiB", "free some space")
-    return _ok("disk", detail)
+        return Check(
+            "disk", "warn", f"{detail}; all engines together may need 4 GiB", "free some space"
+        )
+    return Check("disk", "ok", detail)
 
 
 def _hub() -> Check:
@@ -255,12 +248,15 @@ def _hub() -> Check:
         hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
         what = f"huggingface_hub does not import: {error}"
-        return _fail("model", what, "pip install huggingface_hub")
+        return Check("model", "fail", what, "pip install huggingface_hub")
     cached = hub.try_to_load_from_cache(_HUB_MODEL, "vae/diffusion_pytorch_model.safetensors")
     if isinstance(cached, str):
-        return _ok("model", f"{_HUB_MODEL}: in the hub's cache")
+        return Check("model", "ok", f"{_HUB_MODEL}: in the hub's cache")
     offline = " and HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else ""
     fix = f"hf download {_HUB_MODEL} --include 'vae/*'; offline: --model bundled:tiny"
-    return _warn(
-        "model", f"{_HUB_MODEL}: not in the hub's cache{offline} (the hub was not asked)", fix
+    return Check(
+        "model",
+        "warn",
+        f"{_HUB_MODEL}: not in the hub's cache{offline} (the hub was not asked)",
+        fix,
     )

@@ -21,7 +21,7 @@ FLAT = "flat"
 
 
 def write(value: Any) -> Any:
-    """What JSON takes of a row: fields by their names, sizes as `WxH`."""
+    """What JSON takes of a row: fields by their names, sizes as `WxH`, paths as text."""
     if isinstance(value, Resolution | Path):
         return str(value)
     if hasattr(value, "canonical"):

@@ -15,10 +15,10 @@ from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named
 from qvae_trt.lightx2v_loader import static_folders, unheld
-from qvae_trt.profiles import MODES, PARTS, Mode, Part, Profile, Resolution
+from qvae_trt.profiles import PARTS, Mode, Part, Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 #: Of input and output, as it takes them apart: pixels, 16 latents, their means and log-variances.
 _CHANNELS: dict[Part, tuple[int, int]] = {"encoder": (3, 32), "decoder": (16, 3)}
@@ -29,38 +29,25 @@ class Placed:
     """What became of one engine that the loader can ask for.
 
     Attributes:
+        size: what it opens a static engine for; None for one with profiles.
         path: under LightX2V's name.
         engine: ours, which is there or would be.
-        resolution: what it opens a static engine for; None for one with profiles.
         reason: why it was refused.
         fix: the command that builds what is missing or was refused.
     """
 
+    status: Literal["linked", "copied", "missing", "refused"]
     part: Part
     mode: Mode
+    size: Resolution | None
     path: Path
     engine: Path
-    resolution: Resolution | None
-    status: Literal["linked", "copied", "missing", "refused"]
     reason: str = ""
     fix: str | None = None
 
     @property
     def usable(self) -> bool:
         return self.status in ("linked", "copied")
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
-        return {
-            "status": self.status,
-            "part": self.part,
-            "mode": self.mode,
-            "size": None if self.resolution is None else str(self.resolution),
-            "path": str(self.path),
-            "engine": str(self.engine),
-            "reason": self.reason,
-            "fix": self.fix,
-        }
 
 
 def make_folder(
@@ -87,12 +74,12 @@ def make_folder(
     build = build_command("static", engine_dir=engine_dir)
     store.check_other_folder(engine_dir, out, use="LightX2V's names", name="lightx2v", build=build)
     placed = []
-    for part, mode, resolution, name in _asked_for():
-        file = store.engine_file(engine_dir, part, mode, suffix, resolution)
+    for part, mode, size, name in _asked_for():
+        file = store.engine_file(engine_dir, part, mode, suffix, size)
         engine, path = file.path, out / name / file.path.name
         found: dict[str, Any] = {"status": "copied" if copy else "linked"}
         if not file.is_there:
-            sizes = () if resolution is None else (resolution,)
+            sizes = () if size is None else (size,)
             command = build_command(mode, *sizes, part=part, engine_dir=engine_dir)
             found = {"status": "missing", "fix": command}
         else:
@@ -100,13 +87,9 @@ def make_folder(
                 _check(file, flavour)
             except EngineError as error:
                 found = {"status": "refused", "reason": error.what, "fix": error.fix}
-        one = Placed(part=part, mode=mode, path=path, engine=engine, resolution=resolution, **found)
-        for source, target in (
-            (engine, path),
-            (store.sidecar_path(engine), store.sidecar_path(path)),
-        ):
-            _place(source, target, one)
-        placed.append(one)
+        placed.append(Placed(part=part, mode=mode, size=size, path=path, engine=engine, **found))
+        for beside in (Path, store.sidecar_path):
+            _place(beside(engine), beside(path), placed[-1])
     return placed
 
 
@@ -118,19 +101,15 @@ def configuration(out: Path, mode: Mode) -> dict[str, object]:
 
 def _asked_for() -> Iterator[tuple[Part, Mode, Resolution | None, Path]]:
     """Part, mode, size and folder of all that the loader looks for."""
-    static: Mode
-    static, profiles = MODES
-    for name, resolution in static_folders().items():
+    for name, size in static_folders().items():
         for part in PARTS:
-            yield part, static, resolution, Path(static, name)
+            yield part, "static", size, Path("static", name)
     for part in PARTS:
-        yield part, profiles, None, Path(profiles)
+        yield part, "profiles", None, Path("profiles")
 
 
 def _check(file: store.EngineFile, flavour: str) -> None:
-    """EngineError, with what helps, for an engine that the loader would run wrongly or not at
-    all.
-    """
+    """EngineError, with a fix, for an engine that the loader would run wrongly or not at all."""
     engine, part = file.path, file.part
     # Whatever an engine is, its output buffer is fp16.
     expected = {**file.place, "flavour": flavour, "precision": "fp16"}
@@ -142,12 +121,7 @@ def _check(file: store.EngineFile, flavour: str) -> None:
             f"{engine}: from {channels[0]} channels to {channels[1]}, expected {wanted}",
             fix="qvae_trt.from_lightx2v_config serves such a VAE in LightX2V",
         )
-    if file.mode == "profiles":
-        _check_ranges(engine, sidecar.key.profiles)
-
-
-def _check_ranges(engine: Path, profiles: Sequence[Profile]) -> None:
-    missed = unheld(profiles)
+    missed = unheld(sidecar.key.profiles) if file.mode == "profiles" else []
     if missed:
         size, index = missed[0]
         raise EngineError(

@@ -35,6 +35,26 @@ class Purpose(Enum):
     INSPECT = auto()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What an engine that is opened has to be, beside what its place says.
+
+    Attributes:
+        backend: what is to run it; None: what its sidecar or its suffix says.
+        weights_sha256, vae: of the VAE, and the name of its kind; None takes any.
+        allow_foreign: serve one without a sidecar, too. Deserialising an engine runs its code: use
+            this only for engines that you built.
+    """
+
+    backend: Backend | None = None
+    weights_sha256: str | None = None
+    vae: str | None = None
+    allow_foreign: bool = False
+
+
+ANY = Wanted()
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A loaded engine.
@@ -51,34 +71,24 @@ class Opened:
     session: Session
 
 
-def check(
-    engine: EngineFile | Path,
-    purpose: Purpose,
-    *,
-    backend: Backend | None = None,
-    weights_sha256: str | None = None,
-    vae: str | None = None,
-    allow_foreign: bool = False,
-) -> Sidecar | None:
+def check(engine: EngineFile | Path, purpose: Purpose, wanted: Wanted = ANY) -> Sidecar | None:
     """The sidecar of an engine that may be opened; None for one of unknown origin, which may be
     inspected, and served if that is allowed.
 
     Args:
         engine: with its place, which decides what it must be; a path alone takes any whole engine.
-        backend: what is to run it; without one, any.
-        weights_sha256, vae: of the VAE, and the name of its kind; without them, of any.
 
     Raises: as `store.check_engine`.
     """
     expected: dict[str, object] = {}
-    path = engine.path if isinstance(engine, EngineFile) else engine
     if isinstance(engine, EngineFile) and purpose is not Purpose.INSPECT:
-        identity = {} if backend is None else backend.identity()
-        expected = engine.expected(identity, weights_sha256=weights_sha256, vae=vae)
+        expected |= {} if wanted.backend is None else wanted.backend.identity()
+        expected |= engine.place
+        expected |= {"vae": wanted.vae, "weights_sha256": wanted.weights_sha256}
     try:
-        return store.check_engine(path, expected=expected)
+        return store.check_engine(_path(engine), expected=expected)
     except ForeignEngineError:
-        if purpose is Purpose.INSPECT or (purpose is Purpose.SERVE and allow_foreign):
+        if purpose is Purpose.INSPECT or (purpose is Purpose.SERVE and wanted.allow_foreign):
             return None
         raise
 
@@ -86,41 +96,34 @@ def check(
 def open_engine(
     engine: EngineFile | Path,
     purpose: Purpose,
+    wanted: Wanted = ANY,
     *,
-    backend: Backend | None = None,
-    weights_sha256: str | None = None,
-    vae: str | None = None,
-    allow_foreign: bool = False,
     loading: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Opened:
-    """Check an engine file, as `check` does, and load it. Deserialising runs code of its maker.
+    """Check an engine file, as `check` does, and load it.
 
     Args:
-        backend: without one, what the sidecar or the file's suffix says.
         loading: entered while it is loaded.
 
     Raises: as `check`, and as `Backend.open`.
     """
-    path = engine.path if isinstance(engine, EngineFile) else engine
+    path = _path(engine)
     for _ in range(_LOOKS):
         files = store.signature(path)  # it or its sidecar may be replaced while the other is read
-        sidecar = check(
-            engine,
-            purpose,
-            backend=backend,
-            weights_sha256=weights_sha256,
-            vae=vae,
-            allow_foreign=allow_foreign,
-        )
+        sidecar = check(engine, purpose, wanted)
         if sidecar is None and purpose is Purpose.SERVE:
             what = f"{path}: no sidecar says what it is; loaded because it was asked for"
             warnings.warn(what, stacklevel=3)
-        runs_it = backend or backends.for_engine(path, sidecar)
+        backend = wanted.backend or backends.for_engine(path, sidecar)
         with loading():
-            session = runs_it.open(path)
+            session = backend.open(path)
             if store.signature(path) == files:
-                return Opened(path, files, sidecar, runs_it, session)
+                return Opened(path, files, sidecar, backend, session)
             session.close()
     raise EngineError(
         f"{path}: replaced {_LOOKS} times while it was loaded", fix="wait until qvae build is done"
     )
+
+
+def _path(engine: EngineFile | Path) -> Path:
+    return engine.path if isinstance(engine, EngineFile) else engine

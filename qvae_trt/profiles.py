@@ -259,12 +259,10 @@ def parse_aspect(name: str, *, sizes: Mapping[str, Resolution] | None = None) ->
     """`"16:9"` -> its static size. UsageError, listing the known ones, for any other name."""
     known = load_static_sizes() if sizes is None else sizes
     if name not in known:
-        near = meant_aspect(name)
+        near, other = meant_aspect(name), "any other size: --resolution WIDTHxHEIGHT"
         raise UsageError(
             f"{quoted(name)} is not a known aspect ratio: expected one of {', '.join(known)}",
-            fix="any other size: --resolution WIDTHxHEIGHT"
-            if near not in known
-            else f"write it as {near}",
+            fix=f"write it as {near}" if near in known else other,
         )
     return known[name]
 
@@ -292,18 +290,11 @@ def meant_aspect(text: str) -> str | None:
 def engine_path(
     engine_dir: Path, part: Part, mode: Mode, suffix: str, resolution: Resolution | None = None
 ) -> Path:
-    """Where an engine lives under `engine_dir`; `suffix` is the backend's (`.trt`, `.onnx`).
-
-    Raises:
-        ValueError: an unknown part or mode, or a static engine without a size. Callers check what
-            users type.
+    """Where an engine lives under `engine_dir`; `suffix` is the backend's (`.trt`, `.onnx`), and
+    `resolution` that of a static engine.
     """
-    if part not in PARTS:
-        raise ValueError(f"part {part!r}: expected one of {PARTS}")
     if mode == "profiles":
         return engine_dir / "profiles" / f"vae_{part}_multi_profile{suffix}"
-    if resolution is None or mode != "static":
-        raise ValueError(f"mode {mode!r}, resolution {resolution}: expected static with a size")
     return engine_dir / "static" / str(resolution) / f"vae_{part}{suffix}"
 
 
@@ -316,27 +307,7 @@ def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
     """
-    return dict(_read_sizes(path or own_file("static.toml")))
-
-
-def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
-    """The optimization profiles, in the file's order; by default the nine of
-    Qwen-Image.
-
-    Raises:
-        ProfileError: the file cannot be read or is malformed; names the file and the line.
-    """
-    return _read_profiles(path or own_file("nine.toml"))
-
-
-def own_file(name: str) -> Path:
-    package = Path(__file__).resolve().parent
-    installed = package / "data" / "profiles" / name
-    return installed if installed.is_file() else package.parent / "profiles" / name
-
-
-def _read_sizes(path: Path) -> dict[str, Resolution]:
-    file = TomlFile(path)
+    file = TomlFile(path or own_file("static.toml"))
     file.only_keys(file.data, ("sizes",), "")
     table = file.data.get("sizes")
     if not isinstance(table, dict) or not table:
@@ -365,8 +336,14 @@ def _read_sizes(path: Path) -> dict[str, Resolution]:
     return sizes
 
 
-def _read_profiles(path: Path) -> tuple[Profile, ...]:
-    file = TomlFile(path)
+def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
+    """The optimization profiles, in the file's order; by default the nine of
+    Qwen-Image.
+
+    Raises:
+        ProfileError: the file cannot be read or is malformed; names the file and the line.
+    """
+    file = TomlFile(path or own_file("nine.toml"))
     file.only_keys(file.data, ("profile",), "")
     tables = file.data.get("profile")
     if not isinstance(tables, list) or not tables:
@@ -394,6 +371,12 @@ def _read_profiles(path: Path) -> tuple[Profile, ...]:
             file.fail(f"profile {index} repeats profile {profiles.index(profile)}", where)
         profiles.append(profile)
     return tuple(profiles)
+
+
+def own_file(name: str) -> Path:
+    package = Path(__file__).resolve().parent
+    installed = package / "data" / "profiles" / name
+    return installed if installed.is_file() else package.parent / "profiles" / name
 
 
 def _size(file: TomlFile, text: object, *where: str) -> Resolution:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003  a field of a row
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt import store
 from qvae_trt.commands import build_command
 from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named, write_text
-from qvae_trt.profiles import MODES
+from qvae_trt.profiles import MODES, Mode, Part
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from qvae_trt.profiles import Mode, Part
     from qvae_trt.tensors import TensorSpec
 
 Backend = Literal["tensorrt", "onnxruntime"]
@@ -39,23 +37,12 @@ class ServedModel:
     """
 
     name: str
+    status: Literal["served", "refused"]
     part: Part
     mode: Mode
     engine: Path
     reason: str = ""
     fix: str | None = None
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
-        return {
-            "name": self.name,
-            "status": "refused" if self.reason else "served",
-            "part": self.part,
-            "mode": self.mode,
-            "engine": str(self.engine),
-            "reason": self.reason,
-            "fix": self.fix,
-        }
 
 
 def make_repository(
@@ -92,18 +79,18 @@ def make_repository(
     for file in files:
         name = f"qwen_image_vae_{file.part}_{file.resolution or 'profiles'}"
         config, model = out / name / "config.pbtxt", out / name / "1" / file_name
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"status": "served"}
         try:
             expected = {"flavour": backend, **file.place}
             sidecar = store.check_engine(file.path, expected=expected)
         except EngineError as error:
-            found = {"reason": error.what, "fix": error.fix}
+            found = {"status": "refused", "reason": error.what, "fix": error.fix}
             with refusals_named("remove", model, option=RESULTS):
                 for path in (config, model):
                     path.unlink(missing_ok=True)
         else:
             place_file(file.path, model, link=link)
-            # In this order: whoever polls the repository finds no configuration without its model.
+            # In this order: a server that polls finds no configuration without its model.
             write_text(config, configuration(name, backend, sidecar))
         models.append(
             ServedModel(name=name, part=file.part, mode=file.mode, engine=file.path, **found)

@@ -37,7 +37,7 @@ _SECONDS_BETWEEN = 0.1
 
 
 class ChildError(Exception):
-    """An error that no one expected, in another process. Its cause has the traceback there."""
+    """A bug in another process. Its cause has the traceback from there."""
 
 
 class _TraceError(Exception):
@@ -222,7 +222,7 @@ def serve(parent: int, events: int) -> None:
 
 def _answered(say: Callable[..., None], task: Callable[..., Any], arguments: Any) -> bool:
     try:
-        outcome = task(*arguments, progress=_Throttle(say))
+        outcome = task(*arguments, progress=_throttled(say))
     except QvaeError as error:
         say("error", error)
     except MemoryError:
@@ -243,21 +243,20 @@ def _answered(say: Callable[..., None], task: Callable[..., Any], arguments: Any
     return False
 
 
-class _Throttle:
+def _throttled(say: Callable[..., None]) -> Progress:
     """Progress at most ten times a second, since TensorRT reports thousands of steps; but every
     beginning and end.
     """
+    last = 0.0
 
-    def __init__(self, say: Callable[..., None]) -> None:
-        self._say = say
-        self._last = 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> bool:
-        now = time.monotonic()
-        if now - self._last >= _SECONDS_BETWEEN or done in (0, total):
-            self._last = now
-            self._say("progress", stage, done, total)
+    def progress(stage: str, done: int, total: int) -> bool:
+        nonlocal last
+        if (now := time.monotonic()) - last >= _SECONDS_BETWEEN or done in (0, total):
+            last = now
+            say("progress", stage, done, total)
         return True
+
+    return progress
 
 
 def _die_with(parent: int) -> None:

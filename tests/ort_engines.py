@@ -67,7 +67,6 @@ def write(
     backend = backends.get("onnxruntime")
     path = engine_path(folder, part, mode, backend.suffix, profiles[0].opt)
     spec = backends.BuildSpec(
-        input_name={"encoder": "images", "decoder": "latents"}[part],
         ranges=tuple(
             ShapeRange(*(shape(part, size, model) for size in (p.min, p.opt, p.max)))
             for p in profiles

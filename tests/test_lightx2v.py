@@ -351,7 +351,6 @@ def test_an_engine_file_is_what_it_deserialises(tmp_path, part):
     wide = (WIDE.min, WIDE.opt, WIDE.max)
     sizes = [(STATIC,) * 3] if fixed else [wide, wide]
     spec = BuildSpec(
-        input_name="images" if part == "encoder" else "latents",
         ranges=tuple(
             ShapeRange(*(ort_engines.shape(part, size) for size in three)) for three in sizes
         ),

@@ -707,7 +707,7 @@ def test_a_mistaken_file_is_refused_from_its_header(
         raise AssertionError("read the tensors")
 
     rewrite(copy, lambda tensors: tensors.update({"transformer.weight": torch.zeros(1)}))
-    monkeypatch.setattr("qvae_trt.model.load.read_tensors", refuse)
+    monkeypatch.setattr("qvae_trt.model.weights.read_tensors", refuse)
     for source in (copy, copy / WEIGHTS):
         with pytest.raises(ModelError, match="does not have"):
             load_model(str(source))

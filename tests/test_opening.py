@@ -9,7 +9,7 @@ import pytest
 
 from qvae_trt import backends, store
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError
-from qvae_trt.opening import Purpose, check, open_engine
+from qvae_trt.opening import Purpose, Wanted, check, open_engine
 from qvae_trt.store import EngineFile
 
 if TYPE_CHECKING:
@@ -34,9 +34,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> EngineFi
 @pytest.mark.parametrize("purpose", Purpose)
 def test_an_engine_in_order_opens_for_everything(engine, purpose):
     weights = ort_engines.tiny().weights_sha256
-    opened = open_engine(
-        engine, purpose, backend=backends.get("onnxruntime"), weights_sha256=weights
-    )
+    wanted = Wanted(backend=backends.get("onnxruntime"), weights_sha256=weights)
+    opened = open_engine(engine, purpose, wanted)
     assert opened.sidecar is not None
     assert opened.files == store.signature(engine.path)
     assert opened.session.inspect()["operations"]
@@ -47,10 +46,10 @@ def test_an_engine_in_order_opens_for_everything(engine, purpose):
 def test_what_does_not_serve_is_neither_verified_nor_timed(engine, purpose):
     backend = backends.get("onnxruntime")
     with pytest.raises(StaleEngineError, match="built from other weights"):
-        open_engine(engine, purpose, backend=backend, weights_sha256="0" * 64)
+        open_engine(engine, purpose, Wanted(backend=backend, weights_sha256="0" * 64))
     misplaced = EngineFile(engine.path, "encoder", "static", engine.resolution)
     with pytest.raises(StaleEngineError, match="the other half"):
-        open_engine(misplaced, purpose, backend=backend)
+        open_engine(misplaced, purpose, Wanted(backend=backend))
     assert check(misplaced, Purpose.INSPECT) is not None
 
 
@@ -61,9 +60,9 @@ def test_an_engine_of_unknown_origin_is_inspected_and_served_if_that_is_allowed(
             open_engine(engine, purpose)
     for purpose in (Purpose.VERIFY, Purpose.BENCH):
         with pytest.raises(ForeignEngineError):
-            open_engine(engine, purpose, allow_foreign=True)
+            open_engine(engine, purpose, Wanted(allow_foreign=True))
     with pytest.warns(UserWarning, match="loaded because it was asked for"):
-        open_engine(engine, Purpose.SERVE, allow_foreign=True).session.close()
+        open_engine(engine, Purpose.SERVE, Wanted(allow_foreign=True)).session.close()
     assert open_engine(engine, Purpose.INSPECT).sidecar is None
 
 

@@ -397,12 +397,6 @@ def test_every_static_folder_is_its_size():
         assert folder == f"{size.width}x{size.height}"
 
 
-def test_a_wrong_part_mode_or_missing_size_is_a_bug():
-    for part, mode in (("both", "static"), ("encoder", "dynamic"), ("encoder", "static")):
-        with pytest.raises(ValueError, match="expected"):
-            engine_path(Path("e"), part, mode, ".trt")
-
-
 @pytest.mark.parametrize("name", ["16:10", "", "../..", "..:..", "16_9", "a" * 300, "16:9\0"])
 def test_an_unknown_aspect_lists_the_known_ones(name):
     with pytest.raises(UsageError) as caught:

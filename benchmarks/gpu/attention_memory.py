@@ -48,11 +48,12 @@ from torch.nn import functional as F
 
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec
-from qvae_trt.export import TENSOR_NAMES, onnx_of
+from qvae_trt.export import onnx_of
 from qvae_trt.folding.attention import Attention
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lowerings import PYTORCH, choose_lowering
 from qvae_trt.model import load_model
+from qvae_trt.opening import Wanted
 from qvae_trt.profiles import Profile, Resolution
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.tensors import ShapeRange
@@ -252,9 +253,7 @@ def measure(name: str, backend: Backend, out: Path) -> dict[str, Any]:
     proto = graph_of(block, name, torch.zeros(shapes[1], dtype=torch.float16))
     graph, engine = out / f"{name}.onnx", out / f"{name}.trt"
     graph.write_bytes(proto.SerializeToString())
-    spec = BuildSpec(
-        input_name=TENSOR_NAMES["decoder"][0], ranges=(ShapeRange(*shapes),), precision="fp16"
-    )
+    spec = BuildSpec(ranges=(ShapeRange(*shapes),), precision="fp16")
     outcome = backend.build(graph, engine, spec)
     report: dict[str, Any] = {
         "form": name,
@@ -282,7 +281,7 @@ def run(
     largest: tuple[int, ...],
 ) -> dict[str, float]:
     """Milliseconds, and how far the results are from PyTorch's in float32."""
-    loaded = Engine.open(engine, allow_foreign=True, backend=backend)
+    loaded = Engine.open(engine, wanted=Wanted(backend=backend, allow_foreign=True))
     wanted = Attention(block, PYTORCH).float().cuda()
     told: dict[str, float] = {}
     for name, shape in {"opt": opt, "max": largest}.items():

@@ -106,7 +106,6 @@ def measure(options: argparse.Namespace) -> None:
         "export_seconds": round(time.perf_counter() - begun, 1),
     }
     spec = BuildSpec(
-        input_name=exported.input.name,
         ranges=job.ranges(model),
         precision="fp16",
         level=options.level,

@@ -21,7 +21,7 @@ from triton.testing import do_bench
 
 from qvae_trt.bench.machine import machine_facts, version_facts
 from qvae_trt.fused import kernels
-from qvae_trt.fused.layout import head_weight, like, stem_weight
+from qvae_trt.fused.network import head_weight, like, stem_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import torch
 
 from qvae_trt import store
 from qvae_trt.backends.trt_session import TensorRTSession
-from qvae_trt.runtime.scratch import Scratch
+from qvae_trt.runtime.memory import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

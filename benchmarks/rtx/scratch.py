@@ -52,9 +52,9 @@ def measure(model: Model, job: Job, folder: Path) -> dict[str, Any]:
     backend = backends.get("tensorrt_rtx")
     lowering = choose_lowering("tensorrt_rtx", backend.version(), "fp16")
     graph, plan = folder / "graph.onnx", folder / "engine.trt"
-    made = export_onnx(model, job.part, graph, resolution=job.resolution, lowering=lowering)
+    export_onnx(model, job.part, graph, resolution=job.resolution, lowering=lowering)
     ranges = job.ranges(model)
-    spec = BuildSpec(input_name=made.input.name, ranges=ranges, precision="fp16")
+    spec = BuildSpec(ranges=ranges, precision="fp16")
     with Heard(backend) as heard:
         outcome = backend.build(graph, plan, spec)
     found = [int(size) for size in _PLANNED.findall("\n".join(heard.texts))]

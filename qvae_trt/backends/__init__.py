@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from qvae_trt.backends.devices import Device
-from qvae_trt.backends.protocol import (
-    ALIGNMENT_BYTES,
-    Backend,
-    BuildOutcome,
-    BuildSpec,
-    Session,
-    Verdict,
-)
+from qvae_trt.backends.devices import Device as Device
+from qvae_trt.backends.protocol import ALIGNMENT_BYTES as ALIGNMENT_BYTES
+from qvae_trt.backends.protocol import Backend as Backend  # noqa: TC001  for others
+from qvae_trt.backends.protocol import BuildOutcome as BuildOutcome
+from qvae_trt.backends.protocol import BuildSpec as BuildSpec
+from qvae_trt.backends.protocol import Session as Session
+from qvae_trt.backends.protocol import Verdict as Verdict
 from qvae_trt.errors import BackendError, EngineError, UsageError
 from qvae_trt.profiles import BACKENDS
 
@@ -26,18 +24,6 @@ if TYPE_CHECKING:
 
     from qvae_trt.store import Sidecar
 
-__all__ = [
-    "ALIGNMENT_BYTES",
-    "Backend",
-    "BuildOutcome",
-    "BuildSpec",
-    "Device",
-    "Session",
-    "Verdict",
-    "for_engine",
-    "get",
-    "resolve",
-]
 
 # onnxruntime 1.32 on Linux reports its use to its maker over the network, and leaves files in the
 # home and the temporary folder, unless this stands before it is imported.

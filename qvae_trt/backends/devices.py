@@ -1,4 +1,4 @@
-"""Which GPU there is, asked of the driver itself, so that no torch is needed to know."""
+"""Which GPUs there are, as the NVIDIA driver reports them; torch is not needed."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def create_stream() -> int:
 
 
 def synchronize(stream: int) -> int:
-    """Waits for a CUDA stream of the calling thread's context; the driver's status, 0 if all is
-    well.
+    """Waits for a CUDA stream of the calling thread's context. Returns the driver's status, 0 for
+    success.
     """
     status: int = ctypes.CDLL("libcuda.so.1").cuStreamSynchronize(ctypes.c_void_p(stream))
     return status

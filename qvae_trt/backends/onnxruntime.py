@@ -1,6 +1,6 @@
 """ONNX Runtime: the engine is the graph as it left the optimizer, one `.onnx` file.
 
-Its ranges lie in the file's metadata, and a shape outside them is refused as TensorRT refuses it,
+Its ranges are in the file's metadata, and a shape outside them is refused as TensorRT refuses it,
 although ONNX Runtime itself would run any: what is tested here on a CPU then holds on a GPU.
 """
 
@@ -17,15 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt.backends import devices
 from qvae_trt.backends.devices import Device
-from qvae_trt.backends.protocol import (
-    BuildOutcome,
-    BuildSpec,
-    Session,
-    Verdict,
-    check_shape,
-    describe,
-    selected,
-)
+from qvae_trt.backends.protocol import BuildOutcome, Verdict, check_shape, describe
 from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import (
     BackendError,
@@ -35,8 +27,7 @@ from qvae_trt.errors import (
     ExecutionError,
     ForeignEngineError,
 )
-from qvae_trt.files.workplace import workplace
-from qvae_trt.files.writing import refusals_named
+from qvae_trt.files.writing import refusals_named, workplace
 from qvae_trt.progress import silent
 from qvae_trt.tensors import ShapeRange, TensorSpec
 
@@ -44,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from qvae_trt.backends.protocol import BuildSpec, Session
     from qvae_trt.profiles import Precision
     from qvae_trt.progress import Progress
     from qvae_trt.tensors import DTypeName
@@ -85,28 +77,25 @@ class OnnxRuntime:
     def uses_cuda(self) -> bool:
         return _CUDA in self._ort.get_available_providers() and bool(devices.gpus())
 
-    def _gpu(self) -> Device | None:
-        return devices.gpu() if self.uses_cuda else None
-
     def device(self) -> Device | None:
-        return self._gpu() if self.uses_cuda else Device("cpu")
+        return devices.gpu() if self.uses_cuda else Device("cpu")
 
     def identity(self) -> dict[str, str | None]:
         """See `backends.Backend.identity`."""
-        gpu = self._gpu()
+        device = self.device() or Device("cpu")
         return {
             "flavour": self.name,
             "flavour_version": self.version(),
-            "gpu": gpu.name if gpu else "cpu",
-            "compute_capability": gpu.compute_capability if gpu else None,
+            "gpu": device.name,
+            "compute_capability": device.compute_capability,
         }
 
     def can_build(self) -> Verdict:
         return self.can_run()
 
     def can_run(self) -> Verdict:
-        gpu = self._gpu()
-        where = gpu.name if gpu else "the CPU"
+        device = self.device()
+        where = device.name if device and self.uses_cuda else "the CPU"
         return Verdict(True, f"onnxruntime {self.version()} on {where}")
 
     def supports(self, precision: Precision) -> Verdict:
@@ -123,8 +112,6 @@ class OnnxRuntime:
         self.supports(spec.precision).require()
         started = time.perf_counter()
         say = progress or silent
-        if not onnx.is_file():
-            raise BuildError(f"{onnx}: no such ONNX file", fix="export it: qvae export --out DIR")
         options = self._options()
         # The extended level is the last whose graph does not depend on this machine's processor.
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -137,9 +124,8 @@ class OnnxRuntime:
             options.optimized_model_filepath = str(optimized)
             with refusals_named("write", optimized), _full_disk_named(onnx, folder):
                 session = self._session(onnx, options, BuildError)
-            source, result = _describe(session, BuildError)
+            source, result = _describe(session)
             del session
-            spec.check_input(source)
             example = spec.ranges[0].min
             shapes = (example, _infer_output(onnx, source, result, example))
             _write(optimized, out, shapes, spec.ranges, weights_in=onnx.parent)
@@ -194,8 +180,8 @@ class OnnxRuntime:
 class OnnxRuntimeSession:
     """`backends.Session`: pointers are host addresses (device addresses with the CUDA provider).
 
-    `execute` returns when the run is done: ONNX Runtime knows nothing of the caller's stream, so a
-    CUDA run first waits for it, which no capture takes.
+    `execute` returns when the run is done: ONNX Runtime does not know the caller's stream, so a
+    CUDA run waits for it first, and cannot be captured.
     """
 
     capturable = False
@@ -204,23 +190,22 @@ class OnnxRuntimeSession:
         self._path, self._session = path, session
         self._device_id = device_id or 0
         self.device_type: Literal["cuda", "cpu"] = "cpu" if device_id is None else "cuda"
-        self.input, self.output = _describe(session, EngineError)
+        self.input, self.output = _describe(session)
         self.ranges, self._example = _read_ranges(path, session, len(self.input.shape))
-        self._selected: tuple[int, ...] | None = None
+        self._selected: tuple[int, ...] = ()
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:  # noqa: ARG002
-        """Takes note of the shape. Returns 0: ONNX Runtime brings its own scratch."""
-        self._live()
+        """Remembers the shape. Returns 0: ONNX Runtime allocates its own scratch."""
         check_shape(self, shape, profile)
         self._selected = shape
         return 0
 
     def output_shape(self) -> tuple[int, ...]:
         """By the ratio of output to input sides, of which the file holds an example."""
-        shape, (before, after) = selected(self._selected), self._example
+        before, after = self._example
         return tuple(
             side if now == then else side * now // then
-            for side, now, then in zip(after, shape, before, strict=True)
+            for side, now, then in zip(after, self._selected, before, strict=True)
         )
 
     def execute(
@@ -232,28 +217,26 @@ class OnnxRuntimeSession:
         scratch_bytes: int,  # noqa: ARG002
         stream: int,
     ) -> None:
-        """Runs. Raises: EngineError (nothing selected), ExecutionError, DeviceMemoryError."""
-        session = self._live()
-        shape = selected(self._selected)
+        """Runs. Raises: ExecutionError, DeviceMemoryError."""
         if self.device_type == "cuda":
             status = devices.synchronize(stream)
             if status != 0:
                 raise ExecutionError(f"the caller's CUDA stream failed (error {status})")
         import numpy
 
-        binding = session.io_binding()
+        binding = self._session.io_binding()
         for bind, tensor, sides, pointer in (
-            (binding.bind_input, self.input, shape, input_ptr),
+            (binding.bind_input, self.input, self._selected, input_ptr),
             (binding.bind_output, self.output, self.output_shape(), output_ptr),
         ):
             dtype = numpy.dtype(tensor.dtype)
             bind(tensor.name, self.device_type, self._device_id, dtype, sides, pointer)
         try:
-            session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             if not _is_from_onnxruntime(error):
                 raise
-            text = f"the engine failed on {list(shape)}: {_first_line(error)}"
+            text = f"the engine failed on {list(self._selected)}: {_first_line(error)}"
             raise (DeviceMemoryError if _is_memory(error) else ExecutionError)(text) from error
 
     def inspect(self) -> dict[str, object]:
@@ -265,7 +248,7 @@ class OnnxRuntimeSession:
             **describe(self),
             "scratch_bytes": None,
             "profile_scratch_bytes": None,
-            "providers": self._live().get_providers(),
+            "providers": self._session.get_providers(),
             "operations": dict(Counter(node.op_type for node in nodes).most_common()),
             "layers": [
                 {"Name": node.name, "LayerType": node.op_type, "Outputs": list(node.output)}
@@ -275,23 +258,17 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         self._session = None
-        self._selected = None
-
-    def _live(self) -> Any:
-        if self._session is None:
-            raise EngineError("the engine is closed")
-        return self._session
 
 
-def _describe(session: Any, kind: type[BuildError | EngineError]) -> tuple[TensorSpec, TensorSpec]:
+def _describe(session: Any) -> tuple[TensorSpec, TensorSpec]:
     ways = (session.get_inputs(), session.get_outputs())
     if len(ways[0]) != 1 or len(ways[1]) != 1:
-        raise kind(f"{len(ways[0])} inputs and {len(ways[1])} outputs: expected one of each")
+        raise EngineError(f"{len(ways[0])} inputs and {len(ways[1])} outputs: expected one of each")
     found = []
     for (tensor,) in ways:
         dtype = _DTYPES.get(tensor.type)
         if dtype is None:
-            raise kind(f"{tensor.name} is {tensor.type}: expected a float tensor")
+            raise EngineError(f"{tensor.name} is {tensor.type}: expected a float tensor")
         shape = tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
         found.append(TensorSpec(tensor.name, dtype, shape))
     return found[0], found[1]

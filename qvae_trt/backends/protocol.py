@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from qvae_trt import json_rows
-from qvae_trt.errors import BackendError, BuildError, EngineError, UsageError
+from qvae_trt.errors import BackendError, EngineError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ ALIGNMENT_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether something can be done here, why, and what would mend it."""
+    """Whether something can be done here, why, and what would fix it."""
 
     ok: bool
     reason: str
@@ -43,14 +43,12 @@ class BuildSpec:
     """What to build of an ONNX file.
 
     Attributes:
-        input_name: the graph's one input.
         ranges: one for each optimization profile; a single fixed one makes a static engine.
         level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
         timing_cache: where to keep timings between builds. GPU, version and precision are put into
             the file's name.
     """
 
-    input_name: str
     ranges: tuple[ShapeRange, ...]
     precision: Precision
     level: int | None = None
@@ -66,39 +64,14 @@ class BuildSpec:
         if self.level is not None and not 0 <= self.level <= 5:
             raise UsageError(f"level {self.level}: expected 0 to 5")
         for index, sizes in enumerate(self.ranges):
-            if not len(sizes.min) == len(sizes.opt) == len(sizes.max):
-                raise UsageError(f"profile {index}: min, opt and max differ in rank: {sizes}")
-            sides = zip(sizes.min, sizes.opt, sizes.max, strict=True)
-            for axis, (low, opt, high) in enumerate(sides):
-                if not 0 < low <= opt <= high:
-                    raise UsageError(
-                        f"profile {index}, dimension {axis}: min {low}, opt {opt}, max {high}: "
-                        "expected 0 < min <= opt <= max"
-                    )
-
-    def check_input(self, source: TensorSpec) -> None:
-        """BuildError where a graph's input has another name, rank or fixed side than asked for."""
-        name, shape = source.name, source.shape
-        if name != self.input_name:
-            raise BuildError(f"the graph's input is {name}, expected {self.input_name}")
-        for index, sizes in enumerate(self.ranges):
-            rank = len(sizes.min)
-            if rank != len(shape):
-                what = f"profile {index}: {rank} dimensions, {name} has {len(shape)}"
-                raise BuildError(what)
-            for axis, side in enumerate(shape):
-                low, high = sizes.min[axis], sizes.max[axis]
-                if side != -1 and not low == high == side:
-                    raise BuildError(
-                        f"profile {index}: dimension {axis} of {name} is fixed at {side}, "
-                        f"asked for {low} to {high}"
-                    )
+            if min(sizes.min) <= 0 or sizes.refusal(sizes.opt) is not None:
+                raise UsageError(f"profile {index}: {sizes}: expected 0 < min <= opt <= max")
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOutcome:
     """What was built. `flags` holds everything that shaped the engine; `warnings` what the user
-    should hear.
+    should be told.
     """
 
     flags: dict[str, str]
@@ -190,13 +163,6 @@ def check_shape(session: Session, shape: tuple[int, ...], profile: int) -> None:
     if refusal is not None:
         name = session.input.name
         raise EngineError(f"{name} {list(shape)}: {refusal} (profile {profile})")
-
-
-def selected(shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The shape that was selected. EngineError if none was."""
-    if shape is None:
-        raise EngineError("no shape selected: call select() first")
-    return shape
 
 
 def describe(session: Session) -> dict[str, object]:

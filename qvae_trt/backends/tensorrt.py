@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qvae_trt.backends import devices
 from qvae_trt.backends.protocol import BuildOutcome, BuildSpec, Session, Verdict
 from qvae_trt.backends.trt_build import PlanBuilder
-from qvae_trt.backends.trt_log import Log
-from qvae_trt.backends.trt_session import TensorRTSession
+from qvae_trt.backends.trt_session import Log, TensorRTSession
 from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import BackendError, EngineError, StaleEngineError
 from qvae_trt.files.reading import read_bytes

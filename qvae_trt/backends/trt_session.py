@@ -1,16 +1,107 @@
-"""A TensorRT engine on the GPU, with one execution context that owns no scratch memory."""
+"""A TensorRT engine on the GPU, with one execution context that owns no scratch memory; and
+TensorRT's log messages, which become part of the exceptions that they explain.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal, cast
+import logging
+import re
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from qvae_trt.backends.protocol import ALIGNMENT_BYTES, check_shape, describe, selected
-from qvae_trt.errors import EngineError, ExecutionError
+from qvae_trt.backends.protocol import ALIGNMENT_BYTES, check_shape, describe
+from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError, QvaeError
 from qvae_trt.tensors import DTypeName, ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
-    from qvae_trt.backends.trt_log import Log
+    from collections.abc import Iterator
+
+_python_log = logging.getLogger(__name__)
+_OUT_OF_MEMORY = re.compile(
+    r"out ?of ?memory|MemoryAllocation|cuda(?: failure|error)?:? 2\b"
+    r"|insufficient (?:gpu |device )?memory|requested amount of gpu memory",
+    re.IGNORECASE,
+)
+_SHOWN, _SHOWN_CHARS = 6, 600
+_Error = TypeVar("_Error", bound=QvaeError)
+
+
+@dataclass
+class Messages:
+    """Errors and warnings that TensorRT logged while listening, each once, in order."""
+
+    thread: int | None
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def out_of_memory(self) -> bool:
+        return any(_OUT_OF_MEMORY.search(text) for text in self.errors + self.warnings)
+
+    def explain(self, kind: type[_Error], what: str, *, fix: str | None = None) -> QvaeError:
+        """`kind`, with TensorRT's last messages behind `what`; DeviceMemoryError where they speak
+        of memory.
+        """
+        heard = [text[:_SHOWN_CHARS] for text in self.errors[-_SHOWN:]]
+        text = what if not heard else f"{what}. TensorRT said: {' | '.join(heard)}"
+        if self.out_of_memory and not issubclass(kind, DeviceMemoryError):
+            return DeviceMemoryError(
+                text, fix="free GPU memory (other processes, other engines), or take a smaller size"
+            )
+        return kind(text, fix=fix)
+
+
+class Log:
+    """The logger of one TensorRT module, made once: TensorRT keeps the first one that a process
+    hands it.
+    """
+
+    def __init__(self, trt: Any) -> None:
+        self._lock = threading.Lock()
+        self._open: list[Messages] = []
+        level = trt.ILogger.Severity
+        errors, warning = (level.INTERNAL_ERROR, level.ERROR), level.WARNING
+        hear = self._hear
+
+        class Sink(trt.ILogger):
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, msg: str) -> None:
+                if severity in errors:
+                    hear(msg, True)
+                elif severity == warning:
+                    hear(msg, False)
+
+        self.sink = Sink()
+
+    def _hear(self, text: str, is_error: bool) -> None:
+        _python_log.debug("%s", text)
+        me = threading.get_ident()
+        with self._lock:
+            for messages in self._open:
+                if messages.thread in (None, me):
+                    kept = messages.errors if is_error else messages.warnings
+                    if text not in kept:
+                        kept.append(text)
+
+    @contextmanager
+    def listen(self, *, all_threads: bool = False) -> Iterator[Messages]:
+        """Collects messages of the calling thread, or of all: a builder speaks from threads of its
+        own.
+        """
+        messages = Messages(None if all_threads else threading.get_ident())
+        with self._lock:
+            self._open.append(messages)
+        try:
+            yield messages
+        finally:
+            with self._lock:
+                self._open.remove(messages)
+
 
 #: TensorRT's name of each float type -> ours.
 DTYPE_NAMES: dict[str, DTypeName] = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
@@ -75,7 +166,7 @@ class TensorRTSession:
         # every run would cost time.
         context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
         self._context = context
-        self._profile, self._shape = 0, cast("tuple[int, ...] | None", None)
+        self._profile, self._shape = 0, cast("tuple[int, ...]", ())
         self._needed_bytes = 0
         self._scratch: tuple[int, int] | None = None
 
@@ -88,9 +179,9 @@ class TensorRTSession:
         """
         if (profile, shape) == (self._profile, self._shape):
             return self._needed_bytes
-        context = self._live()
+        context = self._context
         check_shape(self, shape, profile)
-        self._shape = self._scratch = None
+        self._shape, self._scratch = (), None
         with self._log.listen() as heard:
             if context.active_optimization_profile != profile and (
                 not context.set_optimization_profile_async(profile, stream)
@@ -112,12 +203,10 @@ class TensorRTSession:
 
     def output_shape(self) -> tuple[int, ...]:
         """The output's shape for the selected input. EngineError where TensorRT cannot tell."""
-        context = self._live()
-        asked = selected(self._shape)
-        shape = tuple(context.get_tensor_shape(self.output.name))
+        shape = tuple(self._context.get_tensor_shape(self.output.name))
         if not shape or min(shape) <= 0:
             raise EngineError(
-                f"{self.output.name} has shape {list(shape)} for input {list(asked)}: "
+                f"{self.output.name} has shape {list(shape)} for input {list(self._shape)}: "
                 "expected positive sides"
             )
         return shape
@@ -127,11 +216,9 @@ class TensorRTSession:
     ) -> None:
         """Enqueues one run on `stream`. All memory stays in use until the stream has passed it.
 
-        Raises: EngineError (nothing selected, too little or unaligned scratch), ExecutionError,
-            DeviceMemoryError.
+        Raises: EngineError (too little or unaligned scratch), ExecutionError, DeviceMemoryError.
         """
-        context = self._live()
-        shape = selected(self._shape)
+        context = self._context
         if scratch_bytes < self._needed_bytes or scratch_ptr % ALIGNMENT_BYTES:
             raise EngineError(
                 f"scratch of {scratch_bytes} bytes at {scratch_ptr:#x}: expected "
@@ -157,7 +244,7 @@ class TensorRTSession:
         if not done or heard.errors:
             self._scratch = None
             raise heard.explain(
-                ExecutionError, f"the engine failed on {self.input.name} {list(shape)}"
+                ExecutionError, f"the engine failed on {self.input.name} {list(self._shape)}"
             )
 
     def inspect(self) -> dict[str, object]:
@@ -180,12 +267,6 @@ class TensorRTSession:
         self._context = None
         self._engine = None
         self._runtime = None
-        self._shape = None
-
-    def _live(self) -> Any:
-        if self._context is None:
-            raise EngineError("the engine is closed")
-        return cast("Any", self._context)
 
 
 def _scratch_of_profiles(plan: Any, count: int) -> list[int] | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from qvae_trt.bench.results import ENGINES, Fact
 from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError
-from qvae_trt.opening import Purpose
+from qvae_trt.opening import Purpose, Wanted
 from qvae_trt.profiles import nearest
 from qvae_trt.store import engine_file
 from qvae_trt.tensors import DTYPES
@@ -216,7 +216,7 @@ class Workbench:
 
         from qvae_trt import backends
         from qvae_trt.runtime.engine import Engine
-        from qvae_trt.runtime.scratch import shared_scratch
+        from qvae_trt.runtime.memory import shared_scratch
 
         if self.engine_dir is None:
             raise BenchError("no engine folder was given")
@@ -237,15 +237,10 @@ class Workbench:
             self._scratch = shared_scratch(self._place)
         before = _free_bytes(self.device)
         begin = time.perf_counter()
-        engine: Any = Engine.open(
-            file,
-            Purpose.BENCH,
-            scratch=self._scratch,
-            device=self._place,
-            weights_sha256=self.model.weights_sha256,
-            vae=self.model.kind.name,
-            backend=backend,
-        )
+        weights, vae = self.model.weights_sha256, self.model.kind.name
+        wanted = Wanted(backend=backend, weights_sha256=weights, vae=vae)
+        scratch, device = self._scratch, self._place
+        engine: Any = Engine.open(file, Purpose.BENCH, wanted, scratch=scratch, device=device)
         load_ms = (time.perf_counter() - begin) * 1000.0
         taken = before - _free_bytes(self.device)
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from qvae_trt import backends
 from qvae_trt.errors import QvaeError
-from qvae_trt.files.workplace import workplace
+from qvae_trt.files.writing import workplace
 from qvae_trt.workers import Child, ChildError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Wanted:
 
 
 class Ahead:
-    """One graph ahead. What goes wrong here costs no engine: its graph is exported in time then."""
+    """Exports one graph ahead. If that fails, the graph is exported when its engine is built."""
 
     def __init__(self, model: Model, precision: Precision) -> None:
         self._model, self._precision = model, precision

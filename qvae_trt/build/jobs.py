@@ -59,7 +59,7 @@ class JobResult:
         seconds: export and build; for `planned`, what the engine that is there took, None if
             unknown.
         engine_bytes: of the engine file; for `planned`, of the one that is there, None if unknown.
-        warnings: what the user should hear although the job is done.
+        warnings: to show although the job succeeded.
         error: of a failed job.
     """
 

@@ -23,8 +23,7 @@ from qvae_trt.errors import (
     StoreError,
     os_words,
 )
-from qvae_trt.files.workplace import sweep, workplace
-from qvae_trt.files.writing import staged
+from qvae_trt.files.writing import staged, sweep, workplace
 from qvae_trt.progress import Event, ignore, stages
 
 if TYPE_CHECKING:
@@ -95,9 +94,6 @@ def build(
     backend.supports(settings.precision).require()
     if not settings.dry_run:
         backend.can_build().require()
-    for job in jobs:
-        if job.path.suffix != backend.suffix:
-            raise ValueError(f"{job.path}: {backend.name} makes engines named *{backend.suffix}")
     from qvae_trt.model import load_model
 
     model = load_model(settings.model)
@@ -192,7 +188,6 @@ class _Build:
         with self._graph(job, progress) as exported, staged(job.path) as temporary:
             self._start_next(job)
             spec = BuildSpec(
-                input_name=exported.input.name,
                 ranges=job.ranges(self.model),
                 precision=self.settings.precision,
                 level=self._level(job.part),

@@ -1,5 +1,5 @@
-"""Reading regular files, and nothing else: a named pipe makes its reader wait for ever, and a
-device may have no end.
+"""Reading regular files, and nothing else: a named pipe could block its reader forever, and
+a device may have no end.
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     Args:
         query: (B, N, C), already scaled by 1 / sqrt(C).
         key, value: (B, N, C).
-        chunks: how many runs, where N is as much.
+        chunks: how many runs, where N is as much. A graph with ranges gets twice as many: its
+            memory is planned for the largest size, and sizes that are edited have up to twice the
+            pixels of those that are generated (benchmarks/rtx/scratch.json).
 
     Returns:
         (B, N, C).
@@ -84,6 +86,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     def mix(run: Tensor) -> Tensor:
         return torch.softmax(run @ transposed, dim=-1) @ centred
 
+    chunks = chunks if type(query.shape[1]) is int else 2 * chunks
     return _in_turn(query, chunks, mix) + centre
 
 

@@ -12,13 +12,15 @@ import warnings
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch.nn import functional as F
 
 from qvae_trt.errors import BackendError
 from qvae_trt.folding import fold
-from qvae_trt.fused import plain
 from qvae_trt.fused.network import LOWERING, FusedVae
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from diffusers import AutoencoderKLQwenImage
     from torch import Tensor
 
@@ -73,8 +75,7 @@ def load(vae: AutoencoderKLQwenImage, device: torch.device) -> FusedVae:
     errors = []
     for dtype, bound in _BOUNDS.items():
         fused = FusedVae(folded, vae, kernels).to(device, dtype)
-        errors.append(_worst_error(fused, expected, device))
-        errors[-1] = max(errors[-1], *_attention_errors(fused, device))
+        errors.append(max(_errors(fused, expected, device)))
         if errors[-1] <= bound:
             if dtype != torch.float16:
                 warnings.warn(
@@ -109,29 +110,22 @@ def _samples(folded: FoldedVae) -> dict[str, tuple[Tensor, Tensor]]:
         }
 
 
-def _attention_errors(fused: FusedVae, device: torch.device) -> list[float]:
-    """Of attention alone, which adds little to a picture: of few tokens, and of so many that their
-    keys are cut into parts.
-    """
-    channels = fused.decoder.attention_channels
-    generator = torch.Generator().manual_seed(1)
-    errors = []
-    for tokens in _CHECKED_TOKENS:
-        qkv = torch.randn((tokens, 3 * channels), generator=generator).to(fused.dtype)
-        found = fused.kernels.attend(qkv.to(device)).float().cpu()
-        errors.append(_error(found, plain.attend(qkv.float())))
-    return errors
-
-
-def _worst_error(
+def _errors(
     fused: FusedVae, samples: dict[str, tuple[Tensor, Tensor]], device: torch.device
-) -> float:
-    worst = 0.0
+) -> Iterator[float]:
+    """Of both halves, and of attention alone, which adds little to a picture: of few tokens, and of
+    so many that their keys are cut into parts.
+    """
     for half, (x, expected) in samples.items():
         with torch.no_grad():
-            found = getattr(fused, half)(x.to(device)).float().cpu()
-        worst = max(worst, _error(found, expected))
-    return worst
+            yield _error(getattr(fused, half)(x.to(device)).float().cpu(), expected)
+    generator = torch.Generator().manual_seed(1)
+    for tokens in _CHECKED_TOKENS:
+        shape = tokens, 3 * fused.decoder.attention_channels
+        qkv = torch.randn(shape, generator=generator).to(fused.dtype)
+        found = fused.kernels.attend(qkv.to(device)).float().cpu()
+        query, key, value = (x[None, None] for x in qkv.float().chunk(3, dim=1))
+        yield _error(found, F.scaled_dot_product_attention(query, key, value)[0, 0])
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,52 +23,75 @@ from qvae_trt.folding.resample import DownsampleConv, UpsampleConv
 from qvae_trt.folding.scaling import keep_squares_in_fp16
 from qvae_trt.folding.shortcut import Average, Copies
 from qvae_trt.folding.weights import frozen
-from qvae_trt.fused.layout import Copied, Means, head_weight, like, rows_apart, stem_weight
 from qvae_trt.lowerings import Lowering
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from types import ModuleType
 
     from diffusers import AutoencoderKLQwenImage
 
     from qvae_trt.folding import FoldedVae
     from qvae_trt.folding.norm import RmsNorm
 
+#: What a product of two matrices takes at least on each side.
+_LEAST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What `folding.shortcut.Average` does."""
+
+    side: int
+    frames: int
+    group: int
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What `folding.shortcut.Copies` does."""
+
+    frames: int
+    repeats: int
+    factor: float
+
+
+def rows_apart(x: Tensor) -> bool:
+    """Whether the rows of a channels-last picture are further apart than their pixels take."""
+    return x.shape[2] > 1 and x.stride(2) != x.shape[1] * x.shape[3]
+
+
+def like(x: Tensor) -> Tensor:
+    """Memory for another such picture, its rows together."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def stem_weight(weight: Tensor) -> Tensor:
+    """(C, colours, 3, 3) → (taps, C), padded with zeros to powers of two; row `tap * colours +
+    colour`.
+    """
+    channels, colours = weight.shape[:2]
+    return _padded(weight.permute(2, 3, 1, 0).reshape(9 * colours, channels))
+
+
+def head_weight(weight: Tensor) -> Tensor:
+    """(colours, C, 3, 3) → (C, taps), padded with zeros to powers of two; column `tap * colours +
+    colour`.
+    """
+    colours, channels = weight.shape[:2]
+    return _padded(weight.permute(1, 2, 3, 0).reshape(channels, 9 * colours))
+
+
+def _padded(matrix: Tensor) -> Tensor:
+    rows, columns = (max(_LEAST, 1 << (side - 1).bit_length()) for side in matrix.shape)
+    padded = matrix.new_zeros(rows, columns)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded
+
+
 #: How the folded network is written before it is taken apart.
 LOWERING = Lowering(upsample="conv_transpose")
-
-
-class Kernels(Protocol):
-    """What stands between the convolutions: `fused.kernels`, or `fused.plain` in PyTorch."""
-
-    def sum_norm(
-        self,
-        x: Tensor,
-        bias: Tensor,
-        gain: Tensor | None = None,
-        *,
-        residual: Tensor | None = None,
-        copied: Copied | None = None,
-        total: Tensor | None = None,
-        out: Tensor | None = None,
-        silu: bool = True,
-    ) -> None: ...
-    def average(self, x: Tensor, means: Means) -> Tensor: ...
-    def stem(
-        self, picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
-    def head(
-        self,
-        x: Tensor,
-        bias: Tensor,
-        gain: Tensor,
-        weight: Tensor,
-        last_bias: Tensor,
-        *,
-        residual: Tensor | None,
-        dtype: torch.dtype,
-    ) -> Tensor: ...
-    def attend(self, qkv: Tensor) -> Tensor: ...
 
 
 @dataclass(slots=True)
@@ -118,7 +141,7 @@ class Block(nn.Module):
             left = self.shortcut.flatten(1) @ left + shortcut_bias
         self.left = frozen(self.bias2 + left)
 
-    def forward(self, kernels: Kernels, stream: Stream) -> Tensor:
+    def forward(self, kernels: ModuleType, stream: Stream) -> Tensor:
         """Returns what went in, which nothing writes over; without its bias, if `alone`."""
         normal, stream.normal = stream.normal, None
         copied, stream.copied = stream.copied, None
@@ -153,7 +176,7 @@ class AttentionBlock(nn.Module):
         self.projected_bias = frozen(torch.cat([cast("Tensor", layer.bias) for layer in layers]))
         self.proj, self.left = _parameters(block.proj)
 
-    def forward(self, kernels: Kernels, stream: Stream) -> None:
+    def forward(self, kernels: ModuleType, stream: Stream) -> None:
         total, residual = stream.take()
         normal = like(total)
         kernels.sum_norm(
@@ -175,7 +198,7 @@ class Resample(nn.Module):
         self.bias = frozen(bias)
         self.weight, self.left = _parameters(layer.conv)
 
-    def forward(self, kernels: Kernels, stream: Stream) -> None:
+    def forward(self, kernels: ModuleType, stream: Stream) -> None:
         total, residual = stream.take()
         kernels.sum_norm(total, self.bias, residual=residual, total=total)
         del residual
@@ -218,7 +241,7 @@ class Level(nn.Module):
         elif isinstance(shortcut, Average) and shortcut.conv is not None:
             self.means = Means(shortcut.side, shortcut.frames, shortcut.group, shortcut.factor)
 
-    def forward(self, kernels: Kernels, stream: Stream) -> None:
+    def forward(self, kernels: ModuleType, stream: Stream) -> None:
         first, *others = self.blocks
         around = first(kernels, stream)
         if self.means is not None:
@@ -247,7 +270,7 @@ class Encoder(nn.Module):
         self.gain = _gain(cast("RmsNorm", norm))
         self.last, self.last_bias = _parameters(last)
 
-    def forward(self, kernels: Kernels, picture: Tensor) -> Tensor:
+    def forward(self, kernels: ModuleType, picture: Tensor) -> Tensor:
         """(1, C, H, W) in [-1, 1] → moments (1, 2z, H/s, W/s)."""
         first = self.layers[0]
         first = cast("Block", first.blocks[0] if isinstance(first, Level) else first)
@@ -276,7 +299,7 @@ class Decoder(nn.Module):
         attention = next(layer for layer in self.layers if isinstance(layer, AttentionBlock))
         self.attention_channels = attention.gain.numel()
 
-    def forward(self, kernels: Kernels, latents: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, kernels: ModuleType, latents: Tensor, dtype: torch.dtype) -> Tensor:
         """Un-normalised (1, z, h, w) → (1, C, s h, s w) in [-1, 1]."""
         z = latents.to(self.first.dtype, memory_format=torch.channels_last)
         z = F.conv2d(z, self.quant, self.quant_bias)
@@ -295,10 +318,10 @@ class FusedVae(nn.Module):
     Args:
         folded: with `LOWERING`; stays as it is.
         vae: what it was folded from.
-        kernels: `fused.kernels`, or `fused.plain`.
+        kernels: `fused.kernels`, or something with its functions.
     """
 
-    def __init__(self, folded: FoldedVae, vae: AutoencoderKLQwenImage, kernels: Kernels) -> None:
+    def __init__(self, folded: FoldedVae, vae: AutoencoderKLQwenImage, kernels: ModuleType) -> None:
         super().__init__()
         folded = copy.deepcopy(folded)
         with torch.no_grad():

@@ -13,12 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
-from qvae_trt.fused.layout import rows_apart
+from qvae_trt.fused.network import rows_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qvae_trt.fused.layout import Copied, Means
+    from qvae_trt.fused.network import Copied, Means
 
 #: Elements and warps of a program.
 ELEMENTS, WARPS = 4096, 4
@@ -28,24 +28,13 @@ _TINY = tl.constexpr(1e-24)
 
 @triton.jit
 def load_sum(
-    x_ptr,
-    residual_ptr,
-    bias_ptr,
-    pixel,
-    channel,
-    inside,
-    width,
-    row_stride,
-    C: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    PITCHED: tl.constexpr,
-    FRAMES: tl.constexpr = 0,
-    REPEATS: tl.constexpr = 1,
-    FACTOR: tl.constexpr = 1.0,
-):
+    x_ptr, residual_ptr, bias_ptr, pixel, channel, inside, width, row_stride,
+    C: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PITCHED: tl.constexpr, FRAMES: tl.constexpr = 0,
+    REPEATS: tl.constexpr = 1, FACTOR: tl.constexpr = 1.0,
+):  # fmt: skip
     """x + bias (+ residual) of some pixels, in float32: (pixels, channels).
 
-    With `FRAMES` each pixel of the residual is a square of four: `layout.Copied`.
+    With `FRAMES` each pixel of the residual is a square of four: `network.Copied`.
     """
     flat = pixel[:, None].to(tl.int64) * C + channel[None, :]
     if PITCHED:
@@ -80,27 +69,11 @@ def normalise(total, gain_ptr, channel, C: tl.constexpr, SILU: tl.constexpr):
 
 @triton.jit(do_not_specialize=["pixels", "width", "row_stride"])
 def _sum_norm_kernel(
-    x_ptr,
-    residual_ptr,
-    bias_ptr,
-    gain_ptr,
-    sum_ptr,
-    out_ptr,
-    pixels,
-    width,
-    row_stride,
-    C: tl.constexpr,
-    C_BLOCK: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    PITCHED: tl.constexpr,
-    WRITE_SUM: tl.constexpr,
-    NORM: tl.constexpr,
-    SILU: tl.constexpr,
-    FRAMES: tl.constexpr,
-    REPEATS: tl.constexpr,
-    FACTOR: tl.constexpr,
-):
+    x_ptr, residual_ptr, bias_ptr, gain_ptr, sum_ptr, out_ptr, pixels, width, row_stride,
+    C: tl.constexpr, C_BLOCK: tl.constexpr, BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    PITCHED: tl.constexpr, WRITE_SUM: tl.constexpr, NORM: tl.constexpr, SILU: tl.constexpr,
+    FRAMES: tl.constexpr, REPEATS: tl.constexpr, FACTOR: tl.constexpr,
+):  # fmt: skip
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, C_BLOCK)
     inside = (pixel[:, None] < pixels) & (channel[None, :] < C)
@@ -143,45 +116,22 @@ def sum_norm(
     pixels = height * width
     block, c_block = block_of(channels, ELEMENTS)
     _sum_norm_kernel[(triton.cdiv(pixels, block),)](
-        x,
-        x if residual is None else residual,
-        bias,
-        bias if gain is None else gain,
-        x if total is None else total,
-        x if out is None else out,
-        pixels,
-        width,
-        x.stride(2),
-        C=channels,
-        C_BLOCK=c_block,
-        BLOCK=block,
-        HAS_RESIDUAL=residual is not None,
-        PITCHED=rows_apart(x),
-        WRITE_SUM=total is not None,
-        NORM=out is not None,
-        SILU=silu,
+        x, x if residual is None else residual, bias, bias if gain is None else gain,
+        x if total is None else total, x if out is None else out, pixels, width, x.stride(2),
+        C=channels, C_BLOCK=c_block, BLOCK=block, HAS_RESIDUAL=residual is not None,
+        PITCHED=rows_apart(x), WRITE_SUM=total is not None, NORM=out is not None, SILU=silu,
         FRAMES=0 if copied is None else copied.frames,
         REPEATS=1 if copied is None else copied.repeats,
-        FACTOR=1.0 if copied is None else copied.factor,
-        num_warps=WARPS,
-    )
+        FACTOR=1.0 if copied is None else copied.factor, num_warps=WARPS,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["pixels", "width"])
 def _average_kernel(
-    x_ptr,
-    out_ptr,
-    pixels,
-    width,
-    C: tl.constexpr,
-    C_OUT: tl.constexpr,
-    C_BLOCK: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SIDE: tl.constexpr,
-    FRAMES: tl.constexpr,
-    GROUP: tl.constexpr,
-    SCALE: tl.constexpr,
-):
+    x_ptr, out_ptr, pixels, width,
+    C: tl.constexpr, C_OUT: tl.constexpr, C_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+    SIDE: tl.constexpr, FRAMES: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, C_BLOCK)
     inside = (pixel[:, None] < pixels) & (channel[None, :] < C_OUT)
@@ -201,7 +151,7 @@ def _average_kernel(
 
 
 def average(x: Tensor, means: Means) -> Tensor:
-    """Means of groups of values, as `layout.Means` says.
+    """Means of groups of values, as `network.Means` says.
 
     Args:
         x: (1, C, H, W), channels last, sides multiples of `means.side`.

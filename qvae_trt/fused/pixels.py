@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from qvae_trt.fused.layout import rows_apart
+from qvae_trt.fused.network import rows_apart
 from qvae_trt.fused.norms import block_of, load_sum, normalise
 
 if TYPE_CHECKING:
@@ -27,23 +27,11 @@ PIXEL_BLOCK = 256
 
 @triton.jit(do_not_specialize=["height", "width", "channel_stride", "row_stride", "column_stride"])
 def _stem_kernel(
-    picture_ptr,
-    weight_ptr,
-    bias_ptr,
-    gain_ptr,
-    x_ptr,
-    out_ptr,
-    height,
-    width,
-    channel_stride,
-    row_stride,
-    column_stride,
-    COLOURS: tl.constexpr,
-    TAPS_BLOCK: tl.constexpr,
-    C: tl.constexpr,
-    C_BLOCK: tl.constexpr,
+    picture_ptr, weight_ptr, bias_ptr, gain_ptr, x_ptr, out_ptr, height, width, channel_stride,
+    row_stride, column_stride,
+    COLOURS: tl.constexpr, TAPS_BLOCK: tl.constexpr, C: tl.constexpr, C_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, C_BLOCK)
     tap = tl.arange(0, TAPS_BLOCK)
@@ -72,7 +60,7 @@ def stem(picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor) -> tuple[T
 
     Args:
         picture: (1, colours, H, W), any floating dtype and strides.
-        weight: of `layout.stem_weight`; bias, gain: (C,).
+        weight: of `network.stem_weight`; bias, gain: (C,).
 
     Returns:
         The normalised and the plain one, (1, C, H, W) in the weight's dtype, channels last.
@@ -88,46 +76,20 @@ def stem(picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor) -> tuple[T
     )
     block, c_block = block_of(channels, STEM_ELEMENTS)
     _stem_kernel[(triton.cdiv(height * width, max(16, block)),)](
-        picture,
-        weight,
-        bias,
-        gain,
-        x,
-        out,
-        height,
-        width,
-        picture.stride(1),
-        picture.stride(2),
+        picture, weight, bias, gain, x, out, height, width, picture.stride(1), picture.stride(2),
         picture.stride(3),
-        COLOURS=colours,
-        TAPS_BLOCK=weight.shape[0],
-        C=channels,
-        C_BLOCK=c_block,
-        BLOCK=max(16, block),
-        num_warps=STEM_WARPS,
-    )
+        COLOURS=colours, TAPS_BLOCK=weight.shape[0], C=channels, C_BLOCK=c_block,
+        BLOCK=max(16, block), num_warps=STEM_WARPS,
+    )  # fmt: skip
     return out, x
 
 
 @triton.jit(do_not_specialize=["pixels", "width", "row_stride"])
 def _taps_kernel(
-    x_ptr,
-    residual_ptr,
-    bias_ptr,
-    gain_ptr,
-    weight_ptr,
-    taps_ptr,
-    pixels,
-    width,
-    row_stride,
-    TAPS: tl.constexpr,
-    TAPS_BLOCK: tl.constexpr,
-    C: tl.constexpr,
-    C_BLOCK: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    PITCHED: tl.constexpr,
-):
+    x_ptr, residual_ptr, bias_ptr, gain_ptr, weight_ptr, taps_ptr, pixels, width, row_stride,
+    TAPS: tl.constexpr, TAPS_BLOCK: tl.constexpr, C: tl.constexpr, C_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PITCHED: tl.constexpr,
+):  # fmt: skip
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, C_BLOCK)
     tap = tl.arange(0, TAPS_BLOCK)
@@ -185,7 +147,7 @@ def head(
 
     Args:
         x, bias, gain, residual: as for :func:`qvae_trt.fused.norms.sum_norm`; x stays as it is.
-        weight: of `layout.head_weight`; last_bias: (colours,).
+        weight: of `network.head_weight`; last_bias: (colours,).
         dtype: of the picture.
 
     Returns:
@@ -197,24 +159,11 @@ def head(
     block, c_block = block_of(channels, TAP_ELEMENTS)
     block = max(16, block)
     _taps_kernel[(triton.cdiv(pixels, block),)](
-        x,
-        x if residual is None else residual,
-        bias,
-        gain,
-        weight,
-        taps,
-        pixels,
-        width,
+        x, x if residual is None else residual, bias, gain, weight, taps, pixels, width,
         x.stride(2),
-        TAPS=9 * colours,
-        TAPS_BLOCK=weight.shape[1],
-        C=channels,
-        C_BLOCK=c_block,
-        BLOCK=block,
-        HAS_RESIDUAL=residual is not None,
-        PITCHED=rows_apart(x),
-        num_warps=TAP_WARPS,
-    )
+        TAPS=9 * colours, TAPS_BLOCK=weight.shape[1], C=channels, C_BLOCK=c_block, BLOCK=block,
+        HAS_RESIDUAL=residual is not None, PITCHED=rows_apart(x), num_warps=TAP_WARPS,
+    )  # fmt: skip
     picture = torch.empty((1, colours, height, width), dtype=dtype, device=x.device)
     _picture_kernel[(triton.cdiv(pixels, PIXEL_BLOCK), colours)](
         taps, last_bias, picture, height, width, COLOURS=colours, BLOCK=PIXEL_BLOCK, num_warps=4

@@ -30,9 +30,7 @@ KNOWN_LAYOUTS = (
     "has too (encoder.conv1.weight); one prefix, such as vae. or first_stage_model., may be first."
 )
 #: Of the classes that people hand over by mistake, why they cannot be taken.
-_OTHER_CLASSES = {
-    "AutoencoderKLWan": "it decodes videos, and only single frames are built here",
-}
+_OTHER_CLASSES = {"AutoencoderKLWan": "it decodes videos, and only single frames are built here"}
 
 
 def read_config(path: Path) -> tuple[Kind, Config]:
@@ -179,8 +177,7 @@ def _shape(shapes: Mapping[str, Shape], name: str, ndim: int, where: str) -> Sha
     shape = shapes.get(name)
     if shape is None:
         raise ModelError(
-            f"{where}: has no tensor {name}, which every such VAE has",
-            fix=KNOWN_LAYOUTS,
+            f"{where}: has no tensor {name}, which every such VAE has", fix=KNOWN_LAYOUTS
         )
     if len(shape) != ndim or 0 in shape:
         raise ModelError(f"{where}: {name}: found shape {shape}, expected {ndim} dimensions")

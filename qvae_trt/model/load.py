@@ -10,20 +10,10 @@ from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_of
-from qvae_trt.model import hub
+from qvae_trt.model import weights
 from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
-from qvae_trt.model.files import PICKLES, weight_files
+from qvae_trt.model.files import PICKLES, fetch, weight_files
 from qvae_trt.model.seeded import empty_vae, random_vae
-from qvae_trt.model.weights import (
-    as_fp32,
-    check_fit,
-    diffusers_names,
-    hash_tensors,
-    read_headers,
-    read_tensors,
-    shown,
-    zero_layers,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,10 +40,7 @@ _SEEDED: dict[str, tuple[Kind, Config]] = {
     RANDOM_FULL: (QWEN_IMAGE, {"input_channels": 3}),
     RANDOM_FULL_RGBA: (QWEN_IMAGE, {"input_channels": 4}),
     RANDOM_FULL_21: (QWEN_IMAGE_21, {}),
-    RANDOM_TINY_21: (
-        QWEN_IMAGE_21,
-        {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1},
-    ),
+    RANDOM_TINY_21: (QWEN_IMAGE_21, {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}),
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
@@ -115,7 +102,7 @@ def load_model(source: str) -> Model:
         vae = random_vae(found.config, kind=found.kind)
     else:
         vae = _assemble(found, found.headers)
-    return Model(vae, source, hash_tensors(vae.state_dict().items()))
+    return Model(vae, source, weights.hash_tensors(vae.state_dict().items()))
 
 
 def model_of_tensors(tensors: Mapping[str, Tensor], *, where: str) -> Model:
@@ -128,14 +115,14 @@ def model_of_tensors(tensors: Mapping[str, Tensor], *, where: str) -> Model:
     Raises:
         ModelError: not the weights of a VAE of this family.
     """
-    own = diffusers_names(tensors, where=where)
-    named = {name: as_fp32(tensors[key].cpu(), key, where) for key, name in own.items()}
+    own = weights.diffusers_names(tensors, where=where)
+    named = {name: weights.as_fp32(tensors[key].cpu(), key, where) for key, name in own.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     kind, config = infer_config(shapes, where=where)
     vae = empty_vae(config, kind)
-    check_fit(vae, shapes, where=where)
+    weights.check_fit(vae, shapes, where=where)
     vae.load_state_dict({name: tensor.clone() for name, tensor in named.items()}, assign=True)
-    return Model(vae.eval().requires_grad_(False), "", hash_tensors(named.items()))
+    return Model(vae.eval().requires_grad_(False), "", weights.hash_tensors(named.items()))
 
 
 def find_kind(source: str) -> Kind:
@@ -179,7 +166,7 @@ def _find(source: str) -> _Found:
             f"{source!r}: no such file or folder, and not a hub id (owner/name)",
             fix=OFFLINE_CHOICES,
         )
-    return _find_in_folder(hub.fetch(source, offline_choices=OFFLINE_CHOICES))
+    return _find_in_folder(fetch(source, offline_choices=OFFLINE_CHOICES))
 
 
 def _existing(source: str) -> Path | None:
@@ -193,7 +180,7 @@ def _existing(source: str) -> Path | None:
 def _find_in_folder(folder: Path) -> _Found:
     try:
         homes = [home for home in (folder / "vae", folder) if (home / CONFIG_NAME).is_file()]
-        weights = weight_files(homes[0], offline_choices=OFFLINE_CHOICES) if homes else []
+        files = weight_files(homes[0], offline_choices=OFFLINE_CHOICES) if homes else []
     except OSError as error:
         raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
     if not homes:
@@ -202,7 +189,7 @@ def _find_in_folder(folder: Path) -> _Found:
             fix="Name the folder of a diffusers pipeline or of its VAE. " + OFFLINE_CHOICES,
         )
     kind, config = read_config(homes[0] / CONFIG_NAME)
-    return _Found(kind, config, homes[0], read_headers(weights, where=str(homes[0])))
+    return _Found(kind, config, homes[0], weights.read_headers(files, where=str(homes[0])))
 
 
 def _find_in_file(path: Path) -> _Found:
@@ -211,7 +198,7 @@ def _find_in_file(path: Path) -> _Found:
         raise ModelError(
             f"{path}: expected a .safetensors file or a folder{reason}", fix=OFFLINE_CHOICES
         )
-    headers = read_headers([path], where=str(path))
+    headers = weights.read_headers([path], where=str(path))
     kind, inferred = infer_config(headers.shapes, where=str(path))
     config = inferred | _latent_statistics(path, kind, inferred)
     return _Found(kind, config, path, headers)
@@ -220,12 +207,12 @@ def _find_in_file(path: Path) -> _Found:
 def _assemble(found: _Found, headers: Headers) -> AutoencoderKLQwenImage:
     where = found.where
     vae = empty_vae(found.config, found.kind)
-    check_fit(vae, headers.shapes, where=str(where))
-    tensors = read_tensors(headers)
+    weights.check_fit(vae, headers.shapes, where=str(where))
+    tensors = weights.read_tensors(headers)
     vae.load_state_dict(tensors, strict=True, assign=True)
-    if zeros := zero_layers(tensors):
+    if zeros := weights.zero_layers(tensors):
         warnings.warn(
-            f"{where}: {shown(zeros)}: only zeros, where no other path leads around: "
+            f"{where}: {weights.shown(zeros)}: only zeros, where no other path leads around: "
             "what comes out is the same for any input",
             stacklevel=2,
         )

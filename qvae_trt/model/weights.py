@@ -194,11 +194,8 @@ def check_fit(vae: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, where: s
     missing = sorted(expected.keys() - shapes.keys())
     extra = sorted(shapes.keys() - expected.keys())
     if missing or extra:
-        parts = []
-        if missing:
-            parts.append(f"{len(missing)} tensors missing ({shown(missing)})")
-        if extra:
-            parts.append(f"{len(extra)} tensors that the model does not have ({shown(extra)})")
+        kinds = ("missing", missing), ("that the model does not have", extra)
+        parts = [f"{len(names)} tensors {kind} ({shown(names)})" for kind, names in kinds if names]
         raise ModelError(f"{where}: {' and '.join(parts)}", fix=KNOWN_LAYOUTS)
     wrong = [
         f"{name}: found {shape}, expected {expected[name]}"
@@ -234,7 +231,7 @@ _ONLY_PATH = re.compile(
 def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, in the order of the names.
 
-    Taken of the fp32 weights as used, so the same weights hash alike from any file or key naming.
+    Of the fp32 weights as used, so the same weights have the same hash whatever the file or names.
     """
     digest = hashlib.sha256()
     for name, value in sorted(tensors, key=lambda item: item[0]):

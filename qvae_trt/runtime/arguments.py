@@ -1,4 +1,4 @@
-"""What callers may give, checked and refused in words."""
+"""Checks of callers' arguments, with errors that say what is wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def check_word(name: str, word: object, words: Sequence[str]) -> None:
 
 
 def named_folder(path: str | os.PathLike[str]) -> Path:
-    """A folder as a user wrote it, found from whatever folder the process goes to later.
+    """The absolute path of a folder as a user wrote it, also where the process changes directory
+    later.
 
     Raises:
         UsageError: no such user (`~name`), a relative path where there is no current folder, or no
@@ -45,7 +46,7 @@ def named_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def lasting_source(model: str) -> str:
-    """What names a model, if it is a path, found from whatever folder the process goes to later."""
+    """The name of a model; a path becomes absolute, as the process may change directory later."""
     try:
         path = Path(model).expanduser()
         return str(path.absolute()) if model and path.exists() else model
@@ -54,10 +55,10 @@ def lasting_source(model: str) -> str:
 
 
 def mode_folders(engine_dir: Path) -> dict[Mode, Path]:
-    """Where the engines of both modes are in an engine folder.
+    """The folders of both modes in an engine folder.
 
     Raises:
-        UsageError: it is the folder of one mode, which is one too deep.
+        UsageError: it is the folder of one mode, expected the folder above.
     """
     folders: dict[Mode, Path] = {mode: engine_dir / mode for mode in MODES}
     with suppress(OSError):
@@ -88,7 +89,7 @@ def whole(number: object) -> bool:
 
 
 def empty_on(device: torch.device | str, dtype: object) -> torch.Tensor:
-    """An empty tensor there. UsageError where there can be none."""
+    """An empty tensor on a device. UsageError if the device cannot hold one."""
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UsageError(f"dtype is {dtype!r}, expected a floating one such as torch.bfloat16")
     try:

@@ -1,20 +1,59 @@
-"""Loaded engines: opened at first use, kept while they fit, never closed while in use."""
+"""Loaded engines that are kept, and those that are left alone after failures."""
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from qvae_trt.runtime.failures import signature
+from qvae_trt.errors import DeviceMemoryError, ForeignEngineError, QvaeError, StaleEngineError
+from qvae_trt.store import signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    import torch
+
+    from qvae_trt.profiles import Resolution
     from qvae_trt.runtime.engine import Engine
+
+    # None: loading the engine failed, and not the run of a size.
+    _Place = tuple[Path, torch.device, Resolution | None]
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+_MOST = 256
+
+
+class Recent(OrderedDict[_Key, _Value]):
+    """The 256 entries that were set last."""
+
+    def __setitem__(self, key: _Key, value: _Value) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        while len(self) > _MOST:
+            self.popitem(last=False)
+
+
+class Counts(Generic[_Key]):
+    """Counts of the 256 keys that were seen last. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._counts: Recent[_Key, int] = Recent()
+        self._lock = threading.Lock()
+
+    def add(self, key: _Key) -> None:
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def all(self) -> dict[_Key, int]:
+        with self._lock:
+            return dict(self._counts)
 
 
 @dataclass(slots=True)
@@ -42,7 +81,7 @@ class EngineCache:
         self._entries: OrderedDict[Path, _Entry] = OrderedDict()
         self._replaced: list[_Entry] = []  # in use, with another file in their place
         self._loading: dict[Path, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: closing asks what is loaded
 
     @property
     def loaded(self) -> list[tuple[Path, int]]:
@@ -50,7 +89,8 @@ class EngineCache:
         recently used first.
         """
         with self._lock:
-            return self._loaded()
+            entries = (*self._replaced, *self._entries.values())
+            return [(entry.engine.path, entry.engine.bytes) for entry in entries]
 
     @contextmanager
     def lease(self, path: Path, load: Callable[[], Engine] | None) -> Iterator[Engine | None]:
@@ -113,9 +153,7 @@ class EngineCache:
 
     def _make_room(self, size: int) -> None:
         budget = self._budget_bytes
-        self._close(
-            lambda _: budget is not None and size + sum(b for _, b in self._loaded()) > budget
-        )
+        self._close(lambda _: budget is not None and size + sum(b for _, b in self.loaded) > budget)
 
     def _close(self, wanted: Callable[[Path], bool]) -> int:
         """Close the idle engines that were replaced or are wanted, oldest first, asking under the
@@ -133,6 +171,80 @@ class EngineCache:
             engine.close()
         return sum(engine.bytes for engine in freed)
 
-    def _loaded(self) -> list[tuple[Path, int]]:
-        entries = (*self._replaced, *self._entries.values())
-        return [(entry.engine.path, entry.engine.bytes) for entry in entries]
+
+#: After so many failures in a row it is left alone for so long: each try costs time, and may
+#: close good engines to make room.
+STRIKES, PAUSE_S = 3, 60.0
+
+Signature = tuple[object, ...]
+
+
+class Failures:
+    """Remembers what failed and why: loading an engine on a device, or running one size on it.
+
+    What the files themselves show, another build or no sidecar, holds until they change. Anything
+    else may pass (too many open files, a CUDA call that another thread's capture forbids): it is
+    tried again, after `STRIKES` in a row not before `PAUSE_S` are over. Nothing is remembered of a
+    lack of memory, for which room is made.
+    """
+
+    def __init__(self) -> None:
+        # The files' signature, the error, and until when it holds.
+        self._failed: Recent[_Place, tuple[Signature, QvaeError, float]] = Recent()
+        self._strikes: Recent[_Place, tuple[Signature, int]] = Recent()
+        self._lock = threading.Lock()
+
+    def check(self, path: Path, device: torch.device, size: Resolution | None = None) -> None:
+        """Raise what loading this engine failed with, or running this size, unless its files have
+        changed since.
+        """
+        for failing in dict.fromkeys((None, size)):
+            known = self._failed.get((path, device, failing))
+            if known is not None and time.monotonic() < known[2] and known[0] == signature(path):
+                raise bare(known[1])
+
+    def note(
+        self,
+        path: Path,
+        device: torch.device,
+        error: QvaeError,
+        files: Signature,
+        size: Resolution | None = None,
+    ) -> None:
+        """The engine could not be loaded, or a run of it failed.
+
+        Args:
+            path: the engine.
+            device: where.
+            error: what was raised.
+            files: their `signature` before the attempt.
+            size: of the picture, where a run failed: another size may run.
+        """
+        if isinstance(error, DeviceMemoryError):
+            return
+        place = path, device, size
+        with self._lock:
+            if isinstance(error, StaleEngineError | ForeignEngineError):
+                self._failed[place] = files, bare(error), math.inf
+                return
+            known, strikes = self._strikes.get(place, (files, 0))
+            strikes = strikes + 1 if known == files else 1
+            self._strikes[place] = files, strikes
+            if strikes >= STRIKES:
+                self._failed[place] = files, bare(error), time.monotonic() + PAUSE_S
+
+    def clear_strikes(self, path: Path, device: torch.device, size: Resolution) -> None:
+        """A run of this size went well, and so did loading the engine."""
+        self._strikes.pop((path, device, None), None)
+        self._strikes.pop((path, device, size), None)
+
+    def forget(self) -> None:
+        """Everything may be tried again."""
+        with self._lock:
+            self._failed.clear()
+            self._strikes.clear()
+
+
+def bare(error: QvaeError) -> QvaeError:
+    """A copy of the error without its traceback, which would keep tensors and engines alive."""
+    return type(error)(error.what, fix=error.fix)

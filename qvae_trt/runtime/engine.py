@@ -6,25 +6,24 @@ import logging
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qvae_trt import backends, store
-from qvae_trt.errors import EngineError, ExecutionError, UsageError
+from qvae_trt.errors import EngineError, ExecutionError
 from qvae_trt.kinds import scale_of
-from qvae_trt.opening import Purpose, open_engine
+from qvae_trt.opening import ANY, Purpose, Wanted, open_engine
 from qvae_trt.profiles import Profile, Resolution
-from qvae_trt.runtime.failures import signature
 from qvae_trt.runtime.graphs import CapturedRun, captures
-from qvae_trt.runtime.memory import memory_named, on
-from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
+from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_scratch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qvae_trt.profiles import Part
-    from qvae_trt.runtime.failures import Signature
+    from qvae_trt.runtime.cache import Signature
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -55,9 +54,9 @@ class Engine:
     ) -> None:
         self._session = session
         self.path = path
-        self.files = signature(path) if files is None else files
+        self.files = store.signature(path) if files is None else files
         self.sidecar = sidecar
-        self.device = _device(session.device_type) if device is None else device
+        self.device = device or torch.empty(0, device=session.device_type).device
         self.bytes = path.stat().st_size
         self.captured = False
         self.input = session.input
@@ -71,9 +70,9 @@ class Engine:
         # Garbage is collected anywhere, also where a lock is held and while an engine is captured:
         # nothing is waited for there, and the next `free_dropped` frees it.
         self._finalizer = weakref.finalize(self, _dropped.append, self._held)
-        self._finalizer.atexit = False  # nobody frees then what it leaves
-        # The scratch buffer of the last run: TensorRT may have work to do, which no capture takes,
-        # at the first run on another one.
+        self._finalizer.atexit = False  # nothing frees at exit what it would queue
+        # The scratch buffer of the last run: at the first run on another one TensorRT may do work
+        # that cannot be captured.
         self._ran_on: int | None = None
         self._closed = False
 
@@ -82,25 +81,18 @@ class Engine:
         cls,
         engine: store.EngineFile | Path,
         purpose: Purpose = Purpose.SERVE,
+        wanted: Wanted = ANY,
         *,
         scratch: Scratch | None = None,
         device: torch.device | None = None,
-        allow_foreign: bool = False,
-        weights_sha256: str | None = None,
-        vae: str | None = None,
-        backend: backends.Backend | None = None,
         cuda_graph: bool = False,
     ) -> Engine:
         """Check an engine file against its sidecar, and load it.
 
         Args:
-            engine: see `opening.check`, as weights_sha256 and vae.
-            purpose: what for.
+            engine, purpose, wanted: see `opening.check`.
             scratch: whose turns it takes; without one, its device's shared one.
             device: the CUDA device to load on; without one, the current one.
-            allow_foreign: load an engine that has no sidecar. Deserialising runs code: only what
-                one has built.
-            backend: what loads it; without one, what the sidecar or the suffix says.
             cuda_graph: capture a static engine at its second run and replay it afterwards.
 
         Raises:
@@ -110,30 +102,16 @@ class Engine:
         """
         free_dropped()
         with on(device):  # GPUs of one machine may differ
-            opened = open_engine(
-                engine,
-                purpose,
-                backend=backend,
-                weights_sha256=weights_sha256,
-                vae=vae,
-                allow_foreign=allow_foreign,
-                loading=captures.none,
-            )
-        session = opened.session
+            opened = open_engine(engine, purpose, wanted, loading=captures.none)
+        session, path = opened.session, opened.path
         if device is not None and device.type != session.device_type:
             session.close()
             raise EngineError(
-                f"{opened.path}: runs on {session.device_type}, the tensors are on {device.type}"
+                f"{path}: runs on {session.device_type}, the tensors are on {device.type}"
             )
-        return cls(
-            session,
-            path=opened.path,
-            files=opened.files,
-            sidecar=opened.sidecar,
-            scratch=scratch,
-            device=device,
-            cuda_graph=cuda_graph,
-        )
+        files, sidecar = opened.files, opened.sidecar
+        how: dict[str, Any] = {"scratch": scratch, "device": device, "cuda_graph": cuda_graph}
+        return cls(session, path=path, files=files, sidecar=sidecar, **how)
 
     @property
     def part(self) -> Part:
@@ -175,11 +153,7 @@ class Engine:
             EngineError: the shape is outside the engine's ranges, or the engine was closed.
             ExecutionError: the run failed. DeviceMemoryError: no memory for it.
         """
-        if x.ndim != 5 or x.shape[0] != 1:
-            raise UsageError(
-                f"{self.path}: got a tensor of shape {tuple(x.shape)}, expected (1, C, 1, H, W)"
-            )
-        room = memory_named(self.device, f"memory free for input and output of {self.path.name}")
+        room = memory_named(self.device, f"memory for input and output of {self.path.name}")
         with room, on(self.device):
             data = x.to(self.device, _DTYPES[self.input.dtype]).contiguous()
             stream = None
@@ -203,7 +177,7 @@ class Engine:
             y = self._output()
             if not self._replay(x, y, pointer, size, handle):
                 x = x if stream is None else _aligned(x)
-                self._session.execute(**_pointers(x, y, pointer, size, handle))
+                self._execute(pointer, size, x, y, handle)
                 self._ran_on = self._scratch.generation
         return y
 
@@ -230,7 +204,7 @@ class Engine:
             y = self._output()
             scratch = self._scratch.private(size)
             x = _aligned(x)
-            self._session.execute(**_pointers(x, y, aligned(scratch), size, stream.cuda_stream))
+            self._execute(aligned(scratch), size, x, y, stream.cuda_stream)
             self.captured = True
         return y
 
@@ -242,6 +216,13 @@ class Engine:
     def _output(self) -> torch.Tensor:
         shape = self._session.output_shape()
         return torch.empty(shape, dtype=_DTYPES[self.output.dtype], device=self.device)
+
+    def _execute(
+        self, pointer: int, size: int, x: torch.Tensor, y: torch.Tensor, stream: int
+    ) -> None:
+        """Enqueue the run of x into y. The caller keeps both tensors until then."""
+        others = {"scratch_ptr": pointer, "scratch_bytes": size, "stream": stream}
+        self._session.execute(input_ptr=x.data_ptr(), output_ptr=y.data_ptr(), **others)
 
     def _replay(
         self, x: torch.Tensor, y: torch.Tensor, pointer: int, size: int, stream: int
@@ -256,14 +237,8 @@ class Engine:
             if self._held.graph is not None and self._held.graph.generation != generation:
                 self._held.free_graph()
             if self._held.graph is None:
-                self._held.graph = CapturedRun.capture(
-                    lambda source, result, on_stream: self._session.execute(
-                        **_pointers(source, result, pointer, size, on_stream)
-                    ),
-                    x=x,
-                    y=y,
-                    generation=generation,
-                )
+                execute = partial(self._execute, pointer, size)
+                self._held.graph = CapturedRun.capture(execute, x=x, y=y, generation=generation)
             if self._held.graph is not None:
                 self._held.graph.replay(x, y, stream)
         except (RuntimeError, EngineError) as error:
@@ -284,27 +259,8 @@ class Engine:
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:
-    """The same values where a GPU takes them: a slice may begin anywhere."""
+    """The tensor, or a copy of it at an aligned address: a slice may begin anywhere."""
     return x if x.data_ptr() % backends.ALIGNMENT_BYTES == 0 else x.clone()
-
-
-def _pointers(
-    x: torch.Tensor, y: torch.Tensor, scratch_ptr: int, scratch_bytes: int, stream: int
-) -> dict[str, int]:
-    """What `Session.execute` takes. The caller keeps both tensors until it is enqueued."""
-    return {
-        "input_ptr": x.data_ptr(),
-        "output_ptr": y.data_ptr(),
-        "scratch_ptr": scratch_ptr,
-        "scratch_bytes": scratch_bytes,
-        "stream": stream,
-    }
-
-
-def _device(kind: str) -> torch.device:
-    return (
-        torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
-    )
 
 
 @dataclass(slots=True)
@@ -342,7 +298,7 @@ _dropped: deque[_Held] = deque()
 
 
 def free_dropped() -> None:
-    """Free what engines left behind that were dropped and not closed."""
+    """Free the device memory of engines that were dropped without being closed."""
     while _dropped:
         try:
             held = _dropped.popleft()

@@ -7,6 +7,7 @@ from collections.abc import Mapping  # noqa: TC003  a field of a dataclass
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,27 +20,15 @@ from qvae_trt.errors import (
     ForeignEngineError,
     QvaeError,
 )
-from qvae_trt.opening import Purpose, check
-from qvae_trt.profiles import (
-    BACKENDS,
-    MODES,
-    Choice,
-    Mode,
-    Part,
-    Profile,
-    ReasonKind,
-    Refusal,
-    Resolution,
-    choose,
-    engine_path,
-)
-from qvae_trt.runtime.cache import EngineCache
+from qvae_trt.opening import Purpose, Wanted, check
+from qvae_trt.profiles import BACKENDS, MODES, ReasonKind, Refusal, choose, engine_path
+from qvae_trt.runtime.cache import EngineCache, Failures, Recent, Signature, bare
 from qvae_trt.runtime.engine import Engine, free_dropped
-from qvae_trt.runtime.failures import Failures, Signature, bare, signature
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.memory import on
-from qvae_trt.runtime.recent import Recent
-from qvae_trt.runtime.scratch import Scratch, shared_scratch
+from qvae_trt.runtime.memory import Scratch, on, shared_scratch
+
+if TYPE_CHECKING:
+    from qvae_trt.profiles import Choice, Mode, Part, Profile, Resolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +52,7 @@ class Engines:
         folders: of each mode there is (see `arguments.mode_folders`).
         backend: a name, or a backend.
         weights_sha256: of the VAE; an engine of other weights is stale. None takes any.
-        vae: the name of its kind, for what is said of engines of another one.
+        vae: the name of its kind, for messages about engines of another kind.
         budget_bytes: for the engines loaded on one device; None keeps all.
         allow_foreign: take engines without a sidecar.
         cuda_graphs: capture one CUDA graph for each static engine.
@@ -104,6 +93,12 @@ class Engines:
             self.adapter.can_run().require()
         except BackendError as error:
             self.refusal = bare(error)
+        self._wanted = Wanted(
+            backend=self.adapter,
+            weights_sha256=self.weights_sha256,
+            vae=self.vae,
+            allow_foreign=self.allow_foreign,
+        )
 
     def __reduce__(self) -> tuple[partial[Engines], tuple[()]]:
         """Pickled as what they were made of: another process opens them itself."""
@@ -136,13 +131,13 @@ class Engines:
         """
         paths = self.path(part, "static", resolution), self.path(part, "profiles")
         # An engine that was built, replaced or removed since then is seen by its files.
-        files = {path: signature(path) for path in paths if path is not None}
+        files = {path: store.signature(path) for path in paths if path is not None}
         before = None if unfit else self._choices.get((part, resolution))
         if before is not None and before[0] == files:
             return before[1]
         choice = self._weigh(resolution, *paths, files, unfit or {})
         chosen = Chosen(choice, None if choice.path is None else files[choice.path])
-        if choice.path is not None and not unfit:  # else the reasons speak of other files, too
+        if choice.path is not None and not unfit:  # else the reasons depend on other files, too
             self._choices[part, resolution] = files, chosen
         return chosen
 
@@ -158,13 +153,10 @@ class Engines:
             unfit = dict.fromkeys(MODES, self.refusal.what)
         refused = {mode: _refused(reason) for mode, reason in unfit.items()}
         static = {resolution: refused.get("static") or _present(exact, resolution)}
-        usable = refused.get("profiles") or _present(wide, resolution)
+        file = refused.get("profiles") or _present(wide, resolution)
         ranges: tuple[Profile, ...] | Refusal
         try:
-            if not isinstance(usable, Refusal):
-                ranges = self._profiles(usable, files[usable])
-            else:
-                ranges = usable
+            ranges = file if isinstance(file, Refusal) else self._profiles(file, files[file])
         except (EngineError, BackendError) as error:
             ranges = _refused(error.what)
         return choose(resolution, static=static, profiles=ranges, profiles_path=wide)
@@ -183,18 +175,10 @@ class Engines:
             try:
                 self._failures.check(choice.path, device, resolution)
                 with on(device):  # GPUs of one machine may differ
-                    check(
-                        _engine_file(choice, part),
-                        Purpose.SERVE,
-                        backend=self.adapter,
-                        weights_sha256=self.weights_sha256,
-                        vae=self.vae,
-                        allow_foreign=self.allow_foreign,
-                    )
+                    check(_engine_file(choice, part), Purpose.SERVE, self._wanted)
+                break
             except (EngineError, BackendError) as error:
                 unfit[choice.engine] = str(error)
-                continue
-            break
         return choice
 
     def serve(self, part: Part, chosen: Chosen, x: torch.Tensor) -> torch.Tensor | None:
@@ -287,17 +271,14 @@ class Engines:
         self, path: Path, part: Part, choice: Choice, scratch: Scratch, device: torch.device
     ) -> Engine:
         self._failures.check(path, device)  # another thread may have tried meanwhile
-        files = signature(path)
+        files = store.signature(path)
         try:
             return Engine.open(
                 _engine_file(choice, part),
+                wanted=self._wanted,
                 # On the CPU nothing is shared, and two engines may run at once.
                 scratch=scratch if device.type == "cuda" else None,
                 device=device,
-                allow_foreign=self.allow_foreign,
-                weights_sha256=self.weights_sha256,
-                vae=self.vae,
-                backend=self.adapter,
                 cuda_graph=self.cuda_graphs,
             )
         except (EngineError, BackendError) as error:
@@ -314,20 +295,17 @@ class Engines:
         except ForeignEngineError:
             if not self.allow_foreign:
                 raise
-            ranges = self._ranges_of_foreign(path, files)
+            place = torch.device(self.device_type)
+            self._failures.check(path, place)
+            try:
+                engine = Engine.open(path, wanted=self._wanted)
+            except (EngineError, BackendError) as error:
+                self._failures.note(path, place, error, files)
+                raise
+            engine.close()
+            ranges = engine.profiles
         self._ranges[path] = (files, ranges)
         return ranges
-
-    def _ranges_of_foreign(self, path: Path, files: Signature) -> tuple[Profile, ...]:
-        place = torch.device(self.device_type)
-        self._failures.check(path, place)
-        try:
-            engine = Engine.open(path, allow_foreign=True, backend=self.adapter)
-        except (EngineError, BackendError) as error:
-            self._failures.note(path, place, error, files)
-            raise
-        engine.close()
-        return engine.profiles
 
 
 def _engine_file(choice: Choice, part: Part) -> store.EngineFile:

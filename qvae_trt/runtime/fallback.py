@@ -1,14 +1,19 @@
-"""What is said and counted where something else serves than the best engine."""
+"""Warnings and counts: of what served in place of the best engine, and of NaN in results."""
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import warnings
+from collections import deque
 from typing import TYPE_CHECKING, Literal, get_args
 
+import torch
+
+from qvae_trt.errors import ExecutionError
 from qvae_trt.runtime.arguments import check_word
-from qvae_trt.runtime.recent import Counts, Recent
+from qvae_trt.runtime.cache import Counts, Recent
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -54,7 +59,7 @@ class Notices:
         self._once(where, error, f"{where}: {instead} instead: {error}", FallbackWarning)
 
     def tell(self, where: str, error: QvaeError) -> None:
-        """What came from `where` is to be looked at: warn once a reason, unless silent."""
+        """A result of `where` is not finite: warn once a reason, unless silent."""
         self._once(where, error, f"{where}: {error}", RuntimeWarning)
 
     def _once(self, where: str, error: QvaeError, text: str, category: type[Warning]) -> None:
@@ -66,7 +71,7 @@ class Notices:
             self._warned[reason] = None
         if not warned:
             frame = _users_frame()
-            # `warnings.warn` would keep every text, for ever, in the module that called.
+            # `warnings.warn` would keep every text forever in the calling module.
             warnings.warn_explicit(
                 text,
                 category,
@@ -89,3 +94,66 @@ def _users_frame() -> FrameType:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OUR_FRAMES):
         frame = frame.f_back
     return frame
+
+
+#: Results of one device whose check may be under way; of more, some are not checked.
+_SLOTS = 64
+_UNKNOWN = -1.0
+
+
+class FiniteCheck:
+    """Warns of NaN and infinity in results, each once.
+
+    The largest magnitude of a result is computed behind the run that made it, and copied to the
+    host when the device comes to it. It is looked at in later calls: on a CPU, in the same one.
+    """
+
+    def __init__(self, notices: Notices) -> None:
+        self._notices = notices
+        self._slots: dict[torch.device, torch.Tensor] = {}
+        self._next = 0
+        self._pending: deque[tuple[str, torch.Tensor]] = deque()
+        self._lock = threading.Lock()
+
+    def watch(self, where: str, y: torch.Tensor) -> None:
+        """Queue a result for checking, and warn about those whose check is done."""
+        largest = torch.linalg.vector_norm(y.detach(), ord=math.inf)
+        with self._lock:
+            slot = self._slot(y.device) if len(self._pending) < _SLOTS else None
+            if slot is not None:
+                slot.copy_(largest, non_blocking=True)
+                self._pending.append((where, slot))
+        self.tell()
+
+    def tell(self) -> None:
+        """Warn about results whose check is done and that are not finite."""
+        while True:
+            with self._lock:
+                if not self._pending or float(self._pending[0][1]) == _UNKNOWN:
+                    return
+                where, slot = self._pending.popleft()
+                finite = math.isfinite(float(slot))
+            if not finite:
+                error = ExecutionError(
+                    "NaN or infinity in a result: from its input, or from values that are too"
+                    " large for what served; with check_nan=True engines give way then"
+                )
+                self._notices.tell(where, error)
+
+    def _slot(self, device: torch.device) -> torch.Tensor | None:
+        """A number on the host that says `_UNKNOWN` until the device writes it: reading it asks
+        nothing of CUDA, which another thread may be capturing. None where it forbids the memory.
+        """
+        slots = self._slots.get(device)
+        if slots is None:
+            pinned = device.type == "cuda"
+            try:
+                with torch.inference_mode(False):  # what is made in it can only be written in it
+                    slots = torch.empty(_SLOTS, dtype=torch.float32, pin_memory=pinned)
+            except RuntimeError:
+                return None
+            self._slots[device] = slots
+        self._next = (self._next + 1) % _SLOTS
+        slot = slots[self._next]
+        slot.fill_(_UNKNOWN)
+        return slot

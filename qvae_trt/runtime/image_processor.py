@@ -31,10 +31,7 @@ class QvaeImageProcessor(VaeImageProcessor):
         return cls(**settings)
 
     def postprocess(
-        self,
-        image: Any,
-        output_type: str = "pil",
-        do_denormalize: list[bool] | None = None,
+        self, image: Any, output_type: str = "pil", do_denormalize: list[bool] | None = None
     ) -> Any:
         """Turn pixels into pictures.
 
@@ -66,7 +63,7 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def _to_host(pixels: Tensor) -> tuple[np.ndarray, bool]:
-    """The pixels as an array, and whether it lies in pinned memory (to be given back soon)."""
+    """The pixels as an array, and whether it is in pinned memory (to be released soon)."""
     if not pixels.is_cuda:
         return pixels.cpu().numpy(), False
     host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)

@@ -23,20 +23,12 @@ from qvae_trt.errors import (
 )
 from qvae_trt.model import DEFAULT_MODEL
 from qvae_trt.profiles import MODES, Candidate, Choice, Part, ReasonKind, Resolution
-from qvae_trt.runtime.failures import bare
-from qvae_trt.runtime.fallback import FallbackMode, Notices
-from qvae_trt.runtime.finite import FiniteCheck
+from qvae_trt.runtime import memory
+from qvae_trt.runtime.cache import Counts, Recent, bare
+from qvae_trt.runtime.fallback import FallbackMode, FiniteCheck, Notices
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.memory import (
-    allocated_bytes,
-    free_bytes,
-    memory_named,
-    no_memory,
-    out_of_memory,
-)
 from qvae_trt.runtime.preference import Preference
 from qvae_trt.runtime.pytorch import PyTorchVae, needs_gradient
-from qvae_trt.runtime.recent import Counts, Recent
 from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
@@ -51,7 +43,7 @@ _By = Literal["static", "profiles", "fused", "folded", "pytorch", "tiles"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a ladder is gone down.
+    """How a ladder chooses what serves.
 
     Attributes:
         fallback: what to do where no engine serves.
@@ -71,7 +63,7 @@ class Ladder:
     Args:
         model: whose weights.
         engines: built from them.
-        settings: how it is gone down.
+        settings: how it chooses.
     """
 
     def __init__(self, model: Model, engines: Engines, settings: Settings) -> None:
@@ -127,11 +119,11 @@ class Ladder:
             except RuntimeError as error:
                 # Engines, and PyTorch in their place, make room by themselves; video, and what puts
                 # tiles and pictures together, do not.
-                if capturing(x) or not out_of_memory(error):
+                if capturing(x) or not memory.out_of_memory(error):
                     raise
                 if room_made:
-                    raise no_memory(
-                        x.device, f"memory free for the {part} of {tuple(x.shape)}"
+                    raise memory.no_memory(
+                        x.device, f"memory for the {part} of {tuple(x.shape)}"
                     ) from error
             self.engines.make_room(x.device)
             room_made = True
@@ -180,12 +172,12 @@ class Ladder:
                 _refuse_captured(where, x, y.error)
             self._tell(where, x, y)
             free_then = self._too_big.get((call.part, x.shape))
-            if free_then is not None and free_bytes(x.device) < 1.25 * free_then:
+            if free_then is not None and memory.free_bytes(x.device) < 1.25 * free_then:
                 raise _TooBigError
             try:
                 y = self._by_pytorch(call, x)
             except _TooBigError:
-                self._too_big[call.part, x.shape] = free_bytes(x.device)
+                self._too_big[call.part, x.shape] = memory.free_bytes(x.device)
                 raise
         return y.to(x.dtype)
 
@@ -213,7 +205,7 @@ class Ladder:
                 if y is None:
                     continue
                 if self.settings.check_nan and not capturing(y):
-                    with memory_named(y.device, "memory free to look for NaN in a result"):
+                    with memory.memory_named(y.device, "memory to look for NaN in a result"):
                         sound = bool(torch.isfinite(y).all())
                     if not sound:
                         raise ExecutionError(f"{choice.path}: NaN or infinity in its output")
@@ -251,7 +243,7 @@ class Ladder:
             self.served.add((call.part, str(size), by))
             return y
         except RuntimeError as error:
-            if capturing(x) or not out_of_memory(error):
+            if capturing(x) or not memory.out_of_memory(error):
                 raise
         # Out of the handler: the error's traceback holds the activations.
         self.engines.make_room(x.device)
@@ -266,8 +258,7 @@ class Ladder:
         if not self._kind.video:
             raise UsageError(f"{part}: got {x.shape[2]} frames, {self._kind.name} takes one")
         error = UsageError(
-            f"{x.shape[2]} frames: engines take one",
-            fix="fallback='warn' runs video in PyTorch",
+            f"{x.shape[2]} frames: engines take one", fix="fallback='warn' runs video in PyTorch"
         )
         where = f"{part} of video"
         _refuse_captured(where, x, error)
@@ -299,7 +290,7 @@ class Ladder:
         return EngineError(f"no engine serves it\n{choice.explain()}", fix=fix)
 
     def _tell(self, where: str, x: torch.Tensor, unserved: _Unserved) -> None:
-        """What people should know of PyTorch serving; with `fallback="raise"`, the error."""
+        """Report that PyTorch serves, where users should know; with `fallback="raise"`, raise."""
         wanted = bool(self.engines.folders)
         if needs_gradient(x):
             self.notices.give(where, unserved.error, instead="the folded network in PyTorch")
@@ -318,7 +309,7 @@ class Ladder:
         """UsageError for what neither an engine nor PyTorch can take, or would read wrongly."""
         if _traced():
             raise UsageError(
-                f"{part}: engines cannot be traced: the trace would hold one result for ever",
+                f"{part}: engines cannot be traced: the trace would hold one result forever",
                 fix="call the VAE outside of what is traced",
             )
         channels, least = self._channels[part], self._kind.scale if part == "encoder" else 1
@@ -334,10 +325,10 @@ class Ladder:
         engines_here = device.type == self.engines.device_type
         choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
         faster = self.settings.preference.fused_first(part, choice)
-        if choice.engine != "pytorch" and faster is None:
-            return choice
-        why = self.pytorch.fused.refusal(device)
-        if choice.engine != "pytorch" and why is not None:
+        why = None
+        if choice.engine == "pytorch" or faster is not None:
+            why = self.pytorch.fused.refusal(device)
+        if choice.engine != "pytorch" and (faster is None or why is not None):
             return choice
         engines = [
             replace(
@@ -360,7 +351,7 @@ class Ladder:
         return replace(choice, candidates=(*engines, fused, *choice.candidates[-1:]))
 
     def status(self, device: torch.device) -> dict[str, Any]:
-        """What served, what did not and why, and what is held. See `TrtVae.status`."""
+        """What served, what did not and why, and what is in memory. See `TrtVae.status`."""
         devices = self.engines.loaded()
         devices.setdefault(device, ([], 0))
         return {
@@ -381,7 +372,7 @@ class Ladder:
                 str(device): {
                     "engine_bytes": sum(size for _, size in loaded),
                     "scratch_bytes": scratch,
-                    "pytorch_bytes": allocated_bytes(device),
+                    "pytorch_bytes": memory.allocated_bytes(device),
                 }
                 for device, (loaded, scratch) in devices.items()
             },
@@ -394,7 +385,7 @@ class Ladder:
         self.notices.forget()
 
     def leave_device(self) -> None:
-        """Give back what is large; the engines stay loaded."""
+        """Free the large buffers and copies; the engines stay loaded."""
         self.pytorch.release()
         self._too_big.clear()
         self.engines.release_scratch()
@@ -436,7 +427,7 @@ class _TooBigError(Exception):
 
 
 def _mistake(x: object, channels: int, least: int) -> str | None:
-    """What is given, where it is no tensor of such a shape in memory."""
+    """What the input is, if it is not a tensor of such a shape in memory; else None."""
     if not isinstance(x, torch.Tensor):
         return f"a {type(x).__name__} and no torch.Tensor"
     if x.is_nested:

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 #: Two latents on each side make one token.
 _PATCH = 2
-#: As some of its public configurations have them.
-_BOOLEANS = {"true": True, "false": False}
-#: Keys of LightX2V's own VAE that change nothing here, and why.
-_IDLE = {"vae_decode_parallel": "every process decodes the whole picture"}
 
 
 class LightX2VVae:
@@ -194,7 +190,7 @@ def from_lightx2v_config(
     path = _get(engine_config, "trt_engine_path", (str, Path), "")
     mode: Mode = "profiles" if _get(engine_config, "multi_profile", bool, False) else "static"
     model_path = _get(config, "model_path", (str, Path), "")
-    weights = _get(config, "vae_path", (str, Path), Path(model_path) / "vae" if model_path else "")
+    weights = _get(config, "vae_path", (str, Path), model_path and Path(model_path) / "vae")
     if not weights:
         raise UsageError(
             "neither vae_path nor model_path: expected the folder of the VAE's weights"
@@ -203,23 +199,19 @@ def from_lightx2v_config(
     layers = _get(config, "layers", int, 4)
     if layered and layers < 1:
         raise UsageError(f"layers is {layers}, expected 1 or more")
-    scale = _get(config, "vae_scale_factor", int, QWEN_IMAGE.scale)
-    if scale != QWEN_IMAGE.scale:
-        raise UsageError(f"vae_scale_factor is {scale}, expected {QWEN_IMAGE.scale} for this VAE")
+    _require(config, "vae_scale_factor", QWEN_IMAGE.scale)
     offload = _get(config, "vae_cpu_offload", bool, _get(config, "cpu_offload", bool, False))
     tiling = _get(config, "use_tiling_vae", bool, False)
-    idle = [f"{key}: {why}" for key, why in _IDLE.items() if _get(config, key, bool, False)]
-    if idle:
-        warnings.warn(f"set, and changes nothing: {'; '.join(idle)}", stacklevel=2)
+    if _get(config, "vae_decode_parallel", bool, False):
+        what = "vae_decode_parallel: every process decodes the whole picture"
+        warnings.warn(f"set, and changes nothing: {what}", stacklevel=2)
     model = load_model(str(weights))
     if model.kind != QWEN_IMAGE:
         raise UsageError(
             f"{weights}: found the VAE of {model.kind.name}, expected that of {QWEN_IMAGE.name}:"
             " LightX2V has no TensorRT for the former"
         )
-    tokens = _get(config, "in_channels", int, 4 * model.z_dim)
-    if tokens != 4 * model.z_dim:
-        raise UsageError(f"in_channels is {tokens}, expected {4 * model.z_dim} for this VAE")
+    _require(config, "in_channels", 4 * model.z_dim)
     folder = named_folder(path)
     engines = Engines(
         {mode: folder} if path else {},
@@ -246,18 +238,22 @@ def _their_names(folder: Path) -> dict[Resolution, str]:
 
 
 def _get(config: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:
-    value = config.get(key)
-    if value is None:
+    given = config.get(key)
+    if given is None:
         return default
-    if kind is bool and isinstance(value, str) and value.lower() in _BOOLEANS:
-        return _BOOLEANS[value.lower()]
-    if kind is int:
-        value = _whole(value)
+    value = _whole(given) if kind is int else given
+    if kind is bool and str(given).lower() in ("true", "false"):  # as some configurations have it
+        value = str(given).lower() == "true"
     if not isinstance(value, kind):
-        names = [k.__name__ for k in kind] if isinstance(kind, tuple) else [kind.__name__]
-        given = type(config[key]).__name__
-        raise UsageError(f"{key} is a {given}, expected {' or '.join(names)}")
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UsageError(f"{key} is a {type(given).__name__}, expected {names}")
     return value
+
+
+def _require(config: Mapping[str, Any], key: str, expected: int) -> None:
+    found = _get(config, key, int, expected)
+    if found != expected:
+        raise UsageError(f"{key} is {found}, expected {expected} for this VAE")
 
 
 def _whole(value: Any) -> int | None:

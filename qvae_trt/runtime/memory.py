@@ -1,13 +1,22 @@
-"""PyTorch's memory: weights for all callers, and the lack of it told in words."""
+"""Memory of devices: weights for all callers, one scratch buffer a device, and errors that name
+what did not fit.
+
+TensorRT asks every execution for scratch memory, gigabytes at large sizes, and needs it only while
+it runs. All engines of a device share one buffer here, which grows to fit the most
+demanding size in use.
+"""
 
 from __future__ import annotations
 
+import threading
+import weakref
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
+from qvae_trt.backends import ALIGNMENT_BYTES
 from qvae_trt.errors import DeviceMemoryError
 
 if TYPE_CHECKING:
@@ -31,7 +40,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_named(device: torch.device, what: str) -> Iterator[None]:
-    """Turns PyTorch's lack of memory inside into a DeviceMemoryError: for what there was none."""
+    """Turns PyTorch's out-of-memory errors into a DeviceMemoryError that names what did not fit."""
     try:
         yield
     except RuntimeError as error:
@@ -41,9 +50,9 @@ def memory_named(device: torch.device, what: str) -> Iterator[None]:
 
 
 def no_memory(device: torch.device, what: str) -> DeviceMemoryError:
-    """For what there is none."""
+    """The error for what could not be allocated."""
     return DeviceMemoryError(
-        f"{device}: no {what}",
+        f"{device}: cannot allocate {what}",
         fix="free device memory, or call vae.release_memory() and torch.cuda.empty_cache()",
     )
 
@@ -89,3 +98,112 @@ def on(device: torch.device | None) -> AbstractContextManager[object]:
     if device is None or device.type != "cuda":
         return nullcontext()
     return torch.cuda.device(device)
+
+
+_BY_DEVICE: weakref.WeakValueDictionary[torch.device, Scratch] = weakref.WeakValueDictionary()
+_BY_DEVICE_LOCK = threading.Lock()
+
+
+def shared_scratch(device: torch.device) -> Scratch:
+    """The process's one `Scratch` of a CUDA device; for the CPU a fresh one, since nothing is
+    shared there.
+
+    It lives as long as something refers to it, so that its memory is freed with the last engine.
+    """
+    if device.type != "cuda":
+        return Scratch(device)
+    with _BY_DEVICE_LOCK:
+        scratch = _BY_DEVICE.get(device)
+        if scratch is None:
+            scratch = _BY_DEVICE[device] = Scratch(device)
+        return scratch
+
+
+class Scratch:
+    """Scratch memory from PyTorch's caching allocator. It grows to fit the most demanding engine.
+
+    Attributes:
+        generation: counts the buffers; an address is valid as long as this stays the same.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.generation = 0
+        self._lock = threading.RLock()  # reentrant: turns drain
+        self._buffer: torch.Tensor | None = None
+        self._last: torch.cuda.Event | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held now."""
+        buffer = self._buffer  # another thread may release it meanwhile
+        return 0 if buffer is None else buffer.numel() - ALIGNMENT_BYTES
+
+    @contextmanager
+    def turn(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
+        """Hold the buffer: other threads wait here, other streams wait for the work enqueued
+        inside.
+
+        Args:
+            stream: the stream that the caller enqueues on; None on the CPU, and while it is being
+                captured, when waiting for the outside is impossible and `private` must be used.
+        """
+        with self._lock:
+            if stream is None:
+                yield
+                return
+            if self._last is not None:  # on whichever stream: a handle is given again
+                stream.wait_event(self._last)
+            try:
+                yield
+            finally:
+                # Also after a failure: part of the work may have been enqueued.
+                self._last = stream.record_event(self._last)
+
+    def reserve(self, size: int, stream: torch.cuda.Stream | None) -> int:
+        """Address of at least `size` bytes, usable until the end of the turn; 0 for none.
+
+        Raises:
+            DeviceMemoryError: the allocator has not that much, even without the buffer held before.
+        """
+        if size <= 0:
+            return 0
+        if size > self.bytes or self._buffer is None:
+            # The old one goes first, so that both are never held at once, and idle, so that it can
+            # be part of the new.
+            self.drain()
+            self._buffer = None
+            self.generation += 1
+            self._buffer = _allocate(size, self.device)
+        if stream is not None and self._buffer.is_cuda:
+            self._buffer.record_stream(stream)
+        return aligned(self._buffer)
+
+    def private(self, size: int) -> torch.Tensor:
+        """Memory of its own for a caller whose stream is being captured: a graph keeps the
+        addresses it saw.
+        """
+        return _allocate(max(size, 1), self.device)
+
+    def drain(self) -> None:
+        """Return once the device has finished every turn."""
+        with self._lock:
+            if self._last is not None:
+                self._last.synchronize()
+
+    def release(self) -> None:
+        """Give the buffer back to the allocator; the next turn takes what it needs."""
+        with self._lock:
+            if self._buffer is not None:
+                self._buffer = None
+                self.generation += 1
+
+
+def aligned(buffer: torch.Tensor) -> int:
+    """The first address in a buffer that TensorRT takes."""
+    return -(-buffer.data_ptr() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def _allocate(size: int, device: torch.device) -> torch.Tensor:
+    with memory_named(device, f"{size / 2**30:.2f} GiB of engine scratch memory"):
+        return torch.empty(size + ALIGNMENT_BYTES, dtype=torch.uint8, device=device)

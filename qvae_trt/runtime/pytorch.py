@@ -4,19 +4,203 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd.forward_ad import unpack_dual
 
+from qvae_trt import fused
+from qvae_trt.errors import BackendError, QvaeError
 from qvae_trt.folding import FoldedVae, fold
-from qvae_trt.runtime.fused_path import FusedPath
-from qvae_trt.runtime.memory import keep_while_read, made_for_all
+from qvae_trt.kinds import kind_of
+from qvae_trt.runtime.cache import Recent
+from qvae_trt.runtime.graphs import captures, capturing
+from qvae_trt.runtime.memory import keep_while_read, made_for_all, on
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from diffusers import AutoencoderKLQwenImage
 
     from qvae_trt.profiles import Part
+
+
+#: Above it a run takes longer than its launches.
+_MOST_PIXELS = 768 * 768
+_KEPT = 32
+
+_Key = tuple["Part", torch.Size, torch.dtype]
+
+
+class FusedPath:
+    """One VAE, fused, on any number of devices.
+
+    Args:
+        vae: whose weights; stays where it is.
+        cuda_graphs: replay small pictures from CUDA graphs.
+    """
+
+    def __init__(self, vae: AutoencoderKLQwenImage, *, cuda_graphs: bool) -> None:
+        self._vae = vae
+        self._scale = kind_of(vae).scale
+        self._cuda_graphs = cuda_graphs
+        # Of a device that passed the check, the weights in host memory, from where they come back
+        # in milliseconds; of another one, why it cannot serve.
+        self._checked: dict[torch.device, fused.FusedVae | QvaeError] = {}
+        self._placed: dict[torch.device, fused.FusedVae] = {}
+        self._replays: dict[torch.device, _Replays] = {}
+        self._ran: Recent[tuple[Part, torch.Size, torch.device], None] = Recent()
+        self._captured = False
+        self._lock = threading.RLock()
+
+    def refusal(self, device: torch.device) -> QvaeError | None:
+        """Why it does not serve on a device; None if it does.
+
+        The first call for a device puts the weights there and compares a small picture with the
+        folded network.
+        """
+        if device == torch.device("cuda") and torch.cuda.is_available():
+            device = torch.device("cuda", torch.cuda.current_device())
+        with self._lock:
+            if device not in self._checked:
+                self._checked[device] = self._check(device)
+            checked = self._checked[device]
+        return checked if isinstance(checked, QvaeError) else None
+
+    def has_run(self, part: Part, x: torch.Tensor) -> bool:
+        """Such a picture has run since the weights were placed, so that a run can be captured:
+        nothing is compiled, loaded or chosen any more.
+        """
+        return (part, x.shape, x.device) in self._ran
+
+    def run(self, part: Part, x: torch.Tensor) -> torch.Tensor:
+        """(1, C, 1, H, W) of any floating dtype → (1, C', 1, H', W'), where `refusal` is None."""
+        with self._lock:
+            network = self._network(x.device)
+            if capturing(x):
+                self._captured = True
+            else:
+                keep_while_read(network, x.device)
+        call = network.encode if part == "encoder" else network.decode
+        with on(x.device):
+            scale = 1 if part == "encoder" else self._scale
+            small = x.shape[3] * x.shape[4] * scale**2 <= _MOST_PIXELS
+            if self._cuda_graphs and small and not capturing(x):
+                y = self._replays_on(x.device).run(part, x, call)
+            else:
+                y = call(x)
+        self._ran[part, x.shape, x.device] = None
+        return y
+
+    def release(self) -> None:
+        """Give the device memory back, unless a caller's graph reads it."""
+        with self._lock:
+            for replays in self._replays.values():
+                replays.close()
+            self._replays.clear()
+            if not self._captured:
+                self._placed.clear()
+                self._ran.clear()
+
+    def _check(self, device: torch.device) -> fused.FusedVae | QvaeError:
+        try:
+            with made_for_all(device), on(device):
+                self._placed[device] = fused.load(self._vae, device)
+                return copy.deepcopy(self._placed[device]).cpu()
+        except BackendError as error:
+            return error
+
+    def _network(self, device: torch.device) -> fused.FusedVae:
+        if device not in self._placed:
+            with made_for_all(device):
+                host: Any = self._checked[device]
+                self._placed[device] = copy.deepcopy(host).to(device)
+        return self._placed[device]
+
+    def _replays_on(self, device: torch.device) -> _Replays:
+        with self._lock:
+            if device not in self._replays:
+                self._replays[device] = _Replays(device)
+            return self._replays[device]
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    graph: torch.cuda.CUDAGraph
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class _Replays:
+    """Captured runs on one device.
+
+    All of them share one pool of memory, so that many sizes take no more than the largest. So one
+    replay waits for the one before it, also on other streams.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._replays: OrderedDict[_Key, _Replay] = OrderedDict()
+        self._seen: Recent[_Key, None] = Recent()
+        self._lock = threading.Lock()
+        self._pool = torch.cuda.graph_pool_handle()
+        self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def run(
+        self, part: Part, x: torch.Tensor, call: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """`call(x)`, replayed from its third run on."""
+        key = (part, x.shape, x.dtype)
+        with self._lock:
+            replay = self._replays.get(key)
+            if replay is None and key in self._seen:
+                replay = self._capture(key, x, call)
+            if replay is not None:
+                return self._replay(key, replay, x)
+            self._seen[key] = None
+        return call(x)
+
+    def _replay(self, key: _Key, replay: _Replay, x: torch.Tensor) -> torch.Tensor:
+        self._replays.move_to_end(key)
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(self._last)
+        with torch.no_grad():
+            replay.x.copy_(x)
+            replay.graph.replay()
+            y = replay.y.clone()
+        self._last.record(stream)
+        return y
+
+    def _capture(
+        self, key: _Key, x: torch.Tensor, call: Callable[[torch.Tensor], torch.Tensor]
+    ) -> _Replay | None:
+        """None while an engine is loaded or captured: another run tries again."""
+        with captures.one() as alone:
+            if not alone:
+                return None
+            while len(self._replays) >= _KEPT:
+                self._last.synchronize()
+                self._replays.popitem(last=False)
+            # Tensors made in inference mode can only be written in it.
+            with torch.inference_mode(False), torch.no_grad():
+                source, graph = torch.zeros_like(x), torch.cuda.CUDAGraph()
+                torch.cuda.current_stream(self._device).synchronize()
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    y = call(source)
+        replay = self._replays[key] = _Replay(graph, source, y)
+        return replay
+
+    def close(self) -> None:
+        """Free all captured runs, once the last replay is over."""
+        with self._lock:
+            self._last.synchronize()
+            self._replays.clear()
+            self._seen.clear()
 
 
 class PyTorchVae:

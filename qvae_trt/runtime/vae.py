@@ -19,15 +19,7 @@ from qvae_trt.errors import ModelError, UsageError
 from qvae_trt.kinds import kind_named
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS, Resolution
-from qvae_trt.runtime.arguments import (
-    check_word,
-    empty_on,
-    lasting_source,
-    mode_folders,
-    named_folder,
-    sides,
-    whole,
-)
+from qvae_trt.runtime import arguments
 from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning
 from qvae_trt.runtime.ladder import Ladder, Settings
@@ -89,7 +81,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype is None:
-            on_gpu = empty_on(device, torch.float32).is_cuda
+            on_gpu = arguments.empty_on(device, torch.float32).is_cuda
             dtype = torch.bfloat16 if on_gpu else torch.float32
         super().__init__()
         self.eval()
@@ -98,7 +90,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         # Says where and in what dtype this VAE is, and is what `.to(...)` moves and casts. A
         # parameter, since offload hooks ask a module's first parameter for its device; an empty
         # one, since engines hold the weights.
-        self._place = torch.nn.Parameter(empty_on(device, dtype), requires_grad=False)
+        self._place = torch.nn.Parameter(arguments.empty_on(device, dtype), requires_grad=False)
         self.register_to_config(
             **{k: v for k, v in model.vae.config.items() if not k.startswith("_")}
         )
@@ -168,7 +160,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
                 "the VAE cannot be pickled: its weights have no name by which to load them again",
                 fix="vae.save_pretrained(FOLDER), and pickle load_vae(..., model=FOLDER)",
             )
-        switches = {name: getattr(self, name) for name in _SWITCHES}
+        switches = {k: v for k, v in vars(self).items() if k.startswith(("use_", "tile_sample_"))}
         place = {"device": str(self.device), "dtype": self.dtype}
         made_of = self._ladder.engines, self._ladder.settings
         return _load_again, (model.source, model.weights_sha256, *made_of, place, switches)
@@ -181,27 +173,12 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
     def device(self) -> torch.device:
         return self._place.device
 
-    @property
-    def encoder(self) -> torch.nn.Module:
-        """diffusers' own, on this device and in this dtype, for callers that take the VAE apart; so
-        are `decoder`, `quant_conv` and `post_quant_conv`. No engine has a part in them.
-        """
-        return self._shipped().encoder
-
-    @property
-    def decoder(self) -> torch.nn.Module:
-        """As `encoder`."""
-        return self._shipped().decoder
-
-    @property
-    def quant_conv(self) -> torch.nn.Module:
-        """As `encoder`."""
-        return self._shipped().quant_conv
-
-    @property
-    def post_quant_conv(self) -> torch.nn.Module:
-        """As `encoder`."""
-        return self._shipped().post_quant_conv
+    # diffusers' own layers, on this device and in this dtype, for callers that take the VAE apart.
+    # No engine has a part in them.
+    encoder = property(lambda self: self._shipped().encoder, doc="Of diffusers.")
+    decoder = property(lambda self: self._shipped().decoder, doc="Of diffusers.")
+    quant_conv = property(lambda self: self._shipped().quant_conv, doc="Of diffusers.")
+    post_quant_conv = property(lambda self: self._shipped().post_quant_conv, doc="Of diffusers.")
 
     def _shipped(self) -> AutoencoderKLQwenImage:
         return self._ladder.pytorch.shipped(self.device, self.dtype)
@@ -295,7 +272,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         ):
             if side is not None:
                 wanted[f"tile_sample_min_{name}"] = side
-                if whole(side):
+                if arguments.whole(side):
                     wanted[f"tile_sample_stride_{name}"] = side - usual_overlap(side)
             if stride is not None:
                 wanted[f"tile_sample_stride_{name}"] = stride
@@ -331,10 +308,10 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         """
         shapes: list[tuple[Part, tuple[int, ...]]] = []
         scale = self.kind.scale
-        for height, width in map(sides, sizes):
+        for height, width in map(arguments.sides, sizes):
             of_latents = (1, self.z_dim, 1, height // scale, width // scale)
             for part in parts:
-                check_word("the part", part, PARTS)
+                arguments.check_word("the part", part, PARTS)
                 of_pixels = (1, self.input_channels, 1, height, width)
                 shapes.append((part, of_pixels if part == "encoder" else of_latents))
         # A graph is captured at the second run on the scratch memory of the largest size.
@@ -356,7 +333,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
                 f"got the size {resolution!r}, expected a qvae_trt.Resolution",
                 fix='qvae_trt.Resolution.parse("1664x928"), or Resolution(height=928, width=1664)',
             )
-        check_word("the part", part, PARTS)
+        arguments.check_word("the part", part, PARTS)
         return self._ladder.choice(part, resolution, self.device)
 
     def release_memory(self, *, engines: bool = True) -> None:
@@ -375,12 +352,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         """How many engines are loaded, and what they and the shared scratch hold, in bytes."""
         devices = self._ladder.engines.loaded().values()
         sizes = [size for engines, _ in devices for _, size in engines]
-        scratch_bytes = sum(scratch for _, scratch in devices)
-        return {
-            "engines": len(sizes),
-            "engine_bytes": sum(sizes),
-            "scratch_bytes": scratch_bytes,
-        }
+        scratch = sum(scratch for _, scratch in devices)
+        return {"engines": len(sizes), "engine_bytes": sum(sizes), "scratch_bytes": scratch}
 
     def status(self) -> dict[str, Any]:
         """What operators ask, as plain values (JSON takes them), without waiting for the device.
@@ -422,7 +395,7 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
         lengths = self.tile_sample_min_height, self.tile_sample_min_width
         strides = self.tile_sample_stride_height, self.tile_sample_stride_width
         for side, stride in zip(lengths, strides, strict=True):
-            if not (whole(side) and whole(stride)):
+            if not (arguments.whole(side) and arguments.whole(stride)):
                 raise UsageError(
                     f"tiles of {side!r} pixels every {stride!r}: expected whole numbers"
                 )
@@ -438,17 +411,6 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
             overlap_height=lengths[0] - strides[0],
             overlap_width=lengths[1] - strides[1],
         )
-
-
-#: What users set on a VAE, beside its device and dtype.
-_SWITCHES = (
-    "use_slicing",
-    "use_tiling",
-    "tile_sample_min_height",
-    "tile_sample_min_width",
-    "tile_sample_stride_height",
-    "tile_sample_stride_width",
-)
 
 
 def _load_again(
@@ -508,8 +470,8 @@ def load_vae(
         memory_budget_bytes: past this the least recently used engines are closed; None keeps all.
         check_nan: look at every result, and treat NaN or infinity as a failed run. Waits for the
             device.
-        cuda_graphs: capture one CUDA graph for each static engine. What holds for graphs that you
-            capture yourself is said at `TrtVae`.
+        cuda_graphs: capture one CUDA graph for each static engine. For graphs that you capture
+            yourself see `TrtVae`.
         allow_foreign: load engines without a sidecar. Deserialising runs code: only those one has
             built.
         prefer: where an engine and the fused path could serve: the `engine`, or the `fastest` by
@@ -522,8 +484,8 @@ def load_vae(
             engines of one mode, a device that is not there, a budget that is not a number of bytes.
     """
     # Before the weights are read.
-    check_word("fallback", fallback, get_args(FallbackMode))
-    check_word("prefer", prefer, get_args(Prefer))
+    arguments.check_word("fallback", fallback, get_args(FallbackMode))
+    arguments.check_word("prefer", prefer, get_args(Prefer))
     model = os.fspath(model) if isinstance(model, os.PathLike) else model
     if not isinstance(model, str | Model):
         raise UsageError(
@@ -535,9 +497,9 @@ def load_vae(
         raise UsageError(f"memory_budget_bytes is {budget!r}, expected a number of bytes")
     if not isinstance(backend, str) and not hasattr(backend, "can_run"):
         raise UsageError(f"the backend is {backend!r}, expected a name such as 'auto'")
-    folder = None if engine_dir is None else named_folder(engine_dir)
-    folders = {} if folder is None else mode_folders(folder)
-    loaded = load_model(lasting_source(model)) if isinstance(model, str) else model
+    folder = None if engine_dir is None else arguments.named_folder(engine_dir)
+    folders = {} if folder is None else arguments.mode_folders(folder)
+    loaded = load_model(arguments.lasting_source(model)) if isinstance(model, str) else model
     engines = Engines(
         folders,
         backend=backend,

@@ -26,44 +26,20 @@ No step looks at the clock.
 
 from __future__ import annotations
 
-from qvae_trt.store.checking import (
-    check_engine,
-    differences,
-    option_in,
-    read_sidecar,
-    signature,
-    words_of,
-)
-from qvae_trt.store.finding import EngineFile, check_other_folder, engine_file, find_engines
-from qvae_trt.store.locking import clean_up, lock_engine
-from qvae_trt.store.sidecar import (
-    FORMAT_VERSION,
-    EngineKey,
-    Mismatch,
-    Sidecar,
-    show,
-    sidecar_path,
-)
-from qvae_trt.store.writing import write_engine
-
-__all__ = [
-    "FORMAT_VERSION",
-    "EngineFile",
-    "EngineKey",
-    "Mismatch",
-    "Sidecar",
-    "check_engine",
-    "check_other_folder",
-    "clean_up",
-    "differences",
-    "engine_file",
-    "find_engines",
-    "lock_engine",
-    "option_in",
-    "read_sidecar",
-    "show",
-    "sidecar_path",
-    "signature",
-    "words_of",
-    "write_engine",
-]
+from qvae_trt.store.finding import EngineFile as EngineFile
+from qvae_trt.store.finding import check_other_folder as check_other_folder
+from qvae_trt.store.finding import engine_file as engine_file
+from qvae_trt.store.finding import find_engines as find_engines
+from qvae_trt.store.sidecar import EngineKey as EngineKey
+from qvae_trt.store.sidecar import Sidecar as Sidecar
+from qvae_trt.store.sidecar import check_engine as check_engine
+from qvae_trt.store.sidecar import differences as differences
+from qvae_trt.store.sidecar import option_in as option_in
+from qvae_trt.store.sidecar import read_sidecar as read_sidecar
+from qvae_trt.store.sidecar import show as show
+from qvae_trt.store.sidecar import sidecar_path as sidecar_path
+from qvae_trt.store.sidecar import signature as signature
+from qvae_trt.store.sidecar import words_of as words_of
+from qvae_trt.store.writing import clean_up as clean_up
+from qvae_trt.store.writing import lock_engine as lock_engine
+from qvae_trt.store.writing import write_engine as write_engine

@@ -1,24 +1,16 @@
-"""Which engines there are under a folder, and what each has to be to serve there."""
+"""Which engines there are under a folder."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import EngineError, ResolutionError, UsageError
-from qvae_trt.profiles import (
-    PARTS,
-    Mode,
-    Part,
-    Profile,
-    Resolution,
-    engine_path,
-    load_static_sizes,
-)
+from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path, load_static_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 _SUFFIXES = (".trt", ".onnx")
@@ -35,7 +27,7 @@ class EngineFile:
 
     @property
     def is_there(self) -> bool:
-        """Also what is no file, a folder or a link to nowhere: whoever opens it says so."""
+        """True also for a folder or a broken link: opening it reports that."""
         return os.path.lexists(self.path)
 
     @property
@@ -45,21 +37,6 @@ class EngineFile:
         if self.resolution is not None:
             fields["profiles"] = (Profile.fixed(self.resolution),)
         return fields
-
-    def expected(
-        self,
-        identity: Mapping[str, object],
-        *,
-        weights_sha256: str | None,
-        vae: str | None = None,
-    ) -> dict[str, object]:
-        """What its key has to be to serve here.
-
-        Args:
-            identity: of the backend that runs it, see `Backend.identity`.
-            weights_sha256, vae: of the VAE, and the name of its kind; None takes any.
-        """
-        return {**identity, **self.place, "vae": vae, "weights_sha256": weights_sha256}
 
 
 def engine_file(
@@ -110,8 +87,6 @@ def _static_sizes(engine_dir: Path) -> set[Resolution]:
     sizes = set(load_static_sizes().values())
     folder = engine_dir / "static"
     for entry in folder.iterdir() if folder.is_dir() else ():
-        try:
+        with suppress(ResolutionError):  # a folder of something else
             sizes.add(Resolution.parse(entry.name))
-        except ResolutionError:
-            continue  # a folder of something else
     return sizes

@@ -1,6 +1,6 @@
 """What `qvae bench` measured of the fused path and of engines on this machine.
 
-It lies beside the engines, as `measured.json`; `load_vae(prefer="fastest")` follows it.
+It is kept beside the engines, as `measured.json`; `load_vae(prefer="fastest")` follows it.
 """
 
 from __future__ import annotations

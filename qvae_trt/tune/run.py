@@ -13,7 +13,7 @@ from qvae_trt.bench.timing import Limits
 from qvae_trt.build import BuildSettings, JobResult, build, plan_static
 from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
-from qvae_trt.files.workplace import workplace
+from qvae_trt.files.writing import workplace
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.progress import Event, OnEvent, ignore, stages

@@ -24,7 +24,7 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.model import load_model
-from qvae_trt.opening import Purpose
+from qvae_trt.opening import Purpose, Wanted
 from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import show
@@ -198,13 +198,9 @@ class _Parity:
             target = job.target
             whole = partial(job.row, resolution=target.resolution)
             try:
-                engine = Engine.open(
-                    target,
-                    Purpose.VERIFY,
-                    backend=job.backend,
-                    weights_sha256=self.model.weights_sha256,
-                    vae=self.model.kind.name,
-                )
+                weights, vae = self.model.weights_sha256, self.model.kind.name
+                wanted = Wanted(backend=job.backend, weights_sha256=weights, vae=vae)
+                engine = Engine.open(target, Purpose.VERIFY, wanted)
             except QvaeError as error:
                 self._done += len(job.steps) + len(job.ends)
                 fix = None if isinstance(error, StaleEngineError) else error.fix

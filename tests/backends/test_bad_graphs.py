@@ -16,7 +16,7 @@ from qvae_trt.errors import BackendError, BuildError, EngineError
 from qvae_trt.tensors import ShapeRange
 
 WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
-SPEC = BuildSpec(input_name="latents", ranges=(WIDE,), precision="fp16")
+SPEC = BuildSpec(ranges=(WIDE,), precision="fp16")
 FILES = ["vae.onnx", "vae.onnx.data"]
 
 

@@ -39,7 +39,7 @@ FIXED = ShapeRange.fixed((1, 4, 1, 16, 24))
 
 def spec(*ranges: ShapeRange, **settings: Any) -> BuildSpec:
     settings.setdefault("precision", "fp16")
-    return BuildSpec(input_name="latents", ranges=ranges or (WIDE,), **settings)
+    return BuildSpec(ranges=ranges or (WIDE,), **settings)
 
 
 @pytest.fixture
@@ -298,9 +298,7 @@ def test_bad_ranges_never_reach_tensorrt(
     trt: Any, backend: backends.Backend, graph: Path, tmp_path: Path, low: int, opt: int, high: int
 ) -> None:
     bad = ShapeRange((1, 4, 1, 4, low), (1, 4, 1, 16, opt), (1, 4, 1, 32, high))
-    with pytest.raises(
-        UsageError, match=r"profile 1, dimension 4: .*expected 0 < min <= opt <= max"
-    ):
+    with pytest.raises(UsageError, match=r"profile 1: .*expected 0 < min <= opt <= max"):
         backend.build(graph, tmp_path / "e.trt", spec(WIDE, bad))
     assert trt.fake.calls == []
 
@@ -313,35 +311,6 @@ def test_a_refused_profile_is_an_error(
     with pytest.raises(BuildError, match=r"profile 0 \(index -1\).*kOPT out of range"):
         backend.build(graph, tmp_path / "e.trt", spec())
     assert not (tmp_path / "e.trt").exists()
-
-
-@pytest.mark.parametrize(
-    ("ranges", "words"),
-    [
-        (
-            (ShapeRange.fixed((1, 5, 1, 16, 16)),),
-            "dimension 1 of latents is fixed at 4, asked for 5",
-        ),
-        ((ShapeRange.fixed((1, 4, 16, 16)),), "4 dimensions, latents has 5"),
-    ],
-)
-def test_ranges_that_do_not_fit_the_graph(
-    trt: Any,
-    backend: backends.Backend,
-    graph: Path,
-    tmp_path: Path,
-    ranges: tuple[ShapeRange, ...],
-    words: str,
-) -> None:
-    with pytest.raises(BuildError, match=words):
-        backend.build(graph, tmp_path / "e.trt", spec(*ranges))
-
-
-def test_profiles_of_a_fixed_graph(
-    backend: backends.Backend, fixed_graph: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(BuildError, match="2 profiles asked of a graph whose input is fixed"):
-        backend.build(fixed_graph, tmp_path / "e.trt", spec(FIXED, FIXED))
 
 
 # --- settings -----------------------------------------------------------------------------------
@@ -438,17 +407,6 @@ def test_a_file_that_is_no_graph(backend: backends.Backend, tmp_path: Path, cont
     (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(BuildError, match=r"does not take x\.onnx"):
         backend.build(tmp_path / "x.onnx", tmp_path / "e.trt", spec())
-
-
-def test_a_missing_file(backend: backends.Backend, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="no such ONNX file"):
-        backend.build(tmp_path / "none.onnx", tmp_path / "e.trt", spec())
-
-
-def test_another_input_name(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
-    wrong = BuildSpec(input_name="images", ranges=(WIDE,), precision="fp16")
-    with pytest.raises(BuildError, match="the graph's input is latents, expected images"):
-        backend.build(graph, tmp_path / "e.trt", wrong)
 
 
 def test_a_place_that_cannot_be_written(
@@ -567,12 +525,10 @@ def test_a_failure_without_a_cache_is_not_tried_again(
 
 def test_a_graph_that_is_refused_is_no_fault_of_the_cache(trt86: Any, tmp_path: Path) -> None:
     (tmp_path / "a-NVIDIA_H200-8.6.1-fp16.timing").write_bytes(b"timings")
-    graph = small_graphs.decoder(tmp_path / "d.onnx")
-    wanted = BuildSpec(
-        input_name="images", ranges=(WIDE,), precision="fp16", timing_cache=tmp_path / "a.timing"
-    )
-    with pytest.raises(BuildError, match="expected images"):
-        backends.get("tensorrt").build(graph, tmp_path / "e.trt", wanted)
+    (tmp_path / "x.onnx").write_bytes(b"not onnx")
+    wanted = BuildSpec(ranges=(WIDE,), precision="fp16", timing_cache=tmp_path / "a.timing")
+    with pytest.raises(BuildError, match=r"does not take x\.onnx"):
+        backends.get("tensorrt").build(tmp_path / "x.onnx", tmp_path / "e.trt", wanted)
     assert len(trt86.fake.of("Builder.create_network")) == 1
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import fake_tensorrt
 import pytest
 
-from qvae_trt.backends import tensorrt, trt_build, trt_log, trt_session
+from qvae_trt.backends import tensorrt, trt_build, trt_session
 
-MODULES = (tensorrt, trt_build, trt_log, trt_session)
+MODULES = (tensorrt, trt_build, trt_session)
 # Looked up with getattr or hasattr, as the older releases lack them.
 LATER = {"ComputeCapability", "ExecutionContextAllocationStrategy", "IProgressMonitor"}
 

@@ -32,7 +32,7 @@ def backend() -> backends.Backend:
 
 def spec(*ranges: ShapeRange, **settings: Any) -> BuildSpec:
     settings.setdefault("precision", "fp16")
-    return BuildSpec(input_name="latents", ranges=ranges, **settings)
+    return BuildSpec(ranges=ranges, **settings)
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_attention_never_holds_all_scores(
     largest, model = Resolution(1920, 1920), load_model("bundled:tiny")
     wide = Profile(Resolution(1088, 1296), Resolution(1088, 1632), largest)
     job = Job(part, "profiles", tmp_path / "e.trt", (wide if ranged else Profile.fixed(largest),))
-    graph = export_onnx(
+    export_onnx(
         model,
         part,
         tmp_path / "g.onnx",
@@ -176,7 +176,7 @@ def test_attention_never_holds_all_scores(
     backend.build(
         tmp_path / "g.onnx",
         job.path,
-        BuildSpec(input_name=graph.input.name, ranges=shapes, precision="fp16"),
+        BuildSpec(ranges=shapes, precision="fp16"),
     )
     found = re.findall(r"Total Activation Memory: (\d+) bytes", "\n".join(heard))
     assert len(found) == 1

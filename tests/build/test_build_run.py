@@ -506,11 +506,6 @@ def test_what_the_backend_cannot_do_is_said_first(
     assert files(tmp_path) == []
 
 
-def test_a_job_of_another_backend(exporter: Exporter, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"onnxruntime makes engines named \*\.onnx"):
-        run(plan(tmp_path, suffix=".trt"))
-
-
 # --- TensorRT -----------------------------------------------------------------------------------
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 from qvae_trt.errors import StoreError
-from qvae_trt.files.workplace import workplace
-from qvae_trt.files.writing import replace_file
+from qvae_trt.files.writing import replace_file, workplace
 
 HOLD = """
 import sys
-from qvae_trt.files.workplace import workplace
+from qvae_trt.files.writing import workplace
 with workplace() as folder:
     (folder / "graph.onnx").write_text("x")
     print(folder, flush=True)

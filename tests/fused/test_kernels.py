@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import plain_kernels as plain
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: its kernels cannot be interpreted")
 
-from qvae_trt.fused import attention, kernels, plain
-from qvae_trt.fused.layout import Copied, Means, head_weight, like, stem_weight
+from qvae_trt.fused import attention, kernels
+from qvae_trt.fused.network import Copied, Means, head_weight, like, stem_weight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Of bundled:tiny, of the full network, of Qwen-Image-2.1, and one that is no multiple of anything.

@@ -7,13 +7,14 @@ import sys
 import types
 import warnings
 
+import plain_kernels as plain
 import pytest
 import torch
 
 from qvae_trt import fused
 from qvae_trt.errors import BackendError
 from qvae_trt.folding import fold
-from qvae_trt.fused import network, plain
+from qvae_trt.fused import network
 from qvae_trt.model import load_model
 from qvae_trt.model.seeded import random_vae
 

@@ -252,7 +252,9 @@ def test_without_memory_it_is_tiled(vae, monkeypatch):
 
 
 def test_a_wrong_kernel_is_seen_at_the_first_use_and_the_folded_network_serves(model, monkeypatch):
-    from qvae_trt.fused import kernels, plain
+    import plain_kernels as plain
+
+    from qvae_trt.fused import kernels
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
         return plain.attend(qkv) * 1.5

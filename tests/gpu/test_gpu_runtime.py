@@ -20,8 +20,7 @@ from qvae_trt.backends import devices
 from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError
 from qvae_trt.files.reading import sha256_file
 from qvae_trt.profiles import Resolution
-from qvae_trt.runtime.fallback import FallbackWarning, Notices
-from qvae_trt.runtime.finite import FiniteCheck
+from qvae_trt.runtime.fallback import FallbackWarning, FiniteCheck, Notices
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]

@@ -4,7 +4,7 @@ A list (`*.toml` beside this file) has entries such as
 
     [[mutation]]
     name = "strikes are never cleared"              # what is broken, in words
-    file = "qvae_trt/runtime/failures.py"
+    file = "qvae_trt/runtime/cache.py"
     find = "self._strikes.clear()"                  # stands there exactly once
     replace = "pass"
     test = "tests/runtime/test_runtime_failures.py::test_x"   # or a list of them

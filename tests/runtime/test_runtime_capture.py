@@ -111,7 +111,7 @@ def test_no_memory_for_input_or_output_is_a_fallback_as_any_other(vae, backend, 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Engine, "_output", full)
-    with pytest.warns(FallbackWarning, match=r"no memory free for input and output of vae_dec"):
+    with pytest.warns(FallbackWarning, match="memory for input and output of vae_dec"):
         y = vae.decode(Z).sample
     torch.testing.assert_close(y, tiny().vae.decode(Z).sample, atol=1e-4, rtol=0)
     assert len(backend.opened) == 2, "tried again after room was made"

@@ -28,12 +28,14 @@ from qvae_trt.errors import (
 )
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import Model
+from qvae_trt.opening import Wanted
 from qvae_trt.profiles import Resolution
-from qvae_trt.runtime import failures as failures_module
+from qvae_trt.runtime import cache as failures_module
+from qvae_trt.runtime.cache import PAUSE_S, STRIKES, Failures
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.engines import Engines
-from qvae_trt.runtime.failures import PAUSE_S, STRIKES, Failures, signature
 from qvae_trt.runtime.vae import load_vae
+from qvae_trt.store import signature
 from qvae_trt.tensors import ShapeRange
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -221,7 +223,9 @@ def test_an_engine_that_always_fails_is_left_alone_while_others_hold_it(folder, 
     backend.fault = fault
     vae = load(folder, backend)
     cache, _ = vae._ladder.engines._place(CPU)
-    with cache.lease(folder / ENGINE, lambda: Engine.open(folder / ENGINE, backend=backend)):
+    with cache.lease(
+        folder / ENGINE, lambda: Engine.open(folder / ENGINE, wanted=Wanted(backend=backend))
+    ):
         for _ in range(10):
             vae.decode(Z)
     assert len(runs) == STRIKES
@@ -362,7 +366,7 @@ def test_an_engine_that_is_replaced_again_and_again_is_given_up_in_words(folder,
 
     backend.fault = fault
     with pytest.raises(EngineError, match="replaced 5 times while it was loaded"):
-        Engine.open(folder / ENGINE, backend=backend)
+        Engine.open(folder / ENGINE, wanted=Wanted(backend=backend))
     assert len(backend.opened) == 5
     assert backend.live == 0
 

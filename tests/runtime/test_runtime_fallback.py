@@ -13,8 +13,8 @@ from ort_engines import STATIC, tiny
 from qvae_trt.errors import DeviceMemoryError, EngineError
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.runtime import fallback, pytorch, tiling
+from qvae_trt.runtime.cache import Recent
 from qvae_trt.runtime.memory import memory_named
-from qvae_trt.runtime.recent import Recent
 from qvae_trt.runtime.vae import load_vae
 
 CPU = torch.device("cpu")
@@ -110,7 +110,7 @@ def test_where_pytorch_has_no_memory_room_is_made_once(vae, monkeypatch, where):
 def test_where_it_still_has_none_that_is_said(vae, monkeypatch, where):
     z = arranged(vae, where)
     left = fail(monkeypatch, where, 1000)
-    with pytest.raises(DeviceMemoryError, match="cpu: no memory free for the decoder of"):
+    with pytest.raises(DeviceMemoryError, match="cpu: cannot allocate memory for the decoder of"):
         vae.decode(z)
     assert left == [998]
 

@@ -30,8 +30,8 @@ from qvae_trt.errors import (
 )
 from qvae_trt.files.reading import sha256_file
 from qvae_trt.profiles import Resolution
-from qvae_trt.runtime import failures
-from qvae_trt.runtime.failures import PAUSE_S, STRIKES
+from qvae_trt.runtime import cache as failures
+from qvae_trt.runtime.cache import PAUSE_S, STRIKES
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.vae import TrtVae, load_vae
 
@@ -190,7 +190,7 @@ UNREADABLE = """
 import sys, warnings
 import torch
 from qvae_trt.errors import EngineError
-from qvae_trt.runtime.failures import STRIKES
+from qvae_trt.runtime.cache import STRIKES
 from qvae_trt.runtime.fallback import FallbackWarning
 from qvae_trt.runtime.vae import load_vae
 folder, latents, closed, out = sys.argv[1:]
@@ -397,7 +397,7 @@ def test_no_memory_for_scratch(folder, expected, backend, monkeypatch):
     vae = load(folder, "warn", backend)
     y, said = decode_with_warnings(vae)
     near(y, expected)
-    assert "no 0.00 GiB free for an engine's scratch memory" in said[0]
+    assert "cannot allocate 0.00 GiB of engine scratch memory" in said[0]
     with pytest.raises(DeviceMemoryError, match="free for an engine's scratch memory"):
         load(folder, "raise", backend).decode(Z)
     assert runs == []

@@ -16,8 +16,7 @@ from verify_engines import fp16_engines
 
 from qvae_trt import backends
 from qvae_trt.kinds import QWEN_IMAGE
-from qvae_trt.runtime.fallback import FallbackWarning, Notices
-from qvae_trt.runtime.finite import FiniteCheck
+from qvae_trt.runtime.fallback import FallbackWarning, FiniteCheck, Notices
 from qvae_trt.runtime.vae import load_vae
 
 Z = torch.randn(

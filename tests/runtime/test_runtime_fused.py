@@ -6,13 +6,14 @@ import shutil
 import warnings
 
 import ort_engines
+import plain_kernels as plain
 import pytest
 import torch
 
 from qvae_trt import backends, fused
 from qvae_trt.errors import BackendError, EngineError, UsageError
 from qvae_trt.folding import fold
-from qvae_trt.fused import network, plain
+from qvae_trt.fused import network
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution

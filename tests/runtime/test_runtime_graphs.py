@@ -17,7 +17,7 @@ from qvae_trt.errors import ExecutionError
 from qvae_trt.runtime import graphs
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.graphs import CapturedRun, Captures, captures
-from qvae_trt.runtime.scratch import Scratch
+from qvae_trt.runtime.memory import Scratch
 
 CPU = torch.device("cpu")
 ONES = torch.ones(1, 3, 1, 8, 8)

@@ -9,8 +9,8 @@ import torch
 from doubles import FakeStream
 
 from qvae_trt.errors import DeviceMemoryError
-from qvae_trt.runtime import scratch as scratch_module
-from qvae_trt.runtime.scratch import Scratch, aligned, shared_scratch
+from qvae_trt.runtime import memory as scratch_module
+from qvae_trt.runtime.memory import Scratch, aligned, shared_scratch
 
 CPU = torch.device("cpu")
 

@@ -38,10 +38,4 @@ def test_a_place_decides_part_mode_and_size(tmp_path):
         "profiles": (Profile.fixed(size),),
     }
     wide = EngineFile(tmp_path / "a", "decoder", "profiles")
-    assert wide.expected({"flavour": "onnxruntime"}, weights_sha256="a") == {
-        "flavour": "onnxruntime",
-        "part": "decoder",
-        "mode": "profiles",
-        "vae": None,
-        "weights_sha256": "a",
-    }
+    assert wide.place == {"part": "decoder", "mode": "profiles"}

@@ -16,7 +16,7 @@ from store_cases import engine_bytes, in_child, make_sidecar
 from qvae_trt.errors import EngineError, StoreError
 from qvae_trt.files.writing import staged
 from qvae_trt.store import check_engine, lock_engine, write_engine
-from qvae_trt.store.locking import _try_lock, lock_path
+from qvae_trt.store.writing import _try_lock, lock_path
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,14 +14,8 @@ from store_cases import make_sidecar
 
 from qvae_trt.errors import EngineError, QvaeError, StaleEngineError
 from qvae_trt.profiles import Profile, Resolution, load_profiles
-from qvae_trt.store import (
-    FORMAT_VERSION,
-    check_engine,
-    differences,
-    sidecar_path,
-    write_engine,
-)
-from qvae_trt.store.sidecar import KEY_FIELDS, parse_sidecar
+from qvae_trt.store import check_engine, differences, sidecar_path, write_engine
+from qvae_trt.store.sidecar import FORMAT_VERSION, KEY_FIELDS, parse_sidecar
 
 WHOLE = replace(make_sidecar(), engine_sha256="d" * 64, engine_bytes=7, created="2026-01-01")
 PATH = Path("vae_encoder.trt.json")

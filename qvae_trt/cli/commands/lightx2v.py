@@ -11,6 +11,7 @@ import typer
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import counted, records, stacked
 from qvae_trt.commands import build_command
+from qvae_trt.json_rows import write
 from qvae_trt.profiles import MODES
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def lightx2v(
     placed = make_folder(engine_dir, out, flavour=backend, suffix=suffix, copy=copy)
     usable = {engine.mode for engine in placed if engine.usable}
     configs = {mode: configuration(out, mode) for mode in MODES if mode in usable}
-    engines = [engine.to_dict() for engine in placed]
+    engines = [write(engine) for engine in placed]
     output.emit({"engines": engines, "configurations": configs}, _draw)
     for command in _commands(placed, engine_dir):
         output.tell(f"to build what is not there: {command}")
@@ -52,7 +53,7 @@ def lightx2v(
 
 def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
     """Commands that build what is missing, all sizes in one, and the fix of each refused engine."""
-    missing = [engine.resolution for engine in placed if engine.status == "missing"]
+    missing = [engine.size for engine in placed if engine.status == "missing"]
     sizes = dict.fromkeys(size for size in missing if size is not None)
     commands = [build_command("static", *sizes, engine_dir=engine_dir)] if sizes else []
     if None in missing:

@@ -10,6 +10,7 @@ import typer
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import records
 from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption
+from qvae_trt.json_rows import write
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,7 +32,7 @@ def triton(
     from qvae_trt.triton_repository import make_repository
 
     models = make_repository(engine_dir, out, backend=backend, link=link)
-    output.emit({"models": [model.to_dict() for model in models]}, _draw)
+    output.emit({"models": [write(model) for model in models]}, _draw)
     for fix in dict.fromkeys(model.fix for model in models if model.fix is not None):
         output.tell(f"to build what was refused: {fix}")
     return 0 if any(not model.reason for model in models) else 1

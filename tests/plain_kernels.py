@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from qvae_trt.fused.layout import Copied, Means
+    from qvae_trt.fused.network import Copied, Means
 
 
 def sum_norm(
