@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from functools import partial
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import printable
@@ -21,26 +20,20 @@ _SIZE = re.compile(r"[0-9]{1,20}x[0-9]{1,20}")
 def build_command(
     mode: str,
     *sizes: object,
-    part: str | None = None,
-    model: str | None = None,
-    backend: str | None = None,
-    precision: str | None = None,
-    engine_dir: str | Path | None = None,
+    part: object = None,
+    model: object = None,
+    backend: object = None,
+    precision: object = None,
+    engine_dir: object = None,
 ) -> str:
     """The command that builds engines, as a hint to copy; what is None is left out, and `auto`."""
     words = ["qvae", "build", "--mode", mode]
     for size in sizes:
         words += ["--resolution", str(size)]
-    given = {
-        "--part": part,
-        "--model": model,
-        "--backend": None if backend == "auto" else backend,
-        "--precision": precision,
-        "--engine-dir": engine_dir,
-    }
+    given = {"--part": part, "--model": model, "--backend": None if backend == "auto" else backend}
+    given |= {"--precision": precision, "--engine-dir": engine_dir}
     for option, value in given.items():
-        if value is not None:
-            words += [option, str(value)]
+        words += [] if value is None else [option, str(value)]
     return command_line(words)
 
 
@@ -62,23 +55,15 @@ def _shell_word(word: str) -> str:
     return f"$'{''.join(letters)}'"
 
 
-def rebuild_command(
-    engine: Path,
-    *,
-    model: str | None = None,
-    backend: str | None = None,
-    precision: str | None = None,
-) -> str:
-    """The command that builds the engine at a path that `engine_path` made; for others, the general
-    one.
+def rebuild_command(engine: Path, **asked: object) -> str:
+    """The command that builds the engine at a path that `engine_path` made, with `model`, `backend`
+    and `precision` if they are given; for another path, the general one.
     """
     folder = engine.parent
-    part = next(
-        (part for part in ("encoder", "decoder") if engine.stem.startswith(f"vae_{part}")), None
-    )
-    command = partial(build_command, part=part, model=model, backend=backend, precision=precision)
+    part = next((part for part in _PARTS if engine.stem.startswith(f"vae_{part}")), None)
     if part is not None and folder.name == "profiles":
-        return command("profiles", engine_dir=folder.parent)
+        return build_command("profiles", part=part, engine_dir=folder.parent, **asked)
     if part is not None and folder.parent.name == "static" and _SIZE.fullmatch(folder.name):
-        return command("static", folder.name, engine_dir=folder.parent.parent)
+        engine_dir = folder.parent.parent
+        return build_command("static", folder.name, part=part, engine_dir=engine_dir, **asked)
     return "qvae build --mode static (or profiles) --engine-dir DIR"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -45,35 +43,16 @@ MULTIPLE = 16
 LATENTS_FORMAT = "qvae-latents-1"
 
 _GREY_MODES = ("1", "L", "LA")
-#: Of an ICC profile's kind of colours, the mode that it is applied in, and the pixels it may be of.
+#: ICC colour space → the mode the profile is applied in, and the modes that pixels may have.
 _PROFILED: dict[str, tuple[str, tuple[str, ...]]] = {
     "RGB ": ("RGB", ("RGB", "RGBA", "P", "PA", "YCbCr", *_GREY_MODES)),
     "GRAY": ("L", _GREY_MODES),
     "CMYK": ("CMYK", ("CMYK",)),
 }
 
-# By default Pillow refuses a PNG, whose pixels are sound, for one text of more than 1 MiB. That all
-# texts together have a bound, against bombs, stays as it is.
+# By default Pillow refuses a valid PNG for one text chunk of more than 1 MiB. Its limit for all of
+# them together, against decompression bombs, stays.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-
-# What Pillow's decoders raise on damaged files; there is no common class.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -99,7 +78,7 @@ def read_picture(path: str | Path, *, channels: Channels = 3) -> Tensor:
     _check_readable(path, "picture")
     try:
         with warnings.catch_warnings():
-            # Damage that Pillow gets over is no news; a bomb is.
+            # Damage that Pillow can repair needs no warning; a decompression bomb is refused.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=READ_FORMATS) as picture:
@@ -118,7 +97,7 @@ def read_picture(path: str | Path, *, channels: Channels = 3) -> Tensor:
             f"{path}: is no picture that can be read here",
             fix=f"Give one of {', '.join(READ_FORMATS)}.",
         ) from error
-    except _DAMAGED as error:
+    except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise PictureError(
             f"{path}: the picture is damaged, or of a kind not read here: {error}"
         ) from error

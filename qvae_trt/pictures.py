@@ -12,6 +12,7 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -30,19 +31,18 @@ from qvae_trt.images import (
     write_latents,
     write_picture,
 )
+from qvae_trt.json_rows import write
 from qvae_trt.kinds import scale_of
 from qvae_trt.model import DEFAULT_MODEL, load_model
-from qvae_trt.profiles import PARTS, Resolution
+from qvae_trt.profiles import PARTS, Part, Resolution
 from qvae_trt.runtime.vae import FallbackWarning, load_vae
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
     from qvae_trt.model import Model
-    from qvae_trt.profiles import Choice, Part
     from qvae_trt.runtime.vae import TrtVae
 
 #: A picture is padded past its own multiple of 16 up to this many times its pixels.
@@ -56,7 +56,7 @@ class Pass:
     """One run of one part.
 
     Attributes:
-        resolution: what the part saw, after padding.
+        size: what the part saw, after padding.
         engine: `static`, `profile 3` or `pytorch`; `fallback` where what was chosen failed and
             something else gave the result: the notes say why.
         path: the engine's file; None for PyTorch.
@@ -65,7 +65,7 @@ class Pass:
     """
 
     part: Part
-    resolution: Resolution
+    size: Resolution
     engine: str
     path: Path | None
     seconds: float
@@ -84,29 +84,13 @@ class Outcome:
 
     out: Path
     size: Resolution
+    psnr_db: float | None
     passes: tuple[Pass, ...]
-    psnr_db: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready. A round trip without any error has a null `psnr_db`: JSON has no infinity."""
         finite = self.psnr_db is not None and math.isfinite(self.psnr_db)
-        return {
-            "out": str(self.out),
-            "size": str(self.size),
-            "psnr_db": self.psnr_db if finite else None,
-            "passes": [
-                {
-                    "part": run.part,
-                    "size": str(run.resolution),
-                    "engine": run.engine,
-                    "path": None if run.path is None else str(run.path),
-                    "seconds": round(run.seconds, 4),
-                    "considered": list(run.considered),
-                    "notes": list(run.notes),
-                }
-                for run in self.passes
-            ],
-        }
+        return {**write(self), "psnr_db": self.psnr_db if finite else None}
 
 
 def encode(
@@ -126,7 +110,7 @@ def encode(
     mean, run = _encode(vae, pixels, padded)
     latents = Latents(mean, size.height, size.width, loaded.source, loaded.weights_sha256)
     write_latents(out, latents)
-    return Outcome(out, size, (run,))
+    return Outcome(out, size, None, (run,))
 
 
 def decode(
@@ -158,7 +142,7 @@ def decode(
         )
     pixels, run = _decode(vae, given.values)
     write_picture(out, crop(pixels, (given.height, given.width)))
-    return Outcome(out, Resolution(given.height, given.width), (run,))
+    return Outcome(out, Resolution(given.height, given.width), None, (run,))
 
 
 def roundtrip(
@@ -188,12 +172,12 @@ def roundtrip(
     decoded, decoding = _decode(vae, mean)
     again = crop(decoded, (size.height, size.width))
     write_picture(out, torch.cat((pixels, again), dim=-1) if side_by_side else again)
-    return Outcome(out, size, (encoding, decoding), _psnr_db(pixels, again))
+    return Outcome(out, size, _psnr_db(pixels, again), (encoding, decoding))
 
 
 def _check_out(out: Path, suffixes: Sequence[str], kind: str, *, source: Path) -> None:
-    """Before minutes of work: a name of a kind that can be written, in a folder that is there, and
-    not that of the file that is read.
+    """Before minutes of work: an error unless `out` has a suffix that can be written, its folder
+    exists, and it is not the file that is read.
     """
     if out.suffix.lower() not in suffixes:
         raise UsageError(
@@ -217,7 +201,7 @@ def _check_size(size: Resolution, path: Path | str) -> None:
 
 def _load(engine_dir: Path, model: str, backend: str) -> tuple[Model, TrtVae]:
     loaded = load_model(model)
-    # A look at every result costs nothing beside reading and writing the file.
+    # Checking every result costs little next to reading and writing files.
     return loaded, load_vae(engine_dir, model=loaded, backend=backend, check_nan=True)
 
 
@@ -234,16 +218,13 @@ def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resoluti
     _check_size(own, f"a picture of {size}")
     floor = Resolution(max(own.height, SHORTEST_SIDE), max(own.width, SHORTEST_SIDE))
     limit = max(MAX_PADDING * own.pixels, SHORTEST_SIDE * SHORTEST_SIDE)
-    larger = sorted(
-        (
-            candidate
-            for candidate in (floor, *vae.kind.static_sizes.values())
-            if candidate.height >= own.height
-            and candidate.width >= own.width
-            and candidate.pixels <= limit
-        ),
-        key=lambda r: (r.pixels, r),
-    )
+    larger = [
+        candidate
+        for candidate in (floor, *vae.kind.static_sizes.values())
+        if candidate.height >= own.height and candidate.width >= own.width
+        if candidate.pixels <= limit
+    ]
+    larger.sort(key=lambda size: (size.pixels, size))
     for candidate in (own, *larger):
         if all(vae.choice(part, candidate).engine != "pytorch" for part in parts):
             return size, candidate
@@ -252,12 +233,12 @@ def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resoluti
 
 def _encode(vae: TrtVae, pixels: Tensor, padded: Resolution) -> tuple[Tensor, Pass]:
     x = pad(pixels, (padded.height, padded.width))[:, :, None]
-    return _watch(vae, "encoder", padded, lambda: vae.encode(x, return_dict=False)[0].mode())
+    return _timed(vae, "encoder", padded, lambda: vae.encode(x, return_dict=False)[0].mode())
 
 
 def _decode(vae: TrtVae, z: Tensor) -> tuple[Tensor, Pass]:
     size = _decoded_size(z, vae.kind.scale)
-    pixels, run = _watch(vae, "decoder", size, lambda: vae.decode(z, return_dict=False)[0])
+    pixels, run = _timed(vae, "decoder", size, lambda: vae.decode(z, return_dict=False)[0])
     return pixels[:, :, 0], run
 
 
@@ -265,7 +246,7 @@ def _decoded_size(z: Tensor, scale: int) -> Resolution:
     return Resolution(scale * z.shape[-2], scale * z.shape[-1])
 
 
-def _watch(
+def _timed(
     vae: TrtVae, part: Part, seen: Resolution, run: Callable[[], Tensor]
 ) -> tuple[Tensor, Pass]:
     choice = vae.choice(part, seen)
@@ -273,19 +254,23 @@ def _watch(
     with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FallbackWarning)
         result = run().cpu()
-    seconds = time.perf_counter() - started
-    notes = tuple(str(w.message) for w in caught if issubclass(w.category, FallbackWarning))
-    for other in caught:
-        if not issubclass(other.category, FallbackWarning):
-            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
-    engine = "fallback" if notes and choice.engine != "pytorch" else _name(choice)
-    path = choice.path if engine not in ("fallback", "pytorch") else None
-    considered = tuple(str(candidate) for candidate in choice.candidates)
-    return result, Pass(part, seen, engine, path, seconds, considered, notes)
-
-
-def _name(choice: Choice) -> str:
-    return f"profile {choice.profile_index}" if choice.engine == "profiles" else choice.engine
+    seconds = round(time.perf_counter() - started, 4)
+    notes = []
+    for warning in caught:
+        if issubclass(warning.category, FallbackWarning):
+            notes.append(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    engine: str = choice.engine
+    path = choice.path
+    if engine == "profiles":
+        engine = f"profile {choice.profile_index}"
+    if notes and engine != "pytorch":
+        engine, path = "fallback", None
+    considered = tuple(map(str, choice.candidates))
+    return result, Pass(part, seen, engine, path, seconds, considered, tuple(notes))
 
 
 def _psnr_db(picture: Tensor, again: Tensor) -> float:

@@ -78,7 +78,7 @@ def test_a_round_trip_is_that_of_diffusers(engines, photograph, tmp_path, size, 
     source, out = photograph(size), tmp_path / "out.png"
     done = pictures.roundtrip(source, out, **options(engines))
     assert str(done.size) == f"{size[0]}x{size[1]}"
-    assert [(run.part, str(run.resolution), run.engine) for run in done.passes] == [
+    assert [(run.part, str(run.size), run.engine) for run in done.passes] == [
         ("encoder", padded, engine),
         ("decoder", padded, engine),
     ]

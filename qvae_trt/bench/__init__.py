@@ -7,11 +7,10 @@ compared.
 
 from __future__ import annotations
 
-from qvae_trt.bench.compare import Change, Changes, check_comparable, compare, group, merge
+from qvae_trt.bench.compare import check_comparable, compare, group, merge
 from qvae_trt.bench.results import (
     BASELINES,
     BASELINES_ON_CPU,
-    ENGINES,
     PATHS,
     REFERENCE,
     BenchResult,
@@ -19,7 +18,6 @@ from qvae_trt.bench.results import (
     Floor,
     Run,
     ServiceRow,
-    Tie,
     Timing,
     load,
     save,
@@ -27,7 +25,6 @@ from qvae_trt.bench.results import (
 from qvae_trt.bench.run import BenchSettings, bench
 from qvae_trt.bench.timing import Limits
 
-__all__ = ["BASELINES", "BASELINES_ON_CPU", "ENGINES", "PATHS", "REFERENCE", "BenchResult"]
-__all__ += ["BenchSettings", "Cell", "Change", "Changes", "Floor", "Limits", "Run"]
-__all__ += ["ServiceRow", "Tie", "Timing", "bench", "check_comparable", "compare", "group"]
-__all__ += ["load", "merge", "save"]
+__all__ = ["BASELINES", "BASELINES_ON_CPU", "PATHS", "REFERENCE", "BenchResult", "BenchSettings"]
+__all__ += ["Cell", "Floor", "Limits", "Run", "ServiceRow", "Timing", "bench", "check_comparable"]
+__all__ += ["compare", "group", "load", "merge", "save"]

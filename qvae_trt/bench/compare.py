@@ -1,5 +1,5 @@
-"""Putting results side by side: runs of one machine merged into one table, and a new result held
-against an old one.
+"""Several results: runs of one machine merged into one table, and a new result compared with an old
+one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qvae_trt.profiles import Part, Resolution
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: A tie further off than this says that the machine was not in the same state in both runs.
+#: If a tie differs by more than this, the machine was not in the same state in both runs.
 TIE_TOLERANCE = 0.05
 #: What runs must have in common to share a table.
 _SUBJECT = ("model", "weights_sha256", "precision")
@@ -72,21 +72,17 @@ def merge(results: Sequence[BenchResult]) -> BenchResult:
         for cell in result.cells:
             moved = replace(cell, run=cell.run + offset)
             kept = cells.setdefault(_key(cell), moved)
-            if moved.timing is None or kept is moved:
-                continue
             if kept.timing is None:
-                cells[_key(cell)] = moved
-            elif cell.path == REFERENCE:
-                median_ms = moved.timing.median_ms
-                parts["ties"].append(
-                    Tie(
-                        part=cell.part,
-                        resolution=cell.resolution,
-                        run=moved.run,
-                        median_ms=median_ms,
-                        ratio=median_ms / kept.timing.median_ms,
-                    )
+                cells[_key(cell)] = kept if moved.timing is None else moved
+            elif moved.timing is not None and kept is not moved and cell.path == REFERENCE:
+                tie = Tie(
+                    part=cell.part,
+                    resolution=cell.resolution,
+                    run=moved.run,
+                    median_ms=moved.timing.median_ms,
+                    ratio=moved.timing.median_ms / kept.timing.median_ms,
                 )
+                parts["ties"].append(tie)
     return BenchResult(
         runs=tuple(runs),
         cells=tuple(cells.values()),
@@ -97,18 +93,14 @@ def merge(results: Sequence[BenchResult]) -> BenchResult:
 
 
 def _distinct_service(rows: Sequence[ServiceRow]) -> tuple[ServiceRow, ...]:
+    # A row without a measurement has no processor: it goes once its path was measured in another
+    # run.
+    measured = {(row.kind, row.path, row.resolution) for row in rows if row.timing is not None}
     kept: dict[tuple[object, ...], ServiceRow] = {}
     for row in rows:
-        # A row without a measurement has no processor: it goes once its path was measured in
-        # another run.
-        if kept.setdefault(_key(row), row).timing is None and row.timing is not None:
-            kept[_key(row)] = row
-    measured = {(row.kind, row.path, row.resolution) for row in rows if row.timing is not None}
-    return tuple(
-        row
-        for row in kept.values()
-        if row.timing is not None or (row.kind, row.path, row.resolution) not in measured
-    )
+        if row.timing is not None or (row.kind, row.path, row.resolution) not in measured:
+            kept.setdefault(_key(row), row)
+    return tuple(kept.values())
 
 
 def _name(run: Run) -> str:
@@ -126,8 +118,7 @@ def group(results: Sequence[BenchResult]) -> list[list[int]]:
     groups: list[list[int]] = []
     for index, result in enumerate(results):
         for members in groups:
-            others = [results[member] for member in members]
-            if all(_completes(other, result) for other in others):
+            if all(_completes(results[member], result) for member in members):
                 members.append(index)
                 break
         else:
@@ -136,14 +127,14 @@ def group(results: Sequence[BenchResult]) -> list[list[int]]:
 
 
 def _completes(left: BenchResult, right: BenchResult) -> bool:
-    one, other = left.runs[0], right.runs[0]
-    if not same_machine(one, other) or any(getattr(one, n) != getattr(other, n) for n in _SUBJECT):
+    first, second = left.runs[0], right.runs[0]
+    if any(getattr(first, name) != getattr(second, name) for name in _SUBJECT):
         return False
-    found = [
+    seen = [
         {_key(cell) for cell in result.cells if cell.timing and cell.path != REFERENCE}
         for result in (left, right)
     ]
-    return not found[0] & found[1] and all(found)
+    return same_machine(first, second) and all(seen) and not seen[0] & seen[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,16 +201,16 @@ def check_comparable(
     margin: float,
     service: bool = False,
 ) -> None:
-    """What `compare` would refuse, said before anything is measured.
+    """What `compare` would refuse, checked before anything is measured.
 
     Raises:
         UsageError: a margin outside 0 to 10.
         BenchError: nothing of the old result is to be measured now.
     """
     _check_margin(margin)
-    held = [c.resolution for c in old.cells if c.timing is not None and c.part in parts]
-    held += [row.resolution for row in old.service if service and row.timing is not None]
-    if not set(held) & set(resolutions):
+    measured = [c.resolution for c in old.cells if c.timing is not None and c.part in parts]
+    measured += [row.resolution for row in old.service if service and row.timing is not None]
+    if not set(measured) & set(resolutions):
         timed = [cell for cell in old.cells if cell.timing is not None]
         found = ", ".join(dict.fromkeys(str(cell.resolution) for cell in timed)) or "no size"
         of = " and ".join(dict.fromkeys(cell.part for cell in timed)) or "no part"
@@ -237,7 +228,7 @@ def _check_margin(margin: float) -> None:
 
 
 def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Changes:
-    """Hold every latency of `new` against `old`.
+    """Compare every latency of `new` with `old`.
 
     A median regresses when it is more than `margin` (0.05: 5 %) above the old one. A cell that was
     measured and is now empty regresses too; one that the new run did not ask for is left alone.
@@ -271,18 +262,18 @@ def _change(
     what = row.part if isinstance(row, Cell) else row.kind
     if isinstance(row, ServiceRow) and row.processor is not None:
         what = f"{what} ({row.processor})"
-    if after.timing is None:
-        ratio = None
-        reason = "no longer measured" + (f": {after.notes[0]}" if after.notes else "")
-    else:
-        ratio = after.timing.median_ms / before.median_ms
+    new_ms, ratio = None, None
+    reason = "no longer measured" + (f": {after.notes[0]}" if after.notes else "")
+    if after.timing is not None:
+        new_ms = after.timing.median_ms
+        ratio = new_ms / before.median_ms
         reason = f"{(ratio - 1) * 100:+.1f} %"
     return Change(
         what=what,
         resolution=row.resolution,
         path=row.path,
         old_ms=before.median_ms,
-        new_ms=None if after.timing is None else after.timing.median_ms,
+        new_ms=new_ms,
         ratio=ratio,
         regressed=ratio is None or ratio > 1 + margin,
         reason=reason,

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,20 +68,14 @@ def nvidia_smi(gpu: str | None = None) -> dict[str, Fact]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
-    command = [
-        program,
-        f"--query-gpu={','.join(name for _, name in _QUERY)}",
-        "--format=csv,noheader,nounits",
-    ]
-    if gpu is not None:
-        command.append(f"--id={gpu}")
+    query = f"--query-gpu={','.join(name for _, name in _QUERY)}"
+    command = [program, query, "--format=csv,noheader,nounits"]
+    command += [] if gpu is None else [f"--id={gpu}"]
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=20, check=True
-        ).stdout
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
-    lines = answer.strip().splitlines()
+    lines = ran.stdout.strip().splitlines()
     return parse_nvidia_smi(lines[0]) if lines else {}
 
 
@@ -92,20 +87,16 @@ def parse_nvidia_smi(line: str) -> dict[str, Fact]:
         if name == "driver":
             facts[name] = value
             continue
-        try:
+        with suppress(ValueError):
             facts[name] = float(value) if "." in value else int(value)
-        except ValueError:
-            continue
     return facts
 
 
 def cpu_name() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.lower().startswith(("model name", "hardware")):
                 return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor() or platform.machine()
     return platform.processor() or platform.machine()
 
 
@@ -132,12 +123,9 @@ def version_facts(device: str) -> dict[str, str]:
         ("tensorrt", ("tensorrt", "tensorrt-bindings", "tensorrt-cu12", "tensorrt-cu13")),
         ("tensorrt_rtx", ("tensorrt-rtx", "tensorrt_rtx")),
     ):
-        for package in packages:
-            try:
+        for package in reversed(packages):  # the first one that is there counts
+            with suppress(metadata.PackageNotFoundError):
                 versions[name] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue
-            break
     if device == "cuda":
         versions["cuda"] = str(torch.version.cuda)
         cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -19,15 +19,14 @@ from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError
 from qvae_trt.opening import Purpose, Wanted
 from qvae_trt.profiles import nearest
-from qvae_trt.store import EngineFile, engine_file
+from qvae_trt.store import engine_file
 from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
 
-    from qvae_trt.backends import Backend
     from qvae_trt.model import Model
     from qvae_trt.profiles import Mode, Part, Precision, Resolution
 
@@ -52,30 +51,29 @@ class Prepared:
     close: Callable[[], None] = lambda: None
 
 
+@dataclass
 class Workbench:
     """Holds the model on the device in its several forms, and opens engines, for as long as a bench
     lasts.
+
+    Attributes:
+        opened: the backend, once an engine was asked for; else None.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        device: str,
-        precision: Precision,
-        engine_dir: Path | None,
-        backend: str,
-    ) -> None:
+    model: Model
+    _: KW_ONLY
+    device: str
+    precision: Precision
+    engine_dir: Path | None
+    backend: str
+    opened: Any = None
+    _scratch: Any = None
+
+    @property
+    def dtype(self) -> torch.dtype:
         import torch
 
-        self.model = model
-        self.device = device
-        self.dtype = cast("torch.dtype", getattr(torch, DTYPES[precision]))
-        self.engine_dir = engine_dir
-        self.backend = backend
-        self._scratch: Any = None
-        #: The backend, once an engine was asked for; else None.
-        self.opened: Any = None
+        return cast("torch.dtype", getattr(torch, DTYPES[self.precision]))
 
     def prepare(self, name: str, part: Part, resolution: Resolution) -> Prepared:
         """Make a path ready. Raises one of EXPECTED where it cannot be measured here; the message
@@ -84,19 +82,15 @@ class Workbench:
         if name in ENGINES:
             return self._engine(cast("Mode", name), part, resolution)
         if name == "pytorch":
-            return self._shipped(part)
-        if name == "fused":
-            return self._fuse(part)
-        folded = self._folded
-        call = folded.encode if part == "encoder" else folded.decode
-        if name == "compiled":
-            call = self._compile(call)
-        return Prepared(
-            name=name,
-            dtype=self.dtype,
-            call=call,
-            weights_bytes=_parameter_bytes(folded.encoder if part == "encoder" else folded.decoder),
-        )
+            dtype, modules, call = self.dtype, *self._shipped(part)
+        else:
+            network = self._fused if name == "fused" else self._folded
+            dtype = network.dtype if name == "fused" else self.dtype
+            modules = [network.encoder if part == "encoder" else network.decoder]
+            call = network.encode if part == "encoder" else network.decode
+            if name == "compiled":
+                call = self._compile(call)
+        return Prepared(name=name, dtype=dtype, call=call, weights_bytes=_parameter_bytes(modules))
 
     def make_inputs(self, part: Part, resolution: Resolution, *, count: int) -> list[torch.Tensor]:
         """Seeded float32 inputs on the device: (1, C, 1, H, W) in [-1, 1], or latents (1, z, 1, h,
@@ -187,30 +181,14 @@ class Workbench:
 
         return fused.load(self.model.vae, self._place)
 
-    def _shipped(self, part: Part) -> Prepared:
+    def _shipped(self, part: Part) -> tuple[list[Any], Callable[[torch.Tensor], torch.Tensor]]:
+        """Modules of a part and the call as diffusers ships them."""
         vae = self._vae
         if part == "encoder":
-            inner, outer = vae.encoder, vae.quant_conv
-
-            def call(value: torch.Tensor) -> torch.Tensor:
-                return cast("torch.Tensor", vae.encode(value).latent_dist.parameters)
-        else:
-            inner, outer = vae.decoder, vae.post_quant_conv
-
-            def call(value: torch.Tensor) -> torch.Tensor:
-                return cast("torch.Tensor", vae.decode(value, return_dict=False)[0])
-
-        weights = _parameter_bytes(inner) + _parameter_bytes(outer)
-        return Prepared(name="pytorch", dtype=self.dtype, call=call, weights_bytes=weights)
-
-    def _fuse(self, part: Part) -> Prepared:
-        encodes = part == "encoder"
-        return Prepared(
-            name="fused",
-            dtype=self._fused.dtype,
-            call=self._fused.encode if encodes else self._fused.decode,
-            weights_bytes=_parameter_bytes(self._fused.encoder if encodes else self._fused.decoder),
-        )
+            modules = [vae.encoder, vae.quant_conv]
+            return modules, lambda value: vae.encode(value).latent_dist.parameters
+        modules = [vae.decoder, vae.post_quant_conv]
+        return modules, lambda value: vae.decode(value, return_dict=False)[0]
 
     def _compile(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         import torch
@@ -236,20 +214,32 @@ class Workbench:
     def _engine(self, mode: Mode, part: Part, resolution: Resolution) -> Prepared:
         import torch
 
+        from qvae_trt import backends
         from qvae_trt.runtime.engine import Engine
+        from qvae_trt.runtime.memory import shared_scratch
 
         if self.engine_dir is None:
             raise BenchError("no engine folder was given")
         # TensorRT allocates past PyTorch's allocator, which would keep what other paths have freed.
         self.empty_caches()
-        backend = self._usable_backend()
-        file = self._engine_file(self.engine_dir, backend, mode, part, resolution)
-        path = file.path
+        if self.opened is None:
+            self.opened = backends.get(self.backend)
+        backend = self.opened
+        backend.can_run().require()
+        sizes = (resolution,) if mode == "static" else ()
+        file = engine_file(self.engine_dir, part, mode, backend.suffix, *sizes)
+        path, name = file.path, str(file.path.relative_to(self.engine_dir))
+        if not file.is_there:
+            place = None if self.engine_dir == _DEFAULT_ENGINE_DIR else self.engine_dir
+            asked = {"model": self.model.source, "backend": backend.name, "engine_dir": place}
+            raise EngineError(f"no engine {name}", fix=build_command(mode, *sizes, **asked))
+        if self._scratch is None and self.device == "cuda":
+            self._scratch = shared_scratch(self._place)
         before = _free_bytes(self.device)
         begin = time.perf_counter()
         weights, vae = self.model.weights_sha256, self.model.kind.name
         wanted = Wanted(backend=backend, weights_sha256=weights, vae=vae)
-        scratch, device = self._shared_scratch(), self._place
+        scratch, device = self._scratch, self._place
         engine: Any = Engine.open(file, Purpose.BENCH, wanted, scratch=scratch, device=device)
         load_ms = (time.perf_counter() - begin) * 1000.0
         taken = before - _free_bytes(self.device)
@@ -259,7 +249,7 @@ class Workbench:
             engine.close()
             raise
         detail: dict[str, Fact] = {
-            "engine": str(path.relative_to(self.engine_dir)),
+            "engine": name,
             "engine_bytes": path.stat().st_size,
             "load_ms": load_ms,
             "load_bytes": taken,
@@ -280,37 +270,6 @@ class Workbench:
             close=engine.close,
         )
 
-    def _usable_backend(self) -> Backend:
-        from qvae_trt import backends
-
-        if self.opened is None:
-            self.opened = backends.get(self.backend)
-        self.opened.can_run().require()
-        return cast("Backend", self.opened)
-
-    def _engine_file(
-        self, engine_dir: Path, backend: Backend, mode: Mode, part: Part, resolution: Resolution
-    ) -> EngineFile:
-        sizes = (resolution,) if mode == "static" else ()
-        file = engine_file(engine_dir, part, mode, backend.suffix, *sizes)
-        if not file.is_there:
-            command = build_command(
-                mode,
-                *sizes,
-                model=self.model.source,
-                backend=backend.name,
-                engine_dir=None if engine_dir == _DEFAULT_ENGINE_DIR else engine_dir,
-            )
-            raise EngineError(f"no engine {file.path.relative_to(engine_dir)}", fix=command)
-        return file
-
-    def _shared_scratch(self) -> Any:
-        if self._scratch is None and self.device == "cuda":
-            from qvae_trt.runtime.memory import shared_scratch
-
-            self._scratch = shared_scratch(self._place)
-        return self._scratch
-
 
 def _pick_profile(
     engine: Any, mode: Mode, resolution: Resolution, path: Path
@@ -325,8 +284,9 @@ def _pick_profile(
     return index, {"profile_index": index, "profile": str(profiles[index])}
 
 
-def _parameter_bytes(module: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+def _parameter_bytes(modules: Iterable[Any]) -> int:
+    tensors = [tensor for module in modules for tensor in module.parameters()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _free_bytes(device: str) -> int:

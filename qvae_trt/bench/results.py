@@ -3,7 +3,7 @@
 
 A result holds one or several runs. Each run is one process on one machine; a cell belongs to a run,
 and its speed-up is taken against the `pytorch` cell of that same run. What can be derived
-(speed-up, share of the arithmetic floor) is written for readers of the JSON and worked out anew
+(speed-up, share of the arithmetic floor) is written for readers of the JSON and computed again
 when it is loaded.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -23,7 +23,7 @@ from qvae_trt.json_rows import Count, Positive, read, write
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
 SCHEMA: Final = "qvae/latency"
@@ -84,6 +84,12 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def in_order(found: Iterable[str], known: Collection[str]) -> list[str]:
+    """Names, each once: those that are known in their order, then the others."""
+    names = dict.fromkeys(found)
+    return [*(n for n in known if n in names), *(n for n in names if n not in known)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +204,7 @@ class BenchResult:
     @property
     def paths(self) -> tuple[str, ...]:
         """In the canonical order; names this version does not know come last."""
-        found = dict.fromkeys(cell.path for cell in self.cells)
-        known = [path for path in PATHS if path in found]
-        return (*known, *(path for path in found if path not in PATHS))
+        return tuple(in_order((cell.path for cell in self.cells), PATHS))
 
     def cell(self, part: Part, resolution: Resolution, path: str) -> Cell | None:
         for cell in self.cells:
@@ -318,8 +322,3 @@ def save(result: BenchResult, path: Path) -> None:
     """Write `latency.json`, whole or not at all. Raises StoreError."""
     text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
-
-
-def with_run(result: BenchResult, **changes: Any) -> BenchResult:
-    """The result with its last run changed."""
-    return replace(result, runs=(*result.runs[:-1], replace(result.runs[-1], **changes)))

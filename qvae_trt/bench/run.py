@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,26 +23,23 @@ from qvae_trt.bench.results import (
     Floor,
     Run,
     save,
-    with_run,
 )
 from qvae_trt.bench.service import measure_service, switch
-from qvae_trt.bench.timing import EXPECTED, Limits, clock_for, explain, measure
+from qvae_trt.bench.timing import EXPECTED, Call, Limits, clock_for, explain, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
+from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.store import measured
 from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
 
     from qvae_trt.folding import FoldedVae
     from qvae_trt.model import Model
-
-
-#: Told before each size and part, and at the end: in words, how many are done, and of how many.
-OnStep = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +74,7 @@ class BenchSettings:
 
 
 def bench(
-    settings: BenchSettings, *, out: Path | None = None, on_step: OnStep | None = None
+    settings: BenchSettings, *, out: Path | None = None, on_event: OnEvent = ignore
 ) -> BenchResult:
     """Measure every path that can run here, at each size; what cannot run is an empty cell with its
     reason.
@@ -110,7 +106,7 @@ def bench(
         engine_dir=settings.engine_dir,
         backend=settings.backend,
     )
-    # Before the machine is described: after the product the clocks are those of a GPU at work.
+    # Measured before the facts of the machine, so that its clocks are those of a busy GPU.
     matmul = matmul_rate(device, getattr(torch, DTYPES[precision]))
     run = Run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -137,8 +133,7 @@ def bench(
     done = 0
 
     def step(text: str) -> None:
-        if on_step is not None:
-            on_step(text, done, total)
+        on_event(Event(kind="start", text=text, index=done, count=total))
 
     def keep() -> None:
         if out is not None:
@@ -171,15 +166,13 @@ def bench(
                 keep()
     finally:
         work.close()
-    result = with_run(
-        result,
-        complete=True,
-        machine={**run.machine, **_end_clocks(device)},
-        versions={**run.versions, **work.versions()},
-    )
+    machine = {**run.machine, **_end_clocks(device)}
+    versions = {**run.versions, **work.versions()}
+    ended = replace(run, complete=True, machine=machine, versions=versions)
+    result = replace(result, runs=(ended,))
     keep()
     _remember(result, work, settings.engine_dir)
-    step("done")
+    on_event(Event(kind="end", index=total - 1, count=total))
     return result
 
 
@@ -187,16 +180,15 @@ def _remember(result: BenchResult, work: Workbench, engine_dir: Path | None) -> 
     """Keep beside the engines how they compare with the fused path: `load_vae(prefer="fastest")`
     follows it. A folder that cannot be written has none.
     """
-    medians: dict[Part, dict[Resolution, measured.Medians]] = {}
-    for cell in result.cells:
-        for way in measured.WAYS:
-            if cell.path == way and cell.timing is not None:
-                sizes = medians.setdefault(cell.part, {})
-                sizes.setdefault(cell.resolution, {})[way] = cell.timing.median_ms
     if engine_dir is None or not work.opened or work.device != "cuda":
         return
     from qvae_trt.runtime.preference import machine_here
 
+    medians: dict[Part, dict[Resolution, measured.Medians]] = {}
+    for cell in result.cells:
+        if cell.path in measured.WAYS and cell.timing is not None:
+            sizes = medians.setdefault(cell.part, {}).setdefault(cell.resolution, {})
+            sizes[cell.path] = cell.timing.median_ms
     with suppress(StoreError):
         measured.remember(engine_dir / measured.FILE_NAME, machine_here(work.opened), medians)
 
@@ -292,55 +284,39 @@ def _measure(
     work.empty_caches()
     inputs = work.make_inputs(part, resolution, count=limits.inputs)
     clock = clock_for(work.device)
-    ready: dict[str, Prepared] = {}
-    cast_to: dict[str, list[torch.Tensor]] = {}
-    peaks: dict[str, int | None] = {}
-    failed: dict[str, str] = {}
-    try:
+    calls: dict[str, Call] = {}
+    cells: dict[str, Cell] = {}
+    with ExitStack() as stack:
         for path in paths:
-            prepared = None
+            cell = Cell(part=part, resolution=resolution, path=path)
             try:
-                prepared = work.prepare(path, part, resolution)
-                values = [value.to(prepared.dtype) for value in inputs]
-                # Compilation, kernel loading, allocation: what the first call of a size costs.
-                once = _turn(prepared, values)
-                prepared.detail["first_ms"] = clock.time(partial(once, 0))[1]
-                peaks[path] = work.peak_bytes(prepared, values[0])
+                with ExitStack() as opened:
+                    prepared = work.prepare(path, part, resolution)
+                    opened.callback(prepared.close)
+                    values = [value.to(prepared.dtype) for value in inputs]
+                    call = _turn(prepared, values)
+                    # Compilation, kernel loading, allocation: what the first call of a size costs.
+                    first_ms = clock.time(partial(call, 0))[1]
+                    peak_bytes = work.peak_bytes(prepared, values[0])
+                    stack.enter_context(opened.pop_all())
             except EXPECTED as error:
-                failed[path] = explain(error)
-                if prepared is not None:
-                    prepared.close()
+                cells[path] = replace(cell, notes=(explain(error),))
                 work.empty_caches()
                 continue
-            ready[path] = prepared
-            cast_to[path] = values
-        samples = measure(
-            {path: _turn(ready[path], cast_to[path]) for path in ready}, clock=clock, limits=limits
-        )
-    finally:
-        for prepared in ready.values():
-            prepared.close()
-    cells = []
-    for path in paths:
-        if path in failed:
-            cells.append(Cell(part=part, resolution=resolution, path=path, notes=(failed[path],)))
-            continue
-        found = samples[path]
-        timing = found.timing(with_wall=work.device == "cuda")
-        cells.append(
-            Cell(
-                part=part,
-                resolution=resolution,
-                path=path,
-                timing=timing,
-                peak_bytes=peaks[path] if timing is not None else None,
-                weights_bytes=ready[path].weights_bytes,
-                detail=dict(ready[path].detail),
-                notes=() if found.failure is None else (found.failure,),
+            calls[path] = call
+            cells[path] = replace(
+                cell,
+                peak_bytes=peak_bytes,
+                weights_bytes=prepared.weights_bytes,
+                detail={**prepared.detail, "first_ms": first_ms},
             )
-        )
-    return cells
+        samples = measure(calls, clock=clock, limits=limits)
+    for path, found in samples.items():
+        timing = found.timing(with_wall=work.device == "cuda")
+        peak = None if timing is None else cells[path].peak_bytes
+        cells[path] = replace(cells[path], timing=timing, peak_bytes=peak, notes=found.notes)
+    return list(cells.values())
 
 
-def _turn(prepared: Prepared, values: Sequence[torch.Tensor]) -> Callable[[int], object]:
+def _turn(prepared: Prepared, values: Sequence[torch.Tensor]) -> Call:
     return lambda index: prepared.call(values[index])

@@ -1,5 +1,5 @@
-"""Timing that can be trusted: warm-up, synchronisation, turns taken by the paths, as many runs as a
-budget allows.
+"""Timing that can be trusted: warm-up, synchronisation, paths in turns, as many runs as a budget
+allows.
 """
 
 from __future__ import annotations
@@ -120,6 +120,10 @@ class Samples:
             return None
         return Timing.of(self.device_ms, wall_ms=self.wall_ms if with_wall else None)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return () if self.failure is None else (self.failure,)
+
 
 Call = Callable[[int], object]
 """Runs a path once on the input with this index; what it returns is dropped."""
@@ -129,8 +133,8 @@ def measure(calls: Mapping[str, Call], *, clock: Clock, limits: Limits) -> dict[
     """Time several paths in turns: each round runs every path once, beginning with another path
     each time.
 
-    So a clock that sinks or a neighbour that wakes up meets all paths alike. What is EXPECTED
-    empties one cell instead of ending the bench.
+    So a falling clock or another program on the machine affects all paths equally. What is
+    EXPECTED empties one cell instead of ending the bench.
     """
     samples = {name: Samples() for name in calls}
 

@@ -7,7 +7,7 @@ that fails does not stop the rest.
 
 from __future__ import annotations
 
-from qvae_trt.build.jobs import Event, Job, JobResult, plan_profiles, plan_static
+from qvae_trt.build.jobs import Job, JobResult, plan_profiles, plan_static
 from qvae_trt.build.run import BuildSettings, build
 
-__all__ = ["BuildSettings", "Event", "Job", "JobResult", "build", "plan_profiles", "plan_static"]
+__all__ = ["BuildSettings", "Job", "JobResult", "build", "plan_profiles", "plan_static"]

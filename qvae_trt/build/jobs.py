@@ -71,10 +71,22 @@ class JobResult:
     warnings: tuple[str, ...] = ()
     error: QvaeError | None = None
 
+    @property
+    def outcome(self) -> str:
+        """In words, as an event tells it; nothing of a dry run, whose table says it all."""
+        match self.status:
+            case "failed":
+                return f"failed: {self.reason}"
+            case "built":
+                return f"built in {self.seconds:.1f} s"
+            case _:
+                return "kept" if self.status == "kept" else ""
+
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
         return {
             "engine": str(self.job.path),
+            "title": self.job.title,
             "part": self.job.part,
             "mode": self.job.mode,
             "profiles": json_rows.write(self.job.profiles),
@@ -85,26 +97,6 @@ class JobResult:
             "warnings": list(self.warnings),
             "fix": self.error.fix if self.error is not None else None,
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something happened to a job.
-
-    Attributes:
-        kind: `start` (text: why it is built), `progress` (text: the stage; done of total),
-            `warning` (text), `end` (result; the only event of an engine that is kept).
-        index, count: the job's place among all jobs, from 0.
-    """
-
-    kind: Literal["start", "progress", "warning", "end"]
-    job: Job
-    index: int
-    count: int
-    text: str = ""
-    done: int = 0
-    total: int = 0
-    result: JobResult | None = None
 
 
 def plan_static(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from qvae_trt import backends, store
 from qvae_trt.backends import BuildSpec
 from qvae_trt.build.children import Ahead, BuildChild, Wanted
-from qvae_trt.build.jobs import Event, Job, JobResult
+from qvae_trt.build.jobs import Job, JobResult
 from qvae_trt.errors import (
     BuildError,
     ForeignEngineError,
@@ -24,6 +24,7 @@ from qvae_trt.errors import (
     os_words,
 )
 from qvae_trt.files.writing import staged, sweep, workplace
+from qvae_trt.progress import Event, ignore, stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from qvae_trt.lowerings import Lowering
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision
-    from qvae_trt.progress import Progress
+    from qvae_trt.progress import OnEvent, Progress
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def build(
     jobs: Sequence[Job],
     settings: BuildSettings,
     *,
-    on_event: Callable[[Event], None] = lambda _: None,
+    on_event: OnEvent = ignore,
     child: BuildChild | None = None,
 ) -> list[JobResult]:
     """Builds what is missing or stale, keeps what is up to date. TensorRT engines are built in
@@ -119,12 +120,12 @@ class _Build:
     settings: BuildSettings
     backend: Backend
     model: Model
-    on_event: Callable[[Event], None]
+    on_event: OnEvent
     child: BuildChild | None
     ahead: Ahead | None
 
     def result(self, job: Job, index: int) -> JobResult:
-        event = partial(Event, job=job, index=index, count=len(self.jobs))
+        event = partial(Event, item=job.title, index=index, count=len(self.jobs))
         try:
             result = self._decide(job, event)
         except (QvaeError, MemoryError, OSError) as error:
@@ -132,14 +133,11 @@ class _Build:
             result = JobResult(job, "failed", told.what, error=told)
         for text in result.warnings:
             self.on_event(event(kind="warning", text=text))
-        self.on_event(event(kind="end", text=result.reason, result=result))
+        self.on_event(event(kind="end", text=result.outcome))
         return result
 
     def _decide(self, job: Job, event: Callable[..., Event]) -> JobResult:
-        def progress(stage: str, done: int, total: int) -> bool:
-            self.on_event(event(kind="progress", text=stage, done=done, total=total))
-            return True
-
+        progress = stages(self.on_event, event)
         self._check_ranges(job)
         expected = self._expected(job)
         reason, held = self._why_build(job, expected)
@@ -163,7 +161,7 @@ class _Build:
             if again is None and (waited or not self.settings.force):
                 builder = waited[0] if waited else "another build"
                 return _kept(job, held, f"up to date: {builder} built it meanwhile")
-            self.on_event(event(kind="start", text=reason))
+            self.on_event(event(kind="start", text=f"building, {reason}"))
             return self._build(job, expected, reason, progress)
 
     def _check_ranges(self, job: Job) -> None:

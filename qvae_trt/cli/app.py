@@ -11,29 +11,27 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from qvae_trt.cli import boundary, meant, output
-from qvae_trt.cli.commands import (
-    bench,
-    build,
-    doctor,
-    export,
-    inspect,
-    lightx2v,
-    pictures,
-    profiles,
-    report,
-    triton,
-)
-from qvae_trt.cli.commands import tune as tuning
-from qvae_trt.cli.commands import verify as verifying
-from qvae_trt.cli.options import resolve_home, say_where_auto_leads
+from qvae_trt.cli.commands.bench import bench
+from qvae_trt.cli.commands.build import build
+from qvae_trt.cli.commands.doctor import doctor
+from qvae_trt.cli.commands.export import export
+from qvae_trt.cli.commands.inspect import inspect
+from qvae_trt.cli.commands.lightx2v import lightx2v
+from qvae_trt.cli.commands.pictures import decode, encode, roundtrip
+from qvae_trt.cli.commands.profiles import list_, match, profiles
+from qvae_trt.cli.commands.report import report
+from qvae_trt.cli.commands.triton import triton
+from qvae_trt.cli.commands.tune import tune
+from qvae_trt.cli.commands.verify import verify
+from qvae_trt.cli.options import resolve_home, warn_of_cpu, with_common
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
-class _Tidy:
-    """What knows what a wrong line means."""
+class _Suggesting:
+    """Puts the line that was meant beside the error of a wrong one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         typed = list(args)
@@ -44,18 +42,18 @@ class _Tidy:
             raise
 
 
-class _Command(_Tidy, TyperCommand):
-    """A command whose libraries cannot print into its results, and that knows `~`."""
+class _Command(_Suggesting, TyperCommand):
+    """A command: libraries cannot print into its results, and its paths may begin with `~`."""
 
     def invoke(self, ctx: Any) -> Any:
         _resolve_homes(ctx.params)
         with output.results_only():
             if ctx.params.get("backend") == "auto":
-                say_where_auto_leads()
+                warn_of_cpu()
             return super().invoke(ctx)
 
 
-class _Group(_Tidy, TyperGroup):
+class _Group(_Suggesting, TyperGroup):
     """A command with commands of its own."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -67,7 +65,7 @@ class _Group(_Tidy, TyperGroup):
 
 
 def _resolve_homes(params: dict[str, Any]) -> None:
-    """`~` in paths: shells leave it in `--engine-dir=~/engines`, and a folder `~` helps nobody."""
+    """Expand `~`, which a shell leaves as it is in `--engine-dir=~/engines`."""
     for name, value in params.items():
         if isinstance(value, Path):
             params[name] = resolve_home(value)
@@ -85,42 +83,33 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 sizes = typer.Typer(cls=_Group, suggest_commands=False, rich_markup_mode=None)
+sizes.callback(invoke_without_command=True)(with_common(profiles))
 
-app.command("export", cls=_Command, epilog="Example: qvae export --out onnx")(export.export)
-app.command("build", cls=_Command, epilog="Example: qvae build --mode static --aspect 16:9")(
-    build.build
-)
-app.command("tune", cls=_Command, epilog="Example: qvae tune --resolution 1664x928")(tuning.tune)
-app.command("verify", cls=_Command, epilog="Example: qvae verify --engine-dir engines")(
-    verifying.verify
-)
-app.command("bench", cls=_Command, epilog="Example: qvae bench --resolution 1664x928")(bench.bench)
-app.command("report", cls=_Command, epilog="Example: qvae report out/bench --out report.html")(
-    report.report
-)
-app.command(
-    "encode", cls=_Command, epilog="Example: qvae encode picture.png --out latents.safetensors"
-)(pictures.encode)
-app.command(
-    "decode", cls=_Command, epilog="Example: qvae decode latents.safetensors --out picture.png"
-)(pictures.decode)
-app.command(
-    "roundtrip", cls=_Command, epilog="Example: qvae roundtrip picture.png --out again.png"
-)(pictures.roundtrip)
-sizes.callback(invoke_without_command=True)(profiles.profiles)
-sizes.command("list", cls=_Command, epilog="Example: qvae profiles list")(profiles.list_)
-sizes.command("match", cls=_Command, epilog="Example: qvae profiles match 1600x1200")(
-    profiles.match
-)
+#: An example of each command; in the order in which `qvae --help` lists them.
+_COMMANDS: dict[str, Callable[..., int | None]] = {
+    "export --out onnx": export,
+    "build --mode static --aspect 16:9": build,
+    "tune --resolution 1664x928": tune,
+    "verify --engine-dir engines": verify,
+    "bench --resolution 1664x928": bench,
+    "report out/bench --out report.html": report,
+    "encode picture.png --out latents.safetensors": encode,
+    "decode latents.safetensors --out picture.png": decode,
+    "roundtrip picture.png --out again.png": roundtrip,
+    "profiles list": list_,
+    "profiles match 1600x1200": match,
+    "inspect engines/static/1664x928/vae_decoder.trt": inspect,
+    "lightx2v --out lightx2v": lightx2v,
+    "triton --out models": triton,
+    "doctor": doctor,
+}
+for _example, _function in _COMMANDS.items():
+    _name, _, _rest = _example.partition(" ")
+    _group = app
+    if _name == "profiles":
+        _name, _group = _rest.partition(" ")[0], sizes
+    _group.command(_name, cls=_Command, epilog=f"Example: qvae {_example}")(with_common(_function))
 app.add_typer(sizes, name="profiles", epilog="Example: qvae profiles match 1600x1200")
-app.command(
-    "inspect", cls=_Command, epilog="Example: qvae inspect engines/static/1664x928/vae_decoder.trt"
-)(inspect.inspect)
-app.command("lightx2v", cls=_Command, epilog="Example: qvae lightx2v --out lightx2v")(
-    lightx2v.lightx2v
-)
-app.command("triton", cls=_Command, epilog="Example: qvae triton --out models")(triton.triton)
-app.command("doctor", cls=_Command, epilog="Example: qvae doctor")(doctor.doctor)
 
 
 def _say_version(wanted: bool) -> None:

@@ -69,18 +69,12 @@ def _failed(error: Exception) -> int:
             return DONE
         case OSError():
             return _say(os_words(error), fix=_os_fix(error), code=FAILED)
-        case MemoryError():
-            return _say(
-                "out of memory on the host",
-                fix="close other programs, or use a smaller --resolution",
-                code=FAILED,
-            )
-    if _is_device_memory(error):
-        return _say(
-            "out of memory on the GPU",
-            fix="close other programs on it, or use a smaller --resolution",
-            code=FAILED,
-        )
+    # torch.OutOfMemoryError by its name: torch is not imported for it.
+    on_gpu = type(error).__name__ == "OutOfMemoryError"
+    if on_gpu or isinstance(error, MemoryError):
+        place, programs = ("GPU", "programs on it") if on_gpu else ("host", "programs")
+        fix = f"close other {programs}, or use a smaller --resolution"
+        return _say(f"out of memory on the {place}", fix=fix, code=FAILED)
     return _bug(error)
 
 
@@ -153,8 +147,3 @@ def _os_fix(error: OSError) -> str | None:
             return "check the path"
         case _:
             return None
-
-
-def _is_device_memory(error: Exception) -> bool:
-    # torch.OutOfMemoryError, without importing torch to name it.
-    return type(error).__name__ == "OutOfMemoryError"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
@@ -61,12 +62,18 @@ def records(rows: Sequence[Any], columns: Mapping[str, Any], **more: Any) -> Ren
     """A table of plain data: columns by their headers, each the name of a value or a function of
     the row; what is None is a dash. `more` is `table`'s.
     """
-    cells = [
-        [row[column] if isinstance(column, str) else column(row) for column in columns.values()]
-        for row in rows
-    ]
-    shown = [["–" if cell is None else str(cell) for cell in row] for row in cells]
+
+    def cell(row: Any, column: Any) -> str:
+        value = row[column] if isinstance(column, str) else column(row)
+        return "–" if value is None else str(value)
+
+    shown = [[cell(row, column) for column in columns.values()] for row in rows]
     return table(tuple(columns), shown, **more)
+
+
+def counted(states: Iterable[str]) -> str:
+    """`3 built, 1 failed`."""
+    return ", ".join(f"{count} {state}" for state, count in Counter(states).items())
 
 
 def mib(name: str) -> Callable[[Any], str | None]:
@@ -102,9 +109,9 @@ class _Table:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self.title is not None:  # Rich would fold its own title at the table's width.
             yield line(self.title, "bold")
-        left_out: list[str] = []
-        while not self._fits(left_out, options.max_width) and len(left_out) < len(self.spare):
-            left_out.append(self.spare[len(left_out)])
+        left_out: tuple[str, ...] = ()
+        while not self._fits(left_out, options.max_width) and left_out != self.spare:
+            left_out = self.spare[: len(left_out) + 1]
         yield self._draw(left_out, whole=self._fits(left_out, options.max_width))
         if left_out:
             words = f"No room for {', '.join(left_out)}: a wider terminal or --json shows them."
@@ -175,22 +182,15 @@ def _grow(node: Tree, value: object) -> None:
 
 
 def _is_flat(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and all(isinstance(i, int | float | str) for i in value)
-        and len(value) < 8
-    )
+    plain = int | float | str
+    return isinstance(value, list) and len(value) < 8 and all(isinstance(i, plain) for i in value)
 
 
 def _inline(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return (
-            "x".join(str(item) for item in value)
-            if _is_flat(value)
-            else ", ".join(map(_inline, value))
-        )
+        return "x".join(map(str, value)) if _is_flat(value) else ", ".join(map(_inline, value))
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -38,18 +38,15 @@ class Measured:
 
 def measured_like(job: Job, flavour: str) -> Measured | None:
     """Of the same flavour, part and mode the one of the nearest size, if there is any."""
-    alike = [
-        row
-        for row in _measured()
-        if (row.flavour, row.part, row.mode) == (flavour, job.part, job.mode)
-    ]
-    return min(alike, key=lambda row: _distance(row, job.resolution), default=None)
+    wanted = (flavour, job.part, job.mode)
+    alike = [row for row in _measured() if (row.flavour, row.part, row.mode) == wanted]
 
+    def distance(row: Measured) -> int:
+        if row.size is None or job.resolution is None:
+            return 0
+        return abs(Resolution.parse(row.size).pixels - job.resolution.pixels)
 
-def _distance(row: Measured, size: Resolution | None) -> int:
-    if row.size is None or size is None:
-        return 0
-    return abs(Resolution.parse(row.size).pixels - size.pixels)
+    return min(alike, key=distance, default=None)
 
 
 @lru_cache(maxsize=1)

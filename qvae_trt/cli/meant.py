@@ -1,4 +1,4 @@
-"""What a wrongly typed command line means: the line to type instead, where one can be told."""
+"""Suggestions for a mistyped command line: the line to type instead, where it is clear."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def command_instead(context: Any, typed: Sequence[str]) -> str | None:
 
 
 def _line(words: list[str]) -> str | None:
-    """None where a word cannot be typed: half of a character, which only a program can pass."""
+    """None where a word cannot be typed: a lone surrogate, which only a program can pass."""
     try:
         return command_line(words)
     except UnicodeEncodeError:
@@ -76,25 +76,30 @@ def _choices(words: list[str], error: Any) -> list[str]:
         return words
     # Where an option keeps its choices differs between Typer's releases; its words name them all.
     known = re.findall(r"'([^']*)'", error.message.partition(" is not one of ")[2])
-    names = option.opts
+
+    def near(value: str) -> str:
+        return value if value in known else _near(value, known) or value
+
     fixed = list(words)
     for index, word in enumerate(words):
         name, equals, value = word.partition("=")
-        is_next = index > 0 and words[index - 1] in names
-        given = word if is_next else value if equals and name in names else None
-        near = None if given is None or given in known else _near(given, known)
-        if near is not None:
-            fixed[index] = near if is_next else f"{name}={near}"
+        if index > 0 and words[index - 1] in option.opts:
+            fixed[index] = near(word)
+        elif equals and name in option.opts:
+            fixed[index] = f"{name}={near(value)}"
     return fixed
 
 
 def _strays(context: Any, words: list[str]) -> list[str]:
     """`static` -> `--mode static`."""
     takes = {name: option for option in context.command.params for name in option.opts}
+    looks = {name: spell for name, spell in _BY_LOOK.items() if name in takes}
+    if "--out" in takes and takes["--out"].required:
+        looks["--out"] = lambda word: word  # what looks like nothing else
     for stray in _parsed(context, words)[1]:
         given = _parsed(context, words)[0]
-        for name, spell in _by_look(takes).items():
-            is_free = name in takes and (takes[name].multiple or not given.get(takes[name].name))
+        for name, spell in looks.items():
+            is_free = takes[name].multiple or not given.get(takes[name].name)
             value = spell(stray) if is_free else None
             if value is not None:
                 words = _placed(context, words, stray, [name, str(value)])
@@ -103,12 +108,6 @@ def _strays(context: Any, words: list[str]) -> list[str]:
     if sized and "--mode" in takes and _parsed(context, words)[0].get("mode") is None:
         words = ["--mode", "static", *words]
     return words
-
-
-def _by_look(takes: dict[str, Any]) -> dict[str, Callable[[str], object]]:
-    """Where a file to write must be named, what looks like nothing else is its name."""
-    must = "--out" in takes and takes["--out"].required
-    return _BY_LOOK | ({"--out": lambda word: word} if must else {})
 
 
 def _placed(context: Any, words: list[str], stray: str, pair: list[str]) -> list[str]:

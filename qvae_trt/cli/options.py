@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from qvae_trt.cli.output import set_json, set_verbose, tell
+from qvae_trt.cli.output import set_json, set_verbose, warn
 from qvae_trt.commands import build_command
 from qvae_trt.errors import EngineError, UsageError
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MODEL = "Qwen/Qwen-Image"
 ENGINE_DIR = Path("engines")
@@ -22,21 +24,20 @@ PartChoice = Literal["encoder", "decoder", "both"]
 BackendChoice = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 
-def say_where_auto_leads() -> None:
-    """An RTX card with TensorRT-RTX alone would build for the CPU, and never hear of it."""
+def warn_of_cpu() -> None:
+    """Warn where `auto` means the CPU although there is a GPU (TensorRT-RTX alone, say)."""
     from qvae_trt import backends
     from qvae_trt.backends import devices
 
     if devices.gpus() and backends.resolve("auto") == "onnxruntime":
-        tell(
-            "warning: --backend auto is onnxruntime here, on the CPU, although there is a GPU; "
-            "qvae doctor shows the fix",
-            style="yellow",
+        warn(
+            "--backend auto is onnxruntime here, on the CPU, although there is a GPU; "
+            "qvae doctor shows the fix"
         )
 
 
 def check_sizes(given: Any) -> Any:
-    """As an option's callback: a wrong size is said before anything is loaded."""
+    """As an option's callback: a wrong size is reported before anything is loaded."""
     parse_resolutions([given] if isinstance(given, str) else given)
     return given
 
@@ -80,15 +81,37 @@ PrecisionOption = Annotated[
     Literal["fp16", "bf16", "fp32"],
     typer.Option("--precision", help="Precision of weights, inputs and outputs."),
 ]
-JsonOption = Annotated[
+_JsonOption = Annotated[
     bool, typer.Option("--json", callback=set_json, help="Print the result as JSON.")
 ]
-VerboseOption = Annotated[
+_VerboseOption = Annotated[
     bool,
     typer.Option(
         "--verbose", "-v", callback=set_verbose, is_eager=True, help="More output, with tracebacks."
     ),
 ]
+_EVERYWHERE: dict[str, Any] = {"as_json": _JsonOption, "verbose": _VerboseOption}
+
+
+def with_common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the options that every command has, which act through their callbacks."""
+
+    @functools.wraps(command)
+    def called(*, as_json: bool, verbose: bool, **given: Any) -> Any:
+        return command(**given)
+
+    signature = inspect.signature(command, eval_str=True)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
+        for name, option in _EVERYWHERE.items()
+    ]
+    called.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # type: ignore[attr-defined]
+    return called
+
+
+def sizes_option(does: str) -> Any:
+    """`--resolution`, whose value is checked before anything is loaded."""
+    return typer.Option("--resolution", metavar="WxH", callback=check_sizes, help=does)
 
 
 def parse_resolutions(texts: Sequence[str] | None) -> tuple[Resolution, ...]:
@@ -101,7 +124,7 @@ def parse_parts(part: PartChoice) -> tuple[Part, ...]:
 
 
 def resolve_home(path: Path) -> Path:
-    """`~` and `~user` at its beginning."""
+    """Expand `~` and `~user`."""
     try:
         return path.expanduser()
     except RuntimeError as error:
@@ -113,16 +136,11 @@ def resolve_home(path: Path) -> Path:
 def no_folder(
     engine_dir: Path, size: Resolution, *, backend: BackendChoice, model: str = MODEL
 ) -> EngineError | None:
-    """What to say of an engine folder that is not there; None if it is."""
+    """The error for an engine folder that does not exist; None if it does."""
     if engine_dir.is_dir():
         return None
-    command = build_command(
-        "static",
-        size,
-        model=None if model == MODEL else model,
-        backend=backend,
-        engine_dir=engine_dir,
-    )
+    asked = {"model": None if model == MODEL else model, "backend": backend}
+    command = build_command("static", size, **asked, engine_dir=engine_dir)
     return EngineError(f"{engine_dir}: no such folder", fix=command)
 
 

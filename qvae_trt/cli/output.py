@@ -1,7 +1,7 @@
-"""Where words go: results to stdout, everything else to stderr.
+"""Where output goes: results to stdout, everything else to stderr.
 
 A command calls `emit` once with its result as plain data and a way to draw it; `--json` decides
-which of the two is printed. `tell` and `progress` write to stderr.
+which of the two is printed. `tell` writes to stderr.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import ConsoleOptions, RenderableType
-    from rich.progress import Progress
     from rich.text import Text
 
 # Rich folds tables at 80 columns where it knows no width; a pipe or a file has none.
@@ -58,12 +57,12 @@ def set_verbose(value: bool) -> bool:
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-    """Keep stdout for results, from here to the end of the process's command.
+    """Keep stdout for results while a command runs.
 
     TensorRT and ONNX Runtime print to file descriptor 1 from C++, past Python: the descriptor is
-    led to stderr, and `sys.stdout` writes to a copy of the old one. Does nothing where `sys.stdout`
-    is not the process's own (tests). Streams that the caller has closed lead to the null device:
-    else the first files opened would take their numbers, and what is printed.
+    redirected to stderr, and `sys.stdout` writes to a copy of the old one. Does nothing where
+    `sys.stdout` is not the process's own (tests). Streams that the caller has closed are opened on
+    the null device: else the first files opened would get their descriptors, and the output.
     """
     _open_closed_streams()
     if not _is_own_stdout():
@@ -100,7 +99,7 @@ def _open_closed_streams() -> None:
 
 
 class _Results(io.TextIOWrapper):
-    """Stdout whose reader may leave (`qvae … | head`): the command goes on to its own exit code."""
+    """Stdout whose reader may close it (`qvae … | head`): the command still ends as it would."""
 
     def write(self, text: str) -> int:
         try:
@@ -141,8 +140,13 @@ def results_only() -> Iterator[None]:
         settings.results = outer
 
 
+def warn(text: str) -> None:
+    """A warning for the person, on stderr."""
+    tell(f"warning: {text}", style="yellow")
+
+
 def _tell_warning(message: Warning | str, *_where: object, **_more: object) -> None:
-    tell(f"warning: {message}", style="yellow")
+    warn(str(message))
 
 
 def emit(data: Mapping[str, Any], draw: Callable[[Any], RenderableType]) -> None:
@@ -161,7 +165,7 @@ def save_json(path: Path, data: Mapping[str, object]) -> None:
 
 
 def mute(stream: IO[str]) -> None:
-    """Lead a stream whose reader is gone to the null device: the last flush is then quiet."""
+    """Redirect a stream without a reader to the null device, so that the last flush succeeds."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -169,7 +173,7 @@ def mute(stream: IO[str]) -> None:
 
 
 class _Console(Console):
-    """Shows control characters in place of sending them: text comes from files, too."""
+    """Escapes control characters, which text from files may have, instead of sending them."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str(printable(text), **how)
@@ -206,38 +210,14 @@ def tell(text: str, *, style: str | None = None, on: Console | None = None) -> N
         (on or console()).print(text, style=style, markup=False, soft_wrap=True)
 
 
-@contextlib.contextmanager
-def progress() -> Iterator[Progress | None]:
-    """Progress bars on stderr where it is a terminal, else None."""
-    if not sys.stderr.isatty() or settings.as_json:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console(), transient=True) as bars:
-        yield bars
-
-
 def _to_json(data: Mapping[str, object]) -> str:
     text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
-    if not text.isprintable():
-        # Beside the line breaks between values, all of these are in texts.
-        text = "".join(
-            letter if letter == "\n" or printable(letter) == letter else _in_json(letter)
-            for letter in text
-        )
-    return f"{text}\n"
-
-
-def _in_json(letter: str) -> str:
-    units = letter.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+    # Beside the line breaks between values, all that cannot be printed is in texts.
+    shown = (
+        letter if letter == "\n" or printable(letter) == letter else json.dumps(letter)[1:-1]
+        for letter in text
+    )
+    return f"{''.join(shown)}\n"
 
 
 def _finite(value: object) -> object:

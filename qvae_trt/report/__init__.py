@@ -1,6 +1,6 @@
 """Results of `qvae bench` as files: Markdown, JSON, CSV, SVG, HTML.
 
-`describe` works out what a result shows; the other modules lay it out.
+`describe` computes what a result shows; the other modules render it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def write_tables(result: BenchResult, out: Path) -> list[Path]:
             pictures.append(path)
             write_text(path, _picture(report.charts[name], report.title))
         else:
-            # A picture of an earlier result would stand beside tables that it does not belong to.
+            # A chart of an earlier result would not match the tables.
             path.unlink(missing_ok=True)
     write_text(out / "latency.md", markdown(report, charts=[path.name for path in pictures]))
     return [out / "latency.md", out / "latency.json", out / "latency.csv", *pictures]
@@ -94,7 +94,7 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
     """Write one self-contained page.
 
     Results of one machine that complete each other (the engines' run and torch.compile's) become
-    one table; the others stand side by side, the first one as the measure.
+    one table; the others stand side by side, the first one as the baseline.
 
     Args:
         results: at least one.

@@ -13,13 +13,15 @@ from qvae_trt.report.numbers import ms, times
 from qvae_trt.report.svg import Bar, Chart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from qvae_trt.bench.results import Cell, Timing
     from qvae_trt.profiles import Part, Resolution
 
 _VERB = {"encoder": "Encode", "decoder": "Decode"}
 _ORDER: tuple[Part, ...] = ("decoder", "encoder")
+#: Of several paths that results share, which is shown.
+_PREFERRED = ("static", "profiles", "fused", "compiled", "folded", REFERENCE)
 
 
 def latency(result: BenchResult) -> list[Chart]:
@@ -55,20 +57,21 @@ def memory(result: BenchResult) -> list[Chart]:
 
 def service(result: BenchResult) -> list[Chart]:
     """Latents → PIL by size, a bar a path with its fastest post-processing."""
-    bars: dict[Resolution, dict[str, Bar]] = {}
+    bars: dict[str, dict[str, Bar]] = {}
     for row in result.service:
         if row.kind == "latents_to_pil" and row.timing is not None:
-            group = bars.setdefault(row.resolution, {})
+            group = bars.setdefault(str(row.resolution), {})
             if row.path not in group or row.timing.median_ms < group[row.path].value:
                 group[row.path] = _whiskered(row.timing)
-    chart = _chart(
-        "Latents to PIL: latency in ms, less is better",
-        f"{result.runs[0].place}; decode and the faster post-processing of each path",
-        result.paths,
-        [(str(resolution), _marked(group, _least(group))) for resolution, group in bars.items()],
-        ms,
+    return _drawn(
+        Chart(
+            title="Latents to PIL: latency in ms, less is better",
+            subtitle=f"{result.runs[0].place}; decode and the faster post-processing of each path",
+            series=result.paths,
+            groups=tuple((size, _marked(group, _least(group))) for size, group in bars.items()),
+            text=ms,
+        )
     )
-    return [] if chart.empty else [chart]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,22 +102,24 @@ def contrast(shared: Sequence[Shared], names: Sequence[str]) -> list[Chart]:
     made = []
     series = {str(index): name for index, name in enumerate(names)}
     for part in _ORDER:
-        for path in ("static", "profiles", "fused", "compiled", "folded", REFERENCE):
-            rows = [row for row in shared if row.part == part and row.path == path]
-            if not rows:
-                continue
-            groups = []
-            for row in rows:
-                timed = {
-                    key: Bar(value=median)
-                    for key, median in zip(series, row.medians, strict=True)
-                    if median is not None
-                }
-                groups.append((str(row.resolution), _marked(timed, _least(timed))))
-            title = f"{_VERB[part]}, {path}: latency in ms, less is better"
-            subtitle = "the same path in each file; medians"
-            made.append(_chart(title, subtitle, tuple(series), groups, ms, labels=series))
-            break
+        measured = [row.path for row in shared if row.part == part]
+        path = next((path for path in _PREFERRED if path in measured), None)
+        groups = []
+        for row in shared:
+            if (row.part, row.path) == (part, path):
+                medians = zip(series, row.medians, strict=True)
+                bars = {key: Bar(value=ms) for key, ms in medians if ms is not None}
+                groups.append((str(row.resolution), _marked(bars, _least(bars))))
+        made += _drawn(
+            Chart(
+                title=f"{_VERB[part]}, {path}: latency in ms, less is better",
+                subtitle="the same path in each file; medians",
+                series=tuple(series),
+                groups=tuple(groups),
+                text=ms,
+                labels=series,
+            )
+        )
     return made
 
 
@@ -136,21 +141,25 @@ def _each_part(
         groups = []
         for resolution in result.resolutions:
             cells = [result.cell(part, resolution, path) for path in result.paths]
-            drawn = {cell.path: bar(cell) for cell in cells if cell is not None}
-            bars = {path: made for path, made in drawn.items() if made is not None}
+            bars = {cell.path: drawn for cell in cells if cell and (drawn := bar(cell)) is not None}
             chosen = result.fastest(part, resolution) if best is None else best(bars)
             groups.append((str(resolution), _marked(bars, chosen)))
-        charts.append(
-            _chart(
-                f"{_VERB[part]}: {title}",
-                f"{result.runs[0].place}; {subtitle}",
-                result.paths,
-                groups,
-                text,
-                reference,
+        charts += _drawn(
+            Chart(
+                title=f"{_VERB[part]}: {title}",
+                subtitle=f"{result.runs[0].place}; {subtitle}",
+                series=result.paths,
+                groups=tuple(group for group in groups if group[1]),
+                text=text,
+                reference=reference,
             )
         )
-    return [chart for chart in charts if not chart.empty]
+    return charts
+
+
+def _drawn(chart: Chart) -> list[Chart]:
+    """The chart, unless there is nothing in it."""
+    return [chart] if chart.groups else []
 
 
 def _whiskered(timing: Timing) -> Bar:
@@ -158,29 +167,9 @@ def _whiskered(timing: Timing) -> Bar:
 
 
 def _least(bars: dict[str, Bar]) -> str | None:
-    """Of one alone nothing is said."""
+    """None for a single bar, which there is nothing to compare with."""
     return min(bars, key=lambda path: bars[path].value) if len(bars) > 1 else None
 
 
 def _marked(bars: dict[str, Bar], best: str | None) -> dict[str, Bar]:
     return {path: replace(bar, best=path == best) for path, bar in bars.items()}
-
-
-def _chart(
-    title: str,
-    subtitle: str,
-    paths: Sequence[str],
-    groups: Sequence[tuple[str, dict[str, Bar]]],
-    text: Callable[[float], str],
-    reference: float | None = None,
-    labels: Mapping[str, str] | None = None,
-) -> Chart:
-    return Chart(
-        title=title,
-        subtitle=subtitle,
-        series=tuple(paths),
-        groups=tuple((label, bars) for label, bars in groups if bars),
-        text=text,
-        labels=labels or {},
-        reference=reference,
-    )

@@ -79,12 +79,11 @@ def _report(report: Report, index: int) -> list[str]:
         out += [_paragraph(table.text, "small")] if table.text else []
         out.append(_table(table, index))
     if report.notes:
-        out.append('<h3>Notes</h3><ol class="small">')
-        out += [
+        notes = (
             f'<li id="n{index}-{number}">{escape(text)}</li>'
             for number, text in enumerate(report.notes, 1)
-        ]
-        out.append("</ol>")
+        )
+        out += ['<h3>Notes</h3><ol class="small">', *notes, "</ol>"]
     out.append("<h3>Spread, memory, share of the arithmetic floor</h3>")
     for part in report.parts:
         count = len(part.details.rows)
@@ -100,9 +99,7 @@ def _charts(made: Sequence[svg.Chart]) -> list[str]:
     if not made:
         return []
     columns = min(len(made), 2)
-    wide = svg.document(
-        made, width=_WIDE if columns == 2 else _WIDE // 2, columns=columns, alone=False
-    )
+    wide = svg.document(made, width=_WIDE * columns // 2, columns=columns, alone=False)
     narrow = svg.document(made, width=_NARROW, alone=False)
     half = " half" if columns == 1 else ""
     both = f'<div class="chart wide{half}">{wide}</div><div class="chart narrow">{narrow}</div>'
@@ -111,12 +108,12 @@ def _charts(made: Sequence[svg.Chart]) -> list[str]:
 
 def _part(part: PartTables, index: int) -> list[str]:
     shown = part.latencies
-    out = [f"<h3>{shown.title}</h3>"]
-    out.append(
-        _table(shown, index) if len(shown.head) > 1 else _paragraph("Nothing could be measured.")
-    )
-    return out + [
-        _paragraph(f"{path} was not measured: {reason}", "small") for path, reason in part.absent
+    nothing = _paragraph("Nothing could be measured.")
+    absent = [f"{path} was not measured: {reason}" for path, reason in part.absent]
+    return [
+        f"<h3>{shown.title}</h3>",
+        _table(shown, index) if len(shown.head) > 1 else nothing,
+        *(_paragraph(words, "small") for words in absent),
     ]
 
 

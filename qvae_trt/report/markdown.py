@@ -38,10 +38,10 @@ def markdown(report: Report, *, charts: Sequence[str] = ()) -> str:
     lines = [f"# {text(report.title)}", "", f"{text(report.subtitle)}.", ""]
     lines += "\n>\n".join(f"> {text(remark)}" for remark in report.remarks).splitlines()
     lines += [""] if report.remarks else []
-    lines.append(
-        f"Milliseconds, median; in brackets the speed-up over `{REFERENCE}`; the fastest is bold."
-    )
-    lines.append("")
+    lines += [
+        f"Milliseconds, median; in brackets the speed-up over `{REFERENCE}`; the fastest is bold.",
+        "",
+    ]
     for part in report.parts:
         lines += _part(part)
     lines += [text(report.legend), ""]
@@ -54,9 +54,8 @@ def markdown(report: Report, *, charts: Sequence[str] = ()) -> str:
         lines += [f"### {text(shown.title)}", "", *([shown.text, ""] if shown.text else [])]
         lines += [*_table(shown), ""]
     if report.notes:
-        lines += ["## Notes", ""]
-        lines += [f"{number}. {text(note)}" for number, note in enumerate(report.notes, 1)]
-        lines.append("")
+        notes = [f"{number}. {text(note)}" for number, note in enumerate(report.notes, 1)]
+        lines += ["## Notes", "", *notes, ""]
     lines += ["## Details", ""]
     for part in report.parts:
         summary = f"<summary>{part.title}: spread, memory, floor</summary>"

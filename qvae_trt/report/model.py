@@ -1,5 +1,5 @@
-"""What a report shows of bench results, worked out once: Markdown, HTML, SVG and the screen only
-lay it out.
+"""What a report shows of bench results, computed once: Markdown, HTML, SVG and the screen only
+render it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvae_trt.bench.compare import TIE_TOLERANCE
-from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run
+from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, in_order
 from qvae_trt.report import charts
 from qvae_trt.report.numbers import ms, share, size, times
 
@@ -72,11 +72,11 @@ MACHINE_TITLES = {
 }
 METHOD = (
     "Batch 1. Before timing, every path runs until it is warm; then the paths take turns, so that "
-    "drift meets all alike, and inputs rotate among {inputs}. {clock} Latency is the median; p10 "
-    "and p90 are its spread. Speed-up is PyTorch's median over the path's, in the same run. The "
-    "floor is the folded graph's multiply-adds at the rate of a {side}³ {dtype} matrix product "
-    "measured on the same device ({tflops} TFLOP/s). Memory is the path's own weights and the most "
-    "that one call takes beyond them: activations or engine scratch, and the output."
+    "drift affects all paths equally, and inputs rotate among {inputs}. {clock} Latency is the "
+    "median; p10 and p90 are its spread. Speed-up is PyTorch's median over the path's, in the same "
+    "run. The floor is the folded graph's multiply-adds at the rate of a {side}³ {dtype} matrix "
+    "product measured on the same device ({tflops} TFLOP/s). Memory is the path's own weights and "
+    "the most that one call takes beyond them: activations or engine scratch, and the output."
 )
 CLOCKS = {
     "cuda": "Times are between two CUDA events, from an idle device to an idle device.",
@@ -93,7 +93,7 @@ class Entry:
     """A value in a table.
 
     Attributes:
-        ratio: how many times faster than what it is held against, printed behind it.
+        ratio: how many times faster than what it is compared with, printed behind it.
         note: the number of a note, 0 for none.
         code: to be set as code.
     """
@@ -183,7 +183,10 @@ def describe(result: BenchResult) -> Report:
         method=_method(result),
         parts=tuple(_part(result, part, notes) for part in PART_TITLES if part in result.parts),
         best=tuple(_best(result)),
-        service=tuple(_service(result, kind, notes) for kind in _service_kinds(result)),
+        service=tuple(
+            _service(result, kind, notes)
+            for kind in in_order((row.kind for row in result.service), SERVICE_TITLES)
+        ),
         notes=tuple(notes),
         machines=tuple(
             _table(
@@ -195,40 +198,22 @@ def describe(result: BenchResult) -> Report:
             for number, run in enumerate(result.runs, 1)
         ),
         charts={
-            "latency": charts.latency(result),
-            "speedup": charts.speedup(result),
-            "memory": charts.memory(result),
-            "service": charts.service(result),
+            made.__name__: made(result)
+            for made in (charts.latency, charts.speedup, charts.memory, charts.service)
         },
     )
 
 
 def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
-    """Results side by side, the first one as the measure; `names` are what each is called."""
+    """Results side by side, the first one as the baseline; `names` are what each is called."""
     shared = list(charts.contrasts(results))
     tables = []
     for part, title in PART_TITLES.items():
-        rows = []
-        for row in shared:
-            if row.part == part:
-                first, best = row.medians[0], min(m for m in row.medians if m is not None)
-                rows.append(
-                    (
-                        *_texts((str(row.resolution), row.path)),
-                        *(
-                            Entry(
-                                text=ms(median),
-                                ratio=first / median if place and first and median else None,
-                                best=median == best,
-                            )
-                            for place, median in enumerate(row.medians)
-                        ),
-                    )
-                )
+        rows = tuple(_contrast_row(row) for row in shared if row.part == part)
         if rows:
             head = ("size", "path", *names)
-            tables.append(Table(head=head, rows=tuple(rows), words=2, title=f"{title}, ms"))
-    facts = [dict(_telling(result)) for result in results]
+            tables.append(Table(head=head, rows=rows, words=2, title=f"{title}, ms"))
+    facts = [_telling(result) for result in results]
     differing = [
         (name, *(fact.get(name, "–") for fact in facts))
         for name in dict.fromkeys(name for fact in facts for name in fact)
@@ -241,22 +226,26 @@ def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
     )
 
 
+def _contrast_row(row: charts.Shared) -> tuple[Entry, ...]:
+    first, *others = row.medians
+    best = min(median for median in row.medians if median is not None)
+    ratios = [None, *(first / median if first and median else None for median in others)]
+    figures = (
+        Entry(text=ms(median), ratio=ratio, best=median == best)
+        for median, ratio in zip(row.medians, ratios, strict=True)
+    )
+    return (*_texts((str(row.resolution), row.path)), *figures)
+
+
 def labels(results: Sequence[BenchResult]) -> list[str]:
     """A short name for each of several results: what tells them apart, machine first."""
     options = []
     for result in results:
-        run = result.runs[0]
-        flavours = " + ".join(_flavours(result))
-        torch = run.versions.get("torch", "")
-        options.append(
-            (
-                run.place,
-                f"{run.place}, {flavours}" if flavours else run.place,
-                f"{run.place}, {flavours or 'PyTorch ' + torch}, {run.created[:10]}",
-            )
-        )
-    for level in range(3):
-        names = [option[level] for option in options]
+        run, flavours = result.runs[0], " + ".join(_flavours(result))
+        what = flavours or f"PyTorch {run.versions.get('torch', '')}"
+        longer = f"{run.place}, {flavours}" if flavours else run.place
+        options.append((run.place, longer, f"{run.place}, {what}, {run.created[:10]}"))
+    for names in map(list, zip(*options, strict=True)):
         if len(set(names)) == len(names):
             return names
     return [f"{option[2]} (#{index + 1})" for index, option in enumerate(options)]
@@ -295,22 +284,9 @@ def _legend(result: BenchResult) -> str:
 def _subtitle(result: BenchResult) -> str:
     """Model, precision, libraries, day."""
     run = result.runs[0]
-    versions: dict[str, str] = {}
-    for one in result.runs:
-        versions |= {
-            name: one.versions[name] for name in ("tensorrt", "torch") if name in one.versions
-        }
-    flavours = _flavours(result)
-    libraries = [f"PyTorch {versions['torch']}"] if "torch" in versions else []
-    return ", ".join(
-        [
-            f"model {run.model}",
-            f"PyTorch in {run.precision}",
-            *flavours,
-            *libraries,
-            run.created[:10],
-        ]
-    )
+    torch = [run.versions["torch"] for run in result.runs if "torch" in run.versions][-1:]
+    words = [f"model {run.model}", f"PyTorch in {run.precision}", *_flavours(result)]
+    return ", ".join([*words, *(f"PyTorch {version}" for version in torch), run.created[:10]])
 
 
 def _flavours(result: BenchResult) -> list[str]:
@@ -363,14 +339,10 @@ def _part(result: BenchResult, part: Part, notes: dict[str, int]) -> PartTables:
 
 
 def _absence(cells: Sequence[Cell], path: str) -> str:
-    reasons = list(
-        dict.fromkeys(note for cell in cells if cell.path == path for note in cell.notes)
-    )
-    if not reasons:
-        return "no reason recorded"
-    return (
-        reasons[0] if len(reasons) == 1 else f"{reasons[0]} (and {len(reasons) - 1} more like it)"
-    )
+    first, *others = dict.fromkeys(
+        note for cell in cells if cell.path == path for note in cell.notes
+    ) or ["no reason recorded"]
+    return f"{first} (and {len(others)} more like it)" if others else first
 
 
 def _detail(result: BenchResult, cell: Cell) -> tuple[str, ...]:
@@ -413,39 +385,29 @@ def mean_text(mean: tuple[float, int] | None) -> str:
     return "" if mean is None else f"{times(mean[0])} ({sizes(mean[1])})"
 
 
-def _service_kinds(result: BenchResult) -> list[str]:
-    found = dict.fromkeys(row.kind for row in result.service)
-    known = [kind for kind in SERVICE_TITLES if kind in found]
-    return [*known, *(kind for kind in found if kind not in SERVICE_TITLES)]
-
-
 def _service(result: BenchResult, kind: str, notes: dict[str, int]) -> Table:
     # Why a path is missing altogether is told beside the latencies.
     served = {row.path for row in result.service if row.timing is not None}
     rows = [row for row in result.service if row.kind == kind and row.path in served]
-    seen = dict.fromkeys(step for row in rows for step in row.steps)
-    steps = [step for step in STEP_TITLES if step in seen]
-    steps += [step for step in seen if step not in STEP_TITLES]
-    after = any(row.previous for row in rows)
-    processor = any(row.processor for row in rows) and kind == "latents_to_pil"
-    total = kind != "switch"
-    words = ["size", *(["after"] if after else []), "path", *(["processor"] if processor else [])]
+    steps = in_order((step for row in rows for step in row.steps), STEP_TITLES)
+    total = [] if kind == "switch" else ["total"]
+    words = ["size", "path"]
+    if any(row.previous for row in rows):
+        words.insert(1, "after")
+    if any(row.processor for row in rows) and kind == "latents_to_pil":
+        words.append("processor")
     body = []
     for row in rows:
-        line = [str(row.resolution), *([str(row.previous or "–")] if after else []), row.path]
-        line += [row.processor or "–"] if processor else []
-        figures = [None if row.timing is None else row.timing.median_ms] if total else []
-        figures += [row.steps.get(step) for step in steps]
+        named = {"size": row.resolution, "after": row.previous, "path": row.path}
+        named["processor"] = row.processor
+        median = None if row.timing is None else row.timing.median_ms
+        figures = [*([median] if total else []), *(row.steps.get(step) for step in steps)]
         entries = [Entry(text=ms(figure)) for figure in figures]
         if row.timing is None and entries:
             entries[0] = Entry(text="–", note=_note(notes, row.notes))
-        body.append((*_texts(line), *entries))
+        body.append((*_texts([str(named[word] or "–") for word in words]), *entries))
     return Table(
-        head=(
-            *words,
-            *(["total"] if total else []),
-            *(STEP_TITLES.get(step, step) for step in steps),
-        ),
+        head=(*words, *total, *(STEP_TITLES.get(step, step) for step in steps)),
         rows=tuple(body),
         words=len(words),
         title=SERVICE_TITLES.get(kind, kind),
@@ -456,30 +418,27 @@ def _service(result: BenchResult, kind: str, notes: dict[str, int]) -> Table:
 def _machine_rows(run: Run) -> list[tuple[str, str]]:
     """Facts of the machine and the versions, in a fixed order; unknown facts last."""
     rows = []
-    for name in (*MACHINE_TITLES, *(name for name in run.machine if name not in MACHINE_TITLES)):
-        value = run.machine.get(name)
-        if value is None or name == "gpu_memory_mib":
-            continue
-        shown = (
-            size(float(value)) if name.endswith("_bytes") and not isinstance(value, str) else value
-        )
-        rows.append((MACHINE_TITLES.get(name, name), str(shown)))
-    rows += [(name, version) for name, version in run.versions.items()]
+    for name in in_order(run.machine, MACHINE_TITLES):
+        value = run.machine[name]
+        if value is not None and name != "gpu_memory_mib":
+            is_size = name.endswith("_bytes") and not isinstance(value, str)
+            shown = size(float(value)) if is_size else str(value)
+            rows.append((MACHINE_TITLES.get(name, name), shown))
     rows += [
+        *run.versions.items(),
         ("model", run.model),
         ("weights sha256", run.weights_sha256[:16]),
         ("precision of PyTorch", run.precision),
     ]
     if run.matmul is not None:
         rows.append(("matrix product", f"{float(run.matmul.get('tflops') or 0):.4g} TFLOP/s"))
-    rows += [("measured", run.created), ("command", run.command or "–")]
-    return rows
+    return [*rows, ("measured", run.created), ("command", run.command or "–")]
 
 
-def _telling(result: BenchResult) -> list[tuple[str, str]]:
+def _telling(result: BenchResult) -> dict[str, str]:
     """What may explain a difference between two results."""
-    rows = [row for row in _machine_rows(result.runs[0]) if not row[0].startswith("temperature")]
-    return [("engines", ", ".join(_flavours(result)) or "–"), *rows]
+    facts = {"engines": ", ".join(_flavours(result)) or "–", **dict(_machine_rows(result.runs[0]))}
+    return {name: fact for name, fact in facts.items() if not name.startswith("temperature")}
 
 
 def _method(result: BenchResult) -> str:

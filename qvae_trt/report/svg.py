@@ -3,7 +3,7 @@ dark.
 
 Colours are attributes (for programs that know no CSS) that a style sheet overrides where the reader
 prefers dark. Text is measured with an upper estimate of a sans-serif's widths, so that nothing
-meets.
+overlaps.
 """
 
 from __future__ import annotations
@@ -66,25 +66,17 @@ class Chart:
     labels: Mapping[str, str] = field(default_factory=dict)
     reference: float | None = None
 
-    @property
-    def empty(self) -> bool:
-        return not any(bars for _, bars in self.groups)
-
 
 def style() -> str:
     """The style sheet that every chart needs once a document."""
-    light = "".join(f".qv-{name}{{fill:{colour}}}" for name, colour in _LIGHT.items())
-    dark = "".join(f".qv-{name}{{fill:{colour}}}" for name, colour in _DARK.items())
-    light += f".qv-line{{stroke:{_LIGHT['grid']}}}.qv-whisker{{stroke:{_LIGHT['ink']}}}"
-    dark += f".qv-line{{stroke:{_DARK['grid']}}}.qv-whisker{{stroke:{_DARK['ink']}}}"
-    for name, (day, night) in _all_colours():
-        light += f".qv-s-{name}{{fill:{day}}}"
-        dark += f".qv-s-{name}{{fill:{night}}}"
-    return f"{light}@media(prefers-color-scheme:dark){{{dark}}}"
-
-
-def _all_colours() -> list[tuple[str, tuple[str, str]]]:
-    return [*_COLOURS.items(), *((str(index), pair) for index, pair in enumerate(_SPARE))]
+    rules = []
+    for theme, colours in enumerate((_LIGHT, _DARK)):
+        made = [f".qv-{name}{{fill:{colour}}}" for name, colour in colours.items()]
+        made.append(f".qv-line{{stroke:{colours['grid']}}}.qv-whisker{{stroke:{colours['ink']}}}")
+        series = _COLOURS | {str(index): pair for index, pair in enumerate(_SPARE)}
+        made += [f".qv-s-{name}{{fill:{pair[theme]}}}" for name, pair in series.items()]
+        rules.append("".join(made))
+    return f"{rules[0]}@media(prefers-color-scheme:dark){{{rules[1]}}}"
 
 
 def document(charts: Sequence[Chart], *, width: int, columns: int = 1, alone: bool = True) -> str:
@@ -120,7 +112,7 @@ def document(charts: Sequence[Chart], *, width: int, columns: int = 1, alone: bo
 
 
 def _spoken(chart: Chart) -> str:
-    """The figures in words, for those who hear a chart."""
+    """The figures in words, for screen readers."""
     groups = [
         f"{label}: "
         + ", ".join(f"{chart.labels.get(n, n)} {chart.text(b.value)}" for n, b in bars.items())
@@ -139,24 +131,14 @@ def panel(chart: Chart, width: float) -> tuple[str, float]:
     for line in _wrap(chart.subtitle, width, _TEXT):
         out.append(_text(0, y, line, kind="muted"))
         y += 16
-    y += 4
-    drawn, y = _legend(chart, width, y)
+    drawn, y = _legend(chart, width, y + 4)
     out += drawn
     top = y + 2
-    label_width = max((text_width(label, _TEXT) for label, _ in chart.groups), default=0) + 10
-    value_width = 8 + max(
-        (
-            text_width(chart.text(bar.value), _TEXT, bold=True)
-            for _, bars in chart.groups
-            for bar in bars.values()
-        ),
-        default=0,
-    )
-    span = max(width - label_width - value_width, 40.0)
-    most = max(
-        [max(bar.value, bar.high or 0) for _, bars in chart.groups for bar in bars.values()]
-        + [chart.reference or 0]
-    )
+    all_bars = [bar for _, bars in chart.groups for bar in bars.values()]
+    label_width = 10 + max((text_width(label, _TEXT) for label, _ in chart.groups), default=0)
+    values = (text_width(chart.text(bar.value), _TEXT, bold=True) for bar in all_bars)
+    span = max(width - label_width - 8 - max(values, default=0), 40.0)
+    most = max([chart.reference or 0, *(max(bar.value, bar.high or 0) for bar in all_bars)])
     ticks = ticks_for(most, span)
     reach = max(most, ticks[-1]) or 1.0
 
@@ -166,80 +148,69 @@ def panel(chart: Chart, width: float) -> tuple[str, float]:
     bars_out: list[str] = []
     y = top + 4
     for label, bars in chart.groups:
-        if not bars:
-            continue
         block = _STEP * len(bars) - (_STEP - _BAR)
         bars_out.append(_text(label_width - 10, y + block / 2 + 4, label, anchor="end"))
-        for name in chart.series:
-            if name in bars:
-                bars_out.append(_bar(chart, name, bars[name], at, y))
-                y += _STEP
+        for name in (name for name in chart.series if name in bars):
+            bars_out.append(_bar(chart, name, bars[name], at, y))
+            y += _STEP
         y += _GROUP_GAP
     bottom = y - _GROUP_GAP + 4
     for tick in ticks:
-        x = at(tick)
-        out.append(_line(x, top, x, bottom))
-        out.append(_text(x, bottom + 15, _tick_text(tick), kind="muted", anchor="middle", size=11))
+        shown = f"{tick:.3g}" if tick < 1000 else f"{tick:.0f}"
+        grid = f'class="qv-line" stroke="{_LIGHT["grid"]}"'
+        out.append(_line(at(tick), top, bottom, before=grid))
+        out.append(_text(at(tick), bottom + 15, shown, kind="muted", anchor="middle", size=11))
     if chart.reference is not None:
+        dashed = f' stroke="{_LIGHT["ink"]}" stroke-dasharray="3 3" opacity=".55"'
         x = at(chart.reference)
-        out.append(
-            f'<line class="qv-whisker" x1="{x:.1f}" y1="{top:.1f}" x2="{x:.1f}" y2="{bottom:.1f}" '
-            f'stroke="{_LIGHT["ink"]}" stroke-dasharray="3 3" opacity=".55"/>'
-        )
+        out.append(_line(x, top, bottom, before='class="qv-whisker"', behind=dashed))
     return "".join(out + bars_out), bottom + 20
 
 
 def _bar(chart: Chart, name: str, bar: Bar, at: Callable[[float], float], y: float) -> str:
-    left, right = at(0), at(bar.value)
-    colour_class, colour = _colour(chart, name)
+    left, end = at(0), at(bar.value)
     tip = f"{chart.labels.get(name, name)}: {chart.text(bar.value)}"
+    drawn = _rect(chart, name, left, y, f"{max(end - left, 1):.1f}", _BAR)
     if bar.low is not None and bar.high is not None:
         tip += f" (p10 {chart.text(bar.low)}, p90 {chart.text(bar.high)})"
-    out = (
-        f"<g><title>{escape(tip)}</title>"
-        f'<rect class="{colour_class}" fill="{colour}" x="{left:.1f}" '
-        f'y="{y:.1f}" width="{max(right - left, 1):.1f}" height="{_BAR}" rx="2"/>'
-    )
-    end = right
-    if bar.low is not None and bar.high is not None:
         low, high = at(bar.low), at(bar.high)
         if high - low >= 1.5:
             middle = y + _BAR / 2
-            out += (
+            drawn += (
                 f'<path class="qv-whisker" fill="none" stroke="{_LIGHT["ink"]}" opacity=".65" '
                 f'd="M{low:.1f} {middle:.1f}H{high:.1f}M{low:.1f} {middle - 3:.1f}v6M{high:.1f} '
                 f'{middle - 3:.1f}v6"/>'
             )
             end = max(end, high)
-    out += _text(end + 6, y + _BAR / 2 + 4, chart.text(bar.value), weight=700 if bar.best else 400)
-    return out + "</g>"
+    weight = 700 if bar.best else 400
+    value = _text(end + 6, y + _BAR / 2 + 4, chart.text(bar.value), weight=weight)
+    return f"<g><title>{escape(tip)}</title>{drawn}{value}</g>"
 
 
 def _legend(chart: Chart, width: float, y: float) -> tuple[list[str], float]:
-    used = [name for name in chart.series if any(name in bars for _, bars in chart.groups)]
     out: list[str] = []
     x = 0.0
     y += 10
-    for name in used:
+    for name in chart.series:
+        if not any(name in bars for _, bars in chart.groups):
+            continue
         label = fit(chart.labels.get(name, name), width - 20, _TEXT)
         wide = 18 + text_width(label, _TEXT)
         if x > 0 and x + wide > width:
             x, y = 0.0, y + 18
-        colour_class, colour = _colour(chart, name)
-        out.append(
-            f'<rect class="{colour_class}" fill="{colour}" x="{x:.1f}" y="{y - 10:.1f}" width="12" '
-            f'height="12" rx="2"/>'
-        )
-        out.append(_text(x + 18, y, label))
+        out += [_rect(chart, name, x, y - 10, "12", 12), _text(x + 18, y, label)]
         x += wide + 16
     return out, y + 10
 
 
-def _colour(chart: Chart, name: str) -> tuple[str, str]:
-    if name in _COLOURS:
-        return f"qv-s-{name}", _COLOURS[name][0]
+def _rect(chart: Chart, name: str, x: float, y: float, width: str, height: int) -> str:
+    """In the colour of a series."""
     index = chart.series.index(name) % len(_SPARE)
-    return f"qv-s-{index}", _SPARE[index][0]
+    key, colours = (name, _COLOURS[name]) if name in _COLOURS else (index, _SPARE[index])
+    return (
+        f'<rect class="qv-s-{key}" fill="{colours[0]}" x="{x:.1f}" y="{y:.1f}" width="{width}" '
+        f'height="{height}" rx="2"/>'
+    )
 
 
 def _text(
@@ -261,11 +232,9 @@ def _text(
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return (
-        f'<line class="qv-line" stroke="{_LIGHT["grid"]}" x1="{x1:.1f}" y1="{y1:.1f}" '
-        f'x2="{x2:.1f}" y2="{y2:.1f}"/>'
-    )
+def _line(x: float, top: float, bottom: float, *, before: str, behind: str = "") -> str:
+    ends = f'x1="{x:.1f}" y1="{top:.1f}" x2="{x:.1f}" y2="{bottom:.1f}"'
+    return f"<line {before} {ends}{behind}/>"
 
 
 def ticks_for(most: float, span: float) -> list[float]:
@@ -277,10 +246,6 @@ def ticks_for(most: float, span: float) -> list[float]:
     unit = 10 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw * 0.999)
     return [step * index for index in range(math.ceil(most / step - 1e-9) + 1)]
-
-
-def _tick_text(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:

@@ -258,12 +258,8 @@ def _rebuild(
     engine: Path, expected: Mapping[str, object], sidecar: Sidecar, found: list[Mismatch]
 ) -> str:
     other = any(mismatch.field == "weights_sha256" for mismatch in found)
-    asked = {
-        option: str(expected[name])
-        for option, name in (("precision", "precision"), ("backend", "flavour"))
-        if expected.get(name) is not None
-    }
     model = None if other else option_in(words_of(sidecar.command), "--model")
+    asked = {"backend": expected.get("flavour"), "precision": expected.get("precision")}
     command = rebuild_command(engine, model=model, **asked)
     return f"{command} --model MODEL (the one in use)" if other else command
 

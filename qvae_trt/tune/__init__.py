@@ -1,4 +1,4 @@
-"""The fastest right way to build engines on this machine: measured, kept in a file, followed.
+"""The fastest correct way to build engines on this machine: measured, kept in a file, followed.
 
 `tune` measures and writes, `follow` is what `build` reads; `record` documents the file.
 """
@@ -16,9 +16,9 @@ from qvae_trt.tune.record import (
     load,
     save,
 )
-from qvae_trt.tune.run import LEAST_GAIN, LIMITS, TuneEvent, TuneResult, TuneSettings, fastest, tune
+from qvae_trt.tune.run import LEAST_GAIN, LIMITS, TuneResult, TuneSettings, fastest, tune
 from qvae_trt.tune.variants import Variant, curated, default_variant
 
 __all__ = ["FILE_NAME", "LEAST_GAIN", "LIMITS", "Followed", "Measurement", "Parity", "TunedVariant"]
-__all__ += ["Subject", "TuneEvent", "TuneFile", "TuneKey", "TuneResult", "TuneSettings", "Variant"]
+__all__ += ["Subject", "TuneFile", "TuneKey", "TuneResult", "TuneSettings", "Variant"]
 __all__ += ["curated", "default_variant", "fastest", "follow", "load", "save", "tune"]

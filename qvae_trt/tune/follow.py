@@ -79,25 +79,21 @@ def follow(
         if asked is not None:
             raise
         return Followed(path=path, lines=(f"warning: not followed: {error.what}",))
-    chosen = {part: file.choices[part] for part in parts if part in file.choices}
+    variants = {part: file.choices[part].variant for part in parts if part in file.choices}
     return Followed(
         path=path,
-        used=bool(chosen),
+        used=bool(variants),
         lines=tuple(_line(path, file, part) for part in parts),
-        lowerings={part: choice.variant.lowering for part, choice in chosen.items()},
-        levels={
-            part: choice.variant.level
-            for part, choice in chosen.items()
-            if choice.variant.level is not None
-        },
+        lowerings={part: variant.lowering for part, variant in variants.items()},
+        levels={part: v.level for part, v in variants.items() if v.level is not None},
     )
 
 
 def _line(path: Path, file: TuneFile, part: Part) -> str:
-    choice, held = file.choices.get(part), file.chosen(part)
-    if choice is None or held is None or held.timing is None:
+    choice, measurement = file.choices.get(part), file.chosen(part)
+    if choice is None or measurement is None or measurement.timing is None:
         return f"{path}: the {part} was not tuned"
-    words = f"{path}: {part} {choice.variant}: {held.timing.median_ms:.2f} ms"
+    words = f"{path}: {part} {choice.variant}: {measurement.timing.median_ms:.2f} ms"
     if choice.default_ms is not None:
         words += f", default {choice.default_ms:.2f} ms"
     unfinished = "" if choice.complete else " (qvae tune was not finished)"

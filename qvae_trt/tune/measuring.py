@@ -6,6 +6,7 @@ and because what one variant leaves in memory must not slow down the next.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,7 @@ def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]
         QvaeError: the engine does not load or does not run.
     """
     limits = Limits(**request["limits"])
-    engine = Engine.open(Path(request["engine"]), Purpose.BENCH)
-    try:
+    with closing(Engine.open(Path(request["engine"]), Purpose.BENCH)) as engine:
         inputs = np.load(request["inputs"], allow_pickle=False)
         progress("run", 0, 2)
         memory = None
@@ -53,8 +53,6 @@ def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]
         progress("time", 1, 2)
         with torch.inference_mode():
             timing = _time(engine, inputs[0].shape, limits)
-    finally:
-        engine.close()
     return {"timing": timing, "memory_bytes": memory}
 
 
@@ -66,11 +64,9 @@ def _time(engine: Engine, shape: tuple[int, ...], limits: Limits) -> dict[str, o
         (torch.rand(shape, generator=generator) * 2 - 1).to(engine.device, dtype)
         for _ in range(limits.inputs)
     ]
-    found = measure(
-        {"engine": lambda index: engine.run(values[index])},
-        clock=clock_for(engine.device.type),
-        limits=limits,
-    )["engine"]
+    clock = clock_for(engine.device.type)
+    calls = {"engine": lambda index: engine.run(values[index])}
+    found = measure(calls, clock=clock, limits=limits)["engine"]
     timing = found.timing(with_wall=engine.device.type == "cuda")
     if timing is None:
         raise BenchError(found.failure or "the engine could not be timed")

@@ -131,6 +131,12 @@ class Measurement:
     engine_bytes: int | None = None
     memory_bytes: int | None = None
 
+    @property
+    def outcome(self) -> str:
+        """In words: the status, the median, what is wrong."""
+        took = "" if self.timing is None else f" {self.timing.median_ms:.2f} ms"
+        return f"{self.status}{took}" + (f": {self.reason}" if self.reason else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunedVariant:
@@ -236,8 +242,8 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
     if len({(m.subject, m.variant) for m in measurements}) < len(measurements):
         top.refuse("measurements", "one variant twice")
     for part in file.choices:
-        held = file.chosen(part)
-        if held is None or held.status != "ok":
+        measurement = file.chosen(part)
+        if measurement is None or measurement.status != "ok":
             choices.refuse(part, "not among the measurements that are ok")
     return file
 

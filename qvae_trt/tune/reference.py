@@ -16,6 +16,7 @@ from qvae_trt.verify.bounds import BOUNDS
 from qvae_trt.verify.comparison import compare
 from qvae_trt.verify.inputs import LATENTS, PICTURES
 from qvae_trt.verify.reference import Reference, split_outputs
+from qvae_trt.verify.report import explain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,18 +55,14 @@ class FoldedReference:
         Returns: the worst figures over all inputs and outputs, and the broken bounds in words,
         empty if all hold.
         """
-        metrics = []
-        broken = []
+        metrics, broken = [], []
         for name, array in zip(self.inputs, np.load(outputs, allow_pickle=False), strict=True):
             engine, bounds = split_outputs(self.part, array), BOUNDS[precision]
             compared = compare(self.fp32[name], self._bf16[name], engine, bounds)
             for output, comparison in compared.items():
                 metrics.append(comparison.metrics)
-                broken += [
-                    f"{output} of {name}: {v.metric} {v.value:.4g}, bound {v.bound:.4g}"
-                    for v in comparison.checks
-                    if not v.passed
-                ]
+                if not comparison.passed:
+                    broken.append(f"{output} of {name}: {explain(comparison.checks)}")
         parity = Parity(
             psnr_db=_worst(min, [found.psnr_db for found in metrics]),
             relative_l2=_worst(max, [found.relative_l2 for found in metrics]),

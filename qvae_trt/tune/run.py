@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from qvae_trt import backends, store
 from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
-from qvae_trt.build import BuildSettings, Event, build, plan_static
+from qvae_trt.build import BuildSettings, JobResult, build, plan_static
 from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.files.writing import workplace
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
+from qvae_trt.progress import Event, OnEvent, ignore, stages
 from qvae_trt.tune import record
 from qvae_trt.tune.record import Measurement, Subject, TunedVariant, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
 from qvae_trt.workers import Child
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from qvae_trt.backends import Backend
@@ -38,26 +39,6 @@ _LOCK_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuneEvent:
-    """Something happened.
-
-    Attributes:
-        kind: `note` (text), `start` of a variant, `stage` (text: what is done to it), `end`
-            (measurement; text: "measured before" if it was).
-        variant: in what it differs from the default.
-        done, total: variants that are behind, and in all, over all parts.
-    """
-
-    kind: Literal["note", "start", "stage", "end"]
-    text: str = ""
-    part: Part | None = None
-    variant: str = ""
-    measurement: Measurement | None = None
-    done: int = 0
-    total: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TuneResult:
     """What one run found: `rows` are the measurements of its size and model, new and old."""
 
@@ -68,9 +49,9 @@ class TuneResult:
     parts: tuple[Part, ...]
 
     def chosen(self, part: Part) -> Measurement | None:
-        """The row that `build` will follow; None if none of the variants held."""
-        held = self.file.chosen(part)
-        return held if held in self.rows else None
+        """The row that `build` will follow; None if no variant kept the bounds."""
+        measurement = self.file.chosen(part)
+        return measurement if measurement in self.rows else None
 
     @property
     def ok(self) -> bool:
@@ -93,10 +74,6 @@ class TuneResult:
                 for row in self.rows
             ],
         }
-
-
-OnEvent = Callable[[TuneEvent], object]
-Tell = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +104,8 @@ class TuneSettings:
     command: str = ""
 
 
-def tune(settings: TuneSettings, *, on_event: OnEvent | None = None) -> TuneResult:
-    """Measure variants at one size and write the fastest one that is right into a file.
+def tune(settings: TuneSettings, *, on_event: OnEvent = ignore) -> TuneResult:
+    """Measure variants at one size and write the fastest correct one into a file.
 
     Every variant is built as `build` builds it, into a temporary folder, run and timed in a process
     of its own, and compared with the folded fp32 network under `verify.BOUNDS`. The file is brought
@@ -152,9 +129,8 @@ def tune(settings: TuneSettings, *, on_event: OnEvent | None = None) -> TuneResu
     default = default_variant(backend.name, backend.version(), precision)
     asked = [default.changed(text) for text in settings.variants]
     if not has_levels(backend.name) and any(variant.level is not None for variant in asked):
-        raise UsageError(
-            f"{backend.name} has no builder levels", fix="leave level= out of --variants"
-        )
+        fix = "leave level= out of --variants"
+        raise UsageError(f"{backend.name} has no builder levels", fix=fix)
     out = settings.out
     earlier = record.load(out) if out.exists() else None
 
@@ -167,16 +143,18 @@ def tune(settings: TuneSettings, *, on_event: OnEvent | None = None) -> TuneResu
         workplace() as folder,
         BuildChild() as child,
     ):
+        # Most layers of two variants are the same. TensorRT-RTX takes no timings, and would warn.
+        shared = folder / "timings" if backend.name == "tensorrt" else None
         run = _Tuning(
             settings=settings,
             backend=backend,
             model=loaded,
             recipe=recipe_sha256(),
             default=default,
-            timing_cache=settings.timing_cache or _shared_timings(backend, folder),
+            timing_cache=settings.timing_cache or shared,
             folder=folder,
             child=child,
-            on_event=on_event or (lambda _: None),
+            on_event=on_event,
             file=TuneFile(key=TuneKey.here(backend, precision), command=settings.command),
         )
         run.take_over(earlier)
@@ -199,27 +177,22 @@ def tune(settings: TuneSettings, *, on_event: OnEvent | None = None) -> TuneResu
 
 
 def fastest(measurements: Sequence[Measurement], default: Variant) -> Measurement | None:
-    """The quickest that is right; the default, if nothing is quicker by more than `LEAST_GAIN`."""
-    right = [(m.timing.median_ms, m) for m in measurements if m.status == "ok" and m.timing]
-    if not right:
+    """The fastest correct one; the default, if nothing is faster by more than `LEAST_GAIN`."""
+    correct = [(m.timing.median_ms, m) for m in measurements if m.status == "ok" and m.timing]
+    if not correct:
         return None
-    best_ms, best = min(right, key=lambda pair: pair[0])
-    tied = [m for ms, m in right if m.variant == default and ms * (1.0 - LEAST_GAIN) <= best_ms]
+    best_ms, best = min(correct, key=lambda pair: pair[0])
+    tied = [m for ms, m in correct if m.variant == default and ms * (1.0 - LEAST_GAIN) <= best_ms]
     return tied[0] if tied else best
 
 
 def measure_in_child(request: Mapping[str, object], *, progress: Progress) -> dict[str, Any]:
-    """`measuring.run_engine` in a process that is gone afterwards, however this ends."""
+    """`measuring.run_engine` in a process of its own, which ends with this call."""
     from qvae_trt.tune.measuring import run_engine
 
     with Child("measuring", makes="result", fix="qvae doctor") as child:
         measured: dict[str, Any] = child.call(run_engine, request, progress=progress)
     return measured
-
-
-def _shared_timings(backend: Backend, folder: Path) -> Path | None:
-    """Most layers of two variants are the same. RTX takes no timings, and would warn."""
-    return folder / "timings" if backend.name == "tensorrt" else None
 
 
 def _count(axes: Sequence[Axis], default: Variant) -> int:
@@ -253,16 +226,13 @@ class _Tuning:
             other = earlier.key.differences(self.file.key)
             if other:
                 words = f"{self.settings.out} is replaced: {other}"
-                self.on_event(TuneEvent(kind="note", text=words))
+                self.on_event(Event(kind="warning", text=words))
             else:
-                # Of another graph nothing can be learnt that this version could build.
+                # Measurements of another graph say nothing about what this version builds.
                 rows = [m for m in earlier.measurements if m.subject.recipe_sha256 == self.recipe]
                 self.file = replace(self.file, measurements=tuple(rows), choices=earlier.choices)
                 kept = {p: c for p, c in earlier.choices.items() if self.file.chosen(p) is not None}
                 self.file = replace(self.file, choices=kept)
-        self._save()
-
-    def _save(self) -> None:
         record.save(self.file, self.settings.out)
 
     def part(self, part: Part, flat: Sequence[Variant], axes: Sequence[Axis]) -> None:
@@ -281,25 +251,26 @@ class _Tuning:
             variants = [base.changed(f"{name}={value}") for value in values]
             found += [self._one(subject, variant) for variant in variants if variant != base]
         self._choose(subject, complete=True)
-        self._save()
 
     def _one(self, subject: Subject, variant: Variant) -> Measurement:
-        told = self._teller(subject, variant)
-        told("start")
+        item = f"{subject.part} {variant.against(self.default)}"
+        event = partial(Event, item=item, index=self.done, count=self.total)
+        self.on_event(event(kind="start"))
         before = self.file.find(subject, variant)
         if before is not None and before.status != "failed" and not self.settings.force:
-            measurement, text = before, "measured before"
+            measurement, text = before, f"{before.outcome} (measured before)"
         else:
-            measurement, text = self._measure(subject, variant, told), ""
+            measurement = self._measure(subject, variant, event)
+            text = measurement.outcome
             rest = tuple(m for m in self.file.measurements if m is not before)
             self.file = replace(self.file, measurements=(*rest, measurement))
         self._choose(subject, complete=False)
-        self._save()
         self.done += 1
-        told("end", text, measurement)
+        self.on_event(event(kind="end", text=text))
         return measurement
 
     def _choose(self, subject: Subject, *, complete: bool) -> None:
+        """Name the fastest variant of a part, and write the file."""
         # Those that an earlier run asked for by name count, too.
         found = [m for m in self.file.measurements if m.subject == subject]
         best = fastest(found, self.default)
@@ -313,100 +284,74 @@ class _Tuning:
                 complete=complete,
             )
         self.file = replace(self.file, choices=choices)
-
-    def _teller(self, subject: Subject, variant: Variant) -> Tell:
-        """Tells of one variant: the kind of event, its text, the measurement."""
-
-        def tell(
-            kind: Literal["start", "stage", "end"],
-            text: str = "",
-            measurement: Measurement | None = None,
-        ) -> None:
-            event = TuneEvent(kind=kind, text=text, part=subject.part, measurement=measurement)
-            words = variant.against(self.default)
-            self.on_event(replace(event, variant=words, done=self.done, total=self.total))
-
-        return tell
+        record.save(self.file, self.settings.out)
 
     # --- one variant --------------------------------------------------------------------------
 
-    def _measure(self, subject: Subject, variant: Variant, tell: Tell) -> Measurement:
+    def _measure(
+        self, subject: Subject, variant: Variant, event: Callable[..., Event]
+    ) -> Measurement:
         measurement = Measurement(
             subject=subject, variant=variant, model=self.model.source, status="failed"
         )
         place = self.folder / "variant"
+        progress = stages(self.on_event, event)
         try:
             if self.reference is None:
                 from qvae_trt.tune.reference import FoldedReference
 
-                tell("stage", "PyTorch fp32")
+                progress("PyTorch fp32", 0, 0)
                 size = self.settings.resolution
                 self.reference = FoldedReference(self.model, subject.part, size)
-            engine, measurement = self._build(measurement, place, tell)
-            return self._judge(measurement, engine, place, self.reference, tell)
+            engine, built = self._build(measurement, place, progress)
+            measurement = replace(
+                measurement,
+                build_seconds=None if built.seconds is None else round(built.seconds, 3),
+                engine_bytes=built.engine_bytes,
+            )
+            files = {"inputs": place / "inputs.npy", "outputs": place / "outputs.npy"}
+            self.reference.write_inputs(files["inputs"])
+            request = {name: str(path) for name, path in {"engine": engine, **files}.items()}
+            answer = measure_in_child(
+                {**request, "limits": asdict(self.settings.limits)}, progress=progress
+            )
+            timing = Timing(**answer["timing"])
+            if not timing.min_ms > 0:
+                raise BenchError(f"a run of {timing.min_ms} ms cannot be")
+            parity, broken = self.reference.check(files["outputs"], self.settings.precision)
+            return replace(
+                measurement,
+                status="broken" if broken else "ok",
+                reason=broken,
+                timing=timing,
+                parity=parity,
+                memory_bytes=answer["memory_bytes"],
+            )
         except QvaeError as error:
             return replace(measurement, reason=" ".join(error.what.split()) or "failed")
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _build(self, measurement: Measurement, place: Path, tell: Tell) -> tuple[Path, Measurement]:
+    def _build(
+        self, measurement: Measurement, place: Path, progress: Progress
+    ) -> tuple[Path, JobResult]:
         part, variant = measurement.subject.part, measurement.variant
 
         def pass_on(event: Event) -> None:
             if event.kind == "progress":
-                of = f" {event.done}/{event.total}" if event.total else ""
-                tell("stage", f"{event.text}{of}")
+                progress(event.text, event.done, event.total)
 
         jobs = plan_static(place, [self.settings.resolution], [part], self.backend.suffix)
-        (built,) = build(
-            jobs,
-            BuildSettings(
-                model=self.model.source,
-                backend=self.backend.name,
-                precision=self.settings.precision,
-                level=variant.level,
-                timing_cache=self.timing_cache,
-                lowerings={part: variant.lowering},
-                command=self.settings.command,
-            ),
-            on_event=pass_on,
-            child=self.child,
+        settings = BuildSettings(
+            model=self.model.source,
+            backend=self.backend.name,
+            precision=self.settings.precision,
+            level=variant.level,
+            timing_cache=self.timing_cache,
+            lowerings={part: variant.lowering},
+            command=self.settings.command,
         )
+        (built,) = build(jobs, settings, on_event=pass_on, child=self.child)
         if built.error is not None:
             raise built.error
-        seconds = None if built.seconds is None else round(built.seconds, 3)
-        return jobs[0].path, replace(
-            measurement, build_seconds=seconds, engine_bytes=built.engine_bytes
-        )
-
-    def _judge(
-        self,
-        measurement: Measurement,
-        engine: Path,
-        place: Path,
-        reference: FoldedReference,
-        tell: Tell,
-    ) -> Measurement:
-        inputs, outputs = place / "inputs.npy", place / "outputs.npy"
-        reference.write_inputs(inputs)
-
-        def progress(stage: str, _done: int, _total: int) -> bool:
-            tell("stage", stage)
-            return True
-
-        request = {"engine": str(engine), "inputs": str(inputs), "outputs": str(outputs)}
-        answer = measure_in_child(
-            {**request, "limits": asdict(self.settings.limits)}, progress=progress
-        )
-        timing = Timing(**answer["timing"])
-        if not timing.min_ms > 0:
-            raise BenchError(f"a run of {timing.min_ms} ms cannot be")
-        parity, broken = reference.check(outputs, self.settings.precision)
-        return replace(
-            measurement,
-            status="broken" if broken else "ok",
-            reason=broken,
-            timing=timing,
-            parity=parity,
-            memory_bytes=answer["memory_bytes"],
-        )
+        return jobs[0].path, built

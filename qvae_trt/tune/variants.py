@@ -121,6 +121,6 @@ def curated(
         axes.append(("residual", ("add", "subtract")))
     axes += [("attention", ("softmax", "exp")), ("attention_chunks", chunks)]
     if has_levels(flavour):
-        # 5 can take tens of minutes for one engine; who has them asks for level=5.
+        # 5 can take tens of minutes for one engine; --variants level=5 tries it.
         axes.append(("level", ("4",)))
     return tuple(axes)

@@ -1,7 +1,7 @@
-"""Parity: are the engines what PyTorch is?
+"""Parity: do the engines compute what PyTorch computes?
 
-Every engine that can run on this machine is run through the project's own `Engine` class, on
-inputs drawn from a seed, and compared by Polygraphy with PyTorch in fp32. Its error is measured
+Every engine that can run on this machine is run by `Engine`, as the run-time does, on inputs drawn
+from a seed. Polygraphy compares it with PyTorch in fp32. Its error is measured
 against the one that PyTorch has in bf16 on the same input. Bounds and their reasons are in
 `bounds`; what the reference is, in `reference`; which sizes are run, in `targets`.
 """

@@ -64,7 +64,7 @@ BOUNDS: dict[Precision, dict[Output, Bounds]] = {
 #: metric -> why its bounds are what they are. Measured means: the same graph in PyTorch on a CPU,
 #: rounding to that precision after each layer, with `bundled:tiny` and `random:full`.
 REASONS: dict[str, str] = {
-    "finite": "one NaN or Inf is a ruined picture, so none is let pass",
+    "finite": "one NaN or Inf ruins a picture, so none is allowed",
     "relative_l2": (
         "fp16 rounds to 2^-11; over some thirty layers 1.1e-3 (tiny) and 2.0e-3 (full) were "
         "measured for images and means, 3e-4 for log-variances, whose offset makes their norm "
@@ -91,7 +91,7 @@ REASONS: dict[str, str] = {
         "round in another order than PyTorch does"
     ),
     "power": (
-        "not of the engine but of the check: on a flat output nothing wrong could be seen. A "
+        "about the check, not the engine: on a flat output no fault would show. A "
         "shift by one pixel and a swap of two channels must each exceed what the bounds let pass"
     ),
 }

@@ -20,7 +20,7 @@ def rebuild(
 ) -> str:
     """The command that built the engine, which knows its level and profiles; else a general one.
 
-    A command that built from other weights, or for another place, would mend nothing.
+    A command that built from other weights, or into another folder, would not help.
 
     Args:
         force: for an engine that `qvae build` would take to be up to date.
@@ -28,24 +28,12 @@ def rebuild(
     if sidecar is None:
         backend = "onnxruntime" if engine.path.suffix == ".onnx" else None
         return rebuild_command(engine.path, model=model.source, backend=backend)
-    key = sidecar.key
-    words = store.words_of(sidecar.command)
+    key, words = sidecar.key, store.words_of(sidecar.command)
     wanted = {**engine.place, "weights_sha256": model.weights_sha256}
-    if store.differences(key, wanted) or not _builds_into(words, engine_dir):
-        general = rebuild_command(
-            engine.path,
-            model=model.source,
-            backend=key.flavour if key.flavour in BACKENDS else None,
-            precision=key.precision,
-        )
-        words = shlex.split(general)
-    if force and "--force" not in words:
-        words.append("--force")
-    return command_line(words)
-
-
-def _builds_into(words: list[str], engine_dir: Path) -> bool:
-    if words[:2] != ["qvae", "build"]:
-        return False
-    folder = store.option_in(words, "--engine-dir")
-    return Path(folder or "engines").absolute() == engine_dir.absolute()
+    folder = store.option_in(words, "--engine-dir") or "engines"
+    is_here = words[:2] == ["qvae", "build"] and Path(folder).absolute() == engine_dir.absolute()
+    if store.differences(key, wanted) or not is_here:
+        backend = key.flavour if key.flavour in BACKENDS else None
+        asked = {"model": model.source, "backend": backend, "precision": key.precision}
+        words = shlex.split(rebuild_command(engine.path, **asked))
+    return command_line([*words, *(["--force"] if force and "--force" not in words else [])])

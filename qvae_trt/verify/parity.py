@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,11 @@ from qvae_trt.errors import (
 )
 from qvae_trt.model import load_model
 from qvae_trt.opening import Purpose, Wanted
+from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import show
 from qvae_trt.verify.bounds import BOUNDS, Output
-from qvae_trt.verify.comparison import BF16, FP32, compare, run
+from qvae_trt.verify.comparison import compare
 from qvae_trt.verify.inputs import LATENTS, PICTURES, Array
 from qvae_trt.verify.mending import rebuild
 from qvae_trt.verify.reference import (
@@ -39,11 +40,12 @@ from qvae_trt.verify.reference import (
     Source,
     split_outputs,
 )
-from qvae_trt.verify.report import ParityRow, VerifyReport, explain
+from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain
 from qvae_trt.verify.targets import ends_of, sizes_of
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from qvae_trt.backends import Backend
@@ -52,17 +54,13 @@ if TYPE_CHECKING:
     from qvae_trt.store import EngineFile, Sidecar
 
 
-#: Told what is about to run: its words, how many steps are done, and of how many.
-OnStep = Callable[[str, int, int], object]
-
-
 def verify(
     engine_dir: Path,
     *,
     model: str,
     resolutions: Sequence[Resolution] = (),
     backend: str = "auto",
-    on_step: OnStep | None = None,
+    on_event: OnEvent = ignore,
 ) -> VerifyReport:
     """Compare every engine under a folder with PyTorch.
 
@@ -77,10 +75,11 @@ def verify(
         model: what the engines were built from, as `load_model` takes it.
         resolutions: only these sizes; without any, the sizes above.
         backend: only engines of this backend; `auto` takes all.
-        on_step: told before each comparison.
+        on_event: told before each comparison.
 
     Returns: a report with a row for each output compared, and one for each engine that was not
-        run, with the reason. `report.ok` is False where a bound is broken or nothing could be run.
+        run, with the reason. `report.ok` is False where an engine
+        exceeds its tolerance or nothing could be run.
 
     Raises:
         EngineError: no engine under the folder. ModelError: no such model.
@@ -89,15 +88,12 @@ def verify(
     wanted = None if backend == "auto" else backends.resolve(backend)
     targets = store.find_engines(engine_dir)
     if not targets:
-        raise EngineError(
-            f"{engine_dir}: no engines found",
-            fix=build_command(
-                "static", *resolutions, model=model, backend=backend, engine_dir=engine_dir
-            ),
-        )
+        asked = {"model": model, "backend": backend, "engine_dir": engine_dir}
+        fix = build_command("static", *resolutions, **asked)
+        raise EngineError(f"{engine_dir}: no engines found", fix=fix)
     loaded = load_model(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parity = _Parity(engine_dir, loaded, Reference(loaded, device=device), on_step)
+    parity = _Parity(engine_dir, loaded, Reference(loaded, device=device), on_event)
     for engine in targets:
         parity.plan(engine, resolutions, wanted)
     parity.execute()
@@ -111,7 +107,7 @@ def verify(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
     """One engine with the sizes that it is to run, each with its profile.
 
@@ -128,23 +124,23 @@ class _Job:
     ends: list[tuple[Resolution, int]]
 
 
+@dataclass(slots=True)
 class _Parity:
     """One call of `verify`: what is to run, and the rows so far."""
 
-    def __init__(
-        self, engine_dir: Path, model: Model, reference: Reference, on_step: OnStep | None
-    ) -> None:
-        self.engine_dir = engine_dir
-        self.model = model
-        self.reference = reference
-        self.on_step = on_step
-        self.rows: list[ParityRow] = []
-        self.versions: dict[str, str] = {}
-        self._jobs: list[_Job] = []
-        self._sizes: set[Resolution] = set()
-        self._done = 0
-        self._responses: dict[Part, dict[Output, float]] = {}
-        self._cache: dict[tuple[Part, Resolution, str, Dtype], tuple[Outputs, Source]] = {}
+    engine_dir: Path
+    model: Model
+    reference: Reference
+    on_event: OnEvent
+    rows: list[ParityRow] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    _jobs: list[_Job] = field(default_factory=list)
+    _sizes: set[Resolution] = field(default_factory=set)
+    _done: int = 0
+    _responses: dict[Part, dict[Output, float]] = field(default_factory=dict)
+    _cache: dict[tuple[Part, Resolution, str, Dtype], tuple[Outputs, Source]] = field(
+        default_factory=dict
+    )
 
     def plan(
         self, target: EngineFile, resolutions: Sequence[Resolution], wanted: str | None
@@ -152,67 +148,47 @@ class _Parity:
         """A job for an engine that can run here; for one that cannot, a row with the reason."""
         name = target.path.relative_to(self.engine_dir).as_posix()
         row = partial(ParityRow, engine=name, part=target.part, mode=target.mode)
-        whole = partial(row, resolution=target.resolution)
         try:
             sidecar = store.read_sidecar(target.path)
-        except ForeignEngineError as error:
-            self.rows.append(whole(status="not run", reason=error.what))
-            return
-        except QvaeError as error:
-            fix = self._rebuild(target, None)
-            self.rows.append(whole(status="error", reason=error.what, fix=fix))
-            return
-        flavour, precision = sidecar.key.flavour, sidecar.key.precision
-        row = partial(row, flavour=flavour, precision=precision)
-        whole = partial(whole, flavour=flavour, precision=precision)
-        if wanted is not None and flavour != wanted:
-            reason = f"built by {show(flavour)}, asked for {wanted}"
-            self.rows.append(whole(status="not run", reason=reason))
-            return
-        profiles, every_profile = sidecar.key.profiles, flavour != "onnxruntime"
-        static = target.mode == "static"
-        sizes = sizes_of(profiles, static=static, asked=resolutions, every_profile=every_profile)
-        if not sizes:
-            return
-        self._sizes |= {size for size, _ in sizes}
-        try:
+            flavour, precision = sidecar.key.flavour, sidecar.key.precision
+            row = partial(row, flavour=flavour, precision=precision)
+            if wanted is not None and flavour != wanted:
+                raise BackendError(f"built by {show(flavour)}, asked for {wanted}")
+            profiles, every_profile = sidecar.key.profiles, flavour != "onnxruntime"
+            static = target.mode == "static"
+            sizes = sizes_of(
+                profiles, static=static, asked=resolutions, every_profile=every_profile
+            )
+            if not sizes:
+                return
+            self._sizes |= {size for size, _ in sizes}
             backend = backends.for_engine(target.path, sidecar)
             backend.can_run().require()
             backend.supports(precision).require()
-        except BackendError as error:
-            self.rows.append(whole(status="not run", reason=error.what))
+        except (ForeignEngineError, BackendError) as error:
+            reason = error.what
+            self.rows.append(row(resolution=target.resolution, status="not run", reason=reason))
+            return
+        except QvaeError as error:
+            broken = row(resolution=target.resolution, status="error", reason=error.what)
+            self.rows.append(replace(broken, fix=self._rebuild(target, None)))
             return
         self.versions[backend.name] = backend.version()
         names = PICTURES if target.part == "encoder" else LATENTS
         several = self.reference.device.type != "cpu"
-        self._jobs.append(
-            _Job(
-                target=target,
-                sidecar=sidecar,
-                backend=backend,
-                row=row,
-                steps=[
-                    (size, profile, name)
-                    for size, profile in sizes
-                    for name in names[: 2 if several or size.pixels <= DIFFUSERS_CPU_PIXELS else 1]
-                ],
-                ends=[]
-                if resolutions
-                else ends_of(profiles, every_profile=every_profile, besides=sizes),
-            )
-        )
+        steps = [
+            (size, profile, name)
+            for size, profile in sizes
+            for name in names[: 2 if several or size.pixels <= DIFFUSERS_CPU_PIXELS else 1]
+        ]
+        ends = ends_of(profiles, every_profile=every_profile, besides=sizes)
+        self._jobs.append(_Job(target, sidecar, backend, row, steps, [] if resolutions else ends))
 
     def missing(self, resolutions: Sequence[Resolution]) -> None:
         """A row for each size asked for that no engine holds."""
+        missing = partial(ParityRow, engine="–", part=None, mode=None, status="error")
         self.rows += [
-            ParityRow(
-                engine="–",
-                part=None,
-                mode=None,
-                status="error",
-                reason=f"no engine holds {size}",
-                resolution=size,
-            )
+            missing(reason=f"no engine holds {size}", resolution=size)
             for size in resolutions
             if size not in self._sizes
         ]
@@ -231,24 +207,24 @@ class _Parity:
                 fix = fix or self._rebuild(target, job.sidecar)
                 self.rows.append(whole(status="error", reason=_one_line(error), fix=fix))
                 continue
-            self._doubt(job, whole)
-            try:
+            self._check_response(job, whole)
+            with closing(engine):
                 for size, profile, name in job.steps:
                     self._compare(job, engine, size, profile, name)
                 for size, profile in job.ends:
-                    self._try(job, engine, size, profile)
-            finally:
-                engine.close()
+                    self._check_end(job, engine, size, profile)
 
-    def _begin(self, row: ParityRow) -> None:
-        if self.on_step is not None:
-            total = sum(len(job.steps) + len(job.ends) for job in self._jobs)
-            self.on_step(f"{row.engine} {row.resolution} {row.input}", self._done, total)
+    def _begin(self, row: ParityRow, part: Part, name: str, size: Resolution) -> Array:
+        """The input of a row, told of before it is made."""
+        count = sum(len(job.steps) + len(job.ends) for job in self._jobs)
+        text = f"{row.engine} {size} {name}"
+        self.on_event(Event(kind="start", text=text, index=self._done, count=count))
         self._done += 1
+        return self.reference.input(part, name, size)
 
-    def _doubt(self, job: _Job, whole: Callable[..., ParityRow]) -> None:
-        """A row for each output that PyTorch's own does not move with the input: an engine can only
-        agree with it, whatever it does with its input.
+    def _check_response(self, job: _Job, whole: Callable[..., ParityRow]) -> None:
+        """A row for each output that does not depend on the input in PyTorch either: such an output
+        proves nothing about an engine.
         """
         part, bounds = job.target.part, BOUNDS[job.sidecar.key.precision]
         if part not in self._responses:
@@ -259,25 +235,20 @@ class _Parity:
                 fix = f"No build mends the weights of {self.model.source}: name other ones."
                 self.rows.append(whole(status="broken", reason=reason, fix=fix))
 
-    def _try(self, job: _Job, engine: Engine, size: Resolution, profile: int) -> None:
+    def _check_end(self, job: _Job, engine: Engine, size: Resolution, profile: int) -> None:
         """An end of a range: the engine must run there."""
-        part = job.target.part
-        name = PICTURES[0] if part == "encoder" else LATENTS[1]
+        name = PICTURES[0] if job.target.part == "encoder" else LATENTS[1]
         reason = "it runs at the end of a range, and was not compared there"
         row = job.row(
             resolution=size, profile_index=profile, input=name, status="passed", reason=reason
         )
-        self._begin(row)
-        try:
-            outputs = _run_engine(engine, part, self.reference.input(part, name, size), profile)
-            if not all(np.isfinite(value).all() for value in outputs.values()):
-                reason, fix = "NaN or infinity at the end of a range", self._mend(job)
-                row = replace(row, status="broken", reason=reason, fix=fix)
-        except DeviceMemoryError as error:
-            row = replace(row, status="not run", reason=error.what)
-        except QvaeError as error:
-            fix = error.fix or self._mend(job)
-            row = replace(row, status="error", reason=error.what, fix=fix)
+        x = self._begin(row, job.target.part, name, size)
+        outputs = self._run(job, engine, row, x, profile, full="not run")
+        if outputs is None:
+            return
+        if not all(np.isfinite(value).all() for value in outputs.values()):
+            reason, fix = "NaN or infinity at the end of a range", self._mend(job)
+            row = replace(row, status="broken", reason=reason, fix=fix)
         self.rows.append(row)
 
     def _compare(
@@ -286,44 +257,47 @@ class _Parity:
         part = job.target.part
         index = profile if job.target.mode == "profiles" else None
         row = job.row(resolution=size, profile_index=index, input=name, status="error")
-        self._begin(row)
-        x = self.reference.input(part, name, size)
-        try:
-            outputs = run(
-                row.engine,
-                x,
-                lambda given: _run_engine(engine, part, given, profile),
-                input_name=engine.input.name,
-            )
-        except QvaeError as error:
-            self.rows.append(replace(row, reason=error.what, fix=error.fix or self._mend(job)))
+        x = self._begin(row, part, name, size)
+        outputs = self._run(job, engine, row, x, profile, full="error")
+        if outputs is None:
             return
         fp32, source = self._torch(part, size, name, x, "fp32")
         bf16, yardstick_source = self._torch(part, size, name, x, "bf16")
+        row = replace(row, source=source, yardstick_source=yardstick_source)
         bounds = BOUNDS[job.sidecar.key.precision]
         for output, found in compare(fp32, bf16, outputs, bounds).items():
-            self.rows.append(
-                replace(
-                    row,
-                    status="passed" if found.passed else "broken",
-                    reason=explain(found.checks),
-                    output=output,
-                    source=source,
-                    yardstick_source=yardstick_source,
-                    comparison=found,
-                    fix=None if found.passed else self._mend(job),
-                )
-            )
+            compared = replace(row, output=output, comparison=found, status="passed")
+            if not found.passed:
+                reason, fix = explain(found.checks), self._mend(job)
+                compared = replace(compared, status="broken", reason=reason, fix=fix)
+            self.rows.append(compared)
+
+    def _run(
+        self, job: _Job, engine: Engine, row: ParityRow, x: Array, profile: int, *, full: Status
+    ) -> Outputs | None:
+        """The engine's outputs on the input of a row; without any, a row that says why.
+
+        Args:
+            full: the status where the device has too little memory.
+        """
+        try:
+            with torch.inference_mode():
+                y = engine.run(torch.from_numpy(x).to(engine.device), profile=profile)
+            return split_outputs(job.target.part, y.float().cpu().numpy())
+        except QvaeError as error:
+            status: Status = full if isinstance(error, DeviceMemoryError) else "error"
+            fix = None if status == "not run" else error.fix or self._mend(job)
+            self.rows.append(replace(row, status=status, reason=error.what, fix=fix))
+            return None
 
     def _torch(
         self, part: Part, size: Resolution, name: str, x: Array, dtype: Dtype
     ) -> tuple[Outputs, Source]:
-        """PyTorch's outputs, through Polygraphy as well. The last few are kept."""
+        """PyTorch's outputs. The last few are kept."""
         key = (part, size, name, dtype)
         if key not in self._cache:
             source = self.reference.source(size, dtype)
-            title = FP32 if dtype == "fp32" else BF16
-            outputs = run(title, x, lambda given: self.reference.run(part, given, dtype))
+            outputs = self.reference.run(part, x, dtype)
             if part == "encoder" and dtype == "fp32" and name == PICTURES[0]:
                 self.reference.remember(size, outputs)
             while len(self._cache) >= _KEPT:
@@ -342,15 +316,8 @@ class _Parity:
 _KEPT = 4
 
 
-def _run_engine(engine: Engine, part: Part, x: Array, profile: int) -> Outputs:
-    tensor = torch.from_numpy(x).to(engine.device)
-    with torch.inference_mode():
-        y = engine.run(tensor, profile=profile)
-    return split_outputs(part, y.float().cpu().numpy())
-
-
 def _one_line(error: QvaeError) -> str:
-    """What an error says, as one line: a colon already joins, a semicolon joins the others."""
+    """An error in one line; its lines are joined by semicolons, but for those after a colon."""
     joined = "; ".join(line.strip() for line in error.what.splitlines())
     return joined.replace(":; ", ": ")
 

@@ -2,7 +2,7 @@
 
 The reference is diffusers' own VAE, called as it ships. Its Conv3d layers do
 three times the arithmetic that a single frame needs, so on a CPU, past `DIFFUSERS_CPU_PIXELS`, the
-folded graph stands in for it, and only after it was seen to be equal to diffusers' in this very run
+folded graph replaces it, and only after it gave the same results as diffusers' in this very run
 (`Proof`). On a GPU it never does. For the yardstick it also does at small sizes where the CPU has
 no bf16 convolutions.
 """
@@ -39,8 +39,7 @@ DIFFUSERS_CPU_PIXELS = 512 * 512
 #: Where the two are compared before that. Not square, and small: a second on one core for the
 #: tiny model.
 PROOF_SIZE = Resolution(96, 128)
-#: Largest difference between the folded and diffusers' fp32 results: the bound the fold itself is
-#: held to.
+#: Largest difference between the folded and diffusers' fp32 results, as in the tests of the fold.
 PROOF_MAX_ABS = 1e-5
 #: The folded bf16 error over diffusers' bf16 error, at most. More would loosen the yardstick by
 #: folding.

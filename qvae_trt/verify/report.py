@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt.commands import build_command
 from qvae_trt.errors import ParityError
 from qvae_trt.files.writing import write_text
+from qvae_trt.json_rows import write
 from qvae_trt.report.markdown import table
 from qvae_trt.verify.bounds import BOUNDS, REASONS
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from qvae_trt.profiles import Mode, Part, Resolution
@@ -66,17 +67,13 @@ class ParityRow:
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready: numbers that JSON has no form for are null (nan) or the text `inf`."""
-        row: dict[str, object] = {name: getattr(self, _FIELDS.get(name, name)) for name in _ROW}
-        row["resolution"] = None if self.resolution is None else str(self.resolution)
+        row = {name: write(getattr(self, _FIELDS.get(name, name))) for name in _ROW}
         if self.comparison is not None:
-            found = self.comparison
-            row |= {name: _json(value) for name, value in asdict(found.metrics).items()}
-            row |= {"nans": found.nans, "infs": found.infs, "bf16_ratio": _json(found.bf16_ratio)}
-            row |= {f"bf16_{k}": _json(v) for k, v in asdict(found.yardstick).items()}
-            row["verdicts"] = [
-                asdict(v) | {"value": _json(v.value), "bound": _json(v.bound)} for v in found.checks
-            ]
-        return row
+            found: dict[str, Any] = write(self.comparison)
+            bf16 = {f"bf16_{name}": value for name, value in found["yardstick"].items()}
+            row |= {**found["metrics"], "nans": found["nans"], "infs": found["infs"]}
+            row |= {"bf16_ratio": found["bf16_ratio"], **bf16, "verdicts": found["checks"]}
+        return {name: _json(value) for name, value in row.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +93,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Something ran and no bound is broken. What cannot run here counts neither way."""
+        """Something ran and nothing exceeds its tolerance. What cannot run here does not count."""
         counts = self.counts
         return counts["passed"] > 0 and counts["broken"] == 0 and counts["error"] == 0
 
@@ -104,7 +101,7 @@ class VerifyReport:
         """Raise unless `ok`.
 
         Raises:
-            ParityError: a bound is broken, an engine failed, or nothing could be run.
+            ParityError: an engine exceeds its tolerance, an engine failed, or nothing could be run.
         """
         if self.ok:
             return
@@ -142,19 +139,8 @@ class VerifyReport:
             "counts": self.counts,
             "seconds": round(self.seconds, 3),
             "facts": self.facts,
-            "reference_proof": None
-            if self.proof is None
-            else {
-                "resolution": str(PROOF_SIZE),
-                "fp32_max_abs": _json(self.proof.max_abs),
-                "fp32_equal": self.proof.fp32_equal,
-                "bf16_ratio": _json(self.proof.bf16_ratio),
-                "bf16_equal": self.proof.bf16_equal,
-            },
-            "bounds": {
-                precision: {output: asdict(bounds) for output, bounds in outputs.items()}
-                for precision, outputs in BOUNDS.items()
-            },
+            "reference_proof": self.proof and _proof(self.proof),
+            "bounds": write(BOUNDS),
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -176,25 +162,24 @@ class VerifyReport:
             _markdown(HEADINGS, (cells(row.to_dict()) for row in self.rows)),
             _LEGEND,
             "## Bounds",
-            _markdown(
-                ("precision", "output", *_LIMITS),
-                [
-                    (
-                        precision,
-                        output,
-                        f"{b.psnr_db:g}",
-                        f"{b.cosine:.8g}",
-                        f"{b.relative_l2:g}",
-                        f"{b.max_abs:g}" + ("" if output == "images" else " of the range"),
-                        f"{b.bf16_ratio:g}",
-                    )
-                    for precision, outputs in BOUNDS.items()
-                    for output, b in outputs.items()
-                ],
-            ),
+            _markdown(("precision", "output", *_LIMITS), _bounds_rows()),
             "\n".join(f"- **{name}**: {reason}" for name, reason in REASONS.items()),
         ]
         return "\n\n".join(paragraphs) + "\n"
+
+
+def _proof(proof: Proof) -> dict[str, object]:
+    fp32 = {"fp32_max_abs": _json(proof.max_abs), "fp32_equal": proof.fp32_equal}
+    bf16 = {"bf16_ratio": _json(proof.bf16_ratio), "bf16_equal": proof.bf16_equal}
+    return {"resolution": str(PROOF_SIZE), **fp32, **bf16}
+
+
+def _bounds_rows() -> Iterator[tuple[str, ...]]:
+    for precision, outputs in BOUNDS.items():
+        for output, b in outputs.items():
+            largest = f"{b.max_abs:g}" + ("" if output == "images" else " of the range")
+            figures = (f"{b.psnr_db:g}", f"{b.cosine:.8g}", f"{b.relative_l2:g}", largest)
+            yield (precision, output, *figures, f"{b.bf16_ratio:g}")
 
 
 _LEGEND = (
@@ -272,7 +257,12 @@ def _number(value: float | str | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _json(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")
+def _json(value: Any) -> Any:
+    """Plain data with `inf`, `-inf` and null in place of numbers that JSON does not have."""
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _json(item) for name, item in value.items()}
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else ("inf" if value > 0 else "-inf")

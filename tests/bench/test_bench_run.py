@@ -17,6 +17,7 @@ from qvae_trt.bench.paths import Workbench
 from qvae_trt.errors import BackendError, EngineError, ModelError, UsageError
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import Resolution, engine_path
+from qvae_trt.progress import Event
 
 if TYPE_CHECKING:
     from qvae_trt.bench import BenchResult
@@ -30,11 +31,6 @@ OTHER = Resolution(64, 64)
 
 
 OUTSIDE = Resolution(256, 256)
-
-
-Step = tuple[str, int, int]
-
-
 QUICK = bench.Limits(budget_s=0.02, min_runs=2, max_runs=3, warm_up=1, inputs=2)
 
 
@@ -52,7 +48,7 @@ def measured(engine_dir: Path | None, *sizes: Resolution, **options: object) -> 
         "limits": QUICK,
         "command": "qvae bench",
     }
-    told = {name: options.pop(name) for name in ("out", "on_step") if name in options}
+    told = {name: options.pop(name) for name in ("out", "on_event") if name in options}
     given = bench.BenchSettings(resolutions=sizes, **{**settings, **options})  # type: ignore[arg-type]
     return bench.bench(given, **told)  # type: ignore[arg-type]
 
@@ -60,8 +56,8 @@ def measured(engine_dir: Path | None, *sizes: Resolution, **options: object) -> 
 @pytest.fixture(scope="module")
 def whole(
     engines: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[BenchResult, list[Step], Path]:
-    steps: list[Step] = []
+) -> tuple[BenchResult, list[Event], Path]:
+    steps: list[Event] = []
     out = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         # Compiling takes minutes on a CPU (the slow tier does it); this machine has no compiler.
@@ -73,13 +69,13 @@ def whole(
             baselines=bench.BASELINES,
             service=True,
             out=out,
-            on_step=lambda *step: steps.append(step),
+            on_event=steps.append,
         )
     return found, steps, out
 
 
 def test_every_path_that_can_run_is_measured(
-    engines: Path, whole: tuple[BenchResult, list[Step], Path]
+    engines: Path, whole: tuple[BenchResult, list[Event], Path]
 ) -> None:
     result, _, out = whole
     assert result.paths == bench.PATHS
@@ -139,7 +135,7 @@ def test_compiled_on_a_cpu() -> None:
 
 
 def test_engines_are_named_and_the_profile_too(
-    whole: tuple[BenchResult, list[Step], Path],
+    whole: tuple[BenchResult, list[Event], Path],
 ) -> None:
     cell = whole[0].cell("decoder", STATIC, "profiles")
     assert cell is not None
@@ -150,7 +146,7 @@ def test_engines_are_named_and_the_profile_too(
 
 
 def test_the_run_names_machine_versions_and_command(
-    whole: tuple[BenchResult, list[Step], Path],
+    whole: tuple[BenchResult, list[Event], Path],
 ) -> None:
     run = whole[0].runs[0]
     assert (run.device, run.precision, run.model) == ("cpu", "fp32", BUNDLED_TINY)
@@ -161,7 +157,7 @@ def test_the_run_names_machine_versions_and_command(
     assert len(run.weights_sha256) == 64
 
 
-def test_service_rows(whole: tuple[BenchResult, list[Step], Path]) -> None:
+def test_service_rows(whole: tuple[BenchResult, list[Event], Path]) -> None:
     rows = whole[0].service
     steady = [row for row in rows if row.kind == "latents_to_pil"]
     assert {(row.path, row.processor) for row in steady} == {
@@ -187,17 +183,19 @@ def test_service_rows(whole: tuple[BenchResult, list[Step], Path]) -> None:
     assert switched["compiled", STATIC, OTHER].timing is None
 
 
-def test_steps_are_told_in_order(whole: tuple[BenchResult, list[Step], Path]) -> None:
+def test_steps_are_told_in_order(whole: tuple[BenchResult, list[Event], Path]) -> None:
     steps = whole[1]
-    assert [done for _, done, _ in steps] == [0, 1, 2, 3, 4, 5, 6]
-    assert {total for *_, total in steps} == {6}
-    assert steps[0][0] == "encoder 96x64"
-    assert steps[-1][0] == "done"
+    assert [(step.kind, step.index) for step in steps] == [
+        *(("start", index) for index in range(6)),
+        ("end", 5),
+    ]
+    assert {step.count for step in steps} == {6}
+    assert steps[0].text == "encoder 96x64"
 
 
 def test_a_bench_that_is_stopped_leaves_what_it_had(engines: Path, tmp_path: Path) -> None:
-    def stop(_text: str, done: int, _total: int) -> None:
-        if done == 1:
+    def stop(event: Event) -> None:
+        if event.index == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -206,7 +204,7 @@ def test_a_bench_that_is_stopped_leaves_what_it_had(engines: Path, tmp_path: Pat
             STATIC,
             OTHER,
             out=tmp_path,
-            on_step=stop,
+            on_event=stop,
             baselines=("folded",),
             parts=("decoder",),
         )

@@ -19,12 +19,13 @@ import qvae_trt.export
 from qvae_trt import backends, store
 from qvae_trt.backends import devices
 from qvae_trt.backends.onnxruntime import OnnxRuntime
-from qvae_trt.build import BuildSettings, Event, Job, JobResult, build, plan_profiles, plan_static
+from qvae_trt.build import BuildSettings, Job, JobResult, build, plan_profiles, plan_static
 from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BackendError, BuildError, StoreError
 from qvae_trt.files.writing import staged
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.profiles import Profile, Resolution
+from qvae_trt.progress import Event
 
 if TYPE_CHECKING:
     from conftest import Exporter
@@ -135,19 +136,19 @@ def test_events(exporter: Exporter, tmp_path: Path) -> None:
     run(jobs[:1])
     events: list[Event] = []
     results = run(jobs, on_event=events.append)
-    assert [(e.index, e.count, e.job) for e in events] == [
-        (0, 2, jobs[0]),
-        *[(1, 2, jobs[1])] * (len(events) - 1),
+    assert [(e.index, e.count, e.item) for e in events] == [
+        (0, 2, jobs[0].title),
+        *[(1, 2, jobs[1].title)] * (len(events) - 1),
     ]
     assert [e.kind for e in events] == ["end", "start", *["progress"] * 3, "end"]
-    assert events[0].text == "up to date"
-    assert events[1].text == "not built yet"
+    assert events[1].text == "building, not built yet"
     assert [e.text for e in events if e.kind == "progress"] == [
         "trace decoder",
         "optimize",
         "optimize",
     ]
-    assert [e.result for e in events if e.kind == "end"] == results
+    assert [e.text for e in events if e.kind == "end"] == [r.outcome for r in results]
+    assert events[0].text == "kept"
 
 
 # --- why an engine is built again ---------------------------------------------------------------
@@ -306,7 +307,7 @@ def test_a_failed_job_does_not_stop_the_rest(
         "static/96x64/vae_decoder.onnx",
         "static/96x64/vae_decoder.onnx.json",
     ]
-    assert [e.result.status for e in events if e.result] == ["failed", "built"]
+    assert [e.text.split()[0] for e in events if e.kind == "end"] == ["failed:", "built"]
     assert list(own_temporary_folder.iterdir()) == []
 
 
@@ -484,8 +485,7 @@ def test_waiting_for_the_lock_is_reported(exporter: Exporter, tmp_path: Path) ->
     go.set()
     holder.join()
     builder.join()
-    assert events[-1].result is not None
-    assert events[-1].result.status == "built"
+    assert events[-1].text.startswith("built in ")
 
 
 # --- before anything is done --------------------------------------------------------------------

@@ -17,6 +17,7 @@ from qvae_trt.cli import app as cli
 from qvae_trt.errors import BackendError, BenchError, BuildError, QvaeError, UsageError
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import PARTS
+from qvae_trt.progress import Event, ignore
 from qvae_trt.tune import (
     Parity,
     Variant,
@@ -116,7 +117,7 @@ class Bench:
     def check(self, outputs: Path, precision: str) -> tuple[Parity, str]:
         return Parity(psnr_db=50.0, relative_l2=0.01), "too far" if self.now in self.broken else ""
 
-    def tune(self, out: Path, on_event: Any = None, **given: Any) -> tune.TuneResult:
+    def tune(self, out: Path, on_event: Any = ignore, **given: Any) -> tune.TuneResult:
         self.seen.clear()
         given = {"parts": ["decoder"], "model": "m", "backend": "onnxruntime", **given}
         settings = tune.TuneSettings(resolution=SIZE, out=out, **given)
@@ -147,13 +148,13 @@ def test_axes_are_tried_from_the_best_so_far(bench: Bench, tmp_path: Path) -> No
 
 
 def test_events_count_to_the_end(bench: Bench, tmp_path: Path) -> None:
-    events: list[tune.TuneEvent] = []
+    events: list[Event] = []
     bench.tune(tmp_path / "t.json", parts=PARTS, on_event=events.append)
     ends = [e for e in events if e.kind == "end"]
-    assert [e.done for e in ends] == list(range(1, len(bench.seen) + 1))
-    assert {e.total for e in ends} == {len(bench.seen)}
+    assert [e.index for e in ends] == list(range(len(bench.seen)))
+    assert {e.count for e in ends} == {len(bench.seen)}
     # The encoder has no upsampling.
-    assert {e.variant for e in ends if e.part == "encoder" and "upsample" in e.variant} == set()
+    assert [e for e in ends if "encoder" in e.item and "upsample" in e.item] == []
 
 
 def test_a_fast_wrong_variant_does_not_win(bench: Bench, tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_other_sizes_weights_and_machines_are_measured_anew(bench: Bench, tmp_pa
     assert bench.seen == ["default", "norm=conv_spread"]
     assert (len(both.rows), len(both.file.measurements)) == (2, 4)
     tune.save(replace(both.file, key=replace(both.file.key, flavour_version="0.1")), out)
-    events: list[tune.TuneEvent] = []
+    events: list[Event] = []
     last = bench.tune(out, **names, on_event=events.append)
     assert bench.seen == ["default", "norm=conv_spread"]
     assert len(last.file.measurements) == 2

@@ -21,6 +21,7 @@ from qvae_trt.errors import (
 )
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import PARTS, Profile, Resolution, engine_path
+from qvae_trt.progress import Event
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.verify import verify
 from qvae_trt.verify.reference import fast_bf16
@@ -116,19 +117,17 @@ def test_fp32_engines_keep_the_tighter_bounds(tmp_path_factory):
 
 
 def test_only_the_sizes_asked_for_are_run(engines):
-    seen: list[tuple[str, int, int]] = []
+    seen: list[Event] = []
     sizes = [Resolution(64, 96), Resolution(48, 112)]
-    report = verify(
-        engines, model=BUNDLED_TINY, resolutions=sizes, on_step=lambda *s: seen.append(s)
-    )
+    report = verify(engines, model=BUNDLED_TINY, resolutions=sizes, on_event=seen.append)
     assert report.ok
     assert {(row.mode, str(row.resolution)) for row in report.rows} == {
         ("static", "96x64"),
         ("profiles", "96x64"),
         ("profiles", "112x48"),
     }
-    assert [done for _, done, _ in seen] == list(range(len(seen)))
-    assert {total for *_, total in seen} == {len(seen)}
+    assert [event.index for event in seen] == list(range(len(seen)))
+    assert {event.count for event in seen} == {len(seen)}
 
 
 def test_nothing_reaches_stdout(engines, capsys):

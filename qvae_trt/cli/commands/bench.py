@@ -9,18 +9,13 @@ import typer
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import stacked
-from qvae_trt.cli.events import steps
+from qvae_trt.cli.events import show_progress
 
 
 def bench(
     resolution: Annotated[
         list[str] | None,
-        typer.Option(
-            "--resolution",
-            metavar="WxH",
-            callback=options.check_sizes,
-            help="A size, such as 1664x928; can be repeated. At least one is needed.",
-        ),
+        options.sizes_option("A size, such as 1664x928; can be repeated. At least one is needed."),
     ] = None,
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
@@ -28,7 +23,6 @@ def bench(
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            "--baseline",
             metavar="NAME",
             autocompletion=lambda: ["pytorch", "folded", "compiled", "fused"],
             help="pytorch, folded, compiled or fused; can be repeated. "
@@ -38,7 +32,7 @@ def bench(
     part: options.PartOption = "both",
     device: Annotated[
         Literal["cuda", "cpu"] | None,
-        typer.Option("--device", help="Where to measure. [default: the GPU, if there is one]"),
+        typer.Option(help="Where to measure. [default: the GPU, if there is one]"),
     ] = None,
     service: Annotated[
         bool,
@@ -47,26 +41,17 @@ def bench(
         ),
     ] = False,
     budget: Annotated[
-        float, typer.Option("--budget", metavar="SECONDS", help="Seconds for one path at one size.")
+        float, typer.Option(metavar="SECONDS", help="Seconds for one path at one size.")
     ] = 1.0,
     out: Annotated[
-        Path,
-        typer.Option(
-            "--out", metavar="DIR", help="The folder for latency.md, .json, .csv and .svg."
-        ),
+        Path, typer.Option(metavar="DIR", help="The folder for latency.md, .json, .csv and .svg.")
     ] = Path("out/bench"),
     compare: Annotated[
-        Path | None,
-        typer.Option("--compare", metavar="OLD.json", help="Exit code 1 if a latency got worse."),
+        Path | None, typer.Option(metavar="OLD.json", help="Exit code 1 if a latency got worse.")
     ] = None,
     margin: Annotated[
-        float,
-        typer.Option(
-            "--margin", metavar="SHARE", help="How much worse --compare accepts; 0.05 is 5 %."
-        ),
+        float, typer.Option(metavar="SHARE", help="How much worse --compare accepts; 0.05 is 5 %.")
     ] = 0.05,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> int:
     """Measure the latency of PyTorch and of the engines."""
     sizes = options.parse_resolutions(resolution)
@@ -78,7 +63,7 @@ def bench(
         # PyTorch alone is worth measuring, but not for somebody who mistyped a folder.
         if engine_dir != options.ENGINE_DIR and not baseline:
             raise missing
-        output.tell(f"warning: engines are not measured: {missing}", style="yellow")
+        output.warn(f"engines are not measured: {missing}")
 
     from qvae_trt import bench as measuring
     from qvae_trt import report
@@ -100,18 +85,18 @@ def bench(
         limits=measuring.Limits(budget_s=budget),
         command=output.settings.command,
     )
-    with steps("bench") as step:
-        result = measuring.bench(settings, out=out, on_step=step)
+    with show_progress("bench") as on_event:
+        result = measuring.bench(settings, out=out, on_event=on_event)
     written = report.write_tables(result, out)
     data: dict[str, object] = result.to_dict()
-    found = None if old is None else measuring.compare(old, result, margin)
+    changes = None if old is None else measuring.compare(old, result, margin)
     shown = [screen(report.describe(result))]
-    if found is not None:
-        data["comparison"] = found.to_dict()
-        shown.append(comparison_table(found))
+    if changes is not None:
+        data["comparison"] = changes.to_dict()
+        shown.append(comparison_table(changes))
     output.emit(data, lambda _: stacked(*shown))
     for path in written:
         output.tell(f"wrote {path}")
-    if found is not None:
-        output.tell(found.summary, style=None if found.ok else "bold red")
-    return 0 if found is None or found.ok else 1
+    if changes is not None:
+        output.tell(changes.summary, style=None if changes.ok else "bold red")
+    return 0 if changes is None or changes.ok else 1

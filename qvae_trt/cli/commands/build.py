@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import records, stacked
+from qvae_trt.cli.drawing import counted, records, stacked
 from qvae_trt.cli.estimate import Measured, measured_like
-from qvae_trt.cli.events import builds
+from qvae_trt.cli.events import show_progress
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
 from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, parse_aspect
 
@@ -24,15 +23,8 @@ if TYPE_CHECKING:
     from qvae_trt.build import JobResult
 
 
-def _tune_file(text: str | None) -> str | None:
-    """With its home resolved, as `options.resolve_home` does for options that are paths alone."""
-    return (
-        str(options.resolve_home(Path(text))) if text is not None and text.startswith("~") else text
-    )
-
-
 def _check_aspects(names: list[str] | None) -> list[str] | None:
-    """UsageError, before anything is loaded, for what no kind of VAE has."""
+    """UsageError, before anything is loaded, for an aspect ratio that no kind of VAE has."""
     known = {aspect: size for kind in KINDS for aspect, size in kind.static_sizes.items()}
     for name in names or ():
         parse_aspect(name, sizes=known)
@@ -42,14 +34,11 @@ def _check_aspects(names: list[str] | None) -> list[str] | None:
 def build(
     mode: Annotated[
         Literal["static", "profiles"],
-        typer.Option(
-            "--mode", help="static: one engine pair per size; profiles: one pair for all sizes."
-        ),
+        typer.Option(help="static: one engine pair per size; profiles: one pair for all sizes."),
     ],
     aspect: Annotated[
         list[str] | None,
         typer.Option(
-            "--aspect",
             metavar="W:H",
             callback=_check_aspects,
             autocompletion=lambda: list(load_static_sizes()),
@@ -59,11 +48,8 @@ def build(
     ] = None,
     resolution: Annotated[
         list[str] | None,
-        typer.Option(
-            "--resolution",
-            metavar="WxH",
-            callback=options.check_sizes,
-            help="A size, such as 1664x928; can be repeated. [default: every listed aspect ratio]",
+        options.sizes_option(
+            "A size, such as 1664x928; can be repeated. [default: every listed aspect ratio]"
         ),
     ] = None,
     profiles_file: options.ProfilesOption = None,
@@ -75,7 +61,6 @@ def build(
     level: Annotated[
         int | None,
         typer.Option(
-            "--level",
             min=0,
             max=5,
             metavar="0-5",
@@ -86,9 +71,8 @@ def build(
     tune: Annotated[
         str | None,
         typer.Option(
-            "--tune",
             metavar="FILE|none",
-            callback=_tune_file,
+            callback=lambda text: text and str(options.resolve_home(Path(text))),
             help="The file that qvae tune wrote. [default: tune.json in --engine-dir, if it fits]",
         ),
     ] = None,
@@ -98,8 +82,6 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be built; build nothing.")
     ] = False,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> int:
     """Build engines; up-to-date ones are kept."""
     options.need(
@@ -142,7 +124,7 @@ def build(
         dry_run=dry_run,
         command=output.settings.command,
     )
-    with builds() as on_event:
+    with show_progress() as on_event:
         results = building.build(jobs, settings, on_event=on_event)
     # What was measured is the full architecture of Qwen-Image.
     full = model != "bundled:tiny" and kind == QWEN_IMAGE
@@ -156,36 +138,36 @@ def build(
 
 
 def plain(results: Sequence[JobResult], flavour: str | None) -> list[dict[str, Any]]:
-    """What became of each engine; with an estimate, where the flavour has any, for what is planned
-    and was never built here.
+    """Each engine as `--json` prints it; a planned one that was never built has an estimate, if any
+    engine of its flavour was measured.
     """
-    engines = []
-    for result in results:
-        row = result.to_dict()
+    engines = [result.to_dict() for result in results]
+    for row, result in zip(engines, results, strict=True):
         if flavour is not None and result.status == "planned" and result.seconds is None:
             like = measured_like(result.job, flavour)
             row |= {} if like is None else {"estimate": asdict(like)}
-        engines.append(row)
     return engines
 
 
 def draw(data: dict[str, Any]) -> RenderableType:
     engines = data["engines"]
-    counts = Counter(one["status"] for one in engines)
     columns: dict[str, Any] = {
         "": "status",
-        "engine": _title,
+        "engine": "title",
         "file": "engine",
-        "MiB": lambda one: _figure(one, "bytes", 2**20),
-        "s": lambda one: _figure(one, "seconds"),
+        "MiB": lambda engine: _figure(engine, "bytes", 2**20),
+        "s": lambda engine: _figure(engine, "seconds"),
         "why": "reason",
     }
-    title = ", ".join(f"{count} {status}" for status, count in counts.items())
-    known = [Measured(**one["estimate"]) for one in engines if "estimate" in one]
+    title = counted(engine["status"] for engine in engines)
+    estimates = [Measured(**engine["estimate"]) for engine in engines if "estimate" in engine]
     words = []
-    if known:
-        places = ", ".join(sorted({row.place for row in known}))
-        minutes, mib = (sum(row.seconds for row in known) / 60, sum(r.bytes for r in known) / 2**20)
+    if estimates:
+        places = ", ".join(sorted({row.place for row in estimates}))
+        minutes, mib = (
+            sum(e.seconds for e in estimates) / 60,
+            sum(e.bytes for e in estimates) / 2**20,
+        )
         words = [
             f"~ estimated from the nearest engine measured on {places}; other machines differ.",
             f"~ {minutes:.0f} min and {mib:.0f} MiB in all.",
@@ -193,17 +175,9 @@ def draw(data: dict[str, Any]) -> RenderableType:
     return stacked(records(engines, columns, title=title, spare=("file",)), *words)
 
 
-def _title(one: dict[str, Any]) -> str:
-    """As a job's."""
-    profiles = one["profiles"]
-    if one["mode"] == "static":
-        return f"{one['part']} {profiles[0]['opt']}"
-    return f"{one['part']}, {len(profiles)} profile{'' if len(profiles) == 1 else 's'}"
-
-
-def _figure(one: dict[str, Any], name: str, unit: int = 1) -> str | None:
+def _figure(engine: dict[str, Any], name: str, unit: int = 1) -> str | None:
     """A figure of an engine, marked where it is an estimate."""
-    mark, value = ("~", one["estimate"][name]) if "estimate" in one else ("", one[name])
+    mark, value = ("~", engine["estimate"][name]) if "estimate" in engine else ("", engine[name])
     return None if value is None else f"{mark}{value / unit:.1f}"
 
 

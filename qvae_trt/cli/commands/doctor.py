@@ -11,17 +11,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def doctor(
-    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
-) -> int:
+def doctor(engine_dir: options.EngineDirOption = options.ENGINE_DIR) -> int:
     """Check this machine and show fixes."""
     from qvae_trt.doctor import diagnose
 
-    found = diagnose(engine_dir)
-    output.emit(found.to_dict(), _draw)
-    return 0 if found.ok else 1
+    diagnosis = diagnose(engine_dir)
+    output.emit(diagnosis.to_dict(), _draw)
+    return 0 if diagnosis.ok else 1
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,16 +12,15 @@ import typer
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import mib, records
-from qvae_trt.cli.events import step_bar
+from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
+from qvae_trt.progress import Event, stages
 
 
 def export(
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", metavar="DIR", help="The folder for vae_encoder.onnx and vae_decoder.onnx."
-        ),
+        typer.Option(metavar="DIR", help="The folder for vae_encoder.onnx and vae_decoder.onnx."),
     ],
     model: options.ModelOption = options.MODEL,
     part: options.PartOption = "both",
@@ -38,16 +38,8 @@ def export(
         ),
     ] = None,
     resolution: Annotated[
-        str | None,
-        typer.Option(
-            "--resolution",
-            metavar="WxH",
-            callback=options.check_sizes,
-            help="The size of a static graph; needed with --static.",
-        ),
+        str | None, options.sizes_option("The size of a static graph; needed with --static.")
     ] = None,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Export the VAE to ONNX."""
     from qvae_trt.files.writing import check_writable
@@ -63,8 +55,11 @@ def export(
     loaded = load_model(model)
     how: dict[str, Any] = {"precision": precision, "graph": graph, "resolution": size}
     files = []
-    for name, path in targets.items():
-        with step_bar(f"export {name}") as progress:
+    with show_progress("export") as on_event:
+        for index, (name, path) in enumerate(targets.items()):
+            event = partial(Event, index=index, count=len(targets))
+            on_event(event(kind="start", text=name))
+            progress = stages(on_event, partial(event, item=name))
             files.append(export_onnx(loaded, name, path, progress=progress, **how))
     data = {
         "model": model,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qvae_trt.cli import options, output
+from qvae_trt.cli import output
 from qvae_trt.cli.drawing import tree
 from qvae_trt.commands import build_command, command_line
 from qvae_trt.errors import BackendError, EngineError
@@ -17,8 +17,6 @@ def inspect(
     engine: Annotated[
         Path, typer.Argument(metavar="ENGINE", help="An engine file, .trt or .onnx.")
     ],
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Show what is in an engine file: key, profiles, layers, memory."""
     from qvae_trt.opening import Purpose, check, open_engine
@@ -27,13 +25,13 @@ def inspect(
     sidecar = check(engine, Purpose.INSPECT)
     data: dict[str, Any] = {"path": str(engine), "bytes": engine.stat().st_size}
     if sidecar is None:
-        output.tell("warning: no sidecar says who built this engine or for what", style="yellow")
+        output.warn("no sidecar says who built this engine or for what")
     else:
         data["sidecar"] = sidecar.to_dict()
     try:
         opened = open_engine(engine, Purpose.INSPECT)
     except BackendError as error:
-        output.tell(f"warning: not opened, only its sidecar is shown: {error.what}", style="yellow")
+        output.warn(f"not opened, only its sidecar is shown: {error.what}")
     else:
         backend = opened.backend
         data["engine"] = {
@@ -42,7 +40,7 @@ def inspect(
             **opened.session.inspect(),
         }
         opened.session.close()
-    output.emit(data, lambda d: tree(str(engine), d if verbose else _short(d)))
+    output.emit(data, lambda d: tree(str(engine), d if output.settings.verbose else _short(d)))
 
 
 def _short(data: dict[str, Any]) -> dict[str, Any]:
@@ -64,11 +62,11 @@ def _short(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _engine(path: Path) -> Path:
-    """A sidecar stands for its engine, and in a folder there is one to name."""
+    """The engine of a sidecar; for a folder, an error that names an engine in it."""
     if path.suffix == ".json" and path.with_suffix("").is_file():
         return path.with_suffix("")
     if path.is_dir():
-        found = sorted(
+        engines = sorted(
             file
             for depth in ("", "*/", "*/*/")
             for suffix in ("trt", "onnx")
@@ -76,8 +74,8 @@ def _engine(path: Path) -> Path:
         )
         raise EngineError(
             f"{path}: is a directory, expected an engine file",
-            fix=f"for example: {command_line(['qvae', 'inspect', str(found[0])])}"
-            if found
+            fix=f"for example: {command_line(['qvae', 'inspect', str(engines[0])])}"
+            if engines
             else build_command("static", engine_dir=path),
         )
     return path

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import records, stacked
+from qvae_trt.cli.drawing import counted, records, stacked
 from qvae_trt.commands import build_command
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import MODES
@@ -22,23 +21,18 @@ if TYPE_CHECKING:
 
 
 def lightx2v(
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="The folder to make for LightX2V.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to make for LightX2V.")],
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     copy: Annotated[bool, typer.Option("--copy", help="Copy files; else relative links.")] = False,
     backend: Annotated[
         Literal["tensorrt", "onnxruntime"],
         typer.Option(
-            "--backend",
-            help="Whose engines. LightX2V opens those of tensorrt; the others only show the way.",
+            help="Whose engines. LightX2V opens those of tensorrt; the others only show the way."
         ),
     ] = "tensorrt",
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> int:
-    """Make the folder that LightX2V's own TensorRT VAE loader opens, of engines that it runs
-    rightly.
+    """Make the folder that LightX2V's own TensorRT VAE loader opens, from engines that it
+    runs correctly.
 
     Exit code 1 if there is none.
     """
@@ -46,43 +40,42 @@ def lightx2v(
 
     suffix = ".onnx" if backend == "onnxruntime" else ".trt"
     placed = make_folder(engine_dir, out, flavour=backend, suffix=suffix, copy=copy)
-    usable = {mode for mode in MODES if any(one.usable for one in placed if one.mode == mode)}
+    usable = {engine.mode for engine in placed if engine.usable}
     configs = {mode: configuration(out, mode) for mode in MODES if mode in usable}
-    output.emit({"engines": [write(one) for one in placed], "configurations": configs}, _draw)
+    engines = [write(engine) for engine in placed]
+    output.emit({"engines": engines, "configurations": configs}, _draw)
     for command in _commands(placed, engine_dir):
         output.tell(f"to build what is not there: {command}")
     if backend != "tensorrt" and usable:
-        output.tell(
-            f"warning: LightX2V opens TensorRT's engines only, and these are of {backend}",
-            style="yellow",
-        )
+        output.warn(f"LightX2V opens TensorRT's engines only, and these are of {backend}")
     return 0 if usable else 1
 
 
 def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
-    """That build what is missing, all sizes in one, and what helps with each that was refused."""
-    missing = [one for one in placed if one.status == "missing"]
-    sizes = dict.fromkeys(one.size for one in missing if one.size is not None)
+    """Commands that build what is missing, all sizes in one, and the fix of each refused engine."""
+    missing = [engine.size for engine in placed if engine.status == "missing"]
+    sizes = dict.fromkeys(size for size in missing if size is not None)
     commands = [build_command("static", *sizes, engine_dir=engine_dir)] if sizes else []
-    if any(one.size is None for one in missing):
+    if None in missing:
         commands.append(build_command("profiles", engine_dir=engine_dir))
-    commands += [one.fix for one in placed if one.status == "refused" and one.fix is not None]
+    refused = [engine for engine in placed if engine.status == "refused"]
+    commands += [engine.fix for engine in refused if engine.fix is not None]
     return list(dict.fromkeys(commands))
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:
-    counts = Counter(one["status"] for one in data["engines"])
-    there = ("linked", "copied")
+    def why(engine: Any) -> str:
+        mark = "→" if engine["status"] in ("linked", "copied") else "no file"
+        return engine["reason"] or f"{mark} {engine['engine']}"
+
     columns: dict[str, Any] = {
         "": "status",
         "engine": "part",
-        "opened for": lambda one: one["size"] or "nine profiles",
+        "opened for": lambda engine: engine["size"] or "nine profiles",
         "as": "path",
-        "why": lambda one: (
-            one["reason"] or f"{'→' if one['status'] in there else 'no file'} {one['engine']}"
-        ),
+        "why": why,
     }
-    title = ", ".join(f"{count} {status}" for status, count in counts.items())
+    title = counted(engine["status"] for engine in data["engines"])
     configs = (
         f"\n{mode}, for LightX2V's configuration:\n{json.dumps(config, indent=2)}"
         for mode, config in data["configurations"].items()

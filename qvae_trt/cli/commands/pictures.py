@@ -22,14 +22,11 @@ ImageOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="The pi
 def encode(
     image: ImageArgument,
     out: Annotated[
-        Path,
-        typer.Option("--out", metavar="FILE", help="The latents to write, a .safetensors file."),
+        Path, typer.Option(metavar="FILE", help="The latents to write, a .safetensors file.")
     ],
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Encode a picture to latents."""
     from qvae_trt import pictures
@@ -46,8 +43,6 @@ def decode(
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Decode latents to a picture."""
     from qvae_trt import pictures
@@ -65,8 +60,6 @@ def roundtrip(
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Put the original to the left of the result.")
     ] = False,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Encode a picture and decode it again."""
     from qvae_trt import pictures
@@ -80,7 +73,7 @@ def roundtrip(
 def _show(done: Outcome) -> None:
     for run in done.passes:
         for note in run.notes:
-            output.tell(f"warning: {note}", style="yellow")
+            output.warn(note)
     output.emit(done.to_dict(), _draw)
 
 

@@ -38,20 +38,13 @@ KindOption = Annotated[
 ]
 
 
-def profiles(
-    ctx: typer.Context, as_json: options.JsonOption = False, verbose: options.VerboseOption = False
-) -> None:
+def profiles(ctx: typer.Context) -> None:
     """List the sizes and profiles, or match one."""
     if ctx.invoked_subcommand is None:
         list_()
 
 
-def list_(
-    profiles_file: options.ProfilesOption = None,
-    model: KindOption = None,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
-) -> None:
+def list_(profiles_file: options.ProfilesOption = None, model: KindOption = None) -> None:
     """List the static sizes and the profiles, in the engine's order."""
     kind = _kind(model)
     sizes = kind.static_sizes
@@ -87,7 +80,6 @@ def match(
     engine_dir: Annotated[
         Path | None,
         typer.Option(
-            "--engine-dir",
             envvar="QVAE_ENGINE_DIR",
             metavar="DIR",
             help="Match against the engines here. [default: engines/ if it is there, else as if "
@@ -97,8 +89,6 @@ def match(
     profiles_file: options.ProfilesOption = None,
     model: KindOption = None,
     backend: options.BackendOption = "auto",
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Show which engine serves a size, and why the others do not."""
     resolution = Resolution.parse(size)
@@ -111,9 +101,7 @@ def match(
         fix="leave --profiles out",
     )
     if folder is None:
-        choices: dict[Part, Choice] = dict.fromkeys(
-            PARTS, _as_if_built(resolution, kind, profiles_file)
-        )
+        choices = _as_if_built(resolution, kind, profiles_file)
     else:
         choices = _from_folder(resolution, folder, backend)
     data: dict[str, Any] = {"size": str(resolution)}
@@ -123,12 +111,8 @@ def match(
     # Of an engine that is there and refused, the reason says what helps.
     missing = all(c.candidates[0].kind is ReasonKind.ABSENT for c in choices.values())
     if folder is not None and missing and choices["decoder"].engine == "pytorch":
-        command = build_command(
-            "static",
-            resolution,
-            backend=backend,
-            engine_dir=None if folder == options.ENGINE_DIR else folder,
-        )
+        place = None if folder == options.ENGINE_DIR else folder
+        command = build_command("static", resolution, backend=backend, engine_dir=place)
         output.tell(f"to build one: {command}")
 
 
@@ -157,11 +141,11 @@ def _draw_match(data: dict[str, Any]) -> RenderableType:
     )
 
 
-def _as_if_built(size: Resolution, kind: Kind, profiles_file: Path | None) -> Choice:
+def _as_if_built(size: Resolution, kind: Kind, profiles_file: Path | None) -> dict[Part, Choice]:
     sizes = kind.static_sizes.values()
     built = {r: engine_path(options.ENGINE_DIR, "decoder", "static", "", r) for r in sizes}
     ranges = kind.profiles if profiles_file is None else load_profiles(profiles_file)
-    return choose(size, static=built, profiles=ranges)
+    return dict.fromkeys(PARTS, choose(size, static=built, profiles=ranges))
 
 
 def _from_folder(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvae_trt.cli import options, output
+from qvae_trt.cli import output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,20 +23,17 @@ def report(
             metavar="RESULTS...", help="latency.json files of qvae bench, or their folders."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page to write.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path(
         "report.html"
     ),
     merge: Annotated[
         Path | None,
         typer.Option(
-            "--merge",
             metavar="DIR",
             help="Merge all results into one table, and write its latency.md, .json, .csv and .svg "
             "here. For runs of one machine and model, such as torch.compile and the engines.",
         ),
     ] = None,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Write one page of tables and charts.
 
@@ -44,14 +42,14 @@ def report(
     from qvae_trt import bench
     from qvae_trt.report import write_html, write_tables
 
-    found = [bench.load(path) for path in results]
+    loaded = [bench.load(path) for path in results]
     written: list[Path] = []
     if merge is not None:
-        for cell in _measured_again(found):
-            output.tell(f"warning: in several files, the first is kept: {cell}", style="yellow")
-        found = [bench.merge(found)]
-        written = write_tables(found[0], merge)
-    write_html(found, out)
+        for cell in _measured_again(loaded):
+            output.warn(f"in several files, the first is kept: {cell}")
+        loaded = [bench.merge(loaded)]
+        written = write_tables(loaded[0], merge)
+    write_html(loaded, out)
     written.append(out)
     data = {
         "path": str(out),
@@ -62,14 +60,13 @@ def report(
 
 
 def _measured_again(results: Sequence[BenchResult]) -> list[str]:
-    """Of what merge keeps the first alone; that pytorch is in all is what ties them."""
+    """Paths that several results measured, of which merge keeps the first; `pytorch` ties them."""
     from qvae_trt.bench import REFERENCE
 
-    seen: set[tuple[object, ...]] = set()
-    again: dict[str, None] = {}
-    for result in results:
-        timed = [c for c in result.cells if c.timing is not None and c.path != REFERENCE]
-        keys = {(c.path, c.part, c.resolution) for c in timed}
-        again |= {f"{path} {part}": None for path, part, _ in sorted(keys & seen, key=str)}
-        seen |= keys
-    return list(again)
+    seen = Counter(
+        (cell.path, cell.part, cell.resolution)
+        for result in results
+        for cell in result.cells
+        if cell.timing is not None and cell.path != REFERENCE
+    )
+    return sorted({f"{path} {part}" for (path, part, _), count in seen.items() if count > 1})

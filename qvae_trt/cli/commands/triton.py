@@ -9,7 +9,7 @@ import typer
 
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import records
-from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption, JsonOption, VerboseOption
+from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption
 from qvae_trt.json_rows import write
 
 if TYPE_CHECKING:
@@ -17,18 +17,13 @@ if TYPE_CHECKING:
 
 
 def triton(
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="REPOSITORY", help="The model repository to make."),
-    ],
+    out: Annotated[Path, typer.Option(metavar="REPOSITORY", help="The model repository to make.")],
     engine_dir: EngineDirOption = ENGINE_DIR,
     backend: Annotated[
         Literal["tensorrt", "onnxruntime"],
-        typer.Option("--backend", help="Whose engines, and Triton's backend that runs them."),
+        typer.Option(help="Whose engines, and Triton's backend that runs them."),
     ] = "tensorrt",
     link: Annotated[bool, typer.Option("--link", help="Relative links; else copies.")] = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> int:
     """Make a model repository for Triton Inference Server: a model of each engine.
 

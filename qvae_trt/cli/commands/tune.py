@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,30 +9,20 @@ import typer
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import mib, records
+from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from rich.console import RenderableType
 
-    from qvae_trt.tune import TuneEvent
-
 
 def tune(
-    resolution: Annotated[
-        str,
-        typer.Option(
-            "--resolution",
-            metavar="WxH",
-            callback=options.check_sizes,
-            help="The size to measure at.",
-        ),
-    ],
+    resolution: Annotated[str, options.sizes_option("The size to measure at.")],
     model: Annotated[
         str,
         typer.Option(
-            "--model",
             envvar="QVAE_MODEL",
             metavar="MODEL",
             help="As for build. Speed does not depend on the weights; the default needs no "
@@ -46,7 +35,6 @@ def tune(
     variants: Annotated[
         list[str] | None,
         typer.Option(
-            "--variants",
             metavar="CHANGES",
             help="Only the default and this one, such as attention=exp,attention_chunks=4,level=2; "
             "can be repeated. [default: the few that matter for the backend]",
@@ -54,18 +42,15 @@ def tune(
     ] = None,
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="[default: tune.json in --engine-dir]"),
+        Path | None, typer.Option(metavar="FILE", help="[default: tune.json in --engine-dir]")
     ] = None,
     timing_cache: options.TimingCacheOption = None,
     budget: Annotated[
-        float, typer.Option("--budget", metavar="SECONDS", help="How long to time one variant.")
+        float, typer.Option(metavar="SECONDS", help="How long to time one variant.")
     ] = 2.0,
     force: Annotated[
         bool, typer.Option("--force", help="Measure again the variants that are in the file.")
     ] = False,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> int:
     """Find the fastest way to build engines on this machine.
 
@@ -93,7 +78,7 @@ def tune(
         force=force,
         command=output.settings.command,
     )
-    with _progress() as on_event:
+    with show_progress() as on_event:
         result = tuning.tune(settings, on_event=on_event)
     output.emit(result.to_dict(), _draw)
     for name in result.parts:
@@ -103,41 +88,6 @@ def tune(
             )
     output.tell(f"wrote {result.path}")
     return 0 if result.ok else 1
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[TuneEvent], None]]:
-    """A bar for all variants and the stage at work; without a terminal a line each."""
-    with output.progress() as bars:
-        every = None if bars is None else bars.add_task("variants", total=None)
-        stage = None if bars is None else bars.add_task("", total=None)
-
-        def show(event: TuneEvent) -> None:
-            if bars is not None and every is not None and stage is not None:
-                if event.total:
-                    bars.update(every, completed=event.done, total=event.total)
-                words = f"{event.part} {event.variant}: {event.text}"
-                bars.update(stage, description=words if event.kind == "stage" else "")
-            line = _line(event, verbose=output.settings.verbose)
-            if line is not None:
-                output.tell(line, on=None if bars is None else bars.console)
-
-        yield show
-
-
-def _line(event: TuneEvent, *, verbose: bool) -> str | None:
-    if event.kind == "note":
-        return event.text
-    if event.kind == "stage":
-        return f"{event.part} {event.variant}: {event.text}" if verbose else None
-    if event.measurement is None:
-        return None
-    found = event.measurement
-    took = "" if found.timing is None else f" {found.timing.median_ms:.2f} ms"
-    why = f": {found.reason}" if found.reason else ""
-    before = f" ({event.text})" if event.text else ""
-    head = f"{event.done}/{event.total} {event.part} {event.variant}"
-    return f"{head}: {found.status}{took}{before}{why}"
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:

@@ -9,7 +9,7 @@ import typer
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import table
-from qvae_trt.cli.events import steps
+from qvae_trt.cli.events import show_progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,27 +18,20 @@ if TYPE_CHECKING:
 def verify(
     resolution: Annotated[
         list[str] | None,
-        typer.Option(
-            "--resolution",
-            metavar="WxH",
-            callback=options.check_sizes,
-            help="A size, such as 1664x928; can be repeated. [default: every engine at "
-            "its own sizes]",
+        options.sizes_option(
+            "A size, such as 1664x928; can be repeated. [default: every engine at its own sizes]"
         ),
     ] = None,
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
     engine_dir: options.EngineDirOption = options.ENGINE_DIR,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Also write parity.md and parity.json here."),
+        Path | None, typer.Option(metavar="DIR", help="Also write parity.md and parity.json here.")
     ] = None,
-    as_json: options.JsonOption = False,
-    verbose: options.VerboseOption = False,
 ) -> None:
     """Compare the engines with PyTorch fp32.
 
-    Every engine that can run here is compared. Exit code 1 if a bound is broken.
+    Every engine that can run here is compared. Exit code 1 if an engine exceeds its tolerance.
     """
     from qvae_trt.files.writing import check_writable
 
@@ -49,8 +42,8 @@ def verify(
 
     from qvae_trt.verify import verify as run
 
-    with steps("verify") as step:
-        report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_step=step)
+    with show_progress("verify") as on_event:
+        report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_event=on_event)
     if out is not None:
         report.write_markdown(out / "parity.md")
         output.save_json(out / "parity.json", report.to_dict())
