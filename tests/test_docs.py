@@ -31,6 +31,7 @@ from qvae_trt.profiles import Resolution
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH = sorted((ROOT / "docs" / "en").glob("*.md"))
 CHINESE = sorted((ROOT / "docs" / "zh").glob("*.md"))
+API = ROOT / "docs" / "api.md"
 FAULTS = ROOT / "docs" / "faults.md"
 PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", FAULTS, *ENGLISH, *CHINESE]
 PAIRS = [path.name for path in ENGLISH]
@@ -688,6 +689,28 @@ def test_no_measurement_is_typed(page):
     words = re.sub(r"`[^`\n]+`", "", prose(page))
     pattern = r"\d[\d.,]*\s?(?:ms|GiB|GB|MiB|MB|dB|TFLOP|×|x faster|%|倍|毫秒)(?!\w)"
     assert re.findall(pattern, words) == []
+
+
+# --- the page of Python names -------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def write_api() -> Any:
+    sys.path.insert(0, str(ROOT / "tools"))
+    import write_api as module
+
+    return module
+
+
+def test_the_page_of_python_names_is_up_to_date():
+    assert text_of(API) == write_api().api(), "make docs writes it anew"
+
+
+def test_the_page_of_python_names_has_every_public_one():
+    headings = re.findall(r"^### (\w+)$", text_of(API), re.MULTILINE)
+    raised = re.findall(r"^\| `(\w+Error)` \|", text_of(API), re.MULTILINE)
+    public = set(qvae_trt.__all__) - {"__version__"}
+    assert {*headings, *raised} == public | set(write_api().RETURNED)
 
 
 # --- words that the code really says ------------------------------------------------------------
