@@ -33,7 +33,8 @@ ENGLISH = sorted((ROOT / "docs" / "en").glob("*.md"))
 CHINESE = sorted((ROOT / "docs" / "zh").glob("*.md"))
 API = ROOT / "docs" / "api.md"
 FAULTS = ROOT / "docs" / "faults.md"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", FAULTS, *ENGLISH, *CHINESE]
+AT_THE_ROOT = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*AT_THE_ROOT, ROOT / "docs" / "index.md", FAULTS, *ENGLISH, *CHINESE]
 PAIRS = [path.name for path in ENGLISH]
 
 _FENCE = re.compile(r"(<!-- run -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -120,9 +121,19 @@ def _parse(command: Any, words: list[str]) -> None:
 
 
 def test_options_named_in_a_line_exist():
-    # Of hf, ComfyUI, SGLang, Docker, and of this project's examples.
+    # Of hf, ComfyUI, SGLang, Docker, and of this project's examples and tools.
     known = {"--include", "--fp", "--component-paths", "--file", "--tag", "--rm", "--gpus"}
-    known |= {"--volume", "--queue", "--workers", "--replicas", "--port", "--normalised", "--out"}
+    known |= {
+        "--terminal",
+        "--report",
+        "--volume",
+        "--queue",
+        "--workers",
+        "--replicas",
+        "--port",
+        "--normalised",
+        "--out",
+    }
     pending = [typer.main.get_command(app)]
     while pending:
         command = pending.pop()
@@ -142,7 +153,7 @@ def test_make_targets_and_extras_exist():
         text = text_of(page)
         for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{name_of(page)}: {target}"
-        for extra in re.findall(r"'\.\[(\w+)\]'", text):
+        for extra in re.findall(r"'qvae-trt\[(\w+)\]'", text):
             assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"{name_of(page)}: {extra}"
 
 
@@ -464,7 +475,7 @@ def test_links_resolve(page):
         there = (page.parent / path).resolve() if path else page
         assert there.is_file(), target
         assert there.is_relative_to(ROOT), target
-        if page != ROOT / "README.md":
+        if page not in AT_THE_ROOT:
             assert there.is_relative_to(ROOT / "docs"), f"{target}: mkdocs does not carry it"
         if anchor:
             slugs = {
