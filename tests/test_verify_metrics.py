@@ -16,7 +16,7 @@ from qvae_trt.verify.comparison import BoundCheck, compare
 from qvae_trt.verify.inputs import PICTURES, picture, sampled_latents
 from qvae_trt.verify.reference import Proof, split_outputs
 from qvae_trt.verify.report import HEADINGS, cells, explain
-from qvae_trt.verify.targets import ends_of, off_grid, sizes_of
+from qvae_trt.verify.targets import ends_of, left_out, off_grid, sizes_of
 
 SIZE = Resolution(64, 96)
 FP16 = BOUNDS["fp16"]
@@ -232,6 +232,7 @@ def test_moments_are_split_and_the_log_variance_clamped():
 def test_every_profile_is_run_at_its_opt_and_once_off_it():
     nine = load_profiles()
     sizes = sizes_of(nine, static=False, every_profile=True)
+    assert left_out(nine, sizes) is None
     assert {(p.opt, i) for i, p in enumerate(nine)} <= set(sizes)
     (between,) = {s for s, _ in sizes} - {p.opt for p in nine}
     assert between == off_grid(nine)
@@ -243,7 +244,9 @@ def test_every_profile_is_run_at_its_opt_and_once_off_it():
 
 def test_one_graph_for_all_profiles_is_run_at_its_ends_and_once_between():
     nine = load_profiles()
-    sizes = [s for s, _ in sizes_of(nine, static=False, every_profile=False)]
+    compared = sizes_of(nine, static=False, every_profile=False)
+    assert left_out(nine, compared) == "2 of 9 opts checked, since one graph serves all"
+    sizes = [s for s, _ in compared]
     opts = sorted((p.opt for p in nine), key=lambda r: r.pixels)
     assert sizes == [off_grid(nine), opts[0], opts[-1]]
 

@@ -7,7 +7,7 @@ compared.
 
 from __future__ import annotations
 
-from qvae_trt.bench.compare import Change, Changes, check_comparable, compare, group, merge
+from qvae_trt.bench.compare import Change, Changes, check_comparable, compare, merge
 from qvae_trt.bench.results import (
     BASELINES,
     BASELINES_ON_CPU,
@@ -23,11 +23,12 @@ from qvae_trt.bench.results import (
     Timing,
     load,
     save,
+    set_aside,
 )
 from qvae_trt.bench.run import BenchSettings, bench
 from qvae_trt.bench.timing import Limits
 
 __all__ = ["BASELINES", "BASELINES_ON_CPU", "ENGINES", "PATHS", "REFERENCE", "BenchResult"]
 __all__ += ["BenchSettings", "Cell", "Change", "Changes", "Floor", "Limits", "Run"]
-__all__ += ["ServiceRow", "Tie", "Timing", "bench", "check_comparable", "compare", "group"]
-__all__ += ["load", "merge", "save"]
+__all__ += ["ServiceRow", "Tie", "Timing", "bench", "check_comparable", "compare", "load"]
+__all__ += ["merge", "save", "set_aside"]

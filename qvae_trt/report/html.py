@@ -68,7 +68,7 @@ def _report(report: Report, index: int) -> list[str]:
     out += _charts(report.charts["latency"])
     for part in report.parts:
         out += _part(part, index)
-    out.append(_paragraph(report.legend, "small"))
+    out.append(_paragraph(" ".join(filter(None, (report.spread, report.legend))), "small"))
     out += [*_charts(report.charts["speedup"]), *_charts(report.charts["memory"])]
     if report.service:
         prefix = "" if index == 0 else f"-{index}"

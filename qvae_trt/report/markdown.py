@@ -39,7 +39,8 @@ def markdown(report: Report, *, charts: Sequence[str] = ()) -> str:
     lines += "\n>\n".join(f"> {text(remark)}" for remark in report.remarks).splitlines()
     lines += [""] if report.remarks else []
     lines.append(
-        f"Milliseconds, median; in brackets the speed-up over `{REFERENCE}`; the fastest is bold."
+        f"Milliseconds, median; in brackets the speed-up over `{REFERENCE}`; the fastest is bold. "
+        f"{text(report.spread)}".rstrip()
     )
     lines.append("")
     for part in report.parts:

@@ -40,7 +40,7 @@ from qvae_trt.verify.reference import (
     split_outputs,
 )
 from qvae_trt.verify.report import ParityRow, VerifyReport, explain
-from qvae_trt.verify.targets import ends_of, sizes_of
+from qvae_trt.verify.targets import ends_of, left_out, sizes_of
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def verify(
         proof=parity.reference.proof,
         seconds=time.monotonic() - started,
         backend=backend,
+        notes=tuple(parity.notes),
     )
 
 
@@ -139,6 +140,7 @@ class _Parity:
         self.reference = reference
         self.on_step = on_step
         self.rows: list[ParityRow] = []
+        self.notes: list[str] = []
         self.versions: dict[str, str] = {}
         self._jobs: list[_Job] = []
         self._sizes: set[Resolution] = set()
@@ -175,6 +177,8 @@ class _Parity:
         if not sizes:
             return
         self._sizes |= {size for size, _ in sizes}
+        if not resolutions and (left := left_out(profiles, sizes)):
+            self.notes.append(f"{name}: {left}")
         try:
             backend = backends.for_engine(target.path, sidecar)
             backend.can_run().require()

@@ -100,6 +100,9 @@ def bench(
         limits=measuring.Limits(budget_s=budget),
         command=output.settings.command,
     )
+    kept = measuring.set_aside(out / "latency.json")
+    if kept is not None:
+        output.tell(f"an earlier result was there, and is now {kept}")
     with steps("bench") as step:
         result = measuring.bench(settings, out=out, on_step=step)
     written = report.write_tables(result, out)
