@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
+from itertools import combinations
+from pathlib import Path
 
 import pytest
 from bench_samples import NO_TRITON, SQUARE, WIDE, result, run
@@ -23,9 +25,6 @@ from qvae_trt.profiles import Resolution
 from qvae_trt.report import charts, describe, numbers, svg
 from qvae_trt.report.model import labels
 from qvae_trt.report.svg import Bar, Chart
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 EVIL = "<script>alert('1')</script> | `x` **b** [l](http://e.example) & \"q\"\nnew"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -484,6 +483,40 @@ def test_hostile_text_on_the_page_is_text(tmp_path: Path) -> None:
     assert page.handlers == []
     assert page.text.count("<script>alert('1')</script>") > 5
     assert all(link.startswith("#") for link in page.links)
+
+
+def test_what_one_run_of_a_merge_left_out_is_not_said_of_the_whole() -> None:
+    cpu, missing = "Measured on a CPU.", "No engine folder was given: engines were not measured."
+    first = result(paths=("pytorch", "folded"), notes=(cpu, missing))
+    second = result(paths=("pytorch", "static"), notes=(cpu,))
+    assert describe(first).remarks == (cpu, missing)
+    remarks = describe(bench.merge([first, second])).remarks
+    assert cpu in remarks
+    assert missing not in remarks
+
+
+def test_every_path_has_a_colour_of_its_own() -> None:
+    for mode in (0, 1):
+        drawn_in = [
+            [int(svg._COLOURS[path][mode][n : n + 2], 16) for n in (1, 3, 5)]
+            for path in bench.PATHS
+        ]
+        for one, other in combinations(drawn_in, 2):
+            assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 60, (one, other)
+
+
+def test_a_cpu_is_told_larger_than_any_speed_up(tmp_path: Path) -> None:
+    said = "Measured on a CPU"
+    assert said not in html(tmp_path, result()).text
+    assert said in html(tmp_path, result(device="cpu")).text
+    style = (Path(report.__file__).parent / "page.css").read_text("utf-8")
+
+    def pixels(rule: str) -> int:
+        found = re.search(rf"^{re.escape(rule)} \{{[^}}]*?font-size: (\d+)px", style, re.M)
+        assert found is not None, rule
+        return int(found[1])
+
+    assert pixels(".cpu") > pixels(".tile b")
 
 
 def test_two_machines_side_by_side(tmp_path: Path) -> None:

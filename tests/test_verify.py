@@ -145,7 +145,7 @@ def test_only_the_sizes_asked_for_are_run(engines):
 
 
 def test_what_was_left_out_is_said(report):
-    some = replace(report, notes=("2 of 9 opts checked",))
+    some = dataclasses.replace(report, notes=("2 of 9 opts checked",))
     assert some.notes[0] in some.to_markdown()
     assert some.to_dict()["notes"] == list(some.notes)
 

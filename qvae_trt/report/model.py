@@ -154,6 +154,7 @@ class Report:
     title: str
     subtitle: str
     remarks: tuple[str, ...]
+    on_cpu: bool
     legend: str
     spread: str
     method: str
@@ -184,6 +185,7 @@ def describe(result: BenchResult) -> Report:
         title=f"Qwen-Image VAE latency on {result.runs[0].place}",
         subtitle=_subtitle(result),
         remarks=tuple(_remarks(result)),
+        on_cpu=any(run.device == "cpu" for run in result.runs),
         legend=_legend(result),
         spread=_spread(result),
         method=_method(result),
@@ -528,7 +530,8 @@ def _method(result: BenchResult) -> str:
 
 def _remarks(result: BenchResult) -> list[str]:
     """What a reader must know before the figures: CPU, unfinished, ties that are off."""
-    found = list(dict.fromkeys(note for run in result.runs for note in run.notes))
+    # Of a merge, what holds for each of its runs: what one left out, another may have measured.
+    found = [note for note in result.runs[0].notes if all(note in r.notes for r in result.runs)]
     if not result.complete:
         found.insert(0, "The bench ended before it was done: what was not measured is missing.")
     if len(result.runs) > 1:
