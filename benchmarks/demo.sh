@@ -40,5 +40,5 @@ cat <<END
   lightx2v/                        links to them under LightX2V's names
   parity.md, parity.json           every engine against PyTorch fp32, and the bounds kept
   latency.md, .json, .csv, .svg    PyTorch against the engines
-  roundtrip.png                    a photograph, and the same through encoder and decoder
+  roundtrip.png                    left the original, right the same through bundled:tiny
 END

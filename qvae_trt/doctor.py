@@ -142,11 +142,9 @@ def _auto() -> Check:
     name = backends.resolve("auto")
     if name != "onnxruntime" or not devices.gpus():
         return _ok("--backend auto", name)
-    fix = "pip install 'qvae-trt[gpu]'"
-    with suppress(QvaeError):
-        if backends.get("tensorrt_rtx").can_run().ok:
-            fix = f"--backend tensorrt_rtx with every command; or {fix}"
-    return _warn("--backend auto", "onnxruntime, although there is a GPU", fix)
+    return _warn(
+        "--backend auto", "onnxruntime, although there is a GPU", "pip install 'qvae-trt[gpu]'"
+    )
 
 
 def _engines(engine_dir: Path) -> Check:

@@ -189,6 +189,16 @@ class BenchResult:
         return all(run.complete for run in self.runs)
 
     @property
+    def place(self) -> str:
+        """The card, and what ran the engines: `NVIDIA H100 80GB HBM3, tensorrt 8.6.1`."""
+        flavours = [
+            str(cell.detail["flavour"])
+            for cell in self.cells
+            if cell.timing is not None and cell.detail.get("flavour")
+        ]
+        return ", ".join(dict.fromkeys((self.runs[0].place, *flavours)))
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         return tuple(part for part in PARTS if any(cell.part == part for cell in self.cells))
 

@@ -23,7 +23,7 @@ BackendChoice = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 
 def say_where_auto_leads() -> None:
-    """An RTX card with TensorRT-RTX alone would build for the CPU, and never hear of it."""
+    """Who has a GPU and no TensorRT would build for the CPU, and never hear of it."""
     from qvae_trt import backends
     from qvae_trt.backends import devices
 
@@ -56,7 +56,8 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         envvar="QVAE_BACKEND",
-        help="auto: tensorrt if it imports and there is a GPU, else onnxruntime.",
+        help="auto: on a GPU tensorrt, else tensorrt_rtx, whichever is installed and runs there; "
+        "else onnxruntime.",
     ),
 ]
 EngineDirOption = Annotated[

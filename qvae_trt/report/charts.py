@@ -143,7 +143,7 @@ def _each_part(
         charts.append(
             _chart(
                 f"{_VERB[part]}: {title}",
-                f"{result.runs[0].place}; {subtitle}",
+                f"{result.place}; {subtitle}",
                 result.paths,
                 groups,
                 text,
