@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import json
 import re
@@ -28,6 +29,7 @@ from qvae_trt.cli.app import app, main
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import Resolution
 
+SLOW = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH = sorted((ROOT / "docs" / "en").glob("*.md"))
 CHINESE = sorted((ROOT / "docs" / "zh").glob("*.md"))
@@ -792,6 +794,24 @@ def test_pictures_of_terminals_show_what_the_command_printed(picture):
     text = text_of(ROOT / "docs" / "images" / f"terminal-{picture}.svg")
     lines = {float(y) for y in re.findall(r'<text [^>]*y="([\d.]+)"', text)}
     assert len(lines) > 5
+
+
+def words_of(svg: str) -> list[str]:
+    """What a picture of a terminal says, without what differs from run to run."""
+    text = " ".join(html.unescape(line) for line in re.findall(r"<text [^>]*>(.*?)</text>", svg))
+    return re.sub(r"\d+(?:\.\d+)?(?:e[+-]\d+)?", "0", text.replace("\xa0", " ")).split()
+
+
+@pytest.mark.parametrize("pictures", [["match"], pytest.param(["build", "verify"], marks=SLOW)])
+def test_pictures_of_terminals_say_what_the_command_says_today(pictures, tmp_path):
+    write_figures()
+    from figures.pictures import terminal
+
+    for name in pictures:
+        held = text_of(ROOT / "docs" / "images" / f"terminal-{name}.svg")
+        assert words_of(held) == words_of(terminal(name, tmp_path)), (
+            "python tools/write_figures.py --terminal"
+        )
 
 
 def test_pictures_load_nothing():
