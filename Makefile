@@ -54,6 +54,7 @@ audit: $(INSTALLED)  ## known vulnerabilities in what is installed (asks an advi
 docs: $(INSTALLED)  ## the guides, warnings as errors; into out/site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/python tools/write_commands.py docs/commands.md
+	$(BIN)/python tools/write_api.py docs/api.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)  ## write the formatting that lint asks for

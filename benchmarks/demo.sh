@@ -26,7 +26,7 @@ case $backend in tensorrt | onnxruntime)
     --backend "$backend" --out "$out/lightx2v" ;;
 esac
 step "every engine against PyTorch fp32" verify "${common[@]}" --out "$out"
-step "PyTorch against the engines" bench --resolution 512x512 --resolution 640x384 \
+step "PyTorch against the engines" bench --resolution 512x512 --resolution 848x480 \
   "${common[@]}" --out "$out"
 step "a photograph, and its round trip beside it" roundtrip "$photograph" "${common[@]}" \
   --side-by-side --out "$out/roundtrip.png"
@@ -40,5 +40,5 @@ cat <<END
   lightx2v/                        links to them under LightX2V's names
   parity.md, parity.json           every engine against PyTorch fp32, and the bounds kept
   latency.md, .json, .csv, .svg    PyTorch against the engines
-  roundtrip.png                    a photograph, and the same through encoder and decoder
+  roundtrip.png                    left the original, right the same through bundled:tiny
 END

@@ -132,9 +132,6 @@ def _auto() -> Check:
     if name != "onnxruntime" or not devices.gpus():
         return Check("--backend auto", "ok", name)
     fix = "pip install 'qvae-trt[gpu]'"
-    with suppress(QvaeError):
-        if backends.get("tensorrt_rtx").can_run().ok:
-            fix = f"--backend tensorrt_rtx with every command; or {fix}"
     return Check("--backend auto", "warn", "onnxruntime, although there is a GPU", fix)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import json
 import re
@@ -28,10 +29,14 @@ from qvae_trt.cli.app import app, main
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import Resolution
 
+SLOW = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH = sorted((ROOT / "docs" / "en").glob("*.md"))
 CHINESE = sorted((ROOT / "docs" / "zh").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", *ENGLISH, *CHINESE]
+API = ROOT / "docs" / "api.md"
+FAULTS = ROOT / "docs" / "faults.md"
+AT_THE_ROOT = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*AT_THE_ROOT, ROOT / "docs" / "index.md", FAULTS, *ENGLISH, *CHINESE]
 PAIRS = [path.name for path in ENGLISH]
 
 _FENCE = re.compile(r"(<!-- run -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -118,9 +123,19 @@ def _parse(command: Any, words: list[str]) -> None:
 
 
 def test_options_named_in_a_line_exist():
-    # Of hf, ComfyUI, SGLang, Docker, and of this project's examples.
+    # Of hf, ComfyUI, SGLang, Docker, and of this project's examples and tools.
     known = {"--include", "--fp", "--component-paths", "--file", "--tag", "--rm", "--gpus"}
-    known |= {"--volume", "--queue", "--workers", "--replicas", "--port", "--normalised", "--out"}
+    known |= {
+        "--terminal",
+        "--report",
+        "--volume",
+        "--queue",
+        "--workers",
+        "--replicas",
+        "--port",
+        "--normalised",
+        "--out",
+    }
     pending = [typer.main.get_command(app)]
     while pending:
         command = pending.pop()
@@ -140,7 +155,7 @@ def test_make_targets_and_extras_exist():
         text = text_of(page)
         for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{name_of(page)}: {target}"
-        for extra in re.findall(r"'\.\[(\w+)\]'", text):
+        for extra in re.findall(r"'qvae-trt\[(\w+)\]'", text):
             assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"{name_of(page)}: {extra}"
 
 
@@ -462,7 +477,7 @@ def test_links_resolve(page):
         there = (page.parent / path).resolve() if path else page
         assert there.is_file(), target
         assert there.is_relative_to(ROOT), target
-        if page != ROOT / "README.md":
+        if page not in AT_THE_ROOT:
             assert there.is_relative_to(ROOT / "docs"), f"{target}: mkdocs does not carry it"
         if anchor:
             slugs = {
@@ -689,6 +704,28 @@ def test_no_measurement_is_typed(page):
     assert re.findall(pattern, words) == []
 
 
+# --- the page of Python names -------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def write_api() -> Any:
+    sys.path.insert(0, str(ROOT / "tools"))
+    import write_api as module
+
+    return module
+
+
+def test_the_page_of_python_names_is_up_to_date():
+    assert text_of(API) == write_api().api(), "make docs writes it anew"
+
+
+def test_the_page_of_python_names_has_every_public_one():
+    headings = re.findall(r"^### (\w+)$", text_of(API), re.MULTILINE)
+    raised = re.findall(r"^\| `(\w+Error)` \|", text_of(API), re.MULTILINE)
+    public = set(qvae_trt.__all__) - {"__version__"}
+    assert {*headings, *raised} == public | set(write_api().RETURNED)
+
+
 # --- words that the code really says ------------------------------------------------------------
 
 
@@ -702,11 +739,14 @@ def _tests_there() -> set[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_fault_table_names_real_tests(language):
-    page = ROOT / "docs" / language / "reliability.md"
-    named = _TEST.findall(text_of(page))
-    assert len(named) >= 50
+def test_each_fault_names_its_test():
+    """What the user's page promises, the contributor's page proves, row by row."""
+    table, page = text_of(FAULTS).partition("## Long runs")[0], ROOT / "docs/en/reliability.md"
+    proven = re.findall(r"^\| (.+) \| `.+?` \|$", table, re.MULTILINE)
+    told = re.findall(r"^\| (.+?) \| .+? \| .+? \|$", text_of(page), re.MULTILINE)
+    assert proven == [fault for fault in told if fault not in ("fault", "---")]
+    named = _TEST.findall(table)
+    assert len(named) == len(proven) >= 150
     assert set(named) <= _tests_there()
 
 
@@ -754,6 +794,24 @@ def test_pictures_of_terminals_show_what_the_command_printed(picture):
     text = text_of(ROOT / "docs" / "images" / f"terminal-{picture}.svg")
     lines = {float(y) for y in re.findall(r'<text [^>]*y="([\d.]+)"', text)}
     assert len(lines) > 5
+
+
+def words_of(svg: str) -> list[str]:
+    """What a picture of a terminal says, without what differs from run to run."""
+    text = " ".join(html.unescape(line) for line in re.findall(r"<text [^>]*>(.*?)</text>", svg))
+    return re.sub(r"\d+(?:\.\d+)?(?:e[+-]\d+)?", "0", text.replace("\xa0", " ")).split()
+
+
+@pytest.mark.parametrize("pictures", [["match"], pytest.param(["build", "verify"], marks=SLOW)])
+def test_pictures_of_terminals_say_what_the_command_says_today(pictures, tmp_path):
+    write_figures()
+    from figures.pictures import terminal
+
+    for name in pictures:
+        held = text_of(ROOT / "docs" / "images" / f"terminal-{name}.svg")
+        assert words_of(held) == words_of(terminal(name, tmp_path)), (
+            "python tools/write_figures.py --terminal"
+        )
 
 
 def test_pictures_load_nothing():

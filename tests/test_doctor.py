@@ -9,7 +9,6 @@ import re
 import sys
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,17 +87,6 @@ def test_a_gpu_without_tensorrt_is_pointed_out(
     found = check("--backend auto", tmp_path)
     assert found.status == "warn"
     assert found.fix == "pip install 'qvae-trt[gpu]'", "TensorRT-RTX refuses an H100"
-
-
-def test_tensorrt_rtx_alone_is_to_be_named(
-    gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """auto never takes it: without a word an RTX card's owner would get engines for the CPU."""
-    card = replace(H100, name="NVIDIA GeForce RTX 5090", compute_capability="12.0")
-    monkeypatch.setattr(devices, "gpu", lambda: card)
-    monkeypatch.setattr(backends, "resolve", lambda n: "onnxruntime" if n == "auto" else n)
-    found = check("--backend auto", tmp_path)
-    assert str(found.fix).startswith("--backend tensorrt_rtx with every command")
 
 
 def test_engines_are_counted_and_foreign_ones_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import qvae_trt
 
@@ -119,6 +120,35 @@ def test_the_wheel_has_a_model(installed: Path, tmp_path: Path) -> None:
     """The bundled model loads, offline."""
     code = "from qvae_trt.model import load_model; print(load_model('bundled:tiny').z_dim)"
     assert elsewhere(installed / "python", "-c", code, cwd=tmp_path) == "16\n"
+
+
+# --- releases ------------------------------------------------------------------------------------
+
+
+def test_the_changelog_dates_this_version(root: Path) -> None:
+    headings = re.findall(r"^## \[(.+?)\](.*)$", (root / "CHANGELOG.md").read_text("utf-8"), re.M)
+    released = [(name, day) for name, day in headings if name != "Unreleased"]
+    assert released[0][0] == qvae_trt.__version__
+    assert all(re.fullmatch(r" - \d{4}-\d\d-\d\d", day) for _, day in released)
+
+
+def test_a_tag_is_published_without_a_token(root: Path) -> None:
+    folder = root / ".github" / "workflows"
+    workflow = yaml.safe_load((folder / "publish.yml").read_text("utf-8"))
+    assert workflow[True] == {"push": {"tags": ["v*"]}}, "YAML reads the key `on` as true"
+    assert workflow["permissions"] == {"contents": "read"}
+    package = workflow["jobs"]["package"]
+    assert package["permissions"] == {"id-token": "write"}
+    assert package["environment"] == "release"
+    assert [step.get("with") for step in package["steps"][1:]] == [None], "no user, no password"
+    ran = [step.get("run", "") for step in workflow["jobs"]["build"]["steps"]]
+    assert any("GITHUB_REF_NAME" in line for line in ran), "the tag is compared with the version"
+    targets = (root / "Makefile").read_text("utf-8")
+    for line in ran:
+        for target in re.findall(r"^make ([a-z-]+)", line):
+            assert re.search(rf"^{target}:", targets, re.M), target
+    for path in folder.glob("*.yml"):
+        assert "secrets." not in path.read_text("utf-8"), path.name
 
 
 # --- the set-up ----------------------------------------------------------------------------------

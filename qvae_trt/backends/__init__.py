@@ -7,6 +7,7 @@ adapter is used.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qvae_trt.backends.devices import Device as Device
@@ -33,7 +34,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 def get(name: str) -> Backend:
     """The backend of that name.
 
-    `auto` is `tensorrt` where it imports and a GPU answers, else `onnxruntime`.
+    `auto` is `tensorrt` where it imports and a GPU answers, else `tensorrt_rtx` where it runs on
+    that GPU, else `onnxruntime`.
 
     Raises:
         UsageError: no such name.
@@ -54,11 +56,11 @@ def resolve(name: str) -> str:
     if name == "auto":
         from qvae_trt.backends.tensorrt import TensorRT
 
-        try:
-            usable = TensorRT("tensorrt").can_run().ok
-        except BackendError:
-            usable = False
-        return "tensorrt" if usable else "onnxruntime"
+        for flavour in ("tensorrt", "tensorrt_rtx"):
+            with suppress(BackendError):
+                if TensorRT(flavour).can_run().ok:
+                    return flavour
+        return "onnxruntime"
     if name not in BACKENDS:
         raise UsageError(f"backend {name!r}: expected auto, {', '.join(BACKENDS)}")
     return name

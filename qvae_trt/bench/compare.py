@@ -108,35 +108,6 @@ def _name(run: Run) -> str:
     return run.place if driver is None else f"{run.place} (driver {driver})"
 
 
-def group(results: Sequence[BenchResult]) -> list[list[int]]:
-    """Which results complete each other (one machine and model, no path measured twice but
-    `pytorch`): lists of indices.
-
-    Two results that both measured, say, `static` at one size are a before and an after, and stay
-    apart.
-    """
-    groups: list[list[int]] = []
-    for index, result in enumerate(results):
-        for members in groups:
-            if all(_completes(results[member], result) for member in members):
-                members.append(index)
-                break
-        else:
-            groups.append([index])
-    return groups
-
-
-def _completes(left: BenchResult, right: BenchResult) -> bool:
-    first, second = left.runs[0], right.runs[0]
-    if any(getattr(first, name) != getattr(second, name) for name in _SUBJECT):
-        return False
-    seen = [
-        {_key(cell) for cell in result.cells if cell.timing and cell.path != REFERENCE}
-        for result in (left, right)
-    ]
-    return same_machine(first, second) and all(seen) and not seen[0] & seen[1]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """One measurement in both results. `ratio` is new over old: 1.10 is a tenth slower."""

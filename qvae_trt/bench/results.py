@@ -10,15 +10,17 @@ when it is loaded.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from qvae_trt.errors import BenchError
 from qvae_trt.files.json_file import Plain, Table, parse_object
 from qvae_trt.files.reading import read_bytes
-from qvae_trt.files.writing import write_text
+from qvae_trt.files.writing import RESULTS, refusals_named, write_text
 from qvae_trt.json_rows import Count, Positive, read, write
 from qvae_trt.profiles import PARTS, Part, Resolution
 
@@ -193,6 +195,16 @@ class BenchResult:
         return all(run.complete for run in self.runs)
 
     @property
+    def place(self) -> str:
+        """The card, and what ran the engines: `NVIDIA H100 80GB HBM3, tensorrt 8.6.1`."""
+        flavours = [
+            str(cell.detail["flavour"])
+            for cell in self.cells
+            if cell.timing is not None and cell.detail.get("flavour")
+        ]
+        return ", ".join(dict.fromkeys((self.runs[0].place, *flavours)))
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         return tuple(part for part in PARTS if any(cell.part == part for cell in self.cells))
 
@@ -322,3 +334,16 @@ def save(result: BenchResult, path: Path) -> None:
     """Write `latency.json`, whole or not at all. Raises StoreError."""
     text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def set_aside(path: Path) -> Path | None:
+    """Give an earlier result a name of its own, so that the next one does not replace it: where it
+    is now, or None if there was none. Raises StoreError.
+    """
+    if not path.is_file():
+        return None
+    names = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
+    kept = next(name for name in names if not os.path.lexists(name))
+    with refusals_named("write", kept, option=RESULTS):
+        path.rename(kept)
+    return kept

@@ -24,7 +24,7 @@ def screen(report: Report) -> RenderableType:
         line(report.title, "bold"),
         line(report.subtitle),
         *(line(remark, "yellow") for remark in report.remarks),
-        f"Median; behind it the speed-up over {REFERENCE}, the fastest in bold.",
+        f"Median; behind it the speed-up over {REFERENCE}, the fastest in bold. {report.spread}",
         *(_table(part.latencies, part.latencies.title) for part in report.parts),
         *(_table(shown, f"{shown.title}, ms") for shown in report.service),
         "",

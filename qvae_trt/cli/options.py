@@ -57,7 +57,8 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         envvar="QVAE_BACKEND",
-        help="auto: tensorrt if it imports and there is a GPU, else onnxruntime.",
+        help="auto: on a GPU tensorrt, else tensorrt_rtx, whichever is installed and runs there; "
+        "else onnxruntime.",
     ),
 ]
 EngineDirOption = Annotated[

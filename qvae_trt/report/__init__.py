@@ -9,7 +9,6 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
-from qvae_trt.bench.compare import group, merge
 from qvae_trt.bench.results import save
 from qvae_trt.errors import UsageError
 from qvae_trt.files.writing import write_text
@@ -93,8 +92,7 @@ def csv_text(result: BenchResult) -> str:
 def write_html(results: Sequence[BenchResult], out: Path) -> None:
     """Write one self-contained page.
 
-    Results of one machine that complete each other (the engines' run and torch.compile's) become
-    one table; the others stand side by side, the first one as the baseline.
+    Several results stand side by side, the first one as the baseline.
 
     Args:
         results: at least one.
@@ -107,7 +105,6 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
         raise UsageError(
             "nothing to report", fix="qvae report RESULTS/latency.json --out report.html"
         )
-    merged = [merge([results[index] for index in members]) for members in group(results)]
-    names = labels(merged)
-    compared = contrast(merged, names) if len(merged) > 1 else None
-    write_text(out, page([describe(result) for result in merged], names, compared))
+    names = labels(results)
+    compared = contrast(results, names) if len(results) > 1 else None
+    write_text(out, page([describe(result) for result in results], names, compared))

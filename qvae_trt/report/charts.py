@@ -147,7 +147,7 @@ def _each_part(
         charts += _drawn(
             Chart(
                 title=f"{_VERB[part]}: {title}",
-                subtitle=f"{result.runs[0].place}; {subtitle}",
+                subtitle=f"{result.place}; {subtitle}",
                 series=result.paths,
                 groups=tuple(group for group in groups if group[1]),
                 text=text,

@@ -57,7 +57,8 @@ def page(reports: Sequence[Report], names: Sequence[str], contrast: Contrast | N
 
 
 def _report(report: Report, index: int) -> list[str]:
-    out = [f'<div class="card remark">{escape(remark)}</div>' for remark in report.remarks]
+    out = ['<div class="card remark cpu">Measured on a CPU</div>'] if report.on_cpu else []
+    out += [f'<div class="card remark">{escape(remark)}</div>' for remark in report.remarks]
     if report.best:
         tiles = (
             f'<div class="tile"><b>{figure}</b>{escape(of)}'
@@ -68,7 +69,7 @@ def _report(report: Report, index: int) -> list[str]:
     out += _charts(report.charts["latency"])
     for part in report.parts:
         out += _part(part, index)
-    out.append(_paragraph(report.legend, "small"))
+    out.append(_paragraph(" ".join(filter(None, (report.spread, report.legend))), "small"))
     out += [*_charts(report.charts["speedup"]), *_charts(report.charts["memory"])]
     if report.service:
         prefix = "" if index == 0 else f"-{index}"

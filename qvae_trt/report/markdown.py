@@ -38,10 +38,11 @@ def markdown(report: Report, *, charts: Sequence[str] = ()) -> str:
     lines = [f"# {text(report.title)}", "", f"{text(report.subtitle)}.", ""]
     lines += "\n>\n".join(f"> {text(remark)}" for remark in report.remarks).splitlines()
     lines += [""] if report.remarks else []
-    lines += [
-        f"Milliseconds, median; in brackets the speed-up over `{REFERENCE}`; the fastest is bold.",
-        "",
-    ]
+    lines.append(
+        f"Milliseconds, median; in brackets the speed-up over `{REFERENCE}`; the fastest is bold. "
+        f"{text(report.spread)}".rstrip()
+    )
+    lines.append("")
     for part in report.parts:
         lines += _part(part)
     lines += [text(report.legend), ""]

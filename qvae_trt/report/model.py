@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvae_trt.bench.compare import TIE_TOLERANCE
-from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, in_order
+from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, Timing, in_order
 from qvae_trt.report import charts
 from qvae_trt.report.numbers import ms, share, size, times
 
@@ -84,6 +84,9 @@ CLOCKS = {
 }
 
 
+#: A cell whose p10 and p90 are further apart than this share of its median is marked.
+WIDE_SPREAD = 0.2
+_MARK = "±"
 _SPREAD = ("median", "p10", "p90", "min", "runs")
 DETAIL_HEAD = ("size", "path", *_SPREAD, "first call", "memory", "of the floor")
 
@@ -143,6 +146,7 @@ class Report:
 
     Attributes:
         best: the best mean speed-ups, each with what it is of.
+        spread: from how many runs the medians are, and what the mark of a wide spread says.
         notes: the reasons that the entries refer to by number.
         charts: by `latency`, `speedup`, `memory` and `service`; those with nothing in them empty.
     """
@@ -150,7 +154,9 @@ class Report:
     title: str
     subtitle: str
     remarks: tuple[str, ...]
+    on_cpu: bool
     legend: str
+    spread: str
     method: str
     parts: tuple[PartTables, ...]
     best: tuple[tuple[str, str, str], ...]
@@ -179,7 +185,9 @@ def describe(result: BenchResult) -> Report:
         title=f"Qwen-Image VAE latency on {result.runs[0].place}",
         subtitle=_subtitle(result),
         remarks=tuple(_remarks(result)),
+        on_cpu=any(run.device == "cpu" for run in result.runs),
         legend=_legend(result),
+        spread=_spread(result),
         method=_method(result),
         parts=tuple(_part(result, part, notes) for part in PART_TITLES if part in result.parts),
         best=tuple(_best(result)),
@@ -310,7 +318,7 @@ def _part(result: BenchResult, part: Part, notes: dict[str, int]) -> PartTables:
         if any(found.values()):
             entries = [
                 Entry(
-                    text=ms(cell.timing.median_ms if cell and cell.timing else None),
+                    text=_median(cell.timing if cell else None),
                     ratio=None if cell is None or path == REFERENCE else result.speedup(cell),
                     best=path == fastest,
                     note=0 if cell is None else _note(notes, cell.notes),
@@ -336,6 +344,31 @@ def _part(result: BenchResult, part: Part, notes: dict[str, int]) -> PartTables:
         ),
         details=_table(DETAIL_HEAD, details, words=2),
     )
+
+
+def _median(timing: Timing | None) -> str:
+    """Milliseconds, marked where they say little."""
+    if timing is None:
+        return ms(None)
+    return f"{ms(timing.median_ms)} {_MARK}" if _is_wide(timing) else ms(timing.median_ms)
+
+
+def _is_wide(timing: Timing) -> bool:
+    return timing.p90_ms - timing.p10_ms > WIDE_SPREAD * timing.median_ms
+
+
+def _spread(result: BenchResult) -> str:
+    timed = [cell.timing for cell in result.cells if cell.timing is not None]
+    if not timed:
+        return ""
+    least, most = min(t.runs for t in timed), max(t.runs for t in timed)
+    words = f"Each of {least} runs" if least == most else f"Each of {least} to {most} runs"
+    if any(map(_is_wide, timed)):
+        words += (
+            f"; {_MARK}: p10 and p90 are more than {WIDE_SPREAD:.0%} of the median apart, "
+            "a larger --budget helps"
+        )
+    return f"{words}."
 
 
 def _absence(cells: Sequence[Cell], path: str) -> str:
@@ -456,7 +489,8 @@ def _method(result: BenchResult) -> str:
 
 def _remarks(result: BenchResult) -> list[str]:
     """What a reader must know before the figures: CPU, unfinished, ties that are off."""
-    found = list(dict.fromkeys(note for run in result.runs for note in run.notes))
+    # Of a merge, what holds for each of its runs: what one left out, another may have measured.
+    found = [note for note in result.runs[0].notes if all(note in r.notes for r in result.runs)]
     if not result.complete:
         found.insert(0, "The bench ended before it was done: what was not measured is missing.")
     if len(result.runs) > 1:

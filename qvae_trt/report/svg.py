@@ -26,7 +26,7 @@ _COLOURS = {
     "pytorch": ("#8d95a0", "#7f8894"),
     "folded": ("#3574d4", "#5a96f2"),
     "compiled": ("#8657cf", "#aa86ee"),
-    "fused": ("#1b8a6b", "#45c39d"),
+    "fused": ("#c2436b", "#ec7396"),
     "static": ("#0b8a69", "#2dbd94"),
     "profiles": ("#d8731a", "#f09a4a"),
 }

@@ -458,8 +458,8 @@ def load_vae(
     Args:
         engine_dir: where `qvae build` put the engines. They are opened when first needed. None:
             no engines, the fused path serves every size.
-        model: whose weights: a hub id, a folder, a `.safetensors`, `bundled:tiny`, `random:full`,
-            or a loaded `Model`.
+        model: whose weights: a hub id (by default `Qwen/Qwen-Image`), a folder, a `.safetensors`,
+            `bundled:tiny`, `random:full`, or a loaded `Model`.
         fallback: where neither an engine nor the fused path serves: `warn` once for each size and
             reason and use the folded network, or `silent`ly use it. `raise` the reason where no
             engine serves, or, without an engine folder, where the fused path does not.

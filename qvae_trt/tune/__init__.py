@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from qvae_trt.tune.follow import FILE_NAME, Followed, follow
+from qvae_trt.tune.follow import FILE_NAME, Followed, built_otherwise, follow
 from qvae_trt.tune.record import (
     Measurement,
     Parity,
@@ -21,4 +21,5 @@ from qvae_trt.tune.variants import Variant, curated, default_variant
 
 __all__ = ["FILE_NAME", "LEAST_GAIN", "LIMITS", "Followed", "Measurement", "Parity", "TunedVariant"]
 __all__ += ["Subject", "TuneFile", "TuneKey", "TuneResult", "TuneSettings", "Variant"]
-__all__ += ["curated", "default_variant", "fastest", "follow", "load", "save", "tune"]
+__all__ += ["built_otherwise", "curated", "default_variant", "fastest", "follow", "load", "save"]
+__all__ += ["tune"]

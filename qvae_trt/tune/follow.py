@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvae_trt.errors import BenchError
+from qvae_trt import store
+from qvae_trt.errors import BenchError, QvaeError
 from qvae_trt.tune import record
 from qvae_trt.tune.record import TuneFile, TuneKey
 
@@ -87,6 +88,31 @@ def follow(
         lowerings={part: variant.lowering for part, variant in variants.items()},
         levels={part: v.level for part, v in variants.items() if v.level is not None},
     )
+
+
+def built_otherwise(file: TuneFile, engine_dir: Path) -> list[Path]:
+    """The engines that `build`, following this file, builds anew: of the same backend, machine and
+    precision, and of another variant.
+    """
+    found = []
+    for engine in store.find_engines(engine_dir):
+        try:
+            sidecar = store.read_sidecar(engine.path)
+        except QvaeError:
+            continue  # stale whatever was tuned
+        key, choice = sidecar.key, file.choices.get(engine.part)
+        same = (key.flavour, key.flavour_version, key.precision) == (
+            file.key.flavour,
+            file.key.flavour_version,
+            file.key.precision,
+        )
+        if choice is None or not same:
+            continue
+        level, built = choice.variant.level, sidecar.build_flags.get("level")
+        other_level = level is not None and built is not None and built != str(level)
+        if other_level or key.lowering != choice.variant.lowering.canonical():
+            found.append(engine.path)
+    return found
 
 
 def _line(path: Path, file: TuneFile, part: Part) -> str:

@@ -41,7 +41,7 @@ from qvae_trt.verify.reference import (
     split_outputs,
 )
 from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain
-from qvae_trt.verify.targets import ends_of, sizes_of
+from qvae_trt.verify.targets import ends_of, left_out, sizes_of
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def verify(
         proof=parity.reference.proof,
         seconds=time.monotonic() - started,
         backend=backend,
+        notes=tuple(parity.notes),
     )
 
 
@@ -133,6 +134,7 @@ class _Parity:
     reference: Reference
     on_event: OnEvent
     rows: list[ParityRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     _jobs: list[_Job] = field(default_factory=list)
     _sizes: set[Resolution] = field(default_factory=set)
@@ -162,6 +164,8 @@ class _Parity:
             if not sizes:
                 return
             self._sizes |= {size for size, _ in sizes}
+            if not resolutions and (left := left_out(profiles, sizes)):
+                self.notes.append(f"{name}: {left}")
             backend = backends.for_engine(target.path, sidecar)
             backend.can_run().require()
             backend.supports(precision).require()

@@ -78,13 +78,16 @@ class ParityRow:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """All rows of one run, and what they were made with; `backend` as it was asked for."""
+    """All rows of one run, and what they were made with; `backend` as it was asked for. `notes` say
+    what was left out.
+    """
 
     rows: tuple[ParityRow, ...]
     facts: dict[str, str]
     proof: Proof | None = None
     seconds: float = 0.0
     backend: str = "auto"
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[Status, int]:
@@ -139,6 +142,7 @@ class VerifyReport:
             "counts": self.counts,
             "seconds": round(self.seconds, 3),
             "facts": self.facts,
+            "notes": list(self.notes),
             "reference_proof": self.proof and _proof(self.proof),
             "bounds": write(BOUNDS),
             "rows": [row.to_dict() for row in self.rows],
@@ -159,6 +163,7 @@ class VerifyReport:
             f"**{verdict}**: {summary(self.counts)}, in {self.seconds:.0f} s.",
             _markdown(("fact", "value"), self.facts.items()),
             _reference_note(self),
+            *self.notes,
             _markdown(HEADINGS, (cells(row.to_dict()) for row in self.rows)),
             _LEGEND,
             "## Bounds",

@@ -40,6 +40,15 @@ def sizes_of(
     return [(size, index) for size, index in served if index is not None]
 
 
+def left_out(profiles: Sequence[Profile], sizes: Sequence[tuple[Resolution, int]]) -> str | None:
+    """That not every opt is among the sizes to verify, as where one graph serves all profiles."""
+    opts = {p.opt for p in profiles}
+    checked = opts & {size for size, _ in sizes}
+    if checked == opts:
+        return None
+    return f"{len(checked)} of {len(opts)} opts checked, since one graph serves all"
+
+
 def ends_of(
     profiles: Sequence[Profile], *, every_profile: bool, besides: Sequence[tuple[Resolution, int]]
 ) -> list[tuple[Resolution, int]]:

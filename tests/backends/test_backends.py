@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ def test_auto_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     put_gpu(monkeypatch, H200)
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it were not installed
     assert backends.get("auto").name == "onnxruntime"
+
+
+@pytest.mark.parametrize(("capability", "name"), [("12.0", "tensorrt_rtx"), ("9.0", "onnxruntime")])
+def test_auto_takes_rtx_where_it_alone_runs(
+    capability: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_gpu(monkeypatch, replace(H200, name="a card", compute_capability=capability))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with fake_tensorrt.installed("rtx"):
+        assert backends.get("auto").name == name
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])

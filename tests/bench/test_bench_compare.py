@@ -1,4 +1,4 @@
-"""Merging runs of one machine, grouping files, finding regressions."""
+"""Merging runs of one machine, finding regressions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from bench_samples import NO_TRITON, SQUARE, WIDE, result
 
-from qvae_trt.bench import Cell, check_comparable, compare, group, merge
+from qvae_trt.bench import Cell, check_comparable, compare, merge
 from qvae_trt.errors import BenchError, UsageError
 from qvae_trt.profiles import PARTS
 
@@ -68,16 +68,6 @@ def test_what_cannot_share_a_table(changes: dict[str, object], named: str) -> No
 def test_nothing_to_merge() -> None:
     with pytest.raises(BenchError):
         merge([])
-
-
-def test_files_that_complete_each_other_are_grouped() -> None:
-    engines, compiled = result(paths=ENGINES), result(paths=("pytorch", "compiled"))
-    other_gpu = result(machine={"gpu": "NVIDIA L4"})
-    later = result(paths=ENGINES, scale=0.9)
-    assert group([engines, compiled]) == [[0, 1]]
-    assert group([engines, other_gpu, compiled]) == [[0, 2], [1]]
-    assert group([engines, later]) == [[0], [1]], "before and after stay apart"
-    assert group([engines, engines]) == [[0], [1]]
 
 
 def test_slower_past_the_margin_is_a_regression() -> None:

@@ -110,6 +110,16 @@ def test_the_schema_is_kept_and_bites(schema: dict[str, Any]) -> None:
     assert broken(lambda v: v["service"][0]["steps"].update(decode_ms="fast"))
 
 
+def test_an_earlier_result_keeps_its_content_under_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "latency.json"
+    assert bench.set_aside(path) is None
+    for number in (1, 2):
+        path.write_text(str(number))
+        assert bench.set_aside(path) == tmp_path / f"latency-{number}.json"
+    assert not path.exists()
+    assert (tmp_path / "latency-1.json").read_text() == "1"
+
+
 def test_written_and_read_again(tmp_path: Path) -> None:
     before = full()
     path = tmp_path / "deep" / "latency.json"

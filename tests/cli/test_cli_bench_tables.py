@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 from bench_samples import NO_TRITON, result
-from report_cases import partial
+from report_cases import html, partial
 from rich.console import Console
 
-from qvae_trt import bench
+from qvae_trt import bench, report
 from qvae_trt.cli.bench_tables import comparison_table, screen
 from qvae_trt.report import describe
 
@@ -19,6 +20,21 @@ def drawn(shown: object, width: int = 100, *, colour: bool = False) -> str:
     system = "standard" if colour else None
     Console(file=file, width=width, force_terminal=colour, color_system=system).print(shown)  # type: ignore[arg-type]
     return file.getvalue()
+
+
+def test_a_wide_spread_is_marked_wherever_it_is_shown(tmp_path: Path) -> None:
+    cells = list(result().cells)
+    place = next(n for n, c in enumerate(cells) if c.path == "static" and c.part == "decoder")
+    timing = cells[place].timing
+    assert timing is not None
+    wide = replace(timing, p90_ms=timing.median_ms * 1.3, runs=7)
+    cells[place] = replace(cells[place], timing=wide)
+    found = replace(result(), cells=tuple(cells))
+    page = html(tmp_path, found).text
+    for text in (drawn(screen(describe(found)), width=100), report.markdown(describe(found)), page):
+        assert text.count("20.0 ±") == 1
+        assert "7 to 20 runs" in text
+    assert "±" not in drawn(screen(describe(result())), width=100)
 
 
 def test_the_screen_at_80_columns_loses_nothing() -> None:

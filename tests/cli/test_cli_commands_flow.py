@@ -173,8 +173,10 @@ def test_bench_report_and_compare(
         assert cli.main([*map(str, arguments), "--compare", str(old), "--json"]) == code
         shown = capsys.readouterr()
         assert json.loads(shown.out)["comparison"]["ok"] is (code == 0)
+        assert "an earlier result was there, and is now" in shown.err
         said = "none of 6 medians is worse" if code == 0 else "6 of 6 medians are worse"
         assert f"{said} by more than 5 %" in shown.err
+    assert json.loads((out / "latency-1.json").read_text()) == data, "none was overwritten"
 
 
 @pytest.mark.parametrize(

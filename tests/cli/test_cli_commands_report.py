@@ -78,3 +78,12 @@ def test_two_machines_are_refused_and_nothing_is_written(
     assert "side by side" in err
     assert not (workplace / "both").exists()
     assert not (workplace / "report.html").exists()
+
+
+def test_two_files_of_one_machine_are_compared_unless_merge_is_given(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(capsys, "engines", "compiled")
+    page = (workplace / "report.html").read_text("utf-8")
+    assert 'id="compared"' in page
+    assert "Merged from" not in page

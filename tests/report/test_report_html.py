@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
-from typing import TYPE_CHECKING
+from itertools import combinations
+from pathlib import Path
 
 import pytest
 from bench_samples import NO_TRITON, SQUARE, WIDE, result
 from report_cases import EVIL, evil, html, partial
 
-from qvae_trt import report
+from qvae_trt import bench, report
 from qvae_trt.errors import UsageError
-from qvae_trt.report import svg
+from qvae_trt.report import describe, svg
 from qvae_trt.report.model import labels
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
@@ -39,6 +38,40 @@ def test_hostile_text_on_the_page_is_text(tmp_path: Path) -> None:
     assert all(link.startswith("#") for link in page.links)
 
 
+def test_what_one_run_of_a_merge_left_out_is_not_said_of_the_whole() -> None:
+    cpu, missing = "Measured on a CPU.", "No engine folder was given: engines were not measured."
+    first = result(paths=("pytorch", "folded"), notes=(cpu, missing))
+    second = result(paths=("pytorch", "static"), notes=(cpu,))
+    assert describe(first).remarks == (cpu, missing)
+    remarks = describe(bench.merge([first, second])).remarks
+    assert cpu in remarks
+    assert missing not in remarks
+
+
+def test_every_path_has_a_colour_of_its_own() -> None:
+    for mode in (0, 1):
+        drawn_in = [
+            [int(svg._COLOURS[path][mode][n : n + 2], 16) for n in (1, 3, 5)]
+            for path in bench.PATHS
+        ]
+        for one, other in combinations(drawn_in, 2):
+            assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 60, (one, other)
+
+
+def test_a_cpu_is_told_larger_than_any_speed_up(tmp_path: Path) -> None:
+    said = "Measured on a CPU"
+    assert said not in html(tmp_path, result()).text
+    assert said in html(tmp_path, result(device="cpu")).text
+    style = (Path(report.__file__).parent / "page.css").read_text("utf-8")
+
+    def pixels(rule: str) -> int:
+        found = re.search(rf"^{re.escape(rule)} \{{[^}}]*?font-size: (\d+)px", style, re.M)
+        assert found is not None, rule
+        return int(found[1])
+
+    assert pixels(".cpu") > pixels(".tile b")
+
+
 def test_two_machines_side_by_side(tmp_path: Path) -> None:
     page = html(tmp_path, result(), result(scale=2.0, machine={"gpu": "NVIDIA L4"}))
     assert {"compared", "r0", "r1"} <= set(page.ids)
@@ -48,13 +81,11 @@ def test_two_machines_side_by_side(tmp_path: Path) -> None:
     assert page.open == []
 
 
-def test_runs_that_complete_each_other_become_one_table(tmp_path: Path) -> None:
+def test_runs_of_one_machine_are_compared_as_well(tmp_path: Path) -> None:
     engines = result(paths=("pytorch", "static"), absent=("compiled",))
     page = html(tmp_path, engines, result(paths=("pytorch", "compiled")))
-    assert "compared" not in page.ids
-    assert "Merged from 2 runs" in page.text
-    assert "4.00×" in page.text
-    assert "5.00×" in page.text
+    assert "compared" in page.ids
+    assert "Merged" not in page.text
 
 
 def test_before_and_after_are_told_apart(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ def test_build_follows(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "another form of the graph" in data["engines"][0]["reason"]
     data = result(capsys, *build, "--engine-dir", engines, "--dry-run")
     assert data["engines"][0]["status"] == "kept"
+    assert tune.built_otherwise(tune.load(engines / "tune.json"), engines) == []
+    choices["decoder"] = replace(
+        choices["decoder"], variant=default_variant("onnxruntime", "1", "fp32")
+    )
+    assert tune.built_otherwise(replace(file, choices=choices), engines) == [engine]
+    elsewhere = replace(file.key, flavour_version="0.1")
+    assert tune.built_otherwise(replace(file, choices=choices, key=elsewhere), engines) == []
 
 
 def test_build_ignores_what_was_measured_elsewhere(

@@ -130,6 +130,12 @@ def test_only_the_sizes_asked_for_are_run(engines):
     assert {event.count for event in seen} == {len(seen)}
 
 
+def test_what_was_left_out_is_said(report):
+    some = dataclasses.replace(report, notes=("2 of 9 opts checked",))
+    assert some.notes[0] in some.to_markdown()
+    assert some.to_dict()["notes"] == list(some.notes)
+
+
 def test_nothing_reaches_stdout(engines, capsys):
     verify(engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 64)])
     assert capsys.readouterr().out == ""

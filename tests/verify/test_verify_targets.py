@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from qvae_trt.profiles import Profile, Resolution, load_profiles
-from qvae_trt.verify.targets import ends_of, off_grid, sizes_of
+from qvae_trt.verify.targets import ends_of, left_out, off_grid, sizes_of
 
 
 def test_every_profile_is_run_at_its_opt_and_once_off_it():
     nine = load_profiles()
     sizes = sizes_of(nine, static=False, every_profile=True)
+    assert left_out(nine, sizes) is None
     assert {(p.opt, i) for i, p in enumerate(nine)} <= set(sizes)
     (between,) = {s for s, _ in sizes} - {p.opt for p in nine}
     assert between == off_grid(nine)
@@ -20,7 +21,9 @@ def test_every_profile_is_run_at_its_opt_and_once_off_it():
 
 def test_one_graph_for_all_profiles_is_run_at_its_ends_and_once_between():
     nine = load_profiles()
-    sizes = [s for s, _ in sizes_of(nine, static=False, every_profile=False)]
+    compared = sizes_of(nine, static=False, every_profile=False)
+    assert left_out(nine, compared) == "2 of 9 opts checked, since one graph serves all"
+    sizes = [s for s, _ in compared]
     opts = sorted((p.opt for p in nine), key=lambda r: r.pixels)
     assert sizes == [off_grid(nine), opts[0], opts[-1]]
 

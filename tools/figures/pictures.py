@@ -60,7 +60,7 @@ def charts(measured: Measured) -> dict[str, str]:
 
 
 # Name: the command and the width of its terminal; each works on what the one before has left.
-_TERMINALS = {
+TERMINALS = {
     "match": ("profiles match 1600x1200", 110),
     "build": ("build --mode static --resolution 256x256 --model bundled:tiny", 120),
     "verify": ("verify --resolution 256x256 --model bundled:tiny", 120),
@@ -69,35 +69,38 @@ _TERMINALS = {
 
 def draw_terminals() -> None:
     """Run commands with the bundled model, and draw what they print."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TERMINALS:
+            (IMAGES / f"terminal-{name}.svg").write_text(terminal(name, Path(folder)), "utf-8")
+
+
+def terminal(name: str, folder: Path) -> str:
+    """What a command prints in this folder, as a picture of a terminal."""
     from rich.console import Console
     from rich.terminal_theme import MONOKAI
     from rich.text import Text
 
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (arguments, width) in _TERMINALS.items():
-            command = [sys.executable, "-m", "qvae_trt", *arguments.split()]
-            environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(width)}
-            ran = subprocess.run(
-                command,
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=True,
-            )
-            if not ran.stdout.strip():
-                sys.exit(f"qvae {arguments} printed nothing")
-            console = Console(record=True, width=width, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
-            console.print(Text(f"$ qvae {arguments}", style="bold"), soft_wrap=True)
-            console.print(Text.from_ansi(ran.stdout.rstrip()), soft_wrap=True)
-            console.print()  # else the last line is cut at its descenders
-            svg = console.export_svg(title="qvae", theme=MONOKAI, unique_id=f"qvae-{name}")
-            # Rich asks a server for its font; the reader's own monospace will do.
-            svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
-            svg = svg.replace("font-family: Fira Code, monospace", "font-family: monospace")
-            svg = svg.replace("<!-- Generated with Rich https://www.textualize.io -->", "")
-            (IMAGES / f"terminal-{name}.svg").write_text(svg, "utf-8")
+    arguments, width = TERMINALS[name]
+    ran = subprocess.run(
+        [sys.executable, "-m", "qvae_trt", *arguments.split()],
+        cwd=folder,
+        env=os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(width)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    if not ran.stdout.strip():
+        sys.exit(f"qvae {arguments} printed nothing")
+    console = Console(record=True, width=width, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console.print(Text(f"$ qvae {arguments}", style="bold"), soft_wrap=True)
+    console.print(Text.from_ansi(ran.stdout.rstrip()), soft_wrap=True)
+    console.print()  # else the last line is cut at its descenders
+    svg = console.export_svg(title="qvae", theme=MONOKAI, unique_id=f"qvae-{name}")
+    # Rich asks a server for its font; the reader's own monospace will do.
+    svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    svg = svg.replace("font-family: Fira Code, monospace", "font-family: monospace")
+    return svg.replace("<!-- Generated with Rich https://www.textualize.io -->", "")
 
 
 def photograph_report(measured: Measured) -> None:
@@ -116,7 +119,7 @@ def photograph_report(measured: Measured) -> None:
             "--no-sandbox",
             "--disable-gpu",
             "--hide-scrollbars",
-            "--window-size=1000,1100",
+            "--window-size=1000,1100",  # the first screen; the page is longer
         ]
         subprocess.run(
             [*command, f"--screenshot={IMAGES / 'report.png'}", page.as_uri()], check=True

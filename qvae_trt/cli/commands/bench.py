@@ -85,6 +85,9 @@ def bench(
         limits=measuring.Limits(budget_s=budget),
         command=output.settings.command,
     )
+    kept = measuring.set_aside(out / "latency.json")
+    if kept is not None:
+        output.tell(f"an earlier result was there, and is now {kept}")
     with show_progress("bench") as on_event:
         result = measuring.bench(settings, out=out, on_event=on_event)
     written = report.write_tables(result, out)

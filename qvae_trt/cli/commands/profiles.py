@@ -136,9 +136,9 @@ def _draw_match(data: dict[str, Any]) -> RenderableType:
         for candidate in data[part]["candidates"]
     ]
     columns: dict[str, Any] = {"": "part", " ": lambda row: "ok" if row["accepted"] else ""}
-    return records(
-        rows, columns | {"engine": "name", "why": "reason"}, title=f"{data['size']}, {where}"
-    )
+    taken = dict.fromkeys(row["name"] for row in rows if row["accepted"])
+    title = f"{data['size']}: {' and '.join(taken)}, {where}"
+    return records(rows, columns | {"engine": "name", "why": "reason"}, title=title)
 
 
 def _as_if_built(size: Resolution, kind: Kind, profiles_file: Path | None) -> dict[Part, Choice]:

@@ -80,13 +80,16 @@ def tune(
     )
     with show_progress() as on_event:
         result = tuning.tune(settings, on_event=on_event)
-    output.emit(result.to_dict(), _draw)
+    stale = list(map(str, tuning.built_otherwise(result.file, engine_dir))) if out is None else []
+    output.emit({**result.to_dict(), "stale": stale}, _draw)
     for name in result.parts:
         if result.chosen(name) is None:
             output.tell(
                 f"{name}: no variant was built, ran and stayed within the bounds", style="bold red"
             )
     output.tell(f"wrote {result.path}")
+    if stale:
+        output.tell(f"built otherwise, so qvae build builds them again: {', '.join(stale)}")
     return 0 if result.ok else 1
 
 

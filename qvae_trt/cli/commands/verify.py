@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import table
+from qvae_trt.cli.drawing import line, stacked, table
 from qvae_trt.cli.events import show_progress
 
 if TYPE_CHECKING:
@@ -56,9 +56,12 @@ def draw(data: dict[str, Any]) -> RenderableType:
     from qvae_trt.verify.report import HEADINGS, cells, summary
 
     rows = [
-        (f"{row['mode']} {row['part']}" if row["mode"] and row["part"] else line[0], *line[1:])
+        (f"{row['mode']} {row['part']}" if row["mode"] and row["part"] else shown[0], *shown[1:])
         for row in data["rows"]
-        for line in [cells(row)]
+        for shown in [cells(row)]
     ]
     spare = ("max abs", "rel L2", "cosine", "power", "vs bf16")
-    return table(HEADINGS, rows, title=summary(data["counts"]), spare=spare)
+    return stacked(
+        table(HEADINGS, rows, title=summary(data["counts"]), spare=spare),
+        *map(line, data["notes"]),
+    )
