@@ -15,6 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests that import onnxruntime themselves keep it from reporting home, as the package does.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# Kernels run in Triton's interpreter where there is no GPU; it is chosen when they are imported.
+if not devices.gpus():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from qvae_trt import backends, store
 from qvae_trt.export import export_onnx, recipe_sha256
 from qvae_trt.files.writing import staged
+from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import BUNDLED_TINY, RANDOM_TINY_21, Model, load_model
 from qvae_trt.profiles import PARTS, Mode, Part, Precision, Profile, Resolution, engine_path
@@ -18,6 +19,8 @@ from qvae_trt.tensors import ShapeRange
 #: The static pair's size, and the range of the one profile of the other pair.
 STATIC = Resolution(64, 96)
 WIDE = Profile(Resolution(32, 32), Resolution(64, 64), Resolution(128, 160))
+#: Of Qwen-Image-2.1: an eighth of a side is not a latent there, but a sixteenth.
+WIDE_21 = Profile(Resolution(48, 48), Resolution(64, 64), Resolution(128, 160))
 
 
 @lru_cache(maxsize=1)
@@ -102,8 +105,9 @@ def build(
     precision: Precision = "fp32",
     modes: tuple[Mode, ...] = ("static", "profiles"),
 ) -> Path:
-    """A static pair of `STATIC` and a pair with the profile `WIDE`. Kept if it is there."""
+    """A static pair of `STATIC` and one of `WIDE` or `WIDE_21`. Kept if it is there."""
     model = model or tiny()
+    wide = WIDE if model.kind == QWEN_IMAGE else WIDE_21
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:  # the other test process waits, and finds them
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -126,7 +130,7 @@ def build(
                         folder,
                         part,
                         mode,
-                        Profile.fixed(STATIC) if mode == "static" else WIDE,
+                        Profile.fixed(STATIC) if mode == "static" else wide,
                         onnx=onnx,
                         onnx_sha256=graph.sha256,
                         precision=precision,

@@ -24,7 +24,7 @@ FIXED = ShapeRange.fixed((1, 4, 1, 16, 24))
 
 def spec(*ranges: ShapeRange, **settings: Any) -> BuildSpec:
     settings.setdefault("precision", "fp16")
-    return BuildSpec(input_name="latents", ranges=ranges or (WIDE,), **settings)
+    return BuildSpec(ranges=ranges or (WIDE,), **settings)
 
 
 @pytest.fixture(params=["real rtx", *fake_tensorrt.VARIANTS])
@@ -71,8 +71,6 @@ def test_a_graph_of_one_size(backend: backends.Backend, fixed_graph: Path, engin
     outcome = backend.build(fixed_graph, engine, spec(FIXED, level=1))
     assert outcome.output.shape == (1, 3, 1, 128, 192)
     assert outcome.flags["level"] == "1"
-    with pytest.raises(BuildError, match="2 profiles asked of a graph whose input is fixed"):
-        backend.build(fixed_graph, engine, spec(FIXED, FIXED))
 
 
 def test_fp32_multiplies_in_fp32(backend: backends.Backend, tmp_path: Path, engine: Path) -> None:
@@ -91,20 +89,9 @@ def test_wrong_ranges_are_refused_before_the_build(
 ) -> None:
     bad = ShapeRange((1, 4, 1, 4, low), (1, 4, 1, 16, opt), (1, 4, 1, 32, high))
     steps: list[str] = []
-    with pytest.raises(UsageError, match="profile 1, dimension 4: "):
+    with pytest.raises(UsageError, match="profile 1: "):
         backend.build(graph, engine, spec(WIDE, bad), progress=lambda *s: steps.append(s[0]))
     assert steps == []
-
-
-@pytest.mark.parametrize(
-    "shape", [(1, 5, 1, 16, 16), (1, 4, 16, 16)], ids=["channels", "dimensions"]
-)
-def test_ranges_that_do_not_fit_the_graph(
-    backend: backends.Backend, graph: Path, engine: Path, shape: tuple[int, ...]
-) -> None:
-    with pytest.raises(BuildError, match="latents"):
-        backend.build(graph, engine, spec(ShapeRange.fixed(shape)))
-    assert not engine.exists()
 
 
 @pytest.mark.parametrize("level", [-1, 6])
@@ -127,12 +114,6 @@ def test_a_file_that_is_no_graph(
 def test_a_missing_file(backend: backends.Backend, tmp_path: Path, engine: Path) -> None:
     with pytest.raises(BuildError, match=r"none\.onnx"):
         backend.build(tmp_path / "none.onnx", engine, spec())
-
-
-def test_another_input_name(backend: backends.Backend, graph: Path, engine: Path) -> None:
-    wrong = BuildSpec(input_name="images", ranges=(WIDE,), precision="fp16")
-    with pytest.raises(BuildError, match="input is latents, expected images"):
-        backend.build(graph, engine, wrong)
 
 
 def test_a_place_that_cannot_be_written(

@@ -26,7 +26,7 @@ TINY = ["--model", RANDOM_TINY_21]
 
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A static pair of 96x64 and a pair of 32x32 to 160x128; read only."""
+    """A static pair of 96x64 and a pair of 48x48 to 160x128; read only."""
     return ort_engines.shared_21(tmp_path_factory)
 
 

@@ -12,7 +12,7 @@ import torch
 from doubles import Faulty
 from ort_engines import STATIC, tiny
 
-from qvae_trt import backends
+from qvae_trt import backends, store
 from qvae_trt.errors import EngineError, ExecutionError
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.runtime import engines as engines_module
@@ -170,7 +170,7 @@ class OnShelf:
 
     def __init__(self, path, device):
         self.path, self.device, self.ran, self.closed = path, device, 0, False
-        self.files = engines_module.signature(path)
+        self.files = store.signature(path)
 
     def run(self, x, *, profile):
         assert x.device == self.device
