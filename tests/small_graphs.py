@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from qvae_trt.backends import BuildSpec
+from qvae_trt.tensors import ShapeRange
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 FP16, FP32 = TensorProto.FLOAT16, TensorProto.FLOAT
+#: Of the input of `decoder`.
+WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
+SMALL = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))
+FIXED = ShapeRange.fixed((1, 4, 1, 16, 24))
+
+
+def spec(*ranges: ShapeRange, **settings: Any) -> BuildSpec:
+    """How to build `decoder`: in fp16 with the range WIDE, unless given."""
+    settings.setdefault("precision", "fp16")
+    return BuildSpec(ranges=ranges or (WIDE,), **settings)
 
 
 def decoder(

@@ -127,8 +127,8 @@ def mirrored() -> list[Path]:
 
 @pytest.mark.parametrize("path", mirrored(), ids=str)
 def test_a_test_file_bears_the_name_of_its_module(path: Path) -> None:
-    """`tests/store/test_store_writing_locking.py` is of `qvae_trt/store/locking.py`, and so is
-    `test_store_locking_TOPIC.py`; `tests/store/test_store.py` is of the folder.
+    """`tests/store/test_store_writing.py` is of `qvae_trt/store/writing.py`, and so is
+    `test_store_writing_locking.py`, of one topic; `tests/store/test_store.py` is of the folder.
     """
     folder = path.parent.as_posix()
     name = path.stem.removeprefix("test_")

@@ -74,12 +74,10 @@ def describe_class(node: ast.ClassDef) -> str:
         for part in node.body
         if isinstance(part, Function)
         and not part.name.startswith("_")
-        and ast.get_docstring(part)
-        and not (ast.get_docstring(part) or "").startswith("As `")
+        and (said := ast.get_docstring(part))
+        and not said.startswith("As `")
     ]
-    head = [f"class {node.name}:", *(f"    {field}" for field in fields)] if fields else []
-    if not fields:
-        head = [f"class {node.name}"]
+    head = [f"class {node.name}{':' if fields else ''}", *(f"    {field}" for field in fields)]
     returned = ["Its name is not in `qvae_trt`; other calls return it.\n"]
     return "\n".join(
         [

@@ -41,10 +41,10 @@ def serve(
     done: Queue[Any],
 ) -> None:
     torch.set_num_threads(4)
-    vae = load_vae(engines, model=load_model(MODEL), device=device, fallback="raise")
+    model = load_model(MODEL)
+    vae = load_vae(engines, model=model, device=device, fallback="raise")
     processor = QvaeImageProcessor(vae_scale_factor=QWEN_IMAGE.scale)
-    shape = (1, 16, 1, *QWEN_IMAGE.latents_of(size))
-    latents = torch.randn(shape, device=device, dtype=torch.bfloat16)
+    latents = torch.randn(model.shape("decoder", size), device=device, dtype=torch.bfloat16)
 
     def picture() -> None:
         processor.postprocess(vae.decode(latents).sample[:, :, 0], output_type="pil")

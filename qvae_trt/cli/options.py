@@ -25,7 +25,7 @@ BackendChoice = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 
 def warn_of_cpu() -> None:
-    """Warn where `auto` means the CPU although there is a GPU (TensorRT-RTX alone, say)."""
+    """Warn where `auto` means the CPU although there is a GPU (no TensorRT runs on it)."""
     from qvae_trt import backends
     from qvae_trt.backends import devices
 

@@ -70,9 +70,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     Args:
         query: (B, N, C), already scaled by 1 / sqrt(C).
         key, value: (B, N, C).
-        chunks: how many runs, where N is as much. A graph with ranges gets twice as many: its
-            memory is planned for the largest size, and sizes that are edited have up to twice the
-            pixels of those that are generated (benchmarks/rtx/scratch.json).
+        chunks: how many runs, where N is as much. A graph with ranges gets twice as many, since its
+            memory is planned for the largest size: TensorRT-RTX then plans 2.3 GiB for 1504x2048
+            (benchmarks/rtx/scratch.json).
 
     Returns:
         (B, N, C).
@@ -114,9 +114,9 @@ def attend_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Ten
 
     In graphs with ranges, and with more than 32,768 keys, what is summed is how values differ from
     a centre. The result is exact whatever the centre is, so it is the mean of every 61st value: in
-    TensorRT 8.6 on an H100 the mean of all takes 3 of 9 ms at 27,744 tokens, this one nothing that
-    can be measured (benchmarks/h100/attention_forms.json). benchmarks/fp16_sums.json has what the
-    centre is for.
+    TensorRT 8.6 on an H100 the mean of all takes 3 of 9 ms at 27,744 tokens, this one less than 0.1
+    (benchmarks/h100/attention_forms.json). benchmarks/fp16_sums.json has the errors with it and
+    without.
 
     Args:
         query, key: (B, N, C), the query already scaled by 1 / sqrt(C).

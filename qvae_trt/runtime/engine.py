@@ -7,7 +7,7 @@ import weakref
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -111,9 +111,15 @@ class Engine:
             raise EngineError(
                 f"{path}: runs on {session.device_type}, the tensors are on {device.type}"
             )
-        files, sidecar = opened.files, opened.sidecar
-        how: dict[str, Any] = {"scratch": scratch, "device": device, "cuda_graph": cuda_graph}
-        return cls(session, path=path, files=files, sidecar=sidecar, **how)
+        return cls(
+            session,
+            path=path,
+            files=opened.files,
+            sidecar=opened.sidecar,
+            scratch=scratch,
+            device=device,
+            cuda_graph=cuda_graph,
+        )
 
     @property
     def part(self) -> Part:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FILE_NAME = "tune.json"
 NONE = "none"
+#: Fields of a key that say which builds a file is about.
+_OF_THE_BUILD = ("flavour", "flavour_version", "precision")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +93,10 @@ def follow(
 
 
 def built_otherwise(file: TuneFile, engine_dir: Path) -> list[Path]:
-    """The engines that `build`, following this file, builds anew: of the same backend, machine and
-    precision, and of another variant.
+    """The engines that `build`, following this file, builds again: of the file's backend, version
+    and precision, and of another variant.
     """
+    holds_for = {name: getattr(file.key, name) for name in _OF_THE_BUILD}
     found = []
     for engine in store.find_engines(engine_dir):
         try:
@@ -101,12 +104,7 @@ def built_otherwise(file: TuneFile, engine_dir: Path) -> list[Path]:
         except QvaeError:
             continue  # stale whatever was tuned
         key, choice = sidecar.key, file.choices.get(engine.part)
-        same = (key.flavour, key.flavour_version, key.precision) == (
-            file.key.flavour,
-            file.key.flavour_version,
-            file.key.precision,
-        )
-        if choice is None or not same:
+        if choice is None or store.differences(key, holds_for):
             continue
         level, built = choice.variant.level, sidecar.build_flags.get("level")
         other_level = level is not None and built is not None and built != str(level)

@@ -16,9 +16,9 @@ import onnxruntime
 import pytest
 import small_graphs
 from fake_gpus import H200, put_gpu
+from small_graphs import FIXED, SMALL, WIDE, spec
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec
 from qvae_trt.backends import onnxruntime as adapter
 from qvae_trt.errors import (
     BackendError,
@@ -33,19 +33,10 @@ from qvae_trt.errors import (
 from qvae_trt.profiles import Resolution, engine_path
 from qvae_trt.tensors import ShapeRange, TensorSpec
 
-WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
-SMALL = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))
-FIXED = ShapeRange.fixed((1, 4, 1, 16, 24))
-
 
 @pytest.fixture
 def backend() -> backends.Backend:
     return backends.get("onnxruntime")
-
-
-def spec(*ranges: ShapeRange, **settings: Any) -> BuildSpec:
-    settings.setdefault("precision", "fp16")
-    return BuildSpec(ranges=ranges or (WIDE,), **settings)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import onnx
 import pytest
 import small_graphs
 from fake_gpus import put_gpu
+from small_graphs import FIXED, SMALL, WIDE, spec
 
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec, Device, trt_build
@@ -30,15 +31,6 @@ from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution
 from qvae_trt.tensors import ShapeRange
-
-WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
-SMALL = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 8, 8), (1, 4, 1, 12, 12))
-FIXED = ShapeRange.fixed((1, 4, 1, 16, 24))
-
-
-def spec(*ranges: ShapeRange, **settings: Any) -> BuildSpec:
-    settings.setdefault("precision", "fp16")
-    return BuildSpec(ranges=ranges or (WIDE,), **settings)
 
 
 @pytest.fixture

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import fake_tensorrt
 import pytest
 import small_graphs
 from fake_gpus import H200, RTX_4090, put_gpu
+from small_graphs import FIXED, WIDE, spec
 
 from qvae_trt import backends
-from qvae_trt.backends import BuildSpec
 from qvae_trt.errors import BuildError, StoreError, UsageError
 from qvae_trt.tensors import ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
-FIXED = ShapeRange.fixed((1, 4, 1, 16, 24))
-
-
-def spec(*ranges: ShapeRange, **settings: Any) -> BuildSpec:
-    settings.setdefault("precision", "fp16")
-    return BuildSpec(ranges=ranges or (WIDE,), **settings)
 
 
 @pytest.fixture(params=["real rtx", *fake_tensorrt.VARIANTS])

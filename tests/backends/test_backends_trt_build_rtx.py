@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import small_graphs
+from small_graphs import FIXED, WIDE, spec
 
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec, devices
@@ -17,22 +18,13 @@ from qvae_trt.export import export_onnx
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Part, Profile, Resolution
-from qvae_trt.tensors import ShapeRange
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-
-WIDE = ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32))
-FIXED = ShapeRange.fixed((1, 4, 1, 16, 24))
 
 
 @pytest.fixture
 def backend() -> backends.Backend:
     return backends.get("tensorrt_rtx")
-
-
-def spec(*ranges: ShapeRange, **settings: Any) -> BuildSpec:
-    settings.setdefault("precision", "fp16")
-    return BuildSpec(ranges=ranges, **settings)
 
 
 @pytest.fixture
