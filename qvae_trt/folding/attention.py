@@ -24,8 +24,6 @@ _ALIGNMENT = 8
 _VALUE_SCALE = 2.0**-8
 #: Of so many tokens one is taken where their mean need not be exact.
 _SAMPLE = 61
-#: Up to here a graph of one size has no centre: such graphs were measured, with their errors.
-_FEW_KEYS = 2**15
 
 
 class Attention(nn.Module):
@@ -112,20 +110,17 @@ def attend_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Ten
     the denominators too. Numerators and denominators carry the scale, which keeps sums of up to
     57,600 terms inside fp16, and their quotient does not.
 
-    In graphs with ranges, and with more than 32,768 keys, what is summed is how values differ from
-    a centre. The result is exact whatever the centre is, so it is the mean of every 61st value: in
-    TensorRT 8.6 on an H100 the mean of all takes 3 of 9 ms at 27,744 tokens, this one less than 0.1
-    (benchmarks/h100/attention_forms.json). benchmarks/fp16_sums.json has the errors with it and
-    without.
+    What is summed is how values differ from a centre. The result is exact whatever the centre is,
+    so it is the mean of every 61st value: in TensorRT 8.6 on an H100 the mean of all takes 3 of 9
+    ms at 27,744 tokens, this one less than 0.1 (benchmarks/h100/attention_forms.json).
+    benchmarks/fp16_sums.json has the errors with it and without.
 
     Args:
         query, key: (B, N, C), the query already scaled by 1 / sqrt(C).
         value: (B, N, C + 8), as :func:`with_ones` makes them.
         chunks: how many runs, where N is as much.
     """
-    channels, tokens = query.shape[2], key.shape[1]
-    if type(tokens) is int and tokens <= _FEW_KEYS:
-        return _mix_by_exp(query, key, value, chunks)
+    channels = query.shape[2]
     centre = value[:, ::_SAMPLE].mean(dim=1, keepdim=True)
     offset = torch.cat([centre[..., :channels], torch.zeros_like(centre[..., channels:])], dim=2)
     mixed = _mix_by_exp(query, key, value - offset, chunks)
