@@ -236,11 +236,12 @@ def _summed(parts: Iterable[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("form", ["softmax", "exp"])
 @pytest.mark.parametrize("sharpness", [0.1, 1.0], ids=["near uniform", "mixed"])
-def test_attention_survives_sums_in_fp16(form: str, sharpness: float) -> None:
-    """Over the tokens of 1920x1920, with values of a mean far from 0: beside a large sum in fp16
-    small terms are lost.
+@pytest.mark.parametrize("tokens", [25_392, 57_600])
+def test_attention_survives_sums_in_fp16(form: str, sharpness: float, tokens: int) -> None:
+    """Over the tokens of 1472x1104 and 1920x1920, with values of a mean far from 0: beside a large
+    sum in fp16 small terms are lost.
     """
-    tokens, channels = 57_600, 8
+    channels = 8
     generator = torch.Generator().manual_seed(0)
     key = torch.randn(1, tokens, channels, generator=generator)
     query = torch.randn(1, 16, channels, generator=generator) * sharpness
@@ -256,7 +257,7 @@ def test_attention_survives_sums_in_fp16(form: str, sharpness: float) -> None:
             mixed = attend(query, key, value, 2)
         else:
             mixed = attend_by_exp(query, key, ones, 2)
-    assert relative_error(lost, expected) > 0.05
+    assert relative_error(lost, expected) > 0.03
     assert relative_error(mixed, expected) < 5e-3
 
 
