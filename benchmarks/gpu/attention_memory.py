@@ -4,7 +4,8 @@ usage: python benchmarks/gpu/attention_memory.py [--forms FORM ...] [--backend t
 
 TensorRT 8.6 may give attention to its compiler (a layer named ForeignNode), which plans memory by
 itself. The forms differ in the operations that may be why. Each is the encoder's attention, of 384
-channels with random weights, and exact:
+channels with random weights, and exact. It stands between two convolutions that change nothing, as
+in the network: behind a Gather or before an Unsqueeze the compiler takes it, and fails.
 
   static           the package's graph of the one size 1632x1088
   package          the package's graph with ranges: values less the mean of a sample of them
@@ -13,6 +14,8 @@ channels with random weights, and exact:
   half-centre      the same, and the values less their mean, summed in fp16
   half-centre-inter, unpadded-inter
                    every k-th query is one run: no slice cuts tokens into runs
+  select           the package's centre; every k-th query is one run, taken by a product with zeros
+                   and ones; all of a run's result makes the zeros for the next: no slice of queries
   whole            as package, but all queries in one run
   scan             a centre summed in float32, zeros by Expand, and a loop of the network as runs
   barrier          the same centre and zeros; the zero that is made of one run for the next goes
@@ -77,13 +80,14 @@ class Form:
     Attributes:
         centre: where the mean of the values is summed, if it is taken off at all.
         zeros: what makes the values of the keys that fill up; None fills up no keys.
-        runs: parts of a `stack`, every k-th query (`inter`), the `whole`, or turns of a `loop`.
+        runs: parts of a `stack`, every k-th query (`inter`, and by a product `select`), the
+            `whole`, or turns of a `loop`.
         barrier: what orders the runs goes through a convolution.
     """
 
-    centre: Literal["float32", "half"] | None = None
+    centre: Literal["float32", "half", "sample"] | None = None
     zeros: Literal["expand", "clamp"] | None = None
-    runs: Literal["stack", "inter", "whole", "loop"] = "stack"
+    runs: Literal["stack", "inter", "select", "whole", "loop"] = "stack"
     barrier: bool = False
 
 
@@ -96,6 +100,7 @@ FORMS: dict[str, Form | None] = {
     "half-centre-inter": Form(centre="half", zeros="clamp", runs="inter"),
     "unpadded": Form(),
     "unpadded-inter": Form(runs="inter"),
+    "select": Form(centre="sample", runs="select"),
     "whole": Form(runs="whole"),
     "scan": Form(centre="float32", zeros="expand", runs="loop"),
     "barrier": Form(centre="float32", zeros="expand", barrier=True),
@@ -111,21 +116,29 @@ class Candidate(nn.Module):
         super().__init__()
         self.attention, self.form = Attention(block, LOWERING), form
         channels = self.attention.query.weight.shape[0]
+        self.first, self.last = identity(channels), identity(channels)
         bias = self.attention.value.bias.detach()
         self.scale = float(bias[channels])  # of the column of ones beside the values
         self.register_buffer("real", (torch.arange(len(bias)) < channels).to(bias.dtype))
         self.register_buffer("one", torch.ones(1, 1, 1, 1))
+        if form and form.runs == "select":
+            every = torch.eye(LOWERING.attention_chunks * channels).split(channels, dim=1)
+            for index, columns in enumerate(every):
+                self.register_buffer(f"of_run_{index}", columns.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x[:, :, 0]
+        x = self.first(x.squeeze(2))
+        return self.last(self.attend(x)).unsqueeze(2)
+
+    def attend(self, x: Tensor) -> Tensor:
         if self.form is None:
-            return self.attention(x)[:, :, None]
+            return self.attention(x)
         batch, channels, height, width = x.shape
         parts = self.attention
         tokens = parts.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         mixed = self.mix(parts.query(tokens), parts.key(tokens), parts.value(tokens))
         y = parts.proj(mixed).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        return (x + y)[:, :, None]
+        return x + y
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """As `folding.attention.attend_by_exp`, in the form."""
@@ -133,6 +146,7 @@ class Candidate(nn.Module):
         if self.form.centre is None:
             return self.in_runs(query, key, value)
         wide = value.float() if self.form.centre == "float32" else value
+        wide = wide[:, ::61] if self.form.centre == "sample" else wide
         centre = wide.mean(dim=1, keepdim=True).to(value.dtype)
         mixed = self.in_runs(query, key, value - centre * self.real)
         return mixed + centre[..., :channels] / self.scale
@@ -156,9 +170,12 @@ class Candidate(nn.Module):
             return mix(query)
         chunks = LOWERING.attention_chunks
         query = torch.cat([query, query[:, : filling_to(chunks, tokens)]], dim=1)
-        if self.form.runs == "inter":
+        if self.form.runs in ("inter", "select"):
             rows = query.reshape(1, -1, chunks * channels)
-            runs = [rows.narrow(2, index * channels, channels) for index in range(chunks)]
+            if self.form.runs == "inter":
+                runs = [rows.narrow(2, index * channels, channels) for index in range(chunks)]
+            else:
+                runs = [rows @ self.get_buffer(f"of_run_{index}") for index in range(chunks)]
             joined = torch.cat(self.in_turn(runs, mix), dim=2).reshape(1, -1, channels)
         elif self.form.runs == "stack":
             stacked = query.reshape(chunks, -1, channels)
@@ -172,11 +189,22 @@ class Candidate(nn.Module):
         """`mix` of each, after the one before: a zero made of its result is in the next."""
         mixed = [mix(runs[0])]
         for run in runs[1:]:
-            zero = mixed[-1].narrow(1, 0, 1).narrow(2, 0, 1).clamp(0, 0)
+            zero = mixed[-1].clamp(0, 0)
+            if self.form.runs != "select":
+                zero = zero.narrow(1, 0, 1).narrow(2, 0, 1)
             if self.form.barrier:
                 zero = F.conv2d(zero[None], self.one)[0]
             mixed.append(mix(run + zero))
         return mixed
+
+
+def identity(channels: int) -> nn.Conv2d:
+    """A convolution that changes nothing."""
+    convolution = nn.Conv2d(channels, channels, 1)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.eye(channels)[:, :, None, None])
+        convolution.bias.zero_()
+    return convolution
 
 
 def filling_to(whole: int, tokens: int) -> int:

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 #: The first is the size of the graph without ranges.
 SIZES = ((8, 12), (4, 4), (5, 9))
 #: Slices by a size that is known only at run time. Else: more keys, values, queries; fewer results.
-FILLED = {"static": 0, "whole": 0, "package": 2, "unpadded": 2, "unpadded-inter": 2}
+FILLED = {
+    "static": 0,
+    "whole": 0,
+    **dict.fromkeys(("package", "select", "unpadded", "unpadded-inter"), 2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +57,11 @@ def test_a_form_is_exact_and_has_the_operations_that_it_names(
     kinds = [node.op_type for node in proto.graph.node]
     in_float32 = name in ("scan", "barrier")
     assert ("Expand" in kinds) == in_float32
-    has_centre = in_float32 or "half-centre" in name or name == "package"
+    has_centre = in_float32 or "half-centre" in name or name in ("static", "package", "select")
     assert ("ReduceMean" in kinds) == has_centre
     assert ("Scan" in kinds) == (name == "scan")
-    in_norm = 2
-    assert kinds.count("Conv") == in_norm + ("barrier" in name)
+    in_norm, around = 2, 2
+    assert kinds.count("Conv") == in_norm + around + ("barrier" in name)
     assert sum(by_size(proto.graph)) == FILLED.get(name, 4)
 
 
