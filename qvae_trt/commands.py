@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 _PARTS = ("encoder", "decoder")
 _SIZE = re.compile(r"[0-9]{1,20}x[0-9]{1,20}")
@@ -55,15 +56,46 @@ def _shell_word(word: str) -> str:
     return f"$'{''.join(letters)}'"
 
 
-def rebuild_command(engine: Path, **asked: object) -> str:
-    """The command that builds the engine at a path that `engine_path` made, with `model`, `backend`
-    and `precision` if they are given; for another path, the general one.
+def rebuild_command(
+    engine: Path, *, built_by: str = "", force: bool = False, **asked: object
+) -> str:
+    """The command that builds the engine at a path that `engine_path` made; for another path, the
+    general one.
+
+    Args:
+        built_by: the command line that made the engine, which knows its level and profiles. Taken
+            if it builds into the same folder.
+        force: for an engine that `qvae build` would take to be up to date.
+        asked: else its `model`, `backend` and `precision`.
     """
     folder = engine.parent
     part = next((part for part in _PARTS if engine.stem.startswith(f"vae_{part}")), None)
     if part is not None and folder.name == "profiles":
-        return build_command("profiles", part=part, engine_dir=folder.parent, **asked)
-    if part is not None and folder.parent.name == "static" and _SIZE.fullmatch(folder.name):
-        engine_dir = folder.parent.parent
-        return build_command("static", folder.name, part=part, engine_dir=engine_dir, **asked)
-    return "qvae build --mode static (or profiles) --engine-dir DIR"
+        mode, sizes, engine_dir = "profiles", [], folder.parent
+    elif part is not None and folder.parent.name == "static" and _SIZE.fullmatch(folder.name):
+        mode, sizes, engine_dir = "static", [folder.name], folder.parent.parent
+    else:
+        return "qvae build --mode static (or profiles) --engine-dir DIR"
+    words = _words(built_by)
+    into = Path(option_in(built_by, "--engine-dir") or "engines")
+    if words[:2] != ["qvae", "build"] or into.absolute() != engine_dir.absolute():
+        words = shlex.split(build_command(mode, *sizes, part=part, engine_dir=engine_dir, **asked))
+    return command_line([*words, *(["--force"] if force and "--force" not in words else [])])
+
+
+def option_in(line: str, option: str) -> str | None:
+    """The value of an option in a command line; None without one."""
+    words = [
+        part
+        for word in _words(line)
+        for part in (word.split("=", 1) if word.startswith("--") else [word])
+    ]
+    return next((value for name, value in pairwise(words) if name == option), None)
+
+
+def _words(line: str) -> list[str]:
+    """The words of a command line; none if it is not valid shell syntax."""
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return []

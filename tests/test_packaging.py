@@ -22,7 +22,9 @@ BIN = Path(sys.executable).parent
 # Everything in the wheel that is no module, but for the dist-info folder.
 DATA = {
     "qvae_trt/py.typed",
+    "qvae_trt/report/latency.md.jinja",
     "qvae_trt/report/page.css",
+    "qvae_trt/report/page.html.jinja",
     "qvae_trt/data/builds.json",
     "qvae_trt/data/latency.schema.json",
     "qvae_trt/data/pictures/README.md",
@@ -71,7 +73,7 @@ def test_wheel_metadata(wheel: Path) -> None:
     always = {re.split(r"[><=; ]", line)[0] for line in requires if "extra ==" not in line}
     assert always == set(
         "torch diffusers onnx onnxscript onnxruntime polygraphy typer rich numpy safetensors "
-        "pillow".split()
+        "pillow jinja2".split()
     )
     extras = {extra: [] for extra in ("rtx", "gpu", "dev", "docs")}
     for line in requires:

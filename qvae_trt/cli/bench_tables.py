@@ -65,16 +65,14 @@ def _table(shown: Table, title: str) -> RenderableType:
 
 def _entry(entry: Entry) -> Text:
     shown = line(entry.text, "bold" if entry.best else "")
-    if entry.speedup:
-        shown.append(f" {entry.speedup}", style=_shade(entry.ratio))
+    if entry.ratio is not None:
+        shown.append(f" {times(entry.ratio)}", style=_shade(entry.ratio))
     if entry.note:
         shown.append(f" [{entry.note}]", style="dim")
     return shown
 
 
-def _shade(ratio: float | None) -> str:
-    if ratio is None:
-        return ""
+def _shade(ratio: float) -> str:
     if ratio < 0.98:
         return "red"
     return "bold green" if ratio >= 2 else "green" if ratio > 1.02 else "yellow"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +17,32 @@ def _near(word: str, known: Sequence[str]) -> str | None:
     return next(iter(get_close_matches(word.lower(), known, 1, 0.7)), None)
 
 
-# A word that no option takes, by its look: the option that it is for, and the value as it is spelt.
+#: What a word that no option takes may be: the option that it is for, and the function that gives
+#: its value as it is spelt, None where it does not look like one.
 _BY_LOOK: dict[str, Callable[[str], object]] = {
     "--mode": lambda word: _near(word, MODES),
     "--resolution": meant_size,
     "--aspect": meant_aspect,
     "--engine-dir": lambda word: word if os.path.isdir(word) else None,  # noqa: PTH112  # of any text
+    "--out": str,  # where it is required
 }
 
 
 def instead(context: Any, typed: Sequence[str], error: Any) -> str | None:
     """The whole line of a command, if the error is one of spelling."""
-    words = _options(list(typed), error)
-    words = _choices(words, error)
-    words = _strays(context, words)
-    if words == list(typed) or not _complete(context, words):
+    words = _respelt(list(typed), error)
+    for stray in _parsed(context, words)[1]:
+        words = _placed(context, words, stray)
+    options, strays = _parsed(context, words)
+    takes = {option.name: option for option in context.command.params}
+    if (
+        "mode" in takes
+        and options.get("mode") is None
+        and options.keys() & {"resolution", "aspect"}
+    ):
+        words, options["mode"] = ["--mode", "static", *words], "static"
+    missing = [name for name, o in takes.items() if o.required and options.get(name) is None]
+    if words == list(typed) or strays or missing:
         return None
     return _line([*context.command_path.split(), *words])
 
@@ -59,69 +69,38 @@ def _line(words: list[str]) -> str | None:
         return None
 
 
-def _options(words: list[str], error: Any) -> list[str]:
-    """`--resolutions` -> `--resolution`."""
-    wrong, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+def _respelt(words: list[str], error: Any) -> list[str]:
+    """`--resolutions` -> `--resolution`, `--mode profile` -> `--mode profiles`."""
+    wrong, known = getattr(error, "option_name", ""), getattr(error, "possibilities", None)
     if not known:
+        # Where an option keeps its choices differs between Typer's releases; its words name them.
+        value, _, choices = error.message.partition("' is not one of '")
+        wrong, known = value.rpartition("'")[2], choices.rstrip(".'").split("', '")
+    right = _near(wrong, known)
+    split = [word.split("=") for word in words]
+    if right is None or sum(pieces.count(wrong) for pieces in split) != 1:
         return words
-    return [
-        known[0] + word[len(wrong) :] if word.partition("=")[0] == wrong else word for word in words
-    ]
+    return ["=".join(right if piece == wrong else piece for piece in pieces) for pieces in split]
 
 
-def _choices(words: list[str], error: Any) -> list[str]:
-    """`--mode profile` -> `--mode profiles`."""
-    option = getattr(error, "param", None)
-    if option is None:
-        return words
-    # Where an option keeps its choices differs between Typer's releases; its words name them all.
-    known = re.findall(r"'([^']*)'", error.message.partition(" is not one of ")[2])
-
-    def near(value: str) -> str:
-        return value if value in known else _near(value, known) or value
-
-    fixed = list(words)
-    for index, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if index > 0 and words[index - 1] in option.opts:
-            fixed[index] = near(word)
-        elif equals and name in option.opts:
-            fixed[index] = f"{name}={near(value)}"
-    return fixed
-
-
-def _strays(context: Any, words: list[str]) -> list[str]:
-    """`static` -> `--mode static`."""
+def _placed(context: Any, words: list[str], stray: str) -> list[str]:
+    """`static` -> `--mode static`, in its place: not where another option takes such a word."""
     takes = {name: option for option in context.command.params for name in option.opts}
-    looks = {name: spell for name, spell in _BY_LOOK.items() if name in takes}
-    if "--out" in takes and takes["--out"].required:
-        looks["--out"] = lambda word: word  # what looks like nothing else
-    for stray in _parsed(context, words)[1]:
-        given = _parsed(context, words)[0]
-        for name, spell in looks.items():
-            is_free = takes[name].multiple or not given.get(takes[name].name)
-            value = spell(stray) if is_free else None
-            if value is not None:
-                words = _placed(context, words, stray, [name, str(value)])
-                break
-    sized = {"--resolution", "--aspect"} & {word.partition("=")[0] for word in words}
-    if sized and "--mode" in takes and _parsed(context, words)[0].get("mode") is None:
-        words = ["--mode", "static", *words]
-    return words
-
-
-def _placed(context: Any, words: list[str], stray: str, pair: list[str]) -> list[str]:
-    """An option in the stray word's place, which is not where another option takes such a word."""
-    before = len(_parsed(context, words)[1])
-    for index, word in enumerate(words):
-        tried = [*words[:index], *pair, *words[index + 1 :]]
-        if word == stray and len(_parsed(context, tried)[1]) < before:
-            return tried
+    options, strays = _parsed(context, words)
+    for name, spell in _BY_LOOK.items():
+        option = takes.get(name)
+        if option is None or (name == "--out" and not option.required):
+            continue
+        value = spell(stray) if option.multiple or options.get(option.name) is None else None
+        for index, word in enumerate(words if value is not None else ()):
+            tried = [*words[:index], name, str(value), *words[index + 1 :]]
+            if word == stray and len(_parsed(context, tried)[1]) < len(strays):
+                return tried
     return words
 
 
 def _parsed(context: Any, words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The options, as texts, and the words that none takes."""
+    """The options, as texts, and the words that none takes; nothing of a line that is wrong."""
     from qvae_trt.cli.boundary import ClickException
 
     try:
@@ -129,9 +108,3 @@ def _parsed(context: Any, words: list[str]) -> tuple[dict[str, Any], list[str]]:
     except ClickException:
         return {}, []
     return options, rest
-
-
-def _complete(context: Any, words: list[str]) -> bool:
-    options, rest = _parsed(context, words)
-    required = (option.name for option in context.command.params if option.required)
-    return not rest and all(options.get(name) is not None for name in required)

@@ -14,10 +14,9 @@ from qvae_trt.errors import UsageError
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import write
 from qvae_trt.report import svg
-from qvae_trt.report.html import page
-from qvae_trt.report.markdown import markdown
 from qvae_trt.report.model import Report, contrast, describe, labels
 from qvae_trt.report.numbers import ms
+from qvae_trt.report.pages import html_page, markdown_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from qvae_trt.bench.results import BenchResult
 
-__all__ = ["Report", "csv_text", "describe", "markdown", "write_html", "write_tables"]
+__all__ = ["Report", "csv_text", "describe", "markdown_page", "write_html", "write_tables"]
 
 _WIDTH = 960
 _TIMES = ("median_ms", "p10_ms", "p90_ms", "min_ms", "wall_ms", "runs")
@@ -54,7 +53,7 @@ def write_tables(result: BenchResult, out: Path) -> list[Path]:
         else:
             # A chart of an earlier result would not match the tables.
             path.unlink(missing_ok=True)
-    write_text(out / "latency.md", markdown(report, charts=[path.name for path in pictures]))
+    write_text(out / "latency.md", markdown_page(report, charts=[path.name for path in pictures]))
     return [out / "latency.md", out / "latency.json", out / "latency.csv", *pictures]
 
 
@@ -107,4 +106,4 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
         )
     names = labels(results)
     compared = contrast(results, names) if len(results) > 1 else None
-    write_text(out, page([describe(result) for result in results], names, compared))
+    write_text(out, html_page([describe(result) for result in results], names, compared))

@@ -107,10 +107,6 @@ class Entry:
     note: int = 0
     code: bool = False
 
-    @property
-    def speedup(self) -> str:
-        return "" if self.ratio is None else times(self.ratio)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:

@@ -34,12 +34,10 @@ from qvae_trt.store.sidecar import EngineKey as EngineKey
 from qvae_trt.store.sidecar import Sidecar as Sidecar
 from qvae_trt.store.sidecar import check_engine as check_engine
 from qvae_trt.store.sidecar import differences as differences
-from qvae_trt.store.sidecar import option_in as option_in
 from qvae_trt.store.sidecar import read_sidecar as read_sidecar
 from qvae_trt.store.sidecar import show as show
 from qvae_trt.store.sidecar import sidecar_path as sidecar_path
 from qvae_trt.store.sidecar import signature as signature
-from qvae_trt.store.sidecar import words_of as words_of
 from qvae_trt.store.writing import clean_up as clean_up
 from qvae_trt.store.writing import lock_engine as lock_engine
 from qvae_trt.store.writing import write_engine as write_engine

@@ -5,15 +5,13 @@ what is asked for.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping  # noqa: TC003  the type of a field
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt import json_rows
-from qvae_trt.commands import rebuild_command
+from qvae_trt.commands import option_in, rebuild_command
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError, printable
 from qvae_trt.files.json_file import is_sha256, parse_object
 from qvae_trt.files.reading import open_regular, read_bytes, sha256_file, stamp_of
@@ -23,7 +21,7 @@ from qvae_trt.tensors import DTYPES, TensorSpec
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from qvae_trt.files.json_file import Table
@@ -236,8 +234,15 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
         if _state(engine) == before:
             break
     lines = "".join(f"\n  {mismatch}" for mismatch in found)
-    fix = f"rebuild it: {_rebuild(engine, expected, sidecar, found)}"
     fields = {mismatch.field for mismatch in found}
+    other_model = "weights_sha256" in fields
+    command = rebuild_command(
+        engine,
+        model="MODEL" if other_model else option_in(sidecar.command, "--model"),
+        backend=expected.get("flavour"),
+        precision=expected.get("precision"),
+    )
+    fix = f"rebuild it: {command}{' (MODEL: the one in use)' if other_model else ''}"
     # All that differs between two backends; with more, no backend takes it.
     flavour = sidecar.key.flavour
     if flavour in BACKENDS and {"flavour"} <= fields <= {"flavour", "flavour_version"}:
@@ -252,32 +257,6 @@ def signature(engine: Path) -> tuple[object, ...]:
 
 def _state(engine: Path) -> tuple[object, ...]:
     return *signature(engine), stamp_of(next_sidecar_path(engine))
-
-
-def _rebuild(
-    engine: Path, expected: Mapping[str, object], sidecar: Sidecar, found: list[Mismatch]
-) -> str:
-    other = any(mismatch.field == "weights_sha256" for mismatch in found)
-    model = None if other else option_in(words_of(sidecar.command), "--model")
-    asked = {"backend": expected.get("flavour"), "precision": expected.get("precision")}
-    command = rebuild_command(engine, model=model, **asked)
-    return f"{command} --model MODEL (the one in use)" if other else command
-
-
-def words_of(command: str) -> list[str]:
-    """The words of a sidecar's command line; none if it is not valid shell syntax."""
-    try:
-        return shlex.split(command)
-    except ValueError:
-        return []
-
-
-def option_in(words: Sequence[str], option: str) -> str | None:
-    """The value of an option in a command line; None without one."""
-    split = [
-        part for word in words for part in (word.split("=", 1) if word[:2] == "--" else [word])
-    ]
-    return next((value for name, value in pairwise(split) if name == option), None)
 
 
 def differences(found: EngineKey, expected: Mapping[str, object]) -> list[Mismatch]:

@@ -38,8 +38,8 @@ class FoldedReference:
         self.part = part
         names = PICTURES if part == "encoder" else LATENTS
         self.inputs = {name: reference.input(part, name, resolution) for name in names}
-        self.fp32 = {name: reference.run(part, x, "fp32") for name, x in self.inputs.items()}
-        self._bf16 = {name: reference.run(part, x, "bf16") for name, x in self.inputs.items()}
+        self.fp32 = {name: reference.outputs(part, name, resolution, "fp32")[0] for name in names}
+        self._bf16 = {name: reference.outputs(part, name, resolution, "bf16")[0] for name in names}
         del reference
         if device.type == "cuda":
             # The engines to come are measured, and want the memory.

@@ -63,6 +63,10 @@ class Comparison:
     checks: tuple[BoundCheck, ...]
 
     @property
+    def power(self) -> float:
+        return next(check.value for check in self.checks if check.metric == "power")
+
+    @property
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
 

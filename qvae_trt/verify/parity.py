@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from qvae_trt import backends, store
-from qvae_trt.commands import build_command
+from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -25,27 +25,25 @@ from qvae_trt.errors import (
 )
 from qvae_trt.model import load_model
 from qvae_trt.opening import Purpose, Wanted
+from qvae_trt.profiles import BACKENDS
 from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import show
-from qvae_trt.verify.bounds import BOUNDS, Output
+from qvae_trt.verify.bounds import BOUNDS, Bounds, Output
 from qvae_trt.verify.comparison import compare
-from qvae_trt.verify.inputs import LATENTS, PICTURES, Array
-from qvae_trt.verify.mending import rebuild
+from qvae_trt.verify.inputs import LATENTS, PICTURES
 from qvae_trt.verify.reference import (
     DIFFUSERS_CPU_PIXELS,
-    Dtype,
     Outputs,
     Reference,
-    Source,
     split_outputs,
 )
-from qvae_trt.verify.report import ParityRow, Status, VerifyReport, explain
+from qvae_trt.verify.report import ParityRow, VerifyReport, explain
 from qvae_trt.verify.targets import ends_of, left_out, sizes_of
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from qvae_trt.backends import Backend
@@ -109,20 +107,29 @@ def verify(
 
 
 @dataclass(frozen=True, slots=True)
+class _Step:
+    """One run of an engine; its result is compared, or (an end of a range) need only be numbers."""
+
+    size: Resolution
+    profile: int
+    input: str
+    compared: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """One engine with the sizes that it is to run, each with its profile.
+    """One engine and its runs.
 
     Attributes:
-        row: makes a row of this engine.
-        steps: with the input, which is compared; ends: of its ranges, where it must run.
+        row: makes a row of this engine; rebuild: the command that builds it again.
     """
 
     target: EngineFile
-    sidecar: Sidecar
     backend: Backend
+    bounds: Mapping[Output, Bounds]
     row: Callable[..., ParityRow]
-    steps: list[tuple[Resolution, int, str]]
-    ends: list[tuple[Resolution, int]]
+    rebuild: Callable[..., str]
+    steps: list[_Step]
 
 
 @dataclass(slots=True)
@@ -140,9 +147,6 @@ class _Parity:
     _sizes: set[Resolution] = field(default_factory=set)
     _done: int = 0
     _responses: dict[Part, dict[Output, float]] = field(default_factory=dict)
-    _cache: dict[tuple[Part, Resolution, str, Dtype], tuple[Outputs, Source]] = field(
-        default_factory=dict
-    )
 
     def plan(
         self, target: EngineFile, resolutions: Sequence[Resolution], wanted: str | None
@@ -175,18 +179,30 @@ class _Parity:
             return
         except QvaeError as error:
             broken = row(resolution=target.resolution, status="error", reason=error.what)
-            self.rows.append(replace(broken, fix=self._rebuild(target, None)))
+            self.rows.append(replace(broken, fix=rebuild(target, None, model=self.model)))
             return
         self.versions[backend.name] = backend.version()
         names = PICTURES if target.part == "encoder" else LATENTS
         several = self.reference.device.type != "cpu"
         steps = [
-            (size, profile, name)
+            _Step(size, profile, name, compared=True)
             for size, profile in sizes
             for name in names[: 2 if several or size.pixels <= DIFFUSERS_CPU_PIXELS else 1]
         ]
-        ends = ends_of(profiles, every_profile=every_profile, besides=sizes)
-        self._jobs.append(_Job(target, sidecar, backend, row, steps, [] if resolutions else ends))
+        if not resolutions:
+            name = PICTURES[0] if target.part == "encoder" else LATENTS[1]
+            ends = ends_of(profiles, every_profile=every_profile, besides=sizes)
+            steps += [_Step(size, profile, name, compared=False) for size, profile in ends]
+        self._jobs.append(
+            _Job(
+                target=target,
+                backend=backend,
+                bounds=BOUNDS[precision],
+                row=row,
+                rebuild=partial(rebuild, target, sidecar, model=self.model),
+                steps=steps,
+            )
+        )
 
     def missing(self, resolutions: Sequence[Resolution]) -> None:
         """A row for each size asked for that no engine holds."""
@@ -206,118 +222,84 @@ class _Parity:
                 wanted = Wanted(backend=job.backend, weights_sha256=weights, vae=vae)
                 engine = Engine.open(target, Purpose.VERIFY, wanted)
             except QvaeError as error:
-                self._done += len(job.steps) + len(job.ends)
+                self._done += len(job.steps)
                 fix = None if isinstance(error, StaleEngineError) else error.fix
-                fix = fix or self._rebuild(target, job.sidecar)
+                fix = fix or job.rebuild()
                 self.rows.append(whole(status="error", reason=_one_line(error), fix=fix))
                 continue
             self._check_response(job, whole)
             with closing(engine):
-                for size, profile, name in job.steps:
-                    self._compare(job, engine, size, profile, name)
-                for size, profile in job.ends:
-                    self._check_end(job, engine, size, profile)
-
-    def _begin(self, row: ParityRow, part: Part, name: str, size: Resolution) -> Array:
-        """The input of a row, told of before it is made."""
-        count = sum(len(job.steps) + len(job.ends) for job in self._jobs)
-        text = f"{row.engine} {size} {name}"
-        self.on_event(Event(kind="start", text=text, index=self._done, count=count))
-        self._done += 1
-        return self.reference.input(part, name, size)
+                for step in job.steps:
+                    self.rows += self._step(job, engine, step)
 
     def _check_response(self, job: _Job, whole: Callable[..., ParityRow]) -> None:
         """A row for each output that does not depend on the input in PyTorch either: such an output
         proves nothing about an engine.
         """
-        part, bounds = job.target.part, BOUNDS[job.sidecar.key.precision]
+        part = job.target.part
         if part not in self._responses:
             self._responses[part] = self.reference.response(part)
         for output, change in self._responses[part].items():
-            if change <= bounds[output].relative_l2:
+            if change <= job.bounds[output].relative_l2:
                 reason = f"{output}: the same for any input, in PyTorch as well"
                 fix = f"No build mends the weights of {self.model.source}: name other ones."
                 self.rows.append(whole(status="broken", reason=reason, fix=fix))
 
-    def _check_end(self, job: _Job, engine: Engine, size: Resolution, profile: int) -> None:
-        """An end of a range: the engine must run there."""
-        name = PICTURES[0] if job.target.part == "encoder" else LATENTS[1]
-        reason = "it runs at the end of a range, and was not compared there"
-        row = job.row(
-            resolution=size, profile_index=profile, input=name, status="passed", reason=reason
-        )
-        x = self._begin(row, job.target.part, name, size)
-        outputs = self._run(job, engine, row, x, profile, full="not run")
-        if outputs is None:
-            return
-        if not all(np.isfinite(value).all() for value in outputs.values()):
-            reason, fix = "NaN or infinity at the end of a range", self._mend(job)
-            row = replace(row, status="broken", reason=reason, fix=fix)
-        self.rows.append(row)
-
-    def _compare(
-        self, job: _Job, engine: Engine, size: Resolution, profile: int, name: str
-    ) -> None:
-        part = job.target.part
-        index = profile if job.target.mode == "profiles" else None
-        row = job.row(resolution=size, profile_index=index, input=name, status="error")
-        x = self._begin(row, part, name, size)
-        outputs = self._run(job, engine, row, x, profile, full="error")
-        if outputs is None:
-            return
-        fp32, source = self._torch(part, size, name, x, "fp32")
-        bf16, yardstick_source = self._torch(part, size, name, x, "bf16")
-        row = replace(row, source=source, yardstick_source=yardstick_source)
-        bounds = BOUNDS[job.sidecar.key.precision]
-        for output, found in compare(fp32, bf16, outputs, bounds).items():
-            compared = replace(row, output=output, comparison=found, status="passed")
-            if not found.passed:
-                reason, fix = explain(found.checks), self._mend(job)
-                compared = replace(compared, status="broken", reason=reason, fix=fix)
-            self.rows.append(compared)
-
-    def _run(
-        self, job: _Job, engine: Engine, row: ParityRow, x: Array, profile: int, *, full: Status
-    ) -> Outputs | None:
-        """The engine's outputs on the input of a row; without any, a row that says why.
-
-        Args:
-            full: the status where the device has too little memory.
-        """
+    def _step(self, job: _Job, engine: Engine, step: _Step) -> list[ParityRow]:
+        """A row for each output that was compared, or the one row that says why there is none."""
+        part, size, name = job.target.part, step.size, step.input
+        profile = step.profile if job.target.mode == "profiles" else None
+        row = job.row(resolution=size, profile=profile, input=name, status="passed")
+        count, text = sum(len(job.steps) for job in self._jobs), f"{row.engine} {size} {name}"
+        self.on_event(Event(kind="start", text=text, index=self._done, count=count))
+        self._done += 1
+        x = self.reference.input(part, name, size)
         try:
             with torch.inference_mode():
-                y = engine.run(torch.from_numpy(x).to(engine.device), profile=profile)
-            return split_outputs(job.target.part, y.float().cpu().numpy())
+                y = engine.run(torch.from_numpy(x).to(engine.device), profile=step.profile)
         except QvaeError as error:
-            status: Status = full if isinstance(error, DeviceMemoryError) else "error"
-            fix = None if status == "not run" else error.fix or self._mend(job)
-            self.rows.append(replace(row, status=status, reason=error.what, fix=fix))
-            return None
+            # An end of a range may need more memory than this device has.
+            if isinstance(error, DeviceMemoryError) and not step.compared:
+                return [replace(row, status="not run", reason=error.what)]
+            fix = error.fix or job.rebuild(force=True)
+            return [replace(row, status="error", reason=error.what, fix=fix)]
+        outputs = split_outputs(part, y.float().cpu().numpy())
+        if step.compared:
+            return self._compared(job, row, size, name, outputs)
+        if all(np.isfinite(value).all() for value in outputs.values()):
+            reason = "it runs at the end of a range, and was not compared there"
+            return [replace(row, reason=reason)]
+        reason, fix = "NaN or infinity at the end of a range", job.rebuild(force=True)
+        return [replace(row, status="broken", reason=reason, fix=fix)]
 
-    def _torch(
-        self, part: Part, size: Resolution, name: str, x: Array, dtype: Dtype
-    ) -> tuple[Outputs, Source]:
-        """PyTorch's outputs. The last few are kept."""
-        key = (part, size, name, dtype)
-        if key not in self._cache:
-            source = self.reference.source(size, dtype)
-            outputs = self.reference.run(part, x, dtype)
-            if part == "encoder" and dtype == "fp32" and name == PICTURES[0]:
-                self.reference.remember(size, outputs)
-            while len(self._cache) >= _KEPT:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[key] = (outputs, source)
-        return self._cache[key]
-
-    def _mend(self, job: _Job) -> str:
-        return self._rebuild(job.target, job.sidecar, force=True)
-
-    def _rebuild(self, target: EngineFile, sidecar: Sidecar | None, *, force: bool = False) -> str:
-        return rebuild(target, sidecar, engine_dir=self.engine_dir, model=self.model, force=force)
+    def _compared(
+        self, job: _Job, row: ParityRow, size: Resolution, name: str, outputs: Outputs
+    ) -> list[ParityRow]:
+        part, rows = job.target.part, []
+        fp32, source = self.reference.outputs(part, name, size, "fp32")
+        bf16, yardstick = self.reference.outputs(part, name, size, "bf16")
+        row = replace(row, reference=source, yardstick=yardstick)
+        for output, found in compare(fp32, bf16, outputs, job.bounds).items():
+            rows.append(replace(row, output=output, comparison=found))
+            if not found.passed:
+                reason, fix = explain(found.checks), job.rebuild(force=True)
+                rows[-1] = replace(rows[-1], status="broken", reason=reason, fix=fix)
+        return rows
 
 
-#: PyTorch results kept at once: both dtypes of both inputs of one part and size.
-_KEPT = 4
+def rebuild(
+    engine: EngineFile, sidecar: Sidecar | None, *, model: Model, force: bool = False
+) -> str:
+    """The command that builds an engine again: the one that built it, unless from other weights."""
+    backend = "onnxruntime" if engine.path.suffix == ".onnx" else None
+    asked: dict[str, object] = {"model": model.source, "backend": backend}
+    built_by = ""
+    if sidecar is not None:
+        key, wanted = sidecar.key, {**engine.place, "weights_sha256": model.weights_sha256}
+        built_by = "" if store.differences(key, wanted) else sidecar.command
+        backend = key.flavour if key.flavour in BACKENDS else None
+        asked |= {"backend": backend, "precision": key.precision}
+    return rebuild_command(engine.path, built_by=built_by, force=force, **asked)
 
 
 def _one_line(error: QvaeError) -> str:

@@ -44,6 +44,8 @@ PROOF_MAX_ABS = 1e-5
 #: The folded bf16 error over diffusers' bf16 error, at most. More would loosen the yardstick by
 #: folding.
 PROOF_BF16_RATIO = 1.05
+#: Results kept at once: both dtypes of both inputs of one part and size.
+_KEPT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,15 @@ class Proof:
     def bf16_equal(self) -> bool:
         return self.bf16_ratio <= PROOF_BF16_RATIO
 
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "resolution": str(PROOF_SIZE),
+            "fp32_max_abs": self.max_abs,
+            "fp32_equal": self.fp32_equal,
+            "bf16_ratio": self.bf16_ratio,
+            "bf16_equal": self.bf16_equal,
+        }
+
 
 class Reference:
     """PyTorch results for one model, on one device, with what they need made at first use.
@@ -82,7 +93,8 @@ class Reference:
         self._vae = model.vae
         self._kind = model.kind
         self._modules: dict[tuple[Source, Dtype], torch.nn.Module] = {}
-        self._latents: dict[tuple[str, Resolution], Array] = {}
+        self._latents: dict[Resolution, Array] = {}
+        self._kept: dict[tuple[Part, str, Resolution, Dtype], tuple[Outputs, Source]] = {}
         #: The comparison of the folded graph with diffusers', None where it was not needed.
         self.proof: Proof | None = None
 
@@ -127,24 +139,33 @@ class Reference:
             latents = self._kind.latents_of(resolution)
             statistics = {"mean": config.latents_mean, "std": config.latents_std}
             return sampled_latents(resolution, latents, **statistics)
-        key = (name, resolution)
-        if key not in self._latents:
-            photograph = picture("photograph", resolution, channels=self.channels)
-            self._latents[key] = self.run("encoder", photograph, "fp32")["mean"]
-        return self._latents[key]
+        if resolution not in self._latents:
+            self.outputs("encoder", PICTURES[0], resolution, "fp32")
+        return self._latents[resolution]
 
-    def remember(self, resolution: Resolution, outputs: Outputs) -> None:
-        """Keep the encoder's result on the photograph, which is the decoder's `encoded` input."""
-        self._latents[("encoded", resolution)] = outputs["mean"]
+    def outputs(
+        self, part: Part, name: str, resolution: Resolution, dtype: Dtype
+    ) -> tuple[Outputs, Source]:
+        """The part's outputs on the named input, and which graph gave them. The last few are kept,
+        and the encoder's means of photographs, which are the decoder's `encoded` input.
+        """
+        key = (part, name, resolution, dtype)
+        if key not in self._kept:
+            source = self.source(resolution, dtype)
+            outputs = self.run(part, self.input(part, name, resolution), dtype)
+            if key == ("encoder", PICTURES[0], resolution, "fp32"):
+                self._latents[resolution] = outputs["mean"]
+            while len(self._kept) >= _KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = (outputs, source)
+        return self._kept[key]
 
     def response(self, part: Part) -> dict[Output, float]:
         """How much of each output changes with the input: ||f(a) - f(b)|| / ||f(a)||, for the two
         inputs of a part at `PROOF_SIZE`.
         """
         names = PICTURES if part == "encoder" else LATENTS
-        first, second = (
-            self.run(part, self.input(part, name, PROOF_SIZE), "fp32") for name in names
-        )
+        first, second = (self.outputs(part, name, PROOF_SIZE, "fp32")[0] for name in names)
         sizes = {name: float(np.linalg.norm(value)) for name, value in first.items()}
         return {
             name: float(np.linalg.norm(second[name] - first[name])) / size if size else 0.0

@@ -9,71 +9,79 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt.commands import build_command
 from qvae_trt.errors import ParityError
-from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import write
+from qvae_trt.profiles import Mode, Part, Resolution
 from qvae_trt.report.markdown import table
 from qvae_trt.verify.bounds import BOUNDS, REASONS
+from qvae_trt.verify.comparison import Comparison
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from qvae_trt.profiles import Mode, Part, Resolution
-    from qvae_trt.verify.comparison import BoundCheck, Comparison
+    from qvae_trt.verify.comparison import BoundCheck
 
 SCHEMA_VERSION = 1
 Status = Literal["passed", "broken", "error", "not run"]
 
 
-#: A row's values in JSON, and the fields that have another name.
-_ROW = (
-    *("engine", "part", "mode", "flavour", "precision", "resolution", "profile", "input"),
-    *("output", "status", "reason", "fix", "reference", "yardstick"),
-)
-_FIELDS = {"profile": "profile_index", "reference": "source", "yardstick": "yardstick_source"}
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParityRow:
     """One output of one engine on one input, or the reason why there is none.
 
     Attributes:
         engine: the file, relative to the engine folder.
-        profile_index: the optimization profile that ran; None for a static engine.
+        profile: the optimization profile that ran; None for a static engine.
         input: which of the drawn inputs; output: `images`, `mean` or `logvar`.
         status: `passed`; `broken`: a bound does not hold; `error`: it should run here and did not;
             `not run`: this machine cannot run it, which proves nothing.
         reason: what is wrong; of a row that `passed`, why nothing was compared, if nothing was.
         fix: the command that mends a `broken` or an `error`, if one does.
-        source: whose fp32 result it was compared with; yardstick_source: whose bf16 result.
+        reference: whose fp32 result it was compared with; yardstick: whose bf16 result.
     """
 
     engine: str
     part: Part | None
     mode: Mode | None
-    status: Status
-    reason: str = ""
     flavour: str | None = None
     precision: str | None = None
     resolution: Resolution | None = None
-    profile_index: int | None = None
+    profile: int | None = None
     input: str | None = None
     output: str | None = None
-    source: Source | None = None
-    yardstick_source: Source | None = None
-    comparison: Comparison | None = None
+    status: Status
+    reason: str = ""
     fix: str | None = None
+    reference: Source | None = None
+    yardstick: Source | None = None
+    comparison: Comparison | None = None
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready: numbers that JSON has no form for are null (nan) or the text `inf`."""
-        row = {name: write(getattr(self, _FIELDS.get(name, name))) for name in _ROW}
-        if self.comparison is not None:
-            found: dict[str, Any] = write(self.comparison)
-            bf16 = {f"bf16_{name}": value for name, value in found["yardstick"].items()}
-            row |= {**found["metrics"], "nans": found["nans"], "infs": found["infs"]}
-            row |= {"bf16_ratio": found["bf16_ratio"], **bf16, "verdicts": found["checks"]}
+        row = write(self)
+        compared = row.pop("comparison")
+        if compared is not None:
+            yardstick = compared.pop("yardstick")
+            row |= compared.pop("metrics") | {"verdicts": compared.pop("checks")} | compared
+            row |= {f"bf16_{name}": value for name, value in yardstick.items()}
         return {name: _json(value) for name, value in row.items()}
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of a table, under `HEADINGS`."""
+        size = "–" if self.resolution is None else str(self.resolution)
+        if self.profile is not None:
+            size += f" [{self.profile}]"
+        head = (self.engine, size, self.input or "–", self.output or "–")
+        result: str = self.status
+        if self.comparison is None or self.status != "passed":
+            result += f": {self.reason}"
+        if self.comparison is None:
+            return (*head, *("–" for _ in _FIGURES), result)
+        found, metrics = self.comparison, self.comparison.metrics
+        psnr, cosine = f"{metrics.psnr_db:.1f}", f"{metrics.cosine:.7f}"
+        differences = (f"{metrics.relative_l2:.1e}", f"{metrics.max_abs:.1e}")
+        ratios = (f"{found.bf16_ratio:.2g}", f"{found.power:.0f}")
+        return (*head, psnr, cosine, *differences, *ratios, result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,11 @@ class VerifyReport:
     def counts(self) -> dict[Status, int]:
         seen = Counter(row.status for row in self.rows)
         return {status: seen[status] for status in ("passed", "broken", "error", "not run")}
+
+    @property
+    def summary(self) -> str:
+        """One line: how many rows passed, and how many did not."""
+        return ", ".join(f"{n} {status}" for status, n in self.counts.items() if n) or "no engines"
 
     @property
     def ok(self) -> bool:
@@ -143,40 +156,27 @@ class VerifyReport:
             "seconds": round(self.seconds, 3),
             "facts": self.facts,
             "notes": list(self.notes),
-            "reference_proof": self.proof and _proof(self.proof),
+            "reference_proof": self.proof and _json(self.proof.to_dict()),
             "bounds": write(BOUNDS),
             "rows": [row.to_dict() for row in self.rows],
         }
 
-    def write_markdown(self, path: Path) -> None:
-        """The table with its bounds and their reasons.
-
-        Raises:
-            StoreError: the file cannot be written.
-        """
-        write_text(path, self.to_markdown())
-
     def to_markdown(self) -> str:
+        """The table with its bounds and their reasons."""
         verdict = "All bounds kept" if self.ok else "NOT PROVEN"
         paragraphs = [
             "# Parity with PyTorch fp32",
-            f"**{verdict}**: {summary(self.counts)}, in {self.seconds:.0f} s.",
+            f"**{verdict}**: {self.summary}, in {self.seconds:.0f} s.",
             _markdown(("fact", "value"), self.facts.items()),
             _reference_note(self),
             *self.notes,
-            _markdown(HEADINGS, (cells(row.to_dict()) for row in self.rows)),
+            _markdown(HEADINGS, (row.cells() for row in self.rows)),
             _LEGEND,
             "## Bounds",
             _markdown(("precision", "output", *_LIMITS), _bounds_rows()),
             "\n".join(f"- **{name}**: {reason}" for name, reason in REASONS.items()),
         ]
         return "\n\n".join(paragraphs) + "\n"
-
-
-def _proof(proof: Proof) -> dict[str, object]:
-    fp32 = {"fp32_max_abs": _json(proof.max_abs), "fp32_equal": proof.fp32_equal}
-    bf16 = {"bf16_ratio": _json(proof.bf16_ratio), "bf16_equal": proof.bf16_equal}
-    return {"resolution": str(PROOF_SIZE), **fp32, **bf16}
 
 
 def _bounds_rows() -> Iterator[tuple[str, ...]]:
@@ -219,26 +219,6 @@ def _apart(value: float, bound: float) -> str:
     return next((text for text in texts if side(float(text)) == side(value)), repr(value))
 
 
-def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The line of a row as `ParityRow.to_dict` has it, under `HEADINGS`."""
-    size = row["resolution"] or "–"
-    if row["profile"] is not None:
-        size += f" [{row['profile']}]"
-    result = row["status"] if row["status"] == "passed" else f"{row['status']}: {row['reason']}"
-    head = (row["engine"], size, row["input"] or "–", row["output"] or "–")
-    if "verdicts" not in row:
-        return (*head, *("–",) * 6, f"{row['status']}: {row['reason']}")
-    power = next(_number(v["value"]) for v in row["verdicts"] if v["metric"] == "power")
-    forms = {"psnr_db": ".1f", "cosine": ".7f", "relative_l2": ".1e", "max_abs": ".1e"}
-    figures = (format(_number(row[name]), form) for name, form in forms.items())
-    return (*head, *figures, f"{_number(row['bf16_ratio']):.2g}", f"{power:.0f}", result)
-
-
-def summary(counts: Mapping[Status, int]) -> str:
-    """One line: how many rows passed, and how many did not."""
-    return ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "no engines"
-
-
 def _reference_note(report: VerifyReport) -> str:
     if report.proof is None:
         return "Reference: diffusers' own VAE as it ships, in fp32, at every size."
@@ -255,11 +235,6 @@ def _reference_note(report: VerifyReport) -> str:
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return "\n".join(table(head, escaped, words=len(head)))
-
-
-def _number(value: float | str | None) -> float:
-    """A figure as `_json` wrote it."""
-    return math.nan if value is None else float(value)
 
 
 def _json(value: Any) -> Any:

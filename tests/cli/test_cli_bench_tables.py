@@ -31,7 +31,11 @@ def test_a_wide_spread_is_marked_wherever_it_is_shown(tmp_path: Path) -> None:
     cells[place] = replace(cells[place], timing=wide)
     found = replace(result(), cells=tuple(cells))
     page = html(tmp_path, found).text
-    for text in (drawn(screen(describe(found)), width=100), report.markdown(describe(found)), page):
+    for text in (
+        drawn(screen(describe(found)), width=100),
+        report.markdown_page(describe(found)),
+        page,
+    ):
         assert text.count("20.0 ±") == 1
         assert "7 to 20 runs" in text
     assert "±" not in drawn(screen(describe(result())), width=100)

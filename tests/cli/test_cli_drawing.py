@@ -62,7 +62,7 @@ def test_parity_at_80_columns_is_one_line_a_row() -> None:
         engine="static/1328x1328/vae_encoder.trt", part="encoder", mode="static", status="passed",
         resolution=Resolution.parse("1328x1328"), input="photograph", output="logvar",
     )  # fmt: skip
-    lines = drawn(draw(VerifyReport(rows=(row,) * 3, facts={}).to_dict()), 80)
+    lines = drawn(draw(VerifyReport(rows=(row,) * 3, facts={})), 80)
     assert sum(line.startswith("static encoder") for line in lines) == 3
     assert "No room for max abs, rel L2, cosine" in lines[-2]
 

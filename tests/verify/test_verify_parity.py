@@ -88,7 +88,7 @@ def test_a_profile_that_fails_at_an_end_of_its_range_does_not_pass(
     monkeypatch.setattr(Engine, "run", run)
     report = verify(only(engines, tmp_path, "profiles"), model=BUNDLED_TINY)
     (row,) = (row for row in report.rows if row.status != "passed")
-    assert (str(row.resolution), row.profile_index, row.status) == ("160x128", 0, status)
+    assert (str(row.resolution), row.profile, row.status) == ("160x128", 0, status)
     assert said in row.reason
     assert report.ok == (status == "not run")
     assert said in report.to_markdown()
@@ -104,8 +104,8 @@ def test_the_yardstick_is_measured_in_the_same_run(report):
         assert found.bf16_ratio == pytest.approx(
             found.metrics.relative_l2 / found.yardstick.relative_l2
         )
-        assert row.source == "diffusers"
-        assert row.yardstick_source == ("diffusers" if fast_bf16() else "folded")
+        assert row.reference == "diffusers"
+        assert row.yardstick == ("diffusers" if fast_bf16() else "folded")
     assert (report.proof is None) == fast_bf16()
 
 

@@ -26,7 +26,7 @@ def test_the_folded_graph_stands_in_at_large_sizes_after_it_was_proven(engines, 
         engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 96), Resolution(64, 64)]
     )
     assert report.ok, report.to_markdown()
-    assert {(str(row.resolution), row.source) for row in report.rows} == {
+    assert {(str(row.resolution), row.reference) for row in report.rows} == {
         ("96x64", "folded"),
         ("64x64", "diffusers"),
     }
@@ -40,7 +40,7 @@ def test_a_cpu_without_bf16_takes_the_folded_yardstick_at_every_size(engines, mo
     report = verify(engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 64)])
     assert report.ok
     assert report.proof.bf16_ratio < 1.05
-    assert {(row.source, row.yardstick_source) for row in report.rows} == {("diffusers", "folded")}
+    assert {(row.reference, row.yardstick) for row in report.rows} == {("diffusers", "folded")}
 
 
 def test_a_folded_graph_that_is_wrong_is_not_used(engines, monkeypatch):
@@ -54,7 +54,7 @@ def test_a_folded_graph_that_is_wrong_is_not_used(engines, monkeypatch):
     monkeypatch.setattr(reference, "DIFFUSERS_CPU_PIXELS", 0)
     monkeypatch.setattr(reference, "fold", fold)
     report = verify(engines, model=BUNDLED_TINY, resolutions=[Resolution(64, 64)])
-    assert {row.source for row in report.rows} == {"diffusers"}
+    assert {row.reference for row in report.rows} == {"diffusers"}
     assert not report.proof.fp32_equal
     assert report.ok
     assert "NOT equal" in report.to_markdown()

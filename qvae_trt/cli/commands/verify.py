@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,8 @@ from qvae_trt.cli.events import show_progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from qvae_trt.verify import VerifyReport
 
 
 def verify(
@@ -33,7 +35,7 @@ def verify(
 
     Every engine that can run here is compared. Exit code 1 if an engine exceeds its tolerance.
     """
-    from qvae_trt.files.writing import check_writable
+    from qvae_trt.files.writing import check_writable, write_text
 
     sizes = options.parse_resolutions(resolution)
     if out is not None:
@@ -45,23 +47,22 @@ def verify(
     with show_progress("verify") as on_event:
         report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_event=on_event)
     if out is not None:
-        report.write_markdown(out / "parity.md")
+        write_text(out / "parity.md", report.to_markdown())
         output.save_json(out / "parity.json", report.to_dict())
-    output.emit(report.to_dict(), draw)
+    output.emit(report.to_dict(), lambda _: draw(report))
     report.require()
 
 
-def draw(data: dict[str, Any]) -> RenderableType:
+def draw(report: VerifyReport) -> RenderableType:
     """As in parity.md, with an engine by its kind: its path alone would fill a terminal."""
-    from qvae_trt.verify.report import HEADINGS, cells, summary
+    from qvae_trt.verify.report import HEADINGS
 
     rows = [
-        (f"{row['mode']} {row['part']}" if row["mode"] and row["part"] else shown[0], *shown[1:])
-        for row in data["rows"]
-        for shown in [cells(row)]
+        (f"{row.mode} {row.part}" if row.mode and row.part else row.engine, *row.cells()[1:])
+        for row in report.rows
     ]
     spare = ("max abs", "rel L2", "cosine", "power", "vs bf16")
     return stacked(
-        table(HEADINGS, rows, title=summary(data["counts"]), spare=spare),
-        *map(line, data["notes"]),
+        table(HEADINGS, rows, title=report.summary, spare=spare),
+        *map(line, report.notes),
     )

@@ -11,7 +11,7 @@ from verify_engines import SIZES, only
 
 from qvae_trt import store
 from qvae_trt.profiles import engine_path
-from qvae_trt.verify.mending import rebuild
+from qvae_trt.verify.parity import rebuild
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_command_that_mends_is_the_one_that_built(
     )
     sidecar = dataclasses.replace(sidecar, key=key, command=command.format(folder))
     place = store.EngineFile(path, "decoder", "static", SIZES[0])
-    found = rebuild(place, sidecar, engine_dir=folder, model=ort_engines.tiny(), force=True)
+    found = rebuild(place, sidecar, model=ort_engines.tiny(), force=True)
     assert found == (
         f"{general(folder, precision='fp16')} --force"
         if expected is None
