@@ -74,7 +74,7 @@ def matmul_rate(device: str, dtype: torch.dtype) -> dict[str, Fact]:
         torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2)
     )
     clock = clock_for(device)
-    samples = [clock.time(lambda: torch.mm(left, right))[0] for _ in range(_REPEATS + 3)][3:]
+    samples = [clock(lambda: torch.mm(left, right))[0] for _ in range(_REPEATS + 3)][3:]
     timing = Timing.of(samples)
     return {
         "tflops": 2.0 * side**3 / timing.min_ms / 1e9,

@@ -63,7 +63,7 @@ class Timing:
     wall_ms: float | None = None
 
     @staticmethod
-    def of(samples_ms: Sequence[float], *, wall_ms: Sequence[float] | None = None) -> Timing:
+    def of(samples_ms: Sequence[float], *, wall_ms: Sequence[float] = ()) -> Timing:
         """Summarise at least one sample."""
         ordered = sorted(samples_ms)
         return Timing(

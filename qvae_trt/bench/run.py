@@ -296,7 +296,7 @@ def _measure(
                     values = [value.to(prepared.dtype) for value in inputs]
                     call = _turn(prepared, values)
                     # Compilation, kernel loading, allocation: what the first call of a size costs.
-                    first_ms = clock.time(partial(call, 0))[1]
+                    device_ms, wall_ms = clock(partial(call, 0))
                     peak_bytes = work.peak_bytes(prepared, values[0])
                     stack.enter_context(opened.pop_all())
             except EXPECTED as error:
@@ -308,11 +308,11 @@ def _measure(
                 cell,
                 peak_bytes=peak_bytes,
                 weights_bytes=prepared.weights_bytes,
-                detail={**prepared.detail, "first_ms": first_ms},
+                detail={**prepared.detail, "first_ms": wall_ms or device_ms},
             )
         samples = measure(calls, clock=clock, limits=limits)
     for path, found in samples.items():
-        timing = found.timing(with_wall=work.device == "cuda")
+        timing = found.timing
         peak = None if timing is None else cells[path].peak_bytes
         cells[path] = replace(cells[path], timing=timing, peak_bytes=peak, notes=found.notes)
     return list(cells.values())

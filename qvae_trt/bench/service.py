@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing
-from qvae_trt.bench.timing import EXPECTED, HostClock, Limits, explain, measure
+from qvae_trt.bench.timing import EXPECTED, Limits, explain, host_clock, measure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,10 +107,10 @@ def _steady(
         steps[name].append((decode_ms, (time.perf_counter() - begin) * 1000.0))
 
     calls = {name: partial(call, name) for name in pairs}
-    samples = measure(calls, clock=HostClock(), limits=limits)
+    samples = measure(calls, clock=host_clock, limits=limits)
     rows = []
     for name, (prepared, processor) in pairs.items():
-        timing = samples[name].timing(with_wall=False)
+        timing = samples[name].timing
         medians = {}
         if timing is not None:
             decode_ms, postprocess_ms = zip(*steps[name][-timing.runs :], strict=True)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from subprocess import SubprocessError
-from typing import Final, Protocol
+from typing import Final
 
 from qvae_trt.bench.results import Timing
 from qvae_trt.errors import QvaeError, UsageError
@@ -63,46 +63,36 @@ class Limits:
         return max(self.min_runs, min(self.max_runs, fitting))
 
 
-class Clock(Protocol):
-    """Times one call from an idle device to an idle device."""
-
-    def time(self, call: Callable[[], object]) -> tuple[float, float]:
-        """Returns (milliseconds on the device, milliseconds on the host)."""
-        ...
+Clock = Callable[[Callable[[], object]], tuple[float, float | None]]
+"""Times a call from an idle device to an idle device: the milliseconds on the device, and those on
+the host where they are others."""
 
 
-class HostClock:
-    """`perf_counter` around the call: right where the call returns when its work is done, as on a
-    CPU.
-    """
-
-    def time(self, call: Callable[[], object]) -> tuple[float, float]:
-        begin = time.perf_counter()
-        call()
-        ms = (time.perf_counter() - begin) * 1000.0
-        return ms, ms
+def host_clock(call: Callable[[], object]) -> tuple[float, None]:
+    """Right where the call returns when its work is done, as on a CPU."""
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1000.0, None
 
 
-class CudaClock:
-    """CUDA events on the current stream, and the host's time up to the end of the device's work."""
+def cuda_clock(call: Callable[[], object]) -> tuple[float, float]:
+    """By CUDA events on the current stream; on the host up to the end of the device's work."""
+    import torch
 
-    def time(self, call: Callable[[], object]) -> tuple[float, float]:
-        import torch
-
-        first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        first.record()
-        call()
-        last.record()
-        last.synchronize()
-        wall_ms = (time.perf_counter() - begin) * 1000.0
-        return float(first.elapsed_time(last)), wall_ms
+    first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    first.record()
+    call()
+    last.record()
+    last.synchronize()
+    wall_ms = (time.perf_counter() - begin) * 1000.0
+    return float(first.elapsed_time(last)), wall_ms
 
 
 def clock_for(device: str) -> Clock:
-    return CudaClock() if device == "cuda" else HostClock()
+    return cuda_clock if device == "cuda" else host_clock
 
 
 @dataclass(slots=True)
@@ -115,10 +105,11 @@ class Samples:
     wall_ms: list[float] = field(default_factory=list)
     failure: str | None = None
 
-    def timing(self, *, with_wall: bool) -> Timing | None:
+    @property
+    def timing(self) -> Timing | None:
         if self.failure is not None or not self.device_ms:
             return None
-        return Timing.of(self.device_ms, wall_ms=self.wall_ms if with_wall else None)
+        return Timing.of(self.device_ms, wall_ms=self.wall_ms)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -140,11 +131,13 @@ def measure(calls: Mapping[str, Call], *, clock: Clock, limits: Limits) -> dict[
 
     def turn(name: str, index: int) -> float:
         try:
-            device_ms, wall_ms = clock.time(lambda: calls[name](index % limits.inputs))
+            device_ms, wall_ms = clock(lambda: calls[name](index % limits.inputs))
         except EXPECTED as error:
             samples[name].failure = explain(error)
             return 0.0
         samples[name].device_ms.append(device_ms)
+        if wall_ms is None:
+            return device_ms
         samples[name].wall_ms.append(wall_ms)
         return wall_ms
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
+MIB = 2**20
 _LONGEST_LIST = 24
 # Between two columns; and what a column that wraps asks for at most.
 _GAP, _WRAPPED = 3, 30
@@ -76,9 +77,15 @@ def counted(states: Iterable[str]) -> str:
     return ", ".join(f"{count} {state}" for state, count in Counter(states).items())
 
 
-def mib(name: str) -> Callable[[Any], str | None]:
-    """A column of sizes in MiB."""
-    return lambda row: None if row[name] is None else f"{row[name] / 2**20:.1f}"
+def figure(path: str, form: str = ".1f", *, unit: int = 1) -> Callable[[Any], str | None]:
+    """A column of numbers: `timing.median_ms` is that of the row's `timing`, if it has one."""
+
+    def shown(row: Any) -> str | None:
+        for name in path.split("."):
+            row = None if row is None else row[name]
+        return None if row is None else format(row / unit, form)
+
+    return shown
 
 
 def line(text: str, style: str = "") -> Text:

@@ -67,7 +67,7 @@ def _time(engine: Engine, shape: tuple[int, ...], limits: Limits) -> dict[str, o
     clock = clock_for(engine.device.type)
     calls = {"engine": lambda index: engine.run(values[index])}
     found = measure(calls, clock=clock, limits=limits)["engine"]
-    timing = found.timing(with_wall=engine.device.type == "cuda")
+    timing = found.timing
     if timing is None:
         raise BenchError(found.failure or "the engine could not be timed")
     return asdict(timing)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import counted, records, stacked
-from qvae_trt.cli.estimate import Measured, measured_like
+from qvae_trt.cli.drawing import MIB, counted, figure, records, stacked
+from qvae_trt.cli.estimate import measured_like
 from qvae_trt.cli.events import show_progress
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
 from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, parse_aspect
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import RenderableType
 
@@ -145,40 +144,33 @@ def plain(results: Sequence[JobResult], flavour: str | None) -> list[dict[str, A
     for row, result in zip(engines, results, strict=True):
         if flavour is not None and result.status == "planned" and result.seconds is None:
             like = measured_like(result.job, flavour)
-            row |= {} if like is None else {"estimate": asdict(like)}
+            row |= {} if like is None else {"estimate": like}
     return engines
 
 
 def draw(data: dict[str, Any]) -> RenderableType:
-    engines = data["engines"]
-    columns: dict[str, Any] = {
-        "": "status",
-        "engine": "title",
-        "file": "engine",
-        "MiB": lambda engine: _figure(engine, "bytes", 2**20),
-        "s": lambda engine: _figure(engine, "seconds"),
-        "why": "reason",
-    }
-    title = counted(engine["status"] for engine in engines)
-    estimates = [Measured(**engine["estimate"]) for engine in engines if "estimate" in engine]
-    words = []
-    if estimates:
-        places = ", ".join(sorted({row.place for row in estimates}))
-        minutes, mib = (
-            sum(e.seconds for e in estimates) / 60,
-            sum(e.bytes for e in estimates) / 2**20,
+    def marked(name: str, unit: int = 1) -> Callable[[Any], str | None]:
+        """A figure of an engine, with a mark where it is an estimate."""
+        shown = figure(name, unit=unit)
+        return lambda engine: (
+            f"~{shown(engine['estimate'])}" if "estimate" in engine else shown(engine)
         )
+
+    engines = data["engines"]
+    columns: dict[str, Any] = {"": "status", "engine": "title", "file": "engine"}
+    columns |= {"MiB": marked("bytes", MIB), "s": marked("seconds"), "why": "reason"}
+    title = counted(engine["status"] for engine in engines)
+    words = []
+    if estimates := [engine["estimate"] for engine in engines if "estimate" in engine]:
+        places = {f"{e['gpu']} with {e['flavour']} {e['flavour_version']}" for e in estimates}
+        minutes = sum(e["seconds"] for e in estimates) / 60
+        size = sum(e["bytes"] for e in estimates) / MIB
+        where = ", ".join(sorted(places))
         words = [
-            f"~ estimated from the nearest engine measured on {places}; other machines differ.",
-            f"~ {minutes:.0f} min and {mib:.0f} MiB in all.",
+            f"~ estimated from the nearest engine measured on {where}; other machines differ.",
+            f"~ {minutes:.0f} min and {size:.0f} MiB in all.",
         ]
     return stacked(records(engines, columns, title=title, spare=("file",)), *words)
-
-
-def _figure(engine: dict[str, Any], name: str, unit: int = 1) -> str | None:
-    """A figure of an engine, marked where it is an estimate."""
-    mark, value = ("~", engine["estimate"][name]) if "estimate" in engine else ("", engine[name])
-    return None if value is None else f"{mark}{value / unit:.1f}"
 
 
 def _sizes(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import mib, records
+from qvae_trt.cli.drawing import MIB, figure, records
 from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
 from qvae_trt.progress import Event, stages
@@ -76,8 +76,12 @@ def export(
             for file in files
         ],
     }
-    columns: dict[str, Any] = {"file": "path", "MiB": mib("bytes"), "input": _shape("input")}
-    output.emit(data, lambda d: records(d["files"], columns | {"output": _shape("output")}))
+    columns: dict[str, Any] = {
+        "file": "path",
+        "MiB": figure("bytes", unit=MIB),
+        "input": _shape("input"),
+    }
+    output.emit(data, lambda d: records(d["files"], columns))
 
 
 def _static_size(dynamic: bool | None, resolution: str | None) -> Resolution | None:

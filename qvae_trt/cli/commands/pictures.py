@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import records
+from qvae_trt.cli.drawing import figure, records
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -83,7 +83,7 @@ def _draw(data: dict[str, Any]) -> RenderableType:
         "part": "part",
         "at": "size",
         "through": "engine",
-        "s": lambda run: f"{run['seconds']:.2f}",
+        "s": figure("seconds", ".2f"),
         "file": lambda run: run["path"] or "",
     }
     return records(data["passes"], columns, title=f"{data['out']}: {data['size']}{quality}")

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import mib, records
+from qvae_trt.cli.drawing import MIB, figure, records
 from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import RenderableType
 
 
@@ -100,11 +98,6 @@ def _draw(data: dict[str, Any]) -> RenderableType:
         if row["variant"] == "default" and row["timing"] is not None
     }
 
-    def figure(table: str, name: str, form: str = ".2f") -> Callable[[Any], str | None]:
-        return lambda row: (
-            None if (row[table] or {}).get(name) is None else format(row[table][name], form)
-        )
-
     def speedup(row: Any) -> str | None:
         base, timing = default_ms.get(row["part"]), row["timing"]
         return None if base is None or timing is None else f"{base / timing['median_ms']:.2f}"
@@ -115,13 +108,13 @@ def _draw(data: dict[str, Any]) -> RenderableType:
         "": lambda row: "chosen" if row["chosen"] else row["status"],
         "part": "part",
         "variant": lambda row: row["variant"].replace(",", ", "),
-        "ms": figure("timing", "median_ms"),
-        "p90": figure("timing", "p90_ms"),
+        "ms": figure("timing.median_ms", ".2f"),
+        "p90": figure("timing.p90_ms", ".2f"),
         "speed-up": speedup,
-        "PSNR": figure("parity", "psnr_db", ".1f"),
-        "run MiB": mib("memory_bytes"),
-        "MiB": mib("engine_bytes"),
-        "build s": lambda row: row["build_seconds"] and f"{row['build_seconds']:.1f}",
+        "PSNR": figure("parity.psnr_db"),
+        "run MiB": figure("memory_bytes", unit=MIB),
+        "MiB": figure("engine_bytes", unit=MIB),
+        "build s": figure("build_seconds"),
         "why not": "reason",
     }
     return records(
