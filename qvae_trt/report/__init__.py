@@ -60,7 +60,7 @@ def write_tables(result: BenchResult, out: Path) -> list[Path]:
 def _picture(drawn: Sequence[svg.Chart], title: str) -> str:
     if not drawn:
         nothing = "Nothing was measured."
-        drawn = [svg.Chart(title=title, subtitle=nothing, series=(), groups=(), text=ms)]
+        drawn = [svg.Chart(title=title, subtitle=nothing, series=(), text=ms)]
     columns = min(len(drawn), 2)
     return svg.document(drawn, width=_WIDTH if columns == 2 else _WIDTH * 2 // 3, columns=columns)
 

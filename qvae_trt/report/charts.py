@@ -13,13 +13,13 @@ from qvae_trt.report.numbers import ms, times
 from qvae_trt.report.svg import Bar, Chart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from qvae_trt.bench.results import Cell, Timing
     from qvae_trt.profiles import Part, Resolution
 
-_VERB = {"encoder": "Encode", "decoder": "Decode"}
-_ORDER: tuple[Part, ...] = ("decoder", "encoder")
+#: As the parts are shown.
+PART_TITLES: dict[Part, str] = {"decoder": "Decode", "encoder": "Encode"}
 #: Of several paths that results share, which is shown.
 _PREFERRED = ("static", "profiles", "fused", "compiled", "folded", REFERENCE)
 
@@ -52,7 +52,7 @@ def memory(result: BenchResult) -> list[Chart]:
         return Bar(value=cell.peak_bytes / 2**30) if cell.peak_bytes else None
 
     words = ("memory in GiB, less is better", "weights and the most that one call takes")
-    return _each_part(result, words, lambda gib: f"{gib:.2f}", bar, best=_least)
+    return _each_part(result, words, lambda gib: f"{gib:.2f}", bar, fastest=False)
 
 
 def service(result: BenchResult) -> list[Chart]:
@@ -63,15 +63,13 @@ def service(result: BenchResult) -> list[Chart]:
             group = bars.setdefault(str(row.resolution), {})
             if row.path not in group or row.timing.median_ms < group[row.path].value:
                 group[row.path] = _whiskered(row.timing)
-    return _drawn(
-        Chart(
-            title="Latents to PIL: latency in ms, less is better",
-            subtitle=f"{result.runs[0].place}; decode and the faster post-processing of each path",
-            series=result.paths,
-            groups=tuple((size, _marked(group, _least(group))) for size, group in bars.items()),
-            text=ms,
-        )
+    chart = Chart(
+        title="Latents to PIL: latency in ms, less is better",
+        subtitle=f"{result.runs[0].place}; decode and the faster post-processing of each path",
+        series=result.paths,
+        text=ms,
     )
+    return _filled(chart, bars.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ def contrasts(results: Sequence[BenchResult]) -> Iterator[Shared]:
     """Cells measured in at least two of the results, by part, path, then size."""
     sizes = dict.fromkeys(size for result in results for size in result.resolutions)
     paths = dict.fromkeys(path for result in results for path in result.paths)
-    for part, path, resolution in product(_ORDER, paths, sizes):
+    for part, path, resolution in product(PART_TITLES, paths, sizes):
         cells = [result.cell(part, resolution, path) for result in results]
         medians = tuple(c.timing.median_ms if c and c.timing else None for c in cells)
         if sum(m is not None for m in medians) > 1:
@@ -101,25 +99,22 @@ def contrast(shared: Sequence[Shared], names: Sequence[str]) -> list[Chart]:
     """
     made = []
     series = {str(index): name for index, name in enumerate(names)}
-    for part in _ORDER:
+    for part, title in PART_TITLES.items():
         measured = [row.path for row in shared if row.part == part]
         path = next((path for path in _PREFERRED if path in measured), None)
-        groups = []
-        for row in shared:
-            if (row.part, row.path) == (part, path):
-                medians = zip(series, row.medians, strict=True)
-                bars = {key: Bar(value=ms) for key, ms in medians if ms is not None}
-                groups.append((str(row.resolution), _marked(bars, _least(bars))))
-        made += _drawn(
-            Chart(
-                title=f"{_VERB[part]}, {path}: latency in ms, less is better",
-                subtitle="the same path in each file; medians",
-                series=tuple(series),
-                groups=tuple(groups),
-                text=ms,
-                labels=series,
-            )
+        chart = Chart(
+            title=f"{title}, {path}: latency in ms, less is better",
+            subtitle="the same path in each file; medians",
+            series=tuple(series),
+            text=ms,
+            labels=series,
         )
+        rows = [row for row in shared if (row.part, row.path) == (part, path)]
+        bars = [
+            {key: Bar(value=m) for key, m in zip(series, row.medians, strict=True) if m is not None}
+            for row in rows
+        ]
+        made += _filled(chart, zip((str(row.resolution) for row in rows), bars, strict=True))
     return made
 
 
@@ -129,47 +124,46 @@ def _each_part(
     text: Callable[[float], str],
     bar: Callable[[Cell], Bar | None],
     *,
-    best: Callable[[dict[str, Bar]], str | None] | None = None,
+    fastest: bool = True,
     reference: float | None = None,
 ) -> list[Chart]:
-    """A chart a part, a group a size, a bar for each cell that has one; `best` names the one in
-    bold, without it the fastest.
+    """A chart a part, a group a size, a bar for each cell that has one; in bold the fastest path,
+    else the least bar.
     """
-    title, subtitle = words
     charts = []
-    for part in (part for part in _ORDER if part in result.parts):
-        groups = []
-        for resolution in result.resolutions:
-            cells = [result.cell(part, resolution, path) for path in result.paths]
-            bars = {cell.path: drawn for cell in cells if cell and (drawn := bar(cell)) is not None}
-            chosen = result.fastest(part, resolution) if best is None else best(bars)
-            groups.append((str(resolution), _marked(bars, chosen)))
-        charts += _drawn(
-            Chart(
-                title=f"{_VERB[part]}: {title}",
-                subtitle=f"{result.place}; {subtitle}",
-                series=result.paths,
-                groups=tuple(group for group in groups if group[1]),
-                text=text,
-                reference=reference,
-            )
+    for part in (part for part in PART_TITLES if part in result.parts):
+        chart = Chart(
+            title=f"{PART_TITLES[part]}: {words[0]}",
+            subtitle=f"{result.place}; {words[1]}",
+            series=result.paths,
+            text=text,
+            reference=reference,
         )
+        groups, best = [], {}
+        for size in result.resolutions:
+            cells = (result.cell(part, size, path) for path in result.paths)
+            bars = {cell.path: drawn for cell in cells if cell and (drawn := bar(cell)) is not None}
+            groups.append((str(size), bars))
+            best[str(size)] = result.fastest(part, size)
+        charts += _filled(chart, groups, best if fastest else None)
     return charts
 
 
-def _drawn(chart: Chart) -> list[Chart]:
-    """The chart, unless there is nothing in it."""
-    return [chart] if chart.groups else []
+def _filled(
+    chart: Chart,
+    groups: Iterable[tuple[str, Mapping[str, Bar]]],
+    best: Mapping[str, str | None] | None = None,
+) -> list[Chart]:
+    """The chart with its bars, the best (else the least) of each group in bold; none without."""
+    filled = []
+    for label, bars in groups:
+        # A single bar has nothing to be compared with.
+        least = min(bars, key=lambda name: bars[name].value) if len(bars) > 1 else None
+        bold = best[label] if best else least
+        if bars:
+            filled.append((label, {n: replace(b, best=n == bold) for n, b in bars.items()}))
+    return [replace(chart, groups=tuple(filled))] if filled else []
 
 
 def _whiskered(timing: Timing) -> Bar:
     return Bar(value=timing.median_ms, low=timing.p10_ms, high=timing.p90_ms)
-
-
-def _least(bars: dict[str, Bar]) -> str | None:
-    """None for a single bar, which there is nothing to compare with."""
-    return min(bars, key=lambda path: bars[path].value) if len(bars) > 1 else None
-
-
-def _marked(bars: dict[str, Bar], best: str | None) -> dict[str, Bar]:
-    return {path: replace(bar, best=path == best) for path, bar in bars.items()}

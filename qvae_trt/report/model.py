@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from qvae_trt.bench.compare import TIE_TOLERANCE
 from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, Timing, in_order
 from qvae_trt.report import charts
+from qvae_trt.report.charts import PART_TITLES
 from qvae_trt.report.numbers import ms, share, size, times
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ STEP_TITLES = {
     "after_switch_ms": "after the change",
     "steady_ms": "steady",
 }
-#: As the parts are shown.
-PART_TITLES: dict[Part, str] = {"decoder": "Decode", "encoder": "Encode"}
 MACHINE_TITLES = {
     "gpu": "GPU",
     "driver": "driver",

@@ -1,17 +1,17 @@
-"""Reports from the templates beside this file: `latency.md` and the self-contained page."""
+"""Bench reports as documents: `latency.md`, and the self-contained page."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from qvae_trt.bench.results import REFERENCE
 from qvae_trt.report import markdown, svg
 from qvae_trt.report.model import mean_text
 from qvae_trt.report.numbers import times
+from qvae_trt.report.templates import render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +25,8 @@ _STYLE = Path(__file__).with_name("page.css")
 
 def markdown_page(report: Report, *, charts: Sequence[str] = ()) -> str:
     """The whole report of one result; `charts` are file names of pictures beside it."""
-    template = _templates().get_template("latency.md.jinja")
-    return template.render(report=report, charts=charts, reference=REFERENCE).rstrip() + "\n"
+    filters = {"text": markdown.text, "table": _table}
+    return render("latency.md.jinja", filters, report=report, charts=charts, reference=REFERENCE)
 
 
 def html_page(reports: Sequence[Report], names: Sequence[str], contrast: Contrast | None) -> str:
@@ -37,21 +37,9 @@ def html_page(reports: Sequence[Report], names: Sequence[str], contrast: Contras
         contrast: of several reports, what they have in common.
     """
     style = Markup(_STYLE.read_text("utf-8") + svg.style())  # noqa: S704  our own
-    template = _templates().get_template("page.html.jinja")
-    return template.render(reports=reports, names=names, contrast=contrast, style=style)
-
-
-def _templates() -> Environment:
-    templates = Environment(
-        loader=PackageLoader("qvae_trt", "report"),
-        autoescape=select_autoescape(["html.jinja"], default=False),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"text": markdown.text, "table": _table, "mean": mean_text}
-    templates.filters |= {"times": times, "wide": _wide, "narrow": _narrow}
-    return templates
+    filters = {"times": times, "mean": mean_text, "wide": _wide, "narrow": _narrow}
+    values = {"reports": reports, "names": names, "contrast": contrast, "style": style}
+    return render("page.html.jinja", filters, **values)
 
 
 def _wide(charts: Sequence[svg.Chart]) -> Markup:

@@ -61,8 +61,8 @@ class Chart:
     title: str
     subtitle: str
     series: tuple[str, ...]
-    groups: tuple[tuple[str, Mapping[str, Bar]], ...]
     text: Callable[[float], str]
+    groups: tuple[tuple[str, Mapping[str, Bar]], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     reference: float | None = None
 

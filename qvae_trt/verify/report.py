@@ -11,13 +11,13 @@ from qvae_trt.commands import build_command
 from qvae_trt.errors import ParityError
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import Mode, Part, Resolution
-from qvae_trt.report.markdown import table
+from qvae_trt.report.templates import render
 from qvae_trt.verify.bounds import BOUNDS, REASONS
 from qvae_trt.verify.comparison import Comparison
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from qvae_trt.verify.comparison import BoundCheck
 
@@ -163,39 +163,19 @@ class VerifyReport:
 
     def to_markdown(self) -> str:
         """The table with its bounds and their reasons."""
-        verdict = "All bounds kept" if self.ok else "NOT PROVEN"
-        paragraphs = [
-            "# Parity with PyTorch fp32",
-            f"**{verdict}**: {self.summary}, in {self.seconds:.0f} s.",
-            _markdown(("fact", "value"), self.facts.items()),
-            _reference_note(self),
-            *self.notes,
-            _markdown(HEADINGS, (row.cells() for row in self.rows)),
-            _LEGEND,
-            "## Bounds",
-            _markdown(("precision", "output", *_LIMITS), _bounds_rows()),
-            "\n".join(f"- **{name}**: {reason}" for name, reason in REASONS.items()),
-        ]
-        return "\n\n".join(paragraphs) + "\n"
+        return render(
+            "parity.md.jinja",
+            {"cell": _cell},
+            report=self,
+            headings=HEADINGS,
+            proof_size=PROOF_SIZE,
+            bounds=BOUNDS,
+            reasons=REASONS,
+        )
 
 
-def _bounds_rows() -> Iterator[tuple[str, ...]]:
-    for precision, outputs in BOUNDS.items():
-        for output, b in outputs.items():
-            largest = f"{b.max_abs:g}" + ("" if output == "images" else " of the range")
-            figures = (f"{b.psnr_db:g}", f"{b.cosine:.8g}", f"{b.relative_l2:g}", largest)
-            yield (precision, output, *figures, f"{b.bf16_ratio:g}")
-
-
-_LEGEND = (
-    "`vs bf16` is the engine's L2 error over that of PyTorch in bf16 on the same input. `power` "
-    "says how surely a broken engine would be seen on that very output: the error of a shift by "
-    "one pixel (where it is wider than one) or of two swapped channels, the smaller one, over the "
-    "largest error that the bounds let pass."
-)
 _FIGURES = ("PSNR dB", "cosine", "rel L2", "max abs", "vs bf16", "power")
 HEADINGS = ("engine", "size", "input", "output", *_FIGURES, "result")
-_LIMITS = ("PSNR dB ≥", "cosine ≥", "relative L2 ≤", "max abs ≤", "vs bf16 ≤")
 
 
 def explain(checks: Iterable[BoundCheck]) -> str:
@@ -219,22 +199,8 @@ def _apart(value: float, bound: float) -> str:
     return next((text for text in texts if side(float(text)) == side(value)), repr(value))
 
 
-def _reference_note(report: VerifyReport) -> str:
-    if report.proof is None:
-        return "Reference: diffusers' own VAE as it ships, in fp32, at every size."
-    proof = report.proof
-    folded = "stood in for it" if proof.fp32_equal else "was NOT equal to it and was not used"
-    return (
-        "Reference: diffusers' own VAE as it ships, in fp32. On this CPU the folded "
-        f"graph {folded} at large sizes (the JSON says for each row). In this run at {PROOF_SIZE}: "
-        f"largest difference {proof.max_abs:.1e}, its bf16 error {proof.bf16_ratio:.3f} times "
-        "diffusers' own."
-    )
-
-
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    return "\n".join(table(head, escaped, words=len(head)))
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _json(value: Any) -> Any:

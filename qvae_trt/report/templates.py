@@ -1,0 +1,25 @@
+"""Documents from the templates in `data/templates`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def render(name: str, filters: Mapping[str, Callable[..., object]], **values: object) -> str:
+    """The document of a template. What comes into HTML is escaped; into Markdown, where the
+    template says so.
+    """
+    environment = Environment(
+        loader=PackageLoader("qvae_trt", "data/templates"),
+        autoescape=select_autoescape(["html.jinja"], default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(name).render(values).strip() + "\n"
