@@ -45,14 +45,8 @@ class Limits:
     inputs: int = 3
 
     def __post_init__(self) -> None:
-        if not (self.budget_s > 0 and 1 <= self.min_runs <= self.max_runs):
-            raise UsageError(
-                f"a budget of {self.budget_s} s and {self.min_runs} to {self.max_runs} runs"
-                " cannot be measured",
-                fix="more than 0 s, and 1 <= least runs <= most runs",
-            )
-        if self.warm_up < 1 or self.inputs < 1:
-            raise UsageError("a measurement needs one warm-up run and one input at least")
+        if not self.budget_s > 0:
+            raise UsageError(f"a budget of {self.budget_s} s, expected more than 0 s")
 
     def rounds(self, spent_ms: Mapping[str, float]) -> int:
         """How many turns each path gets, all the same number, from what one call of each costs."""

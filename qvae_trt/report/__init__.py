@@ -10,7 +10,6 @@ import io
 from typing import TYPE_CHECKING
 
 from qvae_trt.bench.results import save
-from qvae_trt.errors import UsageError
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import write
 from qvae_trt.report import svg
@@ -98,12 +97,8 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
         out: the file.
 
     Raises:
-        UsageError: no result. StoreError: the file cannot be written.
+        StoreError: the file cannot be written.
     """
-    if not results:
-        raise UsageError(
-            "nothing to report", fix="qvae report RESULTS/latency.json --out report.html"
-        )
     names = labels(results)
     compared = contrast(results, names) if len(results) > 1 else None
     write_text(out, html_page([describe(result) for result in results], names, compared))

@@ -120,8 +120,6 @@ def tune(settings: TuneSettings, *, on_event: OnEvent = ignore) -> TuneResult:
         KeyboardInterrupt: passed on; what was measured is in the file.
     """
     settings.resolution.check()
-    if not settings.parts:
-        raise UsageError(f"no part to tune: expected one of {', '.join(PARTS)}")
     backend, precision = backends.get(settings.backend), settings.precision
     backend.supports(precision).require()
     backend.can_build().require()

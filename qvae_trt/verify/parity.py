@@ -161,10 +161,7 @@ class _Parity:
             if wanted is not None and flavour != wanted:
                 raise BackendError(f"built by {show(flavour)}, asked for {wanted}")
             profiles, every_profile = sidecar.key.profiles, flavour != "onnxruntime"
-            static = target.mode == "static"
-            sizes = sizes_of(
-                profiles, static=static, asked=resolutions, every_profile=every_profile
-            )
+            sizes = sizes_of(profiles, asked=resolutions, every_profile=every_profile)
             if not sizes:
                 return
             self._sizes |= {size for size, _ in sizes}

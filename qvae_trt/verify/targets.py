@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 def sizes_of(
     profiles: Sequence[Profile],
     *,
-    static: bool,
     asked: Sequence[Resolution] = (),
     every_profile: bool,
 ) -> list[tuple[Resolution, int]]:
@@ -29,8 +28,6 @@ def sizes_of(
     """
     if asked:
         sizes = list(asked)
-    elif static:
-        sizes = [p.opt for p in profiles]
     else:
         opts = sorted((p.opt for p in profiles), key=lambda r: (r.pixels, r))
         sizes = opts if every_profile else [opts[0], opts[-1]]

@@ -344,15 +344,8 @@ def test_inputs_differ_and_are_repeatable() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "named"),
     [
-        ({"resolutions": ()}, UsageError, "no size"),
-        ({"resolutions": (STATIC, STATIC)}, UsageError, "more than once"),
         ({"resolutions": (Resolution(100, 100),)}, UsageError, "100"),
-        ({"baselines": ("jax",)}, UsageError, "jax"),
-        ({"baselines": ("pytorch", "pytorch")}, UsageError, "more than once"),
         ({"baselines": ()}, UsageError, "nothing to measure"),
-        ({"parts": ()}, UsageError, "no part"),
-        ({"parts": ("middle",)}, UsageError, "middle"),
-        ({"device": "tpu"}, UsageError, "tpu"),
         ({"model": "/no/such/folder"}, ModelError, "no/such"),
     ],
 )

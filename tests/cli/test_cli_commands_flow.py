@@ -183,6 +183,8 @@ def test_bench_report_and_compare(
     ("given", "code", "words"),
     [
         (["--resolution", "1664x928", "--margin", "-3"], 2, "the margin is -3.0, expected 0 to 10"),
+        (["--resolution", "1664x928", "--margin", "nan"], 2, "the margin is nan, expected 0 to 10"),
+        (["--resolution", "1664x928", "--baseline", "jax"], 2, "unknown baseline 'jax'"),
         (["--resolution", "64x64"], 1, "the old result has encoder and decoder at 1664x928"),
     ],
 )

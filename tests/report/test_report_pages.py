@@ -7,12 +7,10 @@ import time
 from itertools import combinations
 from pathlib import Path
 
-import pytest
 from bench_samples import NO_TRITON, SQUARE, WIDE, result
 from report_cases import EVIL, evil, html, partial
 
 from qvae_trt import bench, report
-from qvae_trt.errors import UsageError
 from qvae_trt.report import describe, svg
 from qvae_trt.report.model import labels
 
@@ -93,11 +91,6 @@ def test_before_and_after_are_told_apart(tmp_path: Path) -> None:
     assert "2026-01-02" in page.text
     assert "2026-02-01" in page.text
     assert labels([result(), result()])[1].endswith("(#2)")
-
-
-def test_no_result_makes_no_page(tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
-        report.write_html([], tmp_path / "report.html")
 
 
 def test_nothing_in_common_is_said(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from qvae_trt.verify.targets import ends_of, left_out, off_grid, sizes_of
 
 def test_every_profile_is_run_at_its_opt_and_once_off_it():
     nine = load_profiles()
-    sizes = sizes_of(nine, static=False, every_profile=True)
+    sizes = sizes_of(nine, every_profile=True)
     assert left_out(nine, sizes) is None
     assert {(p.opt, i) for i, p in enumerate(nine)} <= set(sizes)
     (between,) = {s for s, _ in sizes} - {p.opt for p in nine}
@@ -21,7 +21,7 @@ def test_every_profile_is_run_at_its_opt_and_once_off_it():
 
 def test_one_graph_for_all_profiles_is_run_at_its_ends_and_once_between():
     nine = load_profiles()
-    compared = sizes_of(nine, static=False, every_profile=False)
+    compared = sizes_of(nine, every_profile=False)
     assert left_out(nine, compared) == "2 of 9 opts checked, since one graph serves all"
     sizes = [s for s, _ in compared]
     opts = sorted((p.opt for p in nine), key=lambda r: r.pixels)
@@ -30,7 +30,7 @@ def test_one_graph_for_all_profiles_is_run_at_its_ends_and_once_between():
 
 def test_each_range_is_tried_at_the_ends_that_are_not_compared():
     nine = load_profiles()
-    compared = sizes_of(nine, static=False, every_profile=True)
+    compared = sizes_of(nine, every_profile=True)
     ends = ends_of(nine, every_profile=True, besides=compared)
     every = {(end, index) for index, p in enumerate(nine) for end in (p.min, p.max)}
     assert set(ends) == every - set(compared)
@@ -44,12 +44,12 @@ def test_each_range_is_tried_at_the_ends_that_are_not_compared():
 def test_sizes_asked_for_are_those_that_the_engine_holds():
     nine = load_profiles()
     asked = [Resolution(512, 512), Resolution(4096, 4096), Resolution(1088, 1920)]
-    found = sizes_of(nine, static=False, asked=asked, every_profile=True)
+    found = sizes_of(nine, asked=asked, every_profile=True)
     assert [s for s, _ in found] == [asked[0], asked[2]]
     assert found[1][1] == 4
     fixed = (Profile.fixed(Resolution(928, 1664)),)
-    assert sizes_of(fixed, static=True, asked=asked, every_profile=True) == []
-    assert sizes_of(fixed, static=True, every_profile=True) == [(Resolution(928, 1664), 0)]
+    assert sizes_of(fixed, asked=asked, every_profile=True) == []
+    assert sizes_of(fixed, every_profile=True) == [(Resolution(928, 1664), 0)]
 
 
 def test_a_fixed_profile_has_no_size_between():

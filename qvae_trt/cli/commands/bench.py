@@ -7,9 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from qvae_trt.bench.results import BASELINES
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import stacked
 from qvae_trt.cli.events import show_progress
+
+
+def _check_baselines(names: list[str] | None) -> list[str] | None:
+    known = ", ".join(BASELINES)
+    for name in names or ():
+        options.need(name in BASELINES, f"unknown baseline {name!r}: expected one of {known}")
+    return names
 
 
 def bench(
@@ -24,7 +32,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            autocompletion=lambda: ["pytorch", "folded", "compiled", "fused"],
+            callback=_check_baselines,
+            autocompletion=lambda: list(BASELINES),
             help="pytorch, folded, compiled or fused; can be repeated. "
             "[default: all; on a CPU, all but compiled]",
         ),
@@ -58,6 +67,7 @@ def bench(
     options.need(
         bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024"
     )
+    options.need(0 <= margin <= 10, f"the margin is {margin}, expected 0 to 10 (0.05 is 5 %)")
     missing = options.no_folder(engine_dir, sizes[0], backend=backend, model=model)
     if missing is not None:
         # PyTorch alone is worth measuring, but not for somebody who mistyped a folder.
@@ -72,7 +82,7 @@ def bench(
     old = None if compare is None else measuring.load(compare)
     parts = options.parse_parts(part)
     if old is not None:
-        measuring.check_comparable(old, sizes, parts, margin=margin, service=service)
+        measuring.check_comparable(old, sizes, parts, service=service)
     settings = measuring.BenchSettings(
         resolutions=sizes,
         model=model,
