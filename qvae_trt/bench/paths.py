@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from qvae_trt.bench.results import ENGINES, Fact
+from qvae_trt.bench.timing import make_inputs, peak_bytes
 from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError
 from qvae_trt.opening import Purpose, Wanted
@@ -93,19 +94,9 @@ class Workbench:
         return Prepared(name=name, dtype=dtype, call=call, weights_bytes=_parameter_bytes(modules))
 
     def make_inputs(self, part: Part, resolution: Resolution, *, count: int) -> list[torch.Tensor]:
-        """Seeded float32 inputs on the device: (1, C, 1, H, W) in [-1, 1], or latents (1, z, 1, h,
-        w) of unit variance.
-
-        Noise, because a GPU draws the most power, and so clocks lowest, on data without pattern.
-        """
-        import torch
-
-        generator = torch.Generator().manual_seed(20240 + resolution.pixels)
-        shape = self.model.shape(part, resolution)
-        if part == "encoder":
-            made = [torch.rand(shape, generator=generator) * 2 - 1 for _ in range(count)]
-        else:
-            made = [torch.randn(shape, generator=generator) for _ in range(count)]
+        """Inputs on the device, the same ones for the same size."""
+        shape, seed = self.model.shape(part, resolution), 20240 + resolution.pixels
+        made = make_inputs(part, shape, count=count, seed=seed)
         return [value.to(self.device) for value in made]
 
     def empty_caches(self) -> None:
@@ -122,21 +113,12 @@ class Workbench:
         """Weights and the most that one call takes beyond what was allocated before it; None on a
         CPU.
         """
-        import torch
-
         if self.device != "cuda" or prepared.weights_bytes is None:
             return None
-        torch.cuda.synchronize()
         if self._scratch is not None:
             # An engine's scratch is then allocated, and seen, inside the call.
             self._scratch.release()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        output = prepared.call(value)
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() - before
-        del output
-        return prepared.weights_bytes + int(peak)
+        return prepared.weights_bytes + peak_bytes(lambda: prepared.call(value))
 
     def versions(self) -> dict[str, str]:
         """The backend's own version, known once an engine was asked for."""

@@ -5,13 +5,18 @@ allows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from subprocess import SubprocessError
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qvae_trt.bench.results import Timing
 from qvae_trt.errors import QvaeError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from qvae_trt.profiles import Part
 
 #: What may empty a cell: an expected failure, a device out of memory, a compiler or a library that
 #: is missing. Anything else is a bug and ends the bench.
@@ -87,6 +92,31 @@ def cuda_clock(call: Callable[[], object]) -> tuple[float, float]:
 
 def clock_for(device: str) -> Clock:
     return cuda_clock if device == "cuda" else host_clock
+
+
+def make_inputs(part: Part, shape: Sequence[int], *, count: int, seed: int) -> list[torch.Tensor]:
+    """Float32 inputs of that shape: pictures in [-1, 1], or latents of unit variance.
+
+    Noise, because a GPU draws the most power, and so clocks lowest, on data without pattern.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    if part == "encoder":
+        return [torch.rand(shape, generator=generator) * 2 - 1 for _ in range(count)]
+    return [torch.randn(shape, generator=generator) for _ in range(count)]
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most memory that a call takes on the GPU, beyond what is there before it."""
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated() - before)
 
 
 @dataclass(slots=True)

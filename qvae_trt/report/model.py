@@ -12,6 +12,7 @@ from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, Timing, in
 from qvae_trt.report import charts
 from qvae_trt.report.charts import PART_TITLES
 from qvae_trt.report.numbers import ms, share, size, times
+from qvae_trt.report.templates import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,19 +70,6 @@ MACHINE_TITLES = {
     "os": "system",
     "arch": "architecture",
 }
-METHOD = (
-    "Batch 1. Before timing, every path runs until it is warm; then the paths take turns, so that "
-    "drift affects all paths equally, and inputs rotate among {inputs}. {clock} Latency is the "
-    "median; p10 and p90 are its spread. Speed-up is PyTorch's median over the path's, in the same "
-    "run. The floor is the folded graph's multiply-adds at the rate of a {side}³ {dtype} matrix "
-    "product measured on the same device ({tflops} TFLOP/s). Memory is the path's own weights and "
-    "the most that one call takes beyond them: activations or engine scratch, and the output."
-)
-CLOCKS = {
-    "cuda": "Times are between two CUDA events, from an idle device to an idle device.",
-    "cpu": "Times are the host's.",
-}
-
 
 #: A cell whose p10 and p90 are further apart than this share of its median is marked.
 WIDE_SPREAD = 0.2
@@ -175,15 +163,16 @@ class Contrast:
 def describe(result: BenchResult) -> Report:
     """All that the report of one result shows."""
     notes: dict[str, int] = {}
+    run = result.runs[0]
     several = len(result.runs) > 1
     return Report(
-        title=f"Qwen-Image VAE latency on {result.runs[0].place}",
+        title=f"Qwen-Image VAE latency on {run.place}",
         subtitle=_subtitle(result),
         remarks=tuple(_remarks(result)),
         on_cpu=any(run.device == "cpu" for run in result.runs),
         legend=_legend(result),
         spread=_spread(result),
-        method=_method(result),
+        method=render("method.txt.jinja", run=run, matmul=run.matmul or {"tflops": 0}).strip(),
         parts=tuple(_part(result, part, notes) for part in PART_TITLES if part in result.parts),
         best=tuple(_best(result)),
         service=tuple(
@@ -194,11 +183,11 @@ def describe(result: BenchResult) -> Report:
         machines=tuple(
             _table(
                 ("", ""),
-                _machine_rows(run),
+                _machine_rows(each),
                 words=2,
                 title=f"Machine{f', run {number}' if several else ''}",
             )
-            for number, run in enumerate(result.runs, 1)
+            for number, each in enumerate(result.runs, 1)
         ),
         charts={
             made.__name__: made(result)
@@ -467,19 +456,6 @@ def _telling(result: BenchResult) -> dict[str, str]:
     """What may explain a difference between two results."""
     facts = {"engines": ", ".join(_flavours(result)) or "–", **dict(_machine_rows(result.runs[0]))}
     return {name: fact for name, fact in facts.items() if not name.startswith("temperature")}
-
-
-def _method(result: BenchResult) -> str:
-    """How the figures were taken, in words, with the numbers of the first run."""
-    run = result.runs[0]
-    matmul = run.matmul or {}
-    return METHOD.format(
-        inputs=f"{run.settings.get('inputs', 'several')} sets",
-        clock=CLOCKS.get(run.device, ""),
-        side=matmul.get("side", "–"),
-        dtype=matmul.get("dtype", ""),
-        tflops=f"{float(matmul.get('tflops') or 0):.4g}",
-    )
 
 
 def _remarks(result: BenchResult) -> list[str]:

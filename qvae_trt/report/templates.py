@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-def render(name: str, filters: Mapping[str, Callable[..., object]], **values: object) -> str:
+def render(
+    name: str, filters: Mapping[str, Callable[..., object]] | None = None, **values: object
+) -> str:
     """The document of a template. What comes into HTML is escaped; into Markdown, where the
     template says so.
     """
@@ -21,5 +23,5 @@ def render(name: str, filters: Mapping[str, Callable[..., object]], **values: ob
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters)
+    environment.filters.update(filters or {})
     return environment.get_template(name).render(values).strip() + "\n"

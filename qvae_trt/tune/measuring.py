@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qvae_trt.bench.timing import Limits, clock_for, measure
+from qvae_trt.bench.timing import Limits, clock_for, make_inputs, measure, peak_bytes
 from qvae_trt.errors import BenchError
 from qvae_trt.opening import Purpose
 from qvae_trt.runtime.engine import Engine
@@ -36,45 +36,24 @@ def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]
         QvaeError: the engine does not load or does not run.
     """
     limits = Limits(**request["limits"])
-    with closing(Engine.open(Path(request["engine"]), Purpose.BENCH)) as engine:
+    opened = Engine.open(Path(request["engine"]), Purpose.BENCH)
+    with closing(opened) as engine, torch.inference_mode():
         inputs = np.load(request["inputs"], allow_pickle=False)
         progress("run", 0, 2)
+        tensors = [torch.from_numpy(array).to(engine.device) for array in inputs]
         memory = None
-        outputs = []
-        for array in inputs:
-            tensor = torch.from_numpy(array).to(engine.device)
-            before = _allocated(engine.device)
-            with torch.inference_mode():
-                y = engine.run(tensor)
-            outputs.append(y.float().cpu().numpy())
-            if memory is None and before is not None:
-                memory = torch.cuda.max_memory_allocated(engine.device) - before
+        if engine.device.type == "cuda":
+            memory = peak_bytes(lambda: engine.run(tensors[0]))
+        outputs = [engine.run(tensor).float().cpu().numpy() for tensor in tensors]
         np.save(request["outputs"], np.stack(outputs))
         progress("time", 1, 2)
-        with torch.inference_mode():
-            timing = _time(engine, inputs[0].shape, limits)
-    return {"timing": timing, "memory_bytes": memory}
-
-
-def _time(engine: Engine, shape: tuple[int, ...], limits: Limits) -> dict[str, object]:
-    # Noise: a GPU draws the most power, and so clocks lowest, on data without pattern.
-    generator = torch.Generator().manual_seed(20240)
-    dtype = getattr(torch, engine.input.dtype)
-    values = [
-        (torch.rand(shape, generator=generator) * 2 - 1).to(engine.device, dtype)
-        for _ in range(limits.inputs)
-    ]
-    clock = clock_for(engine.device.type)
-    calls = {"engine": lambda index: engine.run(values[index])}
-    found = measure(calls, clock=clock, limits=limits)["engine"]
+        dtype = getattr(torch, engine.input.dtype)
+        made = make_inputs(engine.part, inputs[0].shape, count=limits.inputs, seed=20240)
+        values = [value.to(engine.device, dtype) for value in made]
+        calls = {"engine": lambda index: engine.run(values[index])}
+        clock = clock_for(engine.device.type)
+        found = measure(calls, clock=clock, limits=limits)["engine"]
     timing = found.timing
     if timing is None:
         raise BenchError(found.failure or "the engine could not be timed")
-    return asdict(timing)
-
-
-def _allocated(device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
+    return {"timing": asdict(timing), "memory_bytes": memory}
