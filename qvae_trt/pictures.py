@@ -31,7 +31,6 @@ from qvae_trt.images import (
     write_latents,
     write_picture,
 )
-from qvae_trt.json_rows import write
 from qvae_trt.kinds import scale_of
 from qvae_trt.model import DEFAULT_MODEL, load_model
 from qvae_trt.profiles import PARTS, Part, Resolution
@@ -86,11 +85,6 @@ class Outcome:
     size: Resolution
     psnr_db: float | None
     passes: tuple[Pass, ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready. A round trip without any error has a null `psnr_db`: JSON has no infinity."""
-        finite = self.psnr_db is not None and math.isfinite(self.psnr_db)
-        return {**write(self), "psnr_db": self.psnr_db if finite else None}
 
 
 def encode(

@@ -22,7 +22,6 @@ BIN = Path(sys.executable).parent
 # Everything in the wheel that is no module, but for the dist-info folder.
 DATA = {
     "qvae_trt/py.typed",
-    "qvae_trt/report/page.css",
     "qvae_trt/data/builds.json",
     "qvae_trt/data/latency.schema.json",
     "qvae_trt/data/pictures/README.md",
@@ -33,6 +32,8 @@ DATA = {
     "qvae_trt/data/profiles/static-2.1.toml",
     "qvae_trt/data/profiles/static.toml",
     "qvae_trt/data/templates/latency.md.jinja",
+    "qvae_trt/data/templates/method.txt.jinja",
+    "qvae_trt/data/templates/page.css",
     "qvae_trt/data/templates/page.html.jinja",
     "qvae_trt/data/templates/parity.md.jinja",
     "qvae_trt/data/tiny/config.json",

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from qvae_trt import pictures
 from qvae_trt.errors import ModelError, PictureError, UsageError
 from qvae_trt.images import Latents, pad, read_latents, read_picture, write_latents
+from qvae_trt.json_rows import write
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import Resolution
@@ -221,7 +222,7 @@ def test_an_empty_engine_folder_is_served_by_pytorch(photograph, tmp_path):
 
 def test_results_are_json(engines, photograph, tmp_path):
     done = pictures.roundtrip(photograph((96, 64)), tmp_path / "out.png", **options(engines))
-    data = json.loads(json.dumps(done.to_dict(), allow_nan=False))
+    data = json.loads(json.dumps(write(done), allow_nan=False))
     assert data["size"] == "96x64"
     assert [run["engine"] for run in data["passes"]] == ["static", "static"]
     assert any(line.startswith("+ static") for line in data["passes"][0]["considered"])

@@ -310,7 +310,9 @@ def _part(result: BenchResult, part: Part, notes: dict[str, int]) -> PartTables:
                 for path, cell in found.items()
             ]
             rows.append((Entry(text=str(resolution)), *entries))
-        details += [_detail(result, cell) for cell in found.values() if cell and cell.timing]
+        details += [
+            _detail(result, cell, cell.timing) for cell in found.values() if cell and cell.timing
+        ]
     means = [None if path == REFERENCE else result.mean_speedup(part, path) for path in shown]
     return PartTables(
         title=PART_TITLES[part],
@@ -362,11 +364,9 @@ def _absence(cells: Sequence[Cell], path: str) -> str:
     return f"{first} (and {len(others)} more like it)" if others else first
 
 
-def _detail(result: BenchResult, cell: Cell) -> tuple[str, ...]:
+def _detail(result: BenchResult, cell: Cell, timing: Timing) -> tuple[str, ...]:
     """Spread, first call, memory and share of the floor; milliseconds where no unit."""
-    timing, first = cell.timing, cell.detail.get("first_ms")
-    if timing is None:
-        return ()
+    first = cell.detail.get("first_ms")
     return (
         str(cell.resolution),
         cell.path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -14,13 +13,9 @@ from qvae_trt.report.numbers import times
 from qvae_trt.report.templates import render
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qvae_trt.report.model import Contrast, Entry, Report, Table
-
-_WIDE = 1040
-_NARROW = 344
-_STYLE = Path(__file__).with_name("page.css")
 
 
 def markdown_page(report: Report, *, charts: Sequence[str] = ()) -> str:
@@ -36,20 +31,15 @@ def html_page(reports: Sequence[Report], names: Sequence[str], contrast: Contras
         names: what each report is called.
         contrast: of several reports, what they have in common.
     """
-    style = Markup(_STYLE.read_text("utf-8") + svg.style())  # noqa: S704  our own
-    filters = {"times": times, "mean": mean_text, "wide": _wide, "narrow": _narrow}
-    values = {"reports": reports, "names": names, "contrast": contrast, "style": style}
+    filters: dict[str, Callable[..., object]]
+    filters = {"times": times, "mean": mean_text, "drawn": _drawn}
+    values = {"reports": reports, "names": names, "contrast": contrast, "chart_style": svg.style()}
     return render("page.html.jinja", filters, **values)
 
 
-def _wide(charts: Sequence[svg.Chart]) -> Markup:
-    columns = min(len(charts), 2)
-    drawn = svg.document(charts, width=_WIDE * columns // 2, columns=columns, alone=False)
+def _drawn(charts: Sequence[svg.Chart], width: int, columns: int = 1) -> Markup:
+    drawn = svg.document(charts, width=width, columns=columns, alone=False)
     return Markup(drawn)  # noqa: S704  `document` escapes
-
-
-def _narrow(charts: Sequence[svg.Chart]) -> Markup:
-    return Markup(svg.document(charts, width=_NARROW, alone=False))  # noqa: S704
 
 
 def _table(shown: Table) -> str:

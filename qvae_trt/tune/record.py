@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from qvae_trt import store
 from qvae_trt.bench.results import Timing
-from qvae_trt.errors import BenchError, UsageError
+from qvae_trt.errors import BenchError
 from qvae_trt.files.json_file import parse_object
 from qvae_trt.files.reading import read_bytes
 from qvae_trt.files.writing import write_text
@@ -214,32 +214,24 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
         )
     choices = top.table("choice")
     choices.only(*PARTS)
-    try:
-        measurements = tuple(
-            read(Measurement, table, strict=True) for table in top.tables("measurements")
-        )
-        chosen = {
-            part: read(TunedVariant, choices.table(part), strict=True, part=part)
-            for part in PARTS
-            if part in choices.data
-        }
-    except UsageError as error:  # a lowering that this qvae does not have
-        raise BenchError(
-            f"{path}: a tune file of another qvae: {error.what}",
-            fix="remove it: qvae tune makes it anew",
-        ) from error
     file = TuneFile(
         qvae_version=top.text("qvae_version"),
         command=top.text("command"),
         key=read(TuneKey, top.table("key"), strict=True),
-        measurements=measurements,
-        choices=chosen,
+        measurements=tuple(
+            read(Measurement, table, strict=True) for table in top.tables("measurements")
+        ),
+        choices={
+            part: read(TunedVariant, choices.table(part), strict=True, part=part)
+            for part in PARTS
+            if part in choices.data
+        },
     )
     top.end()
-    for table, row in zip(top.tables("measurements"), measurements, strict=True):
+    for table, row in zip(top.tables("measurements"), file.measurements, strict=True):
         if (row.timing is not None and row.parity is not None) is (row.status == "failed"):
             table.refuse("status", f"{row.status} does not fit timing and parity")
-    if len({(m.subject, m.variant) for m in measurements}) < len(measurements):
+    if len({(m.subject, m.variant) for m in file.measurements}) < len(file.measurements):
         top.refuse("measurements", "one variant twice")
     for part in file.choices:
         measurement = file.chosen(part)

@@ -21,11 +21,8 @@ Axis = tuple[str, tuple[str, ...]]
 
 
 def _lowering(table: Table, name: str) -> Lowering:
-    text = table.text(name)
-    lowering = Lowering.parse(text)
-    if lowering.canonical() != text:
-        raise UsageError(f"{name} {text!r}, expected every field, as {lowering.canonical()}")
-    return lowering
+    """With every field, so that a qvae with other fields refuses it."""
+    return Lowering.parse(table.parsed(name, lambda text: Lowering.parse(text).canonical()))
 
 
 def _level_or_none(table: Table, name: str) -> int | None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from bench_samples import NO_TRITON, SQUARE, WIDE, result
 from report_cases import EVIL, evil, html, partial
 
-from qvae_trt import bench, report
+import qvae_trt
+from qvae_trt import bench
 from qvae_trt.report import describe, svg
 from qvae_trt.report.model import labels
 
@@ -60,7 +61,7 @@ def test_a_cpu_is_told_larger_than_any_speed_up(tmp_path: Path) -> None:
     said = "Measured on a CPU"
     assert said not in html(tmp_path, result()).text
     assert said in html(tmp_path, result(device="cpu")).text
-    style = (Path(report.__file__).parent / "page.css").read_text("utf-8")
+    style = (Path(qvae_trt.__file__).parent / "data/templates/page.css").read_text("utf-8")
 
     def pixels(rule: str) -> int:
         found = re.search(rf"^{re.escape(rule)} \{{[^}}]*?font-size: (\d+)px", style, re.M)

@@ -102,11 +102,11 @@ def read_or_refuse(raw: bytes) -> None:
         (lambda d: d["measurements"][1].update(status="broken"), "choice.decoder: not among"),
         (
             lambda d: d["measurements"][1].update(lowering="norm=fp32"),
-            "of another qvae: lowering 'norm=fp32', expected every field",
+            "measurements[1].lowering: expected upsample=",
         ),
         (
             lambda d: d["choice"]["decoder"].update(lowering="norm=conv"),
-            "of another qvae: unknown norm lowering 'conv'",
+            "choice.decoder.lowering: unknown norm lowering 'conv'",
         ),
         (lambda d: d["measurements"][3].update(status="ok"), "does not fit timing and parity"),
         (lambda d: d["measurements"][0]["timing"].update(median_ms=0), "expected more than 0"),

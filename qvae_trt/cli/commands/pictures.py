@@ -9,6 +9,7 @@ import typer
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import figure, records
+from qvae_trt.json_rows import write
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,7 +75,7 @@ def _show(done: Outcome) -> None:
     for run in done.passes:
         for note in run.notes:
             output.warn(note)
-    output.emit(done.to_dict(), _draw)
+    output.emit(write(done), _draw)
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:
