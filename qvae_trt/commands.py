@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qvae_trt.errors import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _PARTS = ("encoder", "decoder")
 _SIZE = re.compile(r"[0-9]{1,20}x[0-9]{1,20}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,6 @@ from qvae_trt.profiles import PARTS, Part, Resolution
 from qvae_trt.runtime.vae import FallbackWarning, load_vae
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from torch import Tensor
 
     from qvae_trt.model import Model

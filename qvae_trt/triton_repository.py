@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003  a field of a row
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt import store

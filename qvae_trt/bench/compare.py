@@ -4,16 +4,14 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, ServiceRow, Tie, Timing
 from qvae_trt.errors import BenchError
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import Part, Resolution
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 #: If a tie differs by more than this, the machine was not in the same state in both runs.
 TIE_TOLERANCE = 0.05

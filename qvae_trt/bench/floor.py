@@ -4,14 +4,13 @@ matmul rate.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qvae_trt.bench.results import Fact, Timing
 from qvae_trt.bench.timing import clock_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
     from diffusers import AutoencoderKLQwenImage
 

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,6 @@ from qvae_trt.store import engine_file
 from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     import torch
 
     from qvae_trt.model import Model

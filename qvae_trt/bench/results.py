@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 from qvae_trt.errors import BenchError
 from qvae_trt.files.json_file import Plain, Table, parse_object
@@ -23,10 +24,6 @@ from qvae_trt.files.reading import read_bytes
 from qvae_trt.files.writing import RESULTS, refusals_named, write_text
 from qvae_trt.json_rows import Count, Positive, read, write
 from qvae_trt.profiles import PARTS, Part, Resolution
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
-    from pathlib import Path
 
 SCHEMA: Final = "qvae/latency"
 VERSION: Final = 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt.bench.floor import count_flops, matmul_rate, on_meta
@@ -33,9 +35,6 @@ from qvae_trt.store import measured
 from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     import torch
 
     from qvae_trt.folding import FoldedVae

@@ -5,6 +5,7 @@ change of size.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -15,8 +16,6 @@ from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing
 from qvae_trt.bench.timing import EXPECTED, Limits, explain, host_clock, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
     from qvae_trt.bench.paths import Prepared, Workbench

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -25,9 +26,6 @@ from qvae_trt.cli.commands.tune import tune
 from qvae_trt.cli.commands.verify import verify
 from qvae_trt.cli.options import resolve_home, warn_of_cpu, with_common
 from qvae_trt.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 
 class _Suggesting:

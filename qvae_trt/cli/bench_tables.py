@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from qvae_trt.bench.results import REFERENCE
-from qvae_trt.cli.drawing import line, stacked, table
+from qvae_trt.cli.drawing import line, table
 from qvae_trt.report.numbers import ms, times
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from qvae_trt.bench.compare import Changes
     from qvae_trt.report.model import Entry, Report, Table
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 def screen(report: Report) -> RenderableType:
     """All tables of a result and the notes that belong to them, to be printed at once."""
     absent = dict(pair for part in report.parts for pair in part.absent)
-    return stacked(
+    return Group(
         line(report.title, "bold"),
         line(report.subtitle),
         *(line(remark, "yellow") for remark in report.remarks),
@@ -42,7 +41,7 @@ def comparison_table(comparison: Changes) -> RenderableType:
         medians = (ms(change.old_ms), ms(change.new_ms))
         marked = (line(change.reason, style), Text(direction, style=style))
         rows.append((change.what, str(change.resolution), line(change.path), *medians, *marked))
-    return stacked(
+    return Group(
         "",
         table(
             ("what", "size", "path", "old ms", "new ms", "change", ""),
@@ -60,7 +59,7 @@ def _table(shown: Table, title: str) -> RenderableType:
         sizes = max(mean[1] for mean in shown.means if mean is not None)
         told = "mean" if sizes == len(rows) else f"mean of {sizes}"
         rows.append([Text(told), *(Text("" if m is None else times(m[0])) for m in shown.means)])
-    return stacked("", table(shown.head, rows, title=title, wraps=("",)))
+    return Group("", table(shown.head, rows, title=title, wraps=("",)))
 
 
 def _entry(entry: Entry) -> Text:

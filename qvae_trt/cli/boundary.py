@@ -11,8 +11,9 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -20,9 +21,6 @@ from qvae_trt import interrupts
 from qvae_trt.cli import output
 from qvae_trt.errors import QvaeError, os_words
 from qvae_trt.workers import ChildError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DONE, FAILED, USAGE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
 

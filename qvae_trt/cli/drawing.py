@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.text import Text
+from rich.tree import Tree
 
 from qvae_trt.errors import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.text import Text
-    from rich.tree import Tree
 
 MIB = 2**20
 _LONGEST_LIST = 24
 # Between two columns; and what a column that wraps asks for at most.
 _GAP, _WRAPPED = 3, 30
 
-# A word that a cell starts with, and the colour that the cell gets.
-_STYLES = {
-    "ok": "green",
-    "passed": "green",
-    "error": "bold red",
-    "built": "green",
-    "chosen": "bold green",
-    "kept": "cyan",
-    "planned": "cyan",
-    "warn": "yellow",
-    "fail": "bold red",
-    "failed": "bold red",
-    "broken": "bold red",
+# The colour that a cell gets, and the words that it starts with.
+_COLOURS = {
+    "green": ("ok", "passed", "built"),
+    "bold green": ("chosen",),
+    "cyan": ("kept", "planned"),
+    "yellow": ("warn",),
+    "bold red": ("error", "fail", "failed", "broken"),
 }
+_STYLES = {word: colour for colour, words in _COLOURS.items() for word in words}
 
 
 def table(
@@ -90,14 +84,10 @@ def figure(path: str, form: str = ".1f", *, unit: int = 1) -> Callable[[Any], st
 
 def line(text: str, style: str = "") -> Text:
     """A line that may hold text from a file."""
-    from rich.text import Text
-
     return Text(printable(text, lines=False), style=style)
 
 
 def _styled(cell: str | Text) -> Text:
-    from rich.text import Text
-
     if isinstance(cell, Text):
         return cell
     return Text(printable(cell), style=_STYLES.get(cell.split(":")[0], ""))
@@ -125,8 +115,6 @@ class _Table:
             yield line(words, "dim")
 
     def _fits(self, left_out: Sequence[str], width: int) -> bool:
-        from rich.cells import cell_len
-
         needed = -_GAP
         for index, header in enumerate(self.headers):
             if header not in left_out or not header:
@@ -158,17 +146,8 @@ class _Table:
 _NUMBER = re.compile(r"([-~+]?[\d.e]+( %)?|–|inf|nan)?( ?\d+(\.\d+)?×)?( \[\d+\])?").fullmatch
 
 
-def stacked(*drawn: RenderableType) -> RenderableType:
-    """One below the other."""
-    from rich.console import Group
-
-    return Group(*drawn)
-
-
 def tree(title: str, value: object) -> RenderableType:
     """Nested plain data as an indented tree; long lists are cut, with their length."""
-    from rich.tree import Tree
-
     root = Tree(line(title))
     _grow(root, value)
     return root

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+
+from rich.console import Console
 
 from qvae_trt.cli import output
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.console import Console
-
-    from qvae_trt.progress import Event, OnEvent
+from qvae_trt.progress import Event, OnEvent
 
 
 @contextlib.contextmanager

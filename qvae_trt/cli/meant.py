@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qvae_trt.commands import command_line
 from qvae_trt.profiles import MODES, meant_aspect, meant_size
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 
 def _near(word: str, known: Sequence[str]) -> str | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,9 +14,6 @@ from qvae_trt.cli.output import set_json, set_verbose, warn
 from qvae_trt.commands import build_command
 from qvae_trt.errors import EngineError, UsageError
 from qvae_trt.profiles import PARTS, Part, Resolution
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 MODEL = "Qwen/Qwen-Image"
 ENGINE_DIR = Path("engines")

@@ -14,20 +14,16 @@ import os
 import shutil
 import sys
 import warnings
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from qvae_trt.errors import printable
 from qvae_trt.files.writing import write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
-
-    from rich.console import ConsoleOptions, RenderableType
-    from rich.text import Text
 
 # Rich folds tables at 80 columns where it knows no width; a pipe or a file has none.
 _PIPE_WIDTH = 200

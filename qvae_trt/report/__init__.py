@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt.bench.results import save
@@ -18,9 +20,6 @@ from qvae_trt.report.numbers import ms
 from qvae_trt.report.pages import html_page, markdown_page
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from qvae_trt.bench.results import BenchResult
 
 __all__ = ["Report", "csv_text", "describe", "markdown_page", "write_html", "write_tables"]

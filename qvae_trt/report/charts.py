@@ -4,6 +4,7 @@ another.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -13,8 +14,6 @@ from qvae_trt.report.numbers import ms, times
 from qvae_trt.report.svg import Bar, Chart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
     from qvae_trt.bench.results import Cell, Timing
     from qvae_trt.profiles import Part, Resolution
 

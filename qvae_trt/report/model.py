@@ -4,6 +4,7 @@ render it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,6 @@ from qvae_trt.report.numbers import ms, share, size, times
 from qvae_trt.report.templates import render
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from qvae_trt.profiles import Part
     from qvae_trt.report.svg import Chart
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -13,8 +14,6 @@ from qvae_trt.report.numbers import times
 from qvae_trt.report.templates import render
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from qvae_trt.report.model import Contrast, Entry, Report, Table
 
 

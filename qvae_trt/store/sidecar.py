@@ -5,7 +5,7 @@ what is asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping  # noqa: TC003  the type of a field
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,6 @@ from qvae_trt.tune import record
 from qvae_trt.tune.record import TuneFile, TuneKey
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from qvae_trt.backends import Backend
     from qvae_trt.lowerings import Lowering
     from qvae_trt.profiles import Part, Precision

@@ -41,6 +41,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from qvae_trt import store
@@ -55,8 +56,6 @@ from qvae_trt.tune.variants import Variant
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from qvae_trt.backends import Backend
 
 FORMAT_VERSION = 1

@@ -6,6 +6,7 @@ The fold itself is proved elsewhere (`qvae verify`, and the tests of the fold).
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,6 @@ from qvae_trt.verify.reference import Reference, split_outputs
 from qvae_trt.verify.report import explain
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision, Resolution
 

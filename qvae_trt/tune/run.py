@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt import backends, store
@@ -23,9 +25,6 @@ from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_
 from qvae_trt.workers import Child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
     from qvae_trt.backends import Backend
     from qvae_trt.model import Model
     from qvae_trt.progress import Progress

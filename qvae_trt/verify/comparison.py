@@ -9,6 +9,7 @@ verdicts stay Polygraphy's.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,6 @@ from polygraphy.logger import G_LOGGER
 from qvae_trt.verify.bounds import IMAGE_RANGE, Bounds, Output
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from qvae_trt.verify.inputs import Array
     from qvae_trt.verify.reference import Outputs
 

@@ -7,6 +7,7 @@ passes on it, and a flat picture cannot show a shift.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from qvae_trt.profiles import Resolution
 
 Array = NDArray[np.float32]

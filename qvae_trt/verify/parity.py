@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,9 +45,6 @@ from qvae_trt.verify.targets import ends_of, left_out, sizes_of
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
     from qvae_trt.backends import Backend
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Resolution

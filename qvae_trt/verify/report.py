@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +18,6 @@ from qvae_trt.verify.comparison import Comparison
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from qvae_trt.verify.comparison import BoundCheck
 
 SCHEMA_VERSION = 1

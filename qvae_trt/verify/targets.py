@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from qvae_trt.profiles import Profile, Resolution, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def sizes_of(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Group
 
 from qvae_trt.bench.results import BASELINES
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import stacked
 from qvae_trt.cli.events import show_progress
 
 
@@ -107,7 +107,7 @@ def bench(
     if changes is not None:
         data["comparison"] = changes.to_dict()
         shown.append(comparison_table(changes))
-    output.emit(data, lambda _: stacked(*shown))
+    output.emit(data, lambda _: Group(*shown))
     for path in written:
         output.tell(f"wrote {path}")
     if changes is not None:

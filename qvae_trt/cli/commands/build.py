@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Group, RenderableType
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import MIB, counted, figure, records, stacked
+from qvae_trt.cli.drawing import MIB, counted, figure, records
 from qvae_trt.cli.estimate import measured_like
 from qvae_trt.cli.events import show_progress
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
 from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, parse_aspect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from rich.console import RenderableType
-
     from qvae_trt.build import JobResult
 
 
@@ -170,7 +168,7 @@ def draw(data: dict[str, Any]) -> RenderableType:
             f"~ estimated from the nearest engine measured on {where}; other machines differ.",
             f"~ {minutes:.0f} min and {size:.0f} MiB in all.",
         ]
-    return stacked(records(engines, columns, title=title, spare=("file",)), *words)
+    return Group(records(engines, columns, title=title, spare=("file",)), *words)
 
 
 def _sizes(

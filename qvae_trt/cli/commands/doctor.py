@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import records, stacked
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from qvae_trt.cli.drawing import records
 
 
 def doctor(engine_dir: options.EngineDirOption = options.ENGINE_DIR) -> int:
@@ -22,14 +22,12 @@ def doctor(engine_dir: options.EngineDirOption = options.ENGINE_DIR) -> int:
 
 def _draw(data: dict[str, Any]) -> RenderableType:
     """Each fix in a paragraph of its own: in a narrow column a command could not be copied."""
-    from rich.text import Text
-
     fixes = [
         Text.assemble((f"{check['name']}: ", "bold"), check["fix"], no_wrap=True, overflow="ignore")
         for check in data["checks"]
         if check["fix"] is not None
     ]
-    return stacked(
+    return Group(
         records(data["checks"], {"": "status", "what": "name", "found": "detail"}),
         *([Text("\nFixes", style="bold"), *fixes] if fixes else []),
     )

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Group, RenderableType
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import counted, records, stacked
+from qvae_trt.cli.drawing import counted, records
 from qvae_trt.commands import build_command
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import MODES
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from qvae_trt.lightx2v_folder import Placed
 
 
@@ -80,4 +79,4 @@ def _draw(data: dict[str, Any]) -> RenderableType:
         f"\n{mode}, for LightX2V's configuration:\n{json.dumps(config, indent=2)}"
         for mode, config in data["configurations"].items()
     )
-    return stacked(records(data["engines"], columns, title=title, spare=("as",)), *configs)
+    return Group(records(data["engines"], columns, title=title, spare=("as",)), *configs)

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import figure, records
 from qvae_trt.json_rows import write
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from qvae_trt.pictures import Outcome
 
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG or JPEG of any size.")]

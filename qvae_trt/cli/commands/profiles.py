@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.console import Group, RenderableType
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import records, stacked
+from qvae_trt.cli.drawing import records
 from qvae_trt.commands import build_command
-from qvae_trt.kinds import QWEN_IMAGE
+from qvae_trt.kinds import QWEN_IMAGE, Kind
 from qvae_trt.profiles import (
     PARTS,
+    Choice,
     Part,
     ReasonKind,
     Resolution,
@@ -20,12 +22,6 @@ from qvae_trt.profiles import (
     engine_path,
     load_profiles,
 )
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from qvae_trt.kinds import Kind
-    from qvae_trt.profiles import Choice
 
 KindOption = Annotated[
     str | None,
@@ -63,7 +59,7 @@ def list_(profiles_file: options.ProfilesOption = None, model: KindOption = None
 def _draw_list(data: dict[str, Any]) -> RenderableType:
     one, all_ = "static: one engine pair each", "profiles: one engine pair for all of them"
     ranges = {"profile": "index", "min": "min", "opt": "opt", "max": "max"}
-    return stacked(
+    return Group(
         records(data["static"], {"aspect": "aspect", "size": "size"}, title=one),
         "",
         records(data["profiles"], ranges, title=all_),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,6 @@ import typer
 from qvae_trt.cli import output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from qvae_trt.bench import BenchResult
 
 

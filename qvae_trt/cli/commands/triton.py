@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import RenderableType
 
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import records
 from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption
 from qvae_trt.json_rows import write
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 def triton(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import MIB, figure, records
 from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 def tune(

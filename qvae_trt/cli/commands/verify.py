@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Group, RenderableType
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import line, stacked, table
+from qvae_trt.cli.drawing import line, table
 from qvae_trt.cli.events import show_progress
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from qvae_trt.verify import VerifyReport
 
 
@@ -62,7 +61,7 @@ def draw(report: VerifyReport) -> RenderableType:
         for row in report.rows
     ]
     spare = ("max abs", "rel L2", "cosine", "power", "vs bf16")
-    return stacked(
+    return Group(
         table(HEADINGS, rows, title=report.summary, spare=spare),
         *map(line, report.notes),
     )
