@@ -1,6 +1,6 @@
 """Results of `qvae bench` as files: Markdown, JSON, CSV, SVG, HTML.
 
-`describe` computes what a result shows; the other modules render it.
+`Report` computes what a result shows; the other modules render it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from qvae_trt.bench.results import save
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import write
 from qvae_trt.report import svg
-from qvae_trt.report.model import Report, contrast, describe, labels
+from qvae_trt.report.model import Report, contrast, labels
 from qvae_trt.report.numbers import ms
 from qvae_trt.report.pages import html_page, markdown_page
 
 if TYPE_CHECKING:
     from qvae_trt.bench.results import BenchResult
 
-__all__ = ["Report", "csv_text", "describe", "markdown_page", "write_html", "write_tables"]
+__all__ = ["Report", "csv_text", "markdown_page", "write_html", "write_tables"]
 
 _WIDTH = 960
 _TIMES = ("median_ms", "p10_ms", "p90_ms", "min_ms", "wall_ms", "runs")
@@ -39,7 +39,7 @@ def write_tables(result: BenchResult, out: Path) -> list[Path]:
     Raises:
         StoreError: the folder cannot be written.
     """
-    report = describe(result)
+    report = Report(result)
     save(result, out / "latency.json")
     write_text(out / "latency.csv", csv_text(result))
     pictures = []
@@ -100,4 +100,4 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
     """
     names = labels(results)
     compared = contrast(results, names) if len(results) > 1 else None
-    write_text(out, html_page([describe(result) for result in results], names, compared))
+    write_text(out, html_page([Report(result) for result in results], names, compared))

@@ -4,7 +4,7 @@ render it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -122,30 +122,202 @@ class PartTables:
     details: Table
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One bench result.
+    """What a report shows of one bench result.
 
     Attributes:
-        best: the best mean speed-ups, each with what it is of.
-        spread: from how many runs the medians are, and what the mark of a wide spread says.
-        notes: the reasons that the entries refer to by number.
+        parts: the tables of each part.
+        service: the tables of what a server sees.
+        notes: the reasons that their entries refer to by number.
         charts: by `latency`, `speedup`, `memory` and `service`; those with nothing in them empty.
     """
 
-    title: str
-    subtitle: str
-    remarks: tuple[str, ...]
-    on_cpu: bool
-    legend: str
-    spread: str
-    method: str
-    parts: tuple[PartTables, ...]
-    best: tuple[tuple[str, str, str], ...]
-    service: tuple[Table, ...]
-    notes: tuple[str, ...]
-    machines: tuple[Table, ...]
-    charts: Mapping[str, Sequence[Chart]]
+    def __init__(self, result: BenchResult) -> None:
+        self.result = result
+        self._run = result.runs[0]
+        self._numbers: dict[str, int] = {}
+        self.title = f"Qwen-Image VAE latency on {self._run.place}"
+        self.on_cpu = any(run.device == "cpu" for run in result.runs)
+        self.parts = [self._part(part) for part in PART_TITLES if part in result.parts]
+        kinds = in_order((row.kind for row in result.service), SERVICE_TITLES)
+        self.service = [self._service(kind) for kind in kinds]
+        self.notes = list(self._numbers)
+        drawn = (charts.latency, charts.speedup, charts.memory, charts.service)
+        self.charts = {chart.__name__: chart(result) for chart in drawn}
+
+    @property
+    def subtitle(self) -> str:
+        """Model, precision, libraries, day."""
+        run, runs = self._run, self.result.runs
+        torch = [run.versions["torch"] for run in runs if "torch" in run.versions][-1:]
+        words = [f"model {run.model}", f"PyTorch in {run.precision}", *_flavours(self.result)]
+        return ", ".join([*words, *(f"PyTorch {version}" for version in torch), run.created[:10]])
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know before the figures: CPU, unfinished, ties that are off."""
+        runs = self.result.runs
+        # Of a merge, what holds for each of its runs: what one left out, another may have measured.
+        found = [note for note in self._run.notes if all(note in run.notes for run in runs)]
+        if not self.result.complete:
+            found.insert(0, "The bench ended before it was done: what was not measured is missing.")
+        if len(runs) == 1:
+            return found
+        merged = f"Merged from {len(runs)} runs on this machine"
+        ratios = [tie.ratio for tie in self.result.ties]
+        if not ratios:
+            return [*found, f"{merged} with no {REFERENCE} cell in common to tie them."]
+        found.append(
+            f"{merged}; {REFERENCE} in the later ones was {min(ratios):.3f} to {max(ratios):.3f} "
+            f"times the first, over {len(ratios)} cells."
+        )
+        if any(abs(ratio - 1) > TIE_TOLERANCE for ratio in ratios):
+            found.append(
+                f"Some of these are off by more than {TIE_TOLERANCE:.0%}: across the runs compare "
+                "speed-ups, not milliseconds."
+            )
+        return found
+
+    @property
+    def legend(self) -> str:
+        """What each column is."""
+        known = [path for path in self.result.paths if path in DESCRIPTIONS]
+        return "; ".join(f"{path}: {DESCRIPTIONS[path]}" for path in known) + "." * bool(known)
+
+    @property
+    def spread(self) -> str:
+        """From how many runs the medians are, and what the mark of a wide spread says."""
+        timed = [cell.timing for cell in self.result.cells if cell.timing is not None]
+        if not timed:
+            return ""
+        least, most = min(t.runs for t in timed), max(t.runs for t in timed)
+        words = f"Each of {least} runs" if least == most else f"Each of {least} to {most} runs"
+        if any(map(_is_wide, timed)):
+            words += (
+                f"; {_MARK}: p10 and p90 are more than {WIDE_SPREAD:.0%} of the median apart, "
+                "a larger --budget helps"
+            )
+        return f"{words}."
+
+    @property
+    def method(self) -> str:
+        """How the figures were taken, with the numbers of the first run."""
+        matmul = self._run.matmul or {"tflops": 0}
+        return render("method.txt.jinja", run=self._run, matmul=matmul).strip()
+
+    @property
+    def best(self) -> list[tuple[str, str, str]]:
+        """The two best mean speed-ups of each part, each with what it is of."""
+        best = []
+        for part, title in PART_TITLES.items():
+            means = [
+                (mean, path)
+                for path in self.result.paths
+                if path != REFERENCE and (mean := self.result.mean_speedup(part, path)) is not None
+            ]
+            best += [
+                (times(ratio), f"{title.lower()}, {path}", f"mean over {sizes(count)}")
+                for (ratio, count), path in sorted(means, reverse=True)[:2]
+            ]
+        return best
+
+    @property
+    def machines(self) -> list[Table]:
+        runs = self.result.runs
+        numbered = [f"Machine, run {number}" for number in range(1, len(runs) + 1)]
+        titles = numbered if len(runs) > 1 else ["Machine"]
+        return [
+            _table(("", ""), _machine_rows(run), words=2, title=title)
+            for run, title in zip(runs, titles, strict=True)
+        ]
+
+    def _note(self, reasons: Sequence[str]) -> int:
+        """The number of a reason; the same reason gets the same one."""
+        reason = "; ".join(reasons)
+        return self._numbers.setdefault(reason, len(self._numbers) + 1) if reason else 0
+
+    def _part(self, part: Part) -> PartTables:
+        result, title = self.result, PART_TITLES[part]
+        cells = [cell for cell in result.cells if cell.part == part]
+        timed = {cell.path for cell in cells if cell.timing is not None}
+        shown = [path for path in result.paths if path in timed]
+        rows, details = [], []
+        for resolution in result.resolutions:
+            found = {path: result.cell(part, resolution, path) for path in shown}
+            if any(found.values()):
+                fastest = result.fastest(part, resolution)
+                entries = [self._latency(cell, path == fastest) for path, cell in found.items()]
+                rows.append((Entry(text=str(resolution)), *entries))
+            details += [self._detail(c, c.timing) for c in found.values() if c and c.timing]
+        means = [None if path == REFERENCE else result.mean_speedup(part, path) for path in shown]
+        return PartTables(
+            title=title,
+            latencies=Table(
+                head=("size", *shown),
+                rows=tuple(rows),
+                words=1,
+                title=f"{title}, ms",
+                means=tuple(means) if any(means) else (),
+            ),
+            absent=tuple(
+                (path, _absence(cells, path))
+                for path in result.paths
+                if path not in timed and any(cell.path == path for cell in cells)
+            ),
+            details=_table(DETAIL_HEAD, details, words=2),
+        )
+
+    def _latency(self, cell: Cell | None, is_fastest: bool) -> Entry:
+        if cell is None:
+            return Entry(text=ms(None))
+        return Entry(
+            text=_median(cell.timing),
+            ratio=None if cell.path == REFERENCE else self.result.speedup(cell),
+            best=is_fastest,
+            note=self._note(cell.notes),
+        )
+
+    def _detail(self, cell: Cell, timing: Timing) -> tuple[str, ...]:
+        """Spread, first call, memory and share of the floor; milliseconds where no unit."""
+        first = cell.detail.get("first_ms")
+        return (
+            str(cell.resolution),
+            cell.path,
+            *map(ms, (timing.median_ms, timing.p10_ms, timing.p90_ms, timing.min_ms)),
+            str(timing.runs),
+            ms(float(first)) if isinstance(first, int | float) else "–",
+            size(cell.peak_bytes),
+            share(self.result.floor_share(cell)),
+        )
+
+    def _service(self, kind: str) -> Table:
+        # Why a path is missing altogether is told beside the latencies.
+        served = {row.path for row in self.result.service if row.timing is not None}
+        rows = [row for row in self.result.service if row.kind == kind and row.path in served]
+        steps = in_order((step for row in rows for step in row.steps), STEP_TITLES)
+        total = [] if kind == "switch" else ["total"]
+        words = ["size", "path"]
+        if any(row.previous for row in rows):
+            words.insert(1, "after")
+        if any(row.processor for row in rows) and kind == "latents_to_pil":
+            words.append("processor")
+        body = []
+        for row in rows:
+            named = {"size": row.resolution, "after": row.previous, "path": row.path}
+            named["processor"] = row.processor
+            median = None if row.timing is None else row.timing.median_ms
+            figures = [*([median] if total else []), *(row.steps.get(step) for step in steps)]
+            entries = [Entry(text=ms(figure)) for figure in figures]
+            if row.timing is None and entries:
+                entries[0] = Entry(text="–", note=self._note(row.notes))
+            body.append((*_texts([str(named[word] or "–") for word in words]), *entries))
+        return Table(
+            head=(*words, *total, *(STEP_TITLES.get(step, step) for step in steps)),
+            rows=tuple(body),
+            words=len(words),
+            title=SERVICE_TITLES.get(kind, kind),
+            text=SERVICE_TEXT.get(kind, ""),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,42 +329,6 @@ class Contrast:
     tables: tuple[Table, ...]
     differing: Table
     charts: Sequence[Chart]
-
-
-def describe(result: BenchResult) -> Report:
-    """All that the report of one result shows."""
-    notes: dict[str, int] = {}
-    run = result.runs[0]
-    several = len(result.runs) > 1
-    return Report(
-        title=f"Qwen-Image VAE latency on {run.place}",
-        subtitle=_subtitle(result),
-        remarks=tuple(_remarks(result)),
-        on_cpu=any(run.device == "cpu" for run in result.runs),
-        legend=_legend(result),
-        spread=_spread(result),
-        method=render("method.txt.jinja", run=run, matmul=run.matmul or {"tflops": 0}).strip(),
-        parts=tuple(_part(result, part, notes) for part in PART_TITLES if part in result.parts),
-        best=tuple(_best(result)),
-        service=tuple(
-            _service(result, kind, notes)
-            for kind in in_order((row.kind for row in result.service), SERVICE_TITLES)
-        ),
-        notes=tuple(notes),
-        machines=tuple(
-            _table(
-                ("", ""),
-                _machine_rows(each),
-                words=2,
-                title=f"Machine{f', run {number}' if several else ''}",
-            )
-            for number, each in enumerate(result.runs, 1)
-        ),
-        charts={
-            made.__name__: made(result)
-            for made in (charts.latency, charts.speedup, charts.memory, charts.service)
-        },
-    )
 
 
 def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
@@ -260,26 +396,6 @@ def _table(
     return Table(head=head, rows=entries, words=words, title=title)
 
 
-def _note(notes: dict[str, int], reasons: Sequence[str]) -> int:
-    """The number of a reason; the same reason gets the same one."""
-    reason = "; ".join(reasons)
-    return notes.setdefault(reason, len(notes) + 1) if reason else 0
-
-
-def _legend(result: BenchResult) -> str:
-    """What each column is."""
-    known = [f"{path}: {DESCRIPTIONS[path]}" for path in result.paths if path in DESCRIPTIONS]
-    return f"{'; '.join(known)}." if known else ""
-
-
-def _subtitle(result: BenchResult) -> str:
-    """Model, precision, libraries, day."""
-    run = result.runs[0]
-    torch = [run.versions["torch"] for run in result.runs if "torch" in run.versions][-1:]
-    words = [f"model {run.model}", f"PyTorch in {run.precision}", *_flavours(result)]
-    return ", ".join([*words, *(f"PyTorch {version}" for version in torch), run.created[:10]])
-
-
 def _flavours(result: BenchResult) -> list[str]:
     """The libraries that the engines ran in, from the cells that were measured."""
     found = [
@@ -288,47 +404,6 @@ def _flavours(result: BenchResult) -> list[str]:
         if cell.timing is not None and cell.detail.get("flavour")
     ]
     return list(dict.fromkeys(found))
-
-
-def _part(result: BenchResult, part: Part, notes: dict[str, int]) -> PartTables:
-    cells = [cell for cell in result.cells if cell.part == part]
-    timed = {cell.path for cell in cells if cell.timing is not None}
-    shown = [path for path in result.paths if path in timed]
-    rows, details = [], []
-    for resolution in result.resolutions:
-        found = {path: result.cell(part, resolution, path) for path in shown}
-        fastest = result.fastest(part, resolution)
-        if any(found.values()):
-            entries = [
-                Entry(
-                    text=_median(cell.timing if cell else None),
-                    ratio=None if cell is None or path == REFERENCE else result.speedup(cell),
-                    best=path == fastest,
-                    note=0 if cell is None else _note(notes, cell.notes),
-                )
-                for path, cell in found.items()
-            ]
-            rows.append((Entry(text=str(resolution)), *entries))
-        details += [
-            _detail(result, cell, cell.timing) for cell in found.values() if cell and cell.timing
-        ]
-    means = [None if path == REFERENCE else result.mean_speedup(part, path) for path in shown]
-    return PartTables(
-        title=PART_TITLES[part],
-        latencies=Table(
-            head=("size", *shown),
-            rows=tuple(rows),
-            words=1,
-            title=f"{PART_TITLES[part]}, ms",
-            means=tuple(means) if any(means) else (),
-        ),
-        absent=tuple(
-            (path, _absence(cells, path))
-            for path in result.paths
-            if path not in timed and any(cell.path == path for cell in cells)
-        ),
-        details=_table(DETAIL_HEAD, details, words=2),
-    )
 
 
 def _median(timing: Timing | None) -> str:
@@ -342,55 +417,11 @@ def _is_wide(timing: Timing) -> bool:
     return timing.p90_ms - timing.p10_ms > WIDE_SPREAD * timing.median_ms
 
 
-def _spread(result: BenchResult) -> str:
-    timed = [cell.timing for cell in result.cells if cell.timing is not None]
-    if not timed:
-        return ""
-    least, most = min(t.runs for t in timed), max(t.runs for t in timed)
-    words = f"Each of {least} runs" if least == most else f"Each of {least} to {most} runs"
-    if any(map(_is_wide, timed)):
-        words += (
-            f"; {_MARK}: p10 and p90 are more than {WIDE_SPREAD:.0%} of the median apart, "
-            "a larger --budget helps"
-        )
-    return f"{words}."
-
-
 def _absence(cells: Sequence[Cell], path: str) -> str:
     first, *others = dict.fromkeys(
         note for cell in cells if cell.path == path for note in cell.notes
     ) or ["no reason recorded"]
     return f"{first} (and {len(others)} more like it)" if others else first
-
-
-def _detail(result: BenchResult, cell: Cell, timing: Timing) -> tuple[str, ...]:
-    """Spread, first call, memory and share of the floor; milliseconds where no unit."""
-    first = cell.detail.get("first_ms")
-    return (
-        str(cell.resolution),
-        cell.path,
-        *map(ms, (timing.median_ms, timing.p10_ms, timing.p90_ms, timing.min_ms)),
-        str(timing.runs),
-        ms(float(first)) if isinstance(first, int | float) else "–",
-        size(cell.peak_bytes),
-        share(result.floor_share(cell)),
-    )
-
-
-def _best(result: BenchResult) -> list[tuple[str, str, str]]:
-    """The two best mean speed-ups of each part."""
-    best = []
-    for part in PART_TITLES:
-        means = [
-            (mean, path)
-            for path in result.paths
-            if path != REFERENCE and (mean := result.mean_speedup(part, path)) is not None
-        ]
-        best += [
-            (times(ratio), f"{PART_TITLES[part].lower()}, {path}", f"mean over {sizes(count)}")
-            for (ratio, count), path in sorted(means, reverse=True)[:2]
-        ]
-    return best
 
 
 def sizes(count: int) -> str:
@@ -399,36 +430,6 @@ def sizes(count: int) -> str:
 
 def mean_text(mean: tuple[float, int] | None) -> str:
     return "" if mean is None else f"{times(mean[0])} ({sizes(mean[1])})"
-
-
-def _service(result: BenchResult, kind: str, notes: dict[str, int]) -> Table:
-    # Why a path is missing altogether is told beside the latencies.
-    served = {row.path for row in result.service if row.timing is not None}
-    rows = [row for row in result.service if row.kind == kind and row.path in served]
-    steps = in_order((step for row in rows for step in row.steps), STEP_TITLES)
-    total = [] if kind == "switch" else ["total"]
-    words = ["size", "path"]
-    if any(row.previous for row in rows):
-        words.insert(1, "after")
-    if any(row.processor for row in rows) and kind == "latents_to_pil":
-        words.append("processor")
-    body = []
-    for row in rows:
-        named = {"size": row.resolution, "after": row.previous, "path": row.path}
-        named["processor"] = row.processor
-        median = None if row.timing is None else row.timing.median_ms
-        figures = [*([median] if total else []), *(row.steps.get(step) for step in steps)]
-        entries = [Entry(text=ms(figure)) for figure in figures]
-        if row.timing is None and entries:
-            entries[0] = Entry(text="–", note=_note(notes, row.notes))
-        body.append((*_texts([str(named[word] or "–") for word in words]), *entries))
-    return Table(
-        head=(*words, *total, *(STEP_TITLES.get(step, step) for step in steps)),
-        rows=tuple(body),
-        words=len(words),
-        title=SERVICE_TITLES.get(kind, kind),
-        text=SERVICE_TEXT.get(kind, ""),
-    )
 
 
 def _machine_rows(run: Run) -> list[tuple[str, str]]:
@@ -455,27 +456,3 @@ def _telling(result: BenchResult) -> dict[str, str]:
     """What may explain a difference between two results."""
     facts = {"engines": ", ".join(_flavours(result)) or "–", **dict(_machine_rows(result.runs[0]))}
     return {name: fact for name, fact in facts.items() if not name.startswith("temperature")}
-
-
-def _remarks(result: BenchResult) -> list[str]:
-    """What a reader must know before the figures: CPU, unfinished, ties that are off."""
-    # Of a merge, what holds for each of its runs: what one left out, another may have measured.
-    found = [note for note in result.runs[0].notes if all(note in r.notes for r in result.runs)]
-    if not result.complete:
-        found.insert(0, "The bench ended before it was done: what was not measured is missing.")
-    if len(result.runs) > 1:
-        merged = f"Merged from {len(result.runs)} runs on this machine"
-        ratios = [tie.ratio for tie in result.ties]
-        if not ratios:
-            found.append(f"{merged} with no {REFERENCE} cell in common to tie them.")
-            return found
-        found.append(
-            f"{merged}; {REFERENCE} in the later ones was {min(ratios):.3f} to {max(ratios):.3f} "
-            f"times the first, over {len(ratios)} cells."
-        )
-        if any(abs(ratio - 1) > TIE_TOLERANCE for ratio in ratios):
-            found.append(
-                f"Some of these are off by more than {TIE_TOLERANCE:.0%}: across the runs compare "
-                "speed-ups, not milliseconds."
-            )
-    return found

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from qvae_trt import bench, report
 from qvae_trt.cli.bench_tables import comparison_table, screen
-from qvae_trt.report import describe
+from qvae_trt.report import Report
 
 
 def drawn(shown: object, width: int = 100, *, colour: bool = False) -> str:
@@ -32,17 +32,17 @@ def test_a_wide_spread_is_marked_wherever_it_is_shown(tmp_path: Path) -> None:
     found = replace(result(), cells=tuple(cells))
     page = html(tmp_path, found).text
     for text in (
-        drawn(screen(describe(found)), width=100),
-        report.markdown_page(describe(found)),
+        drawn(screen(Report(found)), width=100),
+        report.markdown_page(Report(found)),
         page,
     ):
         assert text.count("20.0 ±") == 1
         assert "7 to 20 runs" in text
-    assert "±" not in drawn(screen(describe(result())), width=100)
+    assert "±" not in drawn(screen(Report(result())), width=100)
 
 
 def test_the_screen_at_80_columns_loses_nothing() -> None:
-    text = drawn(screen(describe(partial())), width=80)
+    text = drawn(screen(Report(partial())), width=80)
     assert "…" not in text
     for piece in (
         "1664x928",
@@ -61,17 +61,17 @@ def test_the_screen_at_80_columns_loses_nothing() -> None:
 
 
 def test_means_say_over_how_many_sizes() -> None:
-    assert [line.split() for line in drawn(screen(describe(result()))).splitlines()].count(
+    assert [line.split() for line in drawn(screen(Report(result()))).splitlines()].count(
         ["mean", "2.00×", "4.00×", "5.00×", "4.50×"]
     ) == 2  # fmt: skip
-    text = drawn(screen(describe(partial())), width=80)
+    text = drawn(screen(Report(partial())), width=80)
     assert [line.split() for line in text.splitlines()].count(
         ["mean", "of", "1", "2.00×", "5.00×", "4.50×"]
     ) == 2  # fmt: skip
 
 
 def test_the_fastest_is_bold_and_speed_ups_are_coloured() -> None:
-    text = drawn(screen(describe(result())), colour=True)
+    text = drawn(screen(Report(result())), colour=True)
     assert "\x1b[1m20.0" in text, "the fastest is bold"
     assert "\x1b[1;32m 5.00×" in text, "twice and more is bold green"
     slow = result(paths=("pytorch", "folded"))
@@ -84,12 +84,12 @@ def test_the_fastest_is_bold_and_speed_ups_are_coloured() -> None:
             for c in slow.cells
         ),
     )
-    assert "\x1b[31m 0.20×" in drawn(screen(describe(worse)), colour=True), "slower is red"
+    assert "\x1b[31m 0.20×" in drawn(screen(Report(worse)), colour=True), "slower is red"
 
 
 def test_markup_in_names_is_text() -> None:
     odd = result(machine={"gpu": "[red]GPU[/red] [/]"}, absent=())
-    assert "[red]GPU[/red] [/]" in drawn(screen(describe(odd)))
+    assert "[red]GPU[/red] [/]" in drawn(screen(Report(odd)))
 
 
 def test_regressions_are_red() -> None:

@@ -21,7 +21,7 @@ from qvae_trt.cli.bench_tables import comparison_table, screen
 from qvae_trt.commands import command_line
 from qvae_trt.errors import StaleEngineError
 from qvae_trt.profiles import Profile, engine_path
-from qvae_trt.report import describe
+from qvae_trt.report import Report
 
 #: Clears the screen, sets the title, colours by an 8-bit code, turns the line around, and begins
 #: one that looks like ours.
@@ -107,7 +107,7 @@ def test_a_bench_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     found = bench.load(tmp_path / "latency.json")
     for as_json in (False, True):
         output.settings.as_json = as_json
-        output.emit(found.to_dict(), lambda _: screen(describe(found)))
+        output.emit(found.to_dict(), lambda _: screen(Report(found)))
         seen(capsys)
     output.settings.as_json = False
     output.emit({}, lambda _: comparison_table(bench.compare(result(), found)))

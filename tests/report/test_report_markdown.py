@@ -7,7 +7,7 @@ from markdown_it import MarkdownIt
 from report_cases import Page, evil, partial
 
 from qvae_trt import bench, report
-from qvae_trt.report import describe
+from qvae_trt.report import Report
 
 # --- Markdown ---
 
@@ -27,7 +27,7 @@ def tables(markdown: str) -> list[list[list[str]]]:
 
 
 def test_markdown_tables_are_tables() -> None:
-    text = report.markdown_page(describe(partial()), charts=["latency.svg"])
+    text = report.markdown_page(Report(partial()), charts=["latency.svg"])
     found = tables(text)
     decode = found[0]
     assert decode[0] == ["size", "pytorch", "folded", "static", "profiles"]
@@ -51,7 +51,7 @@ def test_markdown_of_hostile_text_is_text() -> None:
     html = (
         MarkdownIt("commonmark", {"html": True})
         .enable("table")
-        .render(report.markdown_page(describe(evil())))
+        .render(report.markdown_page(Report(evil())))
     )
     page = Page(html)
     assert "script" not in page.tags
@@ -60,7 +60,7 @@ def test_markdown_of_hostile_text_is_text() -> None:
 
 
 def test_an_unfinished_bench_says_so() -> None:
-    text = report.markdown_page(describe(result(complete=False)))
+    text = report.markdown_page(Report(result(complete=False)))
     assert "> The bench ended before it was done" in text
 
 
@@ -68,7 +68,7 @@ def test_a_merge_shows_its_ties() -> None:
     merged = bench.merge(
         [result(paths=("pytorch", "static")), result(scale=1.2, paths=("pytorch", "folded"))]
     )
-    text = report.markdown_page(describe(merged))
+    text = report.markdown_page(Report(merged))
     assert "1.200 to 1.200 times" in text
     assert "compare speed-ups, not milliseconds" in text
     assert "### Machine, run 2" in text

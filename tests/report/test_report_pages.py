@@ -12,7 +12,7 @@ from report_cases import EVIL, evil, html, partial
 
 import qvae_trt
 from qvae_trt import bench
-from qvae_trt.report import describe, svg
+from qvae_trt.report import Report, svg
 from qvae_trt.report.model import labels
 
 
@@ -41,8 +41,8 @@ def test_what_one_run_of_a_merge_left_out_is_not_said_of_the_whole() -> None:
     cpu, missing = "Measured on a CPU.", "No engine folder was given: engines were not measured."
     first = result(paths=("pytorch", "folded"), notes=(cpu, missing))
     second = result(paths=("pytorch", "static"), notes=(cpu,))
-    assert describe(first).remarks == (cpu, missing)
-    remarks = describe(bench.merge([first, second])).remarks
+    assert Report(first).remarks == (cpu, missing)
+    remarks = Report(bench.merge([first, second])).remarks
     assert cpu in remarks
     assert missing not in remarks
 

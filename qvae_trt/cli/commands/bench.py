@@ -103,7 +103,7 @@ def bench(
     written = report.write_tables(result, out)
     data: dict[str, object] = result.to_dict()
     changes = None if old is None else measuring.compare(old, result, margin)
-    shown = [screen(report.describe(result))]
+    shown = [screen(report.Report(result))]
     if changes is not None:
         data["comparison"] = changes.to_dict()
         shown.append(comparison_table(changes))
