@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -36,9 +36,6 @@ from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
     import torch
-
-    from qvae_trt.folding import FoldedVae
-    from qvae_trt.model import Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,50 +126,46 @@ def bench(
         notes=_notes(device, settings),
     )
     result = BenchResult(runs=(run,))
-    total = len(parts) * len(resolutions) + (len(resolutions) if settings.service else 0)
-    done = 0
+    folded = on_meta(loaded.vae)
 
-    def step(text: str) -> None:
-        on_event(Event(kind="start", text=text, index=done, count=total))
+    def measured(part: Part, size: Resolution) -> dict[str, Sequence[object]]:
+        flops = count_flops(folded, part, loaded.shape(part, size))
+        floor_ms = flops / float(matmul["tflops"] or 0.0) / 1e9
+        floor = Floor(part=part, resolution=size, flops=flops, floor_ms=floor_ms)
+        return {"cells": _measure(work, paths, part, size, limits), "floors": [floor]}
+
+    def served(previous: Resolution, size: Resolution) -> dict[str, Sequence[object]]:
+        rows = measure_service(work, paths, size, limits=limits)
+        if previous != size:
+            rows += [switch(work, path, previous, size, limits=limits) for path in paths]
+        return {"service": rows}
+
+    tasks = [
+        (f"{part} {size}", partial(measured, part, size)) for part in parts for size in resolutions
+    ]
+    if settings.service:
+        before = (resolutions[-1], *resolutions[:-1])
+        pairs = zip(before, resolutions, strict=True)
+        tasks += [(f"service {size}", partial(served, previous, size)) for previous, size in pairs]
 
     def keep() -> None:
         if out is not None:
             save(result, out / "latency.json")
 
     keep()
-    try:
-        with torch.no_grad():
-            folded = on_meta(loaded.vae)
-            for part in parts:
-                for resolution in resolutions:
-                    step(f"{part} {resolution}")
-                    cells = _measure(work, paths, part, resolution, limits)
-                    floor = _floor(folded, loaded, part, resolution, matmul)
-                    result = replace(
-                        result, cells=(*result.cells, *cells), floors=(*result.floors, floor)
-                    )
-                    done += 1
-                    keep()
-            for index, resolution in enumerate(resolutions if settings.service else ()):
-                step(f"service {resolution}")
-                rows = measure_service(work, paths, resolution, limits=limits)
-                if len(resolutions) > 1:
-                    rows += [
-                        switch(work, path, resolutions[index - 1], resolution, limits=limits)
-                        for path in paths
-                    ]
-                result = replace(result, service=(*result.service, *rows))
-                done += 1
-                keep()
-    finally:
-        work.close()
+    with closing(work), torch.no_grad():
+        for index, (name, task) in enumerate(tasks):
+            on_event(Event(kind="start", text=name, index=index, count=len(tasks)))
+            new = {field: (*getattr(result, field), *rows) for field, rows in task().items()}
+            result = replace(result, **new)
+            keep()
     machine = {**run.machine, **_end_clocks(device)}
     versions = {**run.versions, **work.versions()}
     ended = replace(run, complete=True, machine=machine, versions=versions)
     result = replace(result, runs=(ended,))
     keep()
     _remember(result, work, settings.engine_dir)
-    on_event(Event(kind="end", index=total - 1, count=total))
+    on_event(Event(kind="end", index=len(tasks) - 1, count=len(tasks)))
     return result
 
 
@@ -244,14 +237,6 @@ def _notes(device: str, settings: BenchSettings) -> tuple[str, ...]:
     if asked is not None and REFERENCE not in asked:
         notes.append(f"{REFERENCE} was not measured, so there is no speed-up.")
     return tuple(notes)
-
-
-def _floor(
-    folded: FoldedVae, model: Model, part: Part, resolution: Resolution, matmul: dict[str, Fact]
-) -> Floor:
-    flops = count_flops(folded, part, model.shape(part, resolution))
-    tflops = float(matmul["tflops"] or 0.0)
-    return Floor(part=part, resolution=resolution, flops=flops, floor_ms=flops / tflops / 1e9)
 
 
 def _measure(
