@@ -224,23 +224,22 @@ class Workbench:
         engine: Any = Engine.open(file, Purpose.BENCH, wanted, scratch=scratch, device=device)
         load_ms = (time.perf_counter() - begin) * 1000.0
         taken = before - _free_bytes(self.device)
-        try:
-            profile, named = _pick_profile(engine, mode, resolution, path)
-        except EngineError:
+        key = engine.sidecar.key
+        profile = nearest(resolution, key.profiles)
+        if profile is None:
             engine.close()
-            raise
+            raise EngineError(f"no profile of {path.name} holds {resolution}")
         detail: dict[str, Fact] = {
             "engine": name,
             "engine_bytes": path.stat().st_size,
             "load_ms": load_ms,
             "load_bytes": taken,
-            **named,
+            "flavour": f"{key.flavour} {key.flavour_version}",
+            "engine_precision": key.precision,
+            "lowering": key.lowering,
         }
-        sidecar = engine.sidecar
-        if sidecar is not None:
-            detail["flavour"] = f"{sidecar.key.flavour} {sidecar.key.flavour_version}"
-            detail["engine_precision"] = str(sidecar.key.precision)
-            detail["lowering"] = str(sidecar.key.lowering)
+        if mode == "profiles":
+            detail |= {"profile_index": profile, "profile": str(key.profiles[profile])}
         return Prepared(
             name=mode,
             dtype=cast("torch.dtype", getattr(torch, engine.input.dtype)),
@@ -250,19 +249,6 @@ class Workbench:
             detail=detail,
             close=engine.close,
         )
-
-
-def _pick_profile(
-    engine: Any, mode: Mode, resolution: Resolution, path: Path
-) -> tuple[int, dict[str, Fact]]:
-    """The profile that serves this size, and its name for the result."""
-    if mode == "static" or engine.sidecar is None:
-        return 0, {}
-    profiles = engine.sidecar.key.profiles
-    index = nearest(resolution, profiles)
-    if index is None:
-        raise EngineError(f"no profile of {path.name} holds {resolution}")
-    return index, {"profile_index": index, "profile": str(profiles[index])}
 
 
 def _parameter_bytes(modules: Iterable[Any]) -> int:

@@ -216,20 +216,17 @@ class BenchResult:
         return tuple(in_order((cell.path for cell in self.cells), PATHS))
 
     def cell(self, part: Part, resolution: Resolution, path: str) -> Cell | None:
-        for cell in self.cells:
-            if (cell.part, cell.resolution, cell.path) == (part, resolution, path):
-                return cell
-        return None
+        key = (part, resolution, path)
+        return next((c for c in self.cells if (c.part, c.resolution, c.path) == key), None)
 
     def reference_ms(self, part: Part, resolution: Resolution, run: int) -> float | None:
         """The median of `pytorch` at this size in this run, if it was measured there."""
-        for tie in self.ties:
-            if (tie.part, tie.resolution, tie.run) == (part, resolution, run):
-                return tie.median_ms
+        key = (part, resolution, run)
+        medians = [tie.median_ms for tie in self.ties if (tie.part, tie.resolution, tie.run) == key]
         cell = self.cell(part, resolution, REFERENCE)
-        if cell is None or cell.timing is None or cell.run != run:
-            return None
-        return cell.timing.median_ms
+        if cell is not None and cell.timing is not None and cell.run == run:
+            medians.append(cell.timing.median_ms)
+        return medians[0] if medians else None
 
     def speedup(self, cell: Cell) -> float | None:
         """`pytorch` over this path, both medians of the same run."""
@@ -242,12 +239,9 @@ class BenchResult:
         """The arithmetic floor over the median: 1 would be a path that does nothing but matrix
         products.
         """
-        if cell.timing is None:
-            return None
-        for floor in self.floors:
-            if (floor.part, floor.resolution, floor.run) == (cell.part, cell.resolution, cell.run):
-                return floor.floor_ms / cell.timing.median_ms
-        return None
+        key = (cell.part, cell.resolution, cell.run)
+        floors = [f.floor_ms for f in self.floors if (f.part, f.resolution, f.run) == key]
+        return floors[0] / cell.timing.median_ms if floors and cell.timing is not None else None
 
     def fastest(self, part: Part, resolution: Resolution) -> str | None:
         """The path with the least median, None unless two were measured."""

@@ -89,12 +89,11 @@ class TuneKey:
 
     def differences(self, expected: TuneKey) -> str:
         """`found …, expected …` for each field that differs; empty if none does."""
-        words = []
-        for name, value in asdict(self).items():
-            wanted = getattr(expected, name)
-            if value != wanted:
-                words.append(f"{name.replace('_', ' ')} {store.show(value)}, expected {wanted}")
-        return "; ".join(words)
+        return "; ".join(
+            f"{name.replace('_', ' ')} {store.show(value)}, expected {getattr(expected, name)}"
+            for name, value in asdict(self).items()
+            if value != getattr(expected, name)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated
 
 from qvae_trt.errors import UsageError
@@ -54,19 +54,17 @@ class Variant:
         """
         if text.strip() == DEFAULT:
             return self
-        items = [item.strip() for item in text.split(",")]
-        levels = [item.partition("=")[2] for item in items if item.partition("=")[0] == "level"]
-        of_lowering = [item for item in items if item.partition("=")[0] != "level"]
-        if len(levels) > 1 or "" in items:
+        items = [item.strip().partition("=") for item in text.split(",")]
+        changes = {name: value for name, _, value in items}
+        if len(changes) < len(items) or "" in changes:
             raise UsageError(
                 f"cannot read the variant {text!r}",
                 fix=f"expected {DEFAULT}, or fields as attention_chunks=4,level=2",
             )
-        # Reads every value and refuses what it does not know; the rest of it are mere defaults.
-        read = Lowering.parse(",".join(of_lowering))
-        named = {name: getattr(read, name) for name in (i.partition("=")[0] for i in of_lowering)}
-        level = _level(levels[0]) if levels else self.level
-        return Variant(replace(self.lowering, **named), level)
+        level = changes.pop("level", None)
+        values = {name: getattr(self.lowering, name) for name in _FIELDS} | changes
+        lowering = Lowering.parse(",".join(f"{name}={value}" for name, value in values.items()))
+        return Variant(lowering, self.level if level is None else _level(level))
 
     def against(self, other: Variant) -> str:
         """In what it differs from another one, as :meth:`changed` reads it; `default` if in
