@@ -18,20 +18,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from qvae_trt import images
 from qvae_trt.errors import PictureError, ResolutionError, UsageError
-from qvae_trt.images import (
-    MULTIPLE,
-    WRITE_FORMATS,
-    Channels,
-    Latents,
-    check_folder,
-    crop,
-    pad,
-    read_latents,
-    read_picture,
-    write_latents,
-    write_picture,
-)
 from qvae_trt.kinds import scale_of
 from qvae_trt.model import DEFAULT_MODEL, load_model
 from qvae_trt.profiles import PARTS, Part, Resolution
@@ -98,11 +86,11 @@ def encode(
     """
     _check_out(out, (".safetensors",), "latents file", source=picture)
     loaded, vae = _load(engine_dir, model, backend)
-    pixels = read_picture(picture, channels=_channels(vae))
+    pixels = images.read_picture(picture, channels=_channels(vae))
     size, padded = _sizes(vae, pixels, ("encoder",))
     mean, run = _encode(vae, pixels, padded)
-    latents = Latents(mean, size.height, size.width, loaded.source, loaded.weights_sha256)
-    write_latents(out, latents)
+    latents = images.Latents(mean, size.height, size.width, loaded.source, loaded.weights_sha256)
+    images.write_latents(out, latents)
     return Outcome(out, size, None, (run,))
 
 
@@ -117,8 +105,8 @@ def decode(
             written.
         ModelError: the weights cannot be had.
     """
-    _check_out(out, tuple(WRITE_FORMATS), "picture", source=latents)
-    given = read_latents(latents)
+    _check_out(out, tuple(images.WRITE_FORMATS), "picture", source=latents)
+    given = images.read_latents(latents)
     _check_size(_decoded_size(given.values, scale_of(given.values.shape[1])), latents)
     loaded, vae = _load(engine_dir, model, backend)
     channels = given.values.shape[1]
@@ -134,7 +122,7 @@ def decode(
             stacklevel=2,
         )
     pixels, run = _decode(vae, given.values)
-    write_picture(out, crop(pixels, (given.height, given.width)))
+    images.write_picture(out, images.crop(pixels, (given.height, given.width)))
     return Outcome(out, Resolution(given.height, given.width), None, (run,))
 
 
@@ -157,14 +145,14 @@ def roundtrip(
         PictureError: the picture cannot be read or written.
         ModelError: the weights cannot be had.
     """
-    _check_out(out, tuple(WRITE_FORMATS), "picture", source=picture)
+    _check_out(out, tuple(images.WRITE_FORMATS), "picture", source=picture)
     _, vae = _load(engine_dir, model, backend)
-    pixels = read_picture(picture, channels=_channels(vae))
+    pixels = images.read_picture(picture, channels=_channels(vae))
     size, padded = _sizes(vae, pixels, PARTS)
     mean, encoding = _encode(vae, pixels, padded)
     decoded, decoding = _decode(vae, mean)
-    again = crop(decoded, (size.height, size.width))
-    write_picture(out, torch.cat((pixels, again), dim=-1) if side_by_side else again)
+    again = images.crop(decoded, (size.height, size.width))
+    images.write_picture(out, torch.cat((pixels, again), dim=-1) if side_by_side else again)
     return Outcome(out, size, _psnr_db(pixels, again), (encoding, decoding))
 
 
@@ -176,7 +164,7 @@ def _check_out(out: Path, suffixes: Sequence[str], kind: str, *, source: Path) -
         raise UsageError(
             f"{out}: unknown kind of {kind} {out.suffix!r}", fix=f"Name it {', '.join(suffixes)}."
         )
-    check_folder(out)
+    images.check_folder(out)
     with suppress(OSError, ValueError):  # one of them is not there
         if out.samefile(source):
             raise UsageError(
@@ -198,16 +186,18 @@ def _load(engine_dir: Path, model: str, backend: str) -> tuple[Model, TrtVae]:
     return loaded, load_vae(engine_dir, model=loaded, backend=backend, check_nan=True)
 
 
-def _channels(vae: TrtVae) -> Channels:
+def _channels(vae: TrtVae) -> images.Channels:
     if vae.input_channels not in (3, 4):
         raise PictureError(f"the VAE takes {vae.input_channels} channels, pictures have 3 or 4")
-    return cast("Channels", vae.input_channels)
+    return cast("images.Channels", vae.input_channels)
 
 
 def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resolution, Resolution]:
     """The picture's size, and the one to pad it to: its multiple of 16 unless no engine has it."""
     size = Resolution(pixels.shape[-2], pixels.shape[-1])
-    own = Resolution(*(-(-side // MULTIPLE) * MULTIPLE for side in (size.height, size.width)))
+    own = Resolution(
+        *(-(-side // images.MULTIPLE) * images.MULTIPLE for side in (size.height, size.width))
+    )
     _check_size(own, f"a picture of {size}")
     floor = Resolution(max(own.height, SHORTEST_SIDE), max(own.width, SHORTEST_SIDE))
     limit = max(MAX_PADDING * own.pixels, SHORTEST_SIDE * SHORTEST_SIDE)
@@ -225,7 +215,7 @@ def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resoluti
 
 
 def _encode(vae: TrtVae, pixels: Tensor, padded: Resolution) -> tuple[Tensor, Pass]:
-    x = pad(pixels, (padded.height, padded.width))[:, :, None]
+    x = images.pad(pixels, (padded.height, padded.width))[:, :, None]
     return _timed(vae, "encoder", padded, lambda: vae.encode(x, return_dict=False)[0].mode())
 
 

@@ -10,22 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvae_trt.bench import results
 from qvae_trt.bench.floor import count_flops, matmul_rate, on_meta
 from qvae_trt.bench.machine import gpu_id, machine_facts, nvidia_smi, version_facts
 from qvae_trt.bench.paths import Prepared, Workbench
-from qvae_trt.bench.results import (
-    BASELINES,
-    BASELINES_ON_CPU,
-    ENGINES,
-    PATHS,
-    REFERENCE,
-    BenchResult,
-    Cell,
-    Fact,
-    Floor,
-    Run,
-    save,
-)
 from qvae_trt.bench.service import measure_service, switch
 from qvae_trt.bench.timing import EXPECTED, Call, Limits, clock_for, explain, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
@@ -71,7 +59,7 @@ class BenchSettings:
 
 def bench(
     settings: BenchSettings, *, out: Path | None = None, on_event: OnEvent = ignore
-) -> BenchResult:
+) -> results.BenchResult:
     """Measure every path that can run here, at each size; what cannot run is an empty cell with its
     reason.
 
@@ -105,7 +93,7 @@ def bench(
     )
     # Measured before the facts of the machine, so that its clocks are those of a busy GPU.
     matmul = matmul_rate(device, getattr(torch, DTYPES[precision]))
-    run = Run(
+    run = results.Run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=settings.command,
         device=device,
@@ -125,32 +113,34 @@ def bench(
         complete=False,
         notes=_notes(device, settings),
     )
-    result = BenchResult(runs=(run,))
+    result = results.BenchResult(runs=(run,))
     folded = on_meta(loaded.vae)
 
-    def measured(part: Part, size: Resolution) -> dict[str, Sequence[object]]:
+    def at_size(part: Part, size: Resolution) -> dict[str, Sequence[object]]:
         flops = count_flops(folded, part, loaded.shape(part, size))
         floor_ms = flops / float(matmul["tflops"] or 0.0) / 1e9
-        floor = Floor(part=part, resolution=size, flops=flops, floor_ms=floor_ms)
+        floor = results.Floor(part=part, resolution=size, flops=flops, floor_ms=floor_ms)
         return {"cells": _measure(work, paths, part, size, limits), "floors": [floor]}
 
-    def served(previous: Resolution, size: Resolution) -> dict[str, Sequence[object]]:
+    def in_service(previous: Resolution, size: Resolution) -> dict[str, Sequence[object]]:
         rows = measure_service(work, paths, size, limits=limits)
         if previous != size:
             rows += [switch(work, path, previous, size, limits=limits) for path in paths]
         return {"service": rows}
 
     tasks = [
-        (f"{part} {size}", partial(measured, part, size)) for part in parts for size in resolutions
+        (f"{part} {size}", partial(at_size, part, size)) for part in parts for size in resolutions
     ]
     if settings.service:
         before = (resolutions[-1], *resolutions[:-1])
         pairs = zip(before, resolutions, strict=True)
-        tasks += [(f"service {size}", partial(served, previous, size)) for previous, size in pairs]
+        tasks += [
+            (f"service {size}", partial(in_service, previous, size)) for previous, size in pairs
+        ]
 
     def keep() -> None:
         if out is not None:
-            save(result, out / "latency.json")
+            results.save(result, out / "latency.json")
 
     keep()
     with closing(work), torch.no_grad():
@@ -169,7 +159,7 @@ def bench(
     return result
 
 
-def _remember(result: BenchResult, work: Workbench, engine_dir: Path | None) -> None:
+def _remember(result: results.BenchResult, work: Workbench, engine_dir: Path | None) -> None:
     """Keep beside the engines how they compare with the fused path: `load_vae(prefer="fastest")`
     follows it. A folder that cannot be written has none.
     """
@@ -186,7 +176,7 @@ def _remember(result: BenchResult, work: Workbench, engine_dir: Path | None) -> 
         measured.remember(engine_dir / measured.FILE_NAME, machine_here(work.opened), medians)
 
 
-def _end_clocks(device: str) -> dict[str, Fact]:
+def _end_clocks(device: str) -> dict[str, results.Fact]:
     if device != "cuda":
         return {}
     ended = nvidia_smi(gpu_id())
@@ -196,13 +186,13 @@ def _end_clocks(device: str) -> dict[str, Fact]:
 def _paths(settings: BenchSettings, device: str) -> list[str]:
     baselines = settings.baselines
     if baselines is None:
-        baselines = BASELINES if device == "cuda" else BASELINES_ON_CPU
-    engines = ENGINES if settings.engine_dir is not None else ()
-    paths = [path for path in PATHS if path in baselines or path in engines]
+        baselines = results.BASELINES if device == "cuda" else results.BASELINES_ON_CPU
+    engines = results.ENGINES if settings.engine_dir is not None else ()
+    paths = [path for path in results.PATHS if path in baselines or path in engines]
     if not paths:
         raise UsageError(
             "nothing to measure: no baseline and no engine folder",
-            fix=f"--baseline {REFERENCE}, or --engine-dir DIR",
+            fix=f"--baseline {results.REFERENCE}, or --engine-dir DIR",
         )
     return paths
 
@@ -234,23 +224,23 @@ def _notes(device: str, settings: BenchSettings) -> tuple[str, ...]:
         )
     if settings.engine_dir is None:
         notes.append("No engine folder was given: engines were not measured.")
-    if asked is not None and REFERENCE not in asked:
-        notes.append(f"{REFERENCE} was not measured, so there is no speed-up.")
+    if asked is not None and results.REFERENCE not in asked:
+        notes.append(f"{results.REFERENCE} was not measured, so there is no speed-up.")
     return tuple(notes)
 
 
 def _measure(
     work: Workbench, paths: Sequence[str], part: Part, resolution: Resolution, limits: Limits
-) -> list[Cell]:
+) -> list[results.Cell]:
     """All paths of one part at one size, in turns."""
     work.empty_caches()
     inputs = work.make_inputs(part, resolution, count=limits.inputs)
     clock = clock_for(work.device)
     calls: dict[str, Call] = {}
-    cells: dict[str, Cell] = {}
+    cells: dict[str, results.Cell] = {}
     with ExitStack() as stack:
         for path in paths:
-            cell = Cell(part=part, resolution=resolution, path=path)
+            cell = results.Cell(part=part, resolution=resolution, path=path)
             try:
                 with ExitStack() as opened:
                     prepared = work.prepare(path, part, resolution)

@@ -14,13 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from polygraphy.comparator import (
-    CosineSimilarityCompareFunc,
-    IterationResult,
-    L2CompareFunc,
-    PsnrCompareFunc,
-    SimpleCompareFunc,
-)
+from polygraphy import comparator
 from polygraphy.logger import G_LOGGER
 
 from qvae_trt.verify.bounds import IMAGE_RANGE, Bounds, Output
@@ -135,25 +129,27 @@ def _measure(
     reference: Array, other: Array, scale: _Scale, limit: Bounds, *, is_engine: bool
 ) -> tuple[Metrics, list[BoundCheck]]:
     """The distance of a result from the reference, and whether it keeps the bounds."""
-    first, second = (IterationResult({"y": value}, 0.0) for value in (reference, other))
+    first, second = (comparator.IterationResult({"y": value}, 0.0) for value in (reference, other))
     functions = [
-        PsnrCompareFunc(limit.psnr_db - scale.psnr_shift_db),
-        CosineSimilarityCompareFunc(limit.cosine),
-        L2CompareFunc(limit.relative_l2 * scale.norm),
+        comparator.PsnrCompareFunc(limit.psnr_db - scale.psnr_shift_db),
+        comparator.CosineSimilarityCompareFunc(limit.cosine),
+        comparator.L2CompareFunc(limit.relative_l2 * scale.norm),
     ]
     if is_engine:  # it takes ten times as long as the others, and the yardstick needs no verdict
         # With rtol = 0 the absolute tolerance decides alone: Polygraphy fails what exceeds both.
-        functions.append(SimpleCompareFunc(atol=scale.max_abs, rtol=0.0, check_error_stat="max"))
+        functions.append(
+            comparator.SimpleCompareFunc(atol=scale.max_abs, rtol=0.0, check_error_stat="max")
+        )
     # Polygraphy logs to stdout, which is for results.
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"):
         results = [function(first, second).get("y", False) for function in functions]
-    psnr, cosine, l2, *largest = results
+    psnr, cosine, l2, *simple = results
     metrics = Metrics(
         psnr_db=getattr(psnr, "psnr", -math.inf) + scale.psnr_shift_db,
         cosine=getattr(cosine, "cosine_similarity", math.nan),
         relative_l2=_ratio(getattr(l2, "l2_norm", math.inf), scale.norm),
-        max_abs=getattr(largest[0], "max_absdiff", math.inf)
-        if largest
+        max_abs=getattr(simple[0], "max_absdiff", math.inf)
+        if simple
         else float(np.abs(other - reference).max()),
     )
     bounds = asdict(limit) | {"max_abs": scale.max_abs}
