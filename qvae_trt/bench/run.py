@@ -133,9 +133,9 @@ def bench(
     ]
     if settings.service:
         before = (resolutions[-1], *resolutions[:-1])
-        pairs = zip(before, resolutions, strict=True)
         tasks += [
-            (f"service {size}", partial(in_service, previous, size)) for previous, size in pairs
+            (f"service {size}", partial(in_service, previous, size))
+            for previous, size in zip(before, resolutions, strict=True)
         ]
 
     def keep() -> None:

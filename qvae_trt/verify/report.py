@@ -127,18 +127,16 @@ class VerifyReport:
                 "no engine could be run here: " + ("; ".join(reasons) or "there is none"),
                 fix=f"for engines that run on CPUs: {self._hint((), backend='onnxruntime')}",
             )
-        if all(row.part is None and row.resolution is not None for row in wrong):
-            sizes = [row.resolution for row in wrong if row.resolution is not None]
+        absent = [row.resolution for row in wrong if row.part is None and row.resolution]
+        if len(absent) == len(wrong):
             raise ParityError(
-                f"no engine holds {', '.join(map(str, sizes))}",
-                fix=self._hint(sizes, backend=self.backend),
+                f"no engine holds {', '.join(map(str, absent))}",
+                fix=self._hint(absent, backend=self.backend),
             )
-        broken, unchecked = self.counts["broken"], self.counts["error"]
-        counted = [f"{broken} broken"] if broken else []
-        counted += [f"{unchecked} could not be checked"] if unchecked else []
+        words: dict[Status, str] = {"broken": "broken", "error": "could not be checked"}
+        counted = ", ".join(f"{self.counts[s]} {w}" for s, w in words.items() if self.counts[s])
         raise ParityError(
-            f"of {len(self.rows)} rows, {', '.join(counted)}, the first: "
-            f"{wrong[0].engine}: {wrong[0].reason}",
+            f"of {len(self.rows)} rows, {counted}, the first: {wrong[0].engine}: {wrong[0].reason}",
             fix="\n".join(dict.fromkeys(row.fix for row in wrong if row.fix is not None)) or None,
         )
 
