@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,12 +32,6 @@ def warn_of_cpu() -> None:
             "--backend auto is onnxruntime here, on the CPU, although there is a GPU; "
             "qvae doctor shows the fix"
         )
-
-
-def check_sizes(given: Any) -> Any:
-    """As an option's callback: a wrong size is reported before anything is loaded."""
-    parse_resolutions([given] if isinstance(given, str) else given)
-    return given
 
 
 ModelOption = Annotated[
@@ -108,14 +102,9 @@ def with_common(command: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def sizes_option(does: str) -> Any:
-    """`--resolution`, whose value is checked before anything is loaded."""
-    return typer.Option("--resolution", metavar="WxH", callback=check_sizes, help=does)
-
-
-def parse_resolutions(texts: Sequence[str] | None) -> tuple[Resolution, ...]:
-    """`["1664x928", …]` in order, each once."""
-    return tuple(dict.fromkeys(Resolution.parse(text) for text in texts or ()))
+def size_option(does: str) -> Any:
+    """`--resolution`; a wrong size is reported before anything is loaded."""
+    return typer.Option("--resolution", metavar="WxH", parser=Resolution.parse, help=does)
 
 
 def parse_parts(part: PartChoice) -> tuple[Part, ...]:

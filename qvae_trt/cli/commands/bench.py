@@ -11,6 +11,7 @@ from rich.console import Group
 from qvae_trt.bench.results import BASELINES
 from qvae_trt.cli import options, output
 from qvae_trt.cli.events import show_progress
+from qvae_trt.profiles import Resolution
 
 
 def _check_baselines(names: list[str] | None) -> list[str] | None:
@@ -22,8 +23,8 @@ def _check_baselines(names: list[str] | None) -> list[str] | None:
 
 def bench(
     resolution: Annotated[
-        list[str] | None,
-        options.sizes_option("A size, such as 1664x928; can be repeated. At least one is needed."),
+        list[Resolution] | None,
+        options.size_option("A size, such as 1664x928; can be repeated. At least one is needed."),
     ] = None,
     model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
@@ -63,7 +64,7 @@ def bench(
     ] = 0.05,
 ) -> int:
     """Measure the latency of PyTorch and of the engines."""
-    sizes = options.parse_resolutions(resolution)
+    sizes = tuple(dict.fromkeys(resolution or ()))
     options.need(
         bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024"
     )

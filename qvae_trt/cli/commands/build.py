@@ -44,8 +44,8 @@ def build(
         ),
     ] = None,
     resolution: Annotated[
-        list[str] | None,
-        options.sizes_option(
+        list[Resolution] | None,
+        options.size_option(
             "A size, such as 1664x928; can be repeated. [default: every listed aspect ratio]"
         ),
     ] = None,
@@ -172,9 +172,9 @@ def draw(data: dict[str, Any]) -> RenderableType:
 
 
 def _sizes(
-    kind: Kind, aspects: list[str] | None, resolutions: list[str] | None
+    kind: Kind, aspects: list[str] | None, resolutions: list[Resolution] | None
 ) -> tuple[Resolution, ...]:
     known = kind.static_sizes
     named = tuple(parse_aspect(name, sizes=known) for name in aspects or ())
-    asked = dict.fromkeys((*named, *options.parse_resolutions(resolutions)))
+    asked = dict.fromkeys((*named, *(resolutions or ())))
     return tuple(asked) or tuple(known.values())

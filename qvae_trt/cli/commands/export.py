@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ import typer
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import MIB, figure, records
 from qvae_trt.cli.events import show_progress
+from qvae_trt.json_rows import write
 from qvae_trt.profiles import Resolution
 from qvae_trt.progress import Event, stages
 
@@ -38,13 +38,13 @@ def export(
         ),
     ] = None,
     resolution: Annotated[
-        str | None, options.sizes_option("The size of a static graph; needed with --static.")
+        Resolution | None, options.size_option("The size of a static graph; needed with --static.")
     ] = None,
 ) -> None:
     """Export the VAE to ONNX."""
     from qvae_trt.files.writing import check_writable
 
-    size = _static_size(dynamic, resolution)
+    _check_size(dynamic, resolution)
     targets = {name: out / f"vae_{name}.onnx" for name in options.parse_parts(part)}
     for path in targets.values():
         check_writable(path)
@@ -53,7 +53,7 @@ def export(
     from qvae_trt.model import load_model
 
     loaded = load_model(model)
-    how: dict[str, Any] = {"precision": precision, "graph": graph, "resolution": size}
+    how: dict[str, Any] = {"precision": precision, "graph": graph, "resolution": resolution}
     files = []
     with show_progress("export") as on_event:
         for index, (name, path) in enumerate(targets.items()):
@@ -65,16 +65,7 @@ def export(
         "model": model,
         "precision": precision,
         "graph": graph,
-        "files": [
-            {
-                "path": str(file.path),
-                "bytes": file.path.stat().st_size,
-                "sha256": file.sha256,
-                "input": asdict(file.input),
-                "output": asdict(file.output),
-            }
-            for file in files
-        ],
+        "files": [{**write(file), "bytes": file.path.stat().st_size} for file in files],
     }
     columns: dict[str, Any] = {
         "file": "path",
@@ -84,7 +75,7 @@ def export(
     output.emit(data, lambda d: records(d["files"], columns))
 
 
-def _static_size(dynamic: bool | None, resolution: str | None) -> Resolution | None:
+def _check_size(dynamic: bool | None, resolution: Resolution | None) -> None:
     options.need(
         not (dynamic is True and resolution is not None),
         "--dynamic and --resolution were both given: a dynamic graph has no size",
@@ -95,7 +86,6 @@ def _static_size(dynamic: bool | None, resolution: str | None) -> Resolution | N
         "--static was given without --resolution: expected the size of the graph",
         fix="for example: --static --resolution 1664x928",
     )
-    return None if resolution is None else Resolution.parse(resolution)
 
 
 def _shape(name: str) -> Callable[[Any], str]:

@@ -68,10 +68,8 @@ def _draw_list(data: dict[str, Any]) -> RenderableType:
 
 def match(
     size: Annotated[
-        str,
-        typer.Argument(
-            metavar="WxH", callback=options.check_sizes, help="A size, such as 1600x1200."
-        ),
+        Resolution,
+        typer.Argument(metavar="WxH", parser=Resolution.parse, help="A size, such as 1600x1200."),
     ],
     engine_dir: Annotated[
         Path | None,
@@ -87,9 +85,8 @@ def match(
     backend: options.BackendOption = "auto",
 ) -> None:
     """Show which engine serves a size, and why the others do not."""
-    resolution = Resolution.parse(size)
     kind = _kind(model)
-    kind.latents_of(resolution)
+    kind.latents_of(size)
     folder = engine_dir or (options.ENGINE_DIR if options.ENGINE_DIR.is_dir() else None)
     options.need(
         folder is None or profiles_file is None,
@@ -97,10 +94,10 @@ def match(
         fix="leave --profiles out",
     )
     if folder is None:
-        choices = _as_if_built(resolution, kind, profiles_file)
+        choices = _as_if_built(size, kind, profiles_file)
     else:
-        choices = _from_folder(resolution, folder, backend)
-    data: dict[str, Any] = {"size": str(resolution)}
+        choices = _from_folder(size, folder, backend)
+    data: dict[str, Any] = {"size": str(size)}
     data["engine_dir"] = None if folder is None else str(folder)
     data |= {part: _plain(choice) for part, choice in choices.items()}
     output.emit(data, _draw_match)
@@ -108,7 +105,7 @@ def match(
     missing = all(c.candidates[0].kind is ReasonKind.ABSENT for c in choices.values())
     if folder is not None and missing and choices["decoder"].engine == "pytorch":
         place = None if folder == options.ENGINE_DIR else folder
-        command = build_command("static", resolution, backend=backend, engine_dir=place)
+        command = build_command("static", size, backend=backend, engine_dir=place)
         output.tell(f"to build one: {command}")
 
 

@@ -15,7 +15,7 @@ from qvae_trt.profiles import Resolution
 
 
 def tune(
-    resolution: Annotated[str, options.sizes_option("The size to measure at.")],
+    resolution: Annotated[Resolution, options.size_option("The size to measure at.")],
     model: Annotated[
         str,
         typer.Option(
@@ -55,14 +55,12 @@ def tune(
     within the parity bounds to a file that build uses. A run that was stopped continues where it
     was.
     """
-    size = Resolution.parse(resolution)
-
     from dataclasses import replace
 
     from qvae_trt import tune as tuning
 
     settings = tuning.TuneSettings(
-        resolution=size,
+        resolution=resolution,
         out=engine_dir / tuning.FILE_NAME if out is None else out,
         model=model,
         backend=backend,

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import line, table
 from qvae_trt.cli.events import show_progress
+from qvae_trt.profiles import Resolution
 
 if TYPE_CHECKING:
     from qvae_trt.verify import VerifyReport
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 def verify(
     resolution: Annotated[
-        list[str] | None,
-        options.sizes_option(
+        list[Resolution] | None,
+        options.size_option(
             "A size, such as 1664x928; can be repeated. [default: every engine at its own sizes]"
         ),
     ] = None,
@@ -34,9 +35,10 @@ def verify(
 
     Every engine that can run here is compared. Exit code 1 if an engine exceeds its tolerance.
     """
+    sizes = tuple(dict.fromkeys(resolution or ()))
+
     from qvae_trt.files.writing import check_writable, write_text
 
-    sizes = options.parse_resolutions(resolution)
     if out is not None:
         for name in ("parity.md", "parity.json"):
             check_writable(out / name)
@@ -44,7 +46,13 @@ def verify(
     from qvae_trt.verify import verify as run
 
     with show_progress("verify") as on_event:
-        report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_event=on_event)
+        report = run(
+            engine_dir,
+            model=model,
+            resolutions=sizes,
+            backend=backend,
+            on_event=on_event,
+        )
     if out is not None:
         write_text(out / "parity.md", report.to_markdown())
         output.save_json(out / "parity.json", report.to_dict())
