@@ -15,7 +15,17 @@ _PARTS = ("encoder", "decoder")
 _SIZE = re.compile(r"[0-9]{1,20}x[0-9]{1,20}")
 
 
-def build_command(
+def build_command(mode: str, *sizes: object, **asked: object) -> str:
+    """The command that builds engines, as a hint to copy.
+
+    Args:
+        asked: `part`, `model`, `backend`, `precision`, `engine_dir`; what is None is left out, and
+            the backend `auto`.
+    """
+    return command_line(_build(mode, *sizes, **asked))
+
+
+def _build(
     mode: str,
     *sizes: object,
     part: object = None,
@@ -23,8 +33,7 @@ def build_command(
     backend: object = None,
     precision: object = None,
     engine_dir: object = None,
-) -> str:
-    """The command that builds engines, as a hint to copy; what is None is left out, and `auto`."""
+) -> list[str]:
     words = ["qvae", "build", "--mode", mode]
     for size in sizes:
         words += ["--resolution", str(size)]
@@ -32,7 +41,7 @@ def build_command(
     given |= {"--precision": precision, "--engine-dir": engine_dir}
     for option, value in given.items():
         words += [] if value is None else [option, str(value)]
-    return command_line(words)
+    return words
 
 
 def command_line(words: Iterable[str]) -> str:
@@ -76,7 +85,7 @@ def rebuild_command(
     words = _words(built_by)
     into = Path(option_in(built_by, "--engine-dir") or "engines")
     if words[:2] != ["qvae", "build"] or into.absolute() != engine_dir.absolute():
-        words = shlex.split(build_command(mode, *sizes, part=part, engine_dir=engine_dir, **asked))
+        words = _build(mode, *sizes, part=part, engine_dir=engine_dir, **asked)
     return command_line([*words, *(["--force"] if force and "--force" not in words else [])])
 
 

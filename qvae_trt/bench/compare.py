@@ -19,12 +19,8 @@ TIE_TOLERANCE = 0.05
 _SUBJECT = ("model", "weights_sha256", "precision")
 
 
-def same_machine(left: Run, right: Run) -> bool:
-    """Same device and driver; a CPU is told by its name and the cores it gives."""
-    return _machine(left) == _machine(right)
-
-
-def _machine(run: Run) -> tuple[object, ...]:
+def machine_of(run: Run) -> tuple[object, ...]:
+    """Its device and driver; of a CPU the name and the cores that it gives."""
     names = ("gpu", "driver", "gpu_memory_mib") if run.device == "cuda" else ("cpu", "cpu_count")
     return (run.device, *(run.machine.get(name) for name in names))
 
@@ -49,7 +45,7 @@ def merge(results: Sequence[BenchResult]) -> BenchResult:
     first = results[0].runs[0]
     beside = "qvae report A.json B.json compares them side by side"
     for run in (run for result in results for run in result.runs):
-        if not same_machine(first, run):
+        if machine_of(first) != machine_of(run):
             names = f"{_name(first)} and {_name(run)}"
             raise BenchError(f"two machines cannot share a table: {names}", fix=beside)
         for what in _SUBJECT:
@@ -240,7 +236,7 @@ def _change(
 def _differences(earlier: BenchResult, later: BenchResult) -> tuple[str, ...]:
     notes = []
     before, after = earlier.runs[0], later.runs[0]
-    if not same_machine(before, after):
+    if machine_of(before) != machine_of(after):
         notes.append(f"different machines: {_name(before)}, then {_name(after)}")
     named = ("model", "precision")
     pairs = [(f"different {name}", getattr(before, name), getattr(after, name)) for name in named]

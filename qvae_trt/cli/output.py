@@ -15,7 +15,6 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -23,7 +22,6 @@ from rich.segment import Segment
 from rich.text import Text
 
 from qvae_trt.errors import printable
-from qvae_trt.files.writing import write_text
 
 # Rich folds tables at 80 columns where it knows no width; a pipe or a file has none.
 _PIPE_WIDTH = 200
@@ -149,15 +147,10 @@ def emit(data: Mapping[str, Any], draw: Callable[[Any], RenderableType]) -> None
     """Print a result: `data` as JSON with `--json`, else what `draw` makes of the same data."""
     stream = settings.results or sys.stdout
     if settings.as_json:
-        stream.write(_to_json(data))
+        stream.write(to_json(data))
     else:
         console(stream).print(draw(data), crop=False)  # a command to copy stays in one line
     stream.flush()
-
-
-def save_json(path: Path, data: Mapping[str, object]) -> None:
-    """Write a result as a file, whole or not at all. Raises StoreError."""
-    write_text(path, _to_json(data))
 
 
 def mute(stream: IO[str]) -> None:
@@ -206,7 +199,8 @@ def tell(text: str, *, style: str | None = None, on: Console | None = None) -> N
         (on or console()).print(text, style=style, markup=False, soft_wrap=True)
 
 
-def _to_json(data: Mapping[str, object]) -> str:
+def to_json(data: Mapping[str, object]) -> str:
+    """A result as it is printed, and written to files."""
     text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
     # Beside the line breaks between values, all that cannot be printed is in texts.
     shown = (

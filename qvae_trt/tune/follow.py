@@ -29,13 +29,11 @@ class Followed:
 
     Attributes:
         path: the file that was looked at; None where there is none.
-        used: it decides something.
         lines: for people: each part's variant, or why the file is not followed.
-        lowerings, levels: for `build`; empty unless used.
+        lowerings, levels: for `build`; empty where no file is followed.
     """
 
     path: Path | None = None
-    used: bool = False
     lines: tuple[str, ...] = ()
     lowerings: Mapping[Part, Lowering] = field(default_factory=dict)
     levels: Mapping[Part, int] = field(default_factory=dict)
@@ -43,7 +41,7 @@ class Followed:
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
         path = None if self.path is None else str(self.path)
-        return {"file": path, "used": self.used, "notes": list(self.lines)}
+        return {"file": path, "used": bool(self.lowerings), "notes": list(self.lines)}
 
 
 def follow(
@@ -84,7 +82,6 @@ def follow(
     variants = {part: file.choices[part].variant for part in parts if part in file.choices}
     return Followed(
         path=path,
-        used=bool(variants),
         lines=tuple(_line(path, file, part) for part in parts),
         lowerings={part: variant.lowering for part, variant in variants.items()},
         levels={part: v.level for part, v in variants.items() if v.level is not None},

@@ -13,7 +13,7 @@ from qvae_trt.errors import ParityError
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import Mode, Part, Resolution
 from qvae_trt.report.templates import render
-from qvae_trt.verify.bounds import BOUNDS, REASONS
+from qvae_trt.verify.bounds import BOUNDS
 from qvae_trt.verify.comparison import Comparison
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
@@ -167,7 +167,6 @@ class VerifyReport:
             headings=HEADINGS,
             proof_size=PROOF_SIZE,
             bounds=BOUNDS,
-            reasons=REASONS,
         )
 
 

@@ -27,7 +27,7 @@ def test_levels_are_followed(tmp_path: Path) -> None:
     tune.save(file, tmp_path / "tune.json")
     backend = backends.get("onnxruntime")
     found = follow(None, engine_dir=tmp_path, backend=backend, precision="fp16", parts=PARTS)
-    assert (found.used, found.levels) == (True, {"decoder": 4})
+    assert (bool(found.lowerings), found.levels) == (True, {"decoder": 4})
     assert found.lowerings == {"decoder": row.variant.lowering}
     assert found.lines[0].endswith("the encoder was not tuned")
     assert found.lines[1].endswith(
@@ -39,7 +39,7 @@ def test_build_leaves_a_named_pipe_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tune.json")
     backend = backends.get("onnxruntime")
     found = follow(None, engine_dir=tmp_path, backend=backend, precision="fp16", parts=PARTS)
-    assert not found.used
+    assert not found.lowerings
     assert "is a named pipe, expected a file" in found.lines[0]
 
 
@@ -48,7 +48,7 @@ def test_build_leaves_a_broken_file_alone(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "tune.json").write_bytes(content)
     given = {"backend": backends.get("onnxruntime"), "precision": "fp16", "parts": PARTS}
     found = follow(None, engine_dir=tmp_path, **given)
-    assert not found.used
+    assert not found.lowerings
     assert found.lowerings == {}
     assert "malformed tune file" in found.lines[0]
     with pytest.raises(BenchError, match="malformed tune file"):

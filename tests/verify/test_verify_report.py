@@ -10,7 +10,7 @@ from verify_cases import FP16, check, noise, row
 
 from qvae_trt.errors import ParityError
 from qvae_trt.profiles import PRECISIONS
-from qvae_trt.verify import REASONS, VerifyReport
+from qvae_trt.verify import VerifyReport
 from qvae_trt.verify.comparison import BoundCheck
 from qvae_trt.verify.reference import Proof
 from qvae_trt.verify.report import HEADINGS, explain
@@ -54,7 +54,7 @@ def test_the_report_is_json_even_where_numbers_are_not(image):
     assert json.loads(text)["bounds"]["fp16"]["images"]["bf16_ratio"] == FP16["images"].bf16_ratio
 
 
-def test_markdown_has_every_row_and_every_bound_with_its_reason(image):
+def test_markdown_has_every_row_and_every_bound(image):
     rows = (
         row("passed", check(image, image + noise(image, 1e-3))),
         row("not run", reason="no GPU"),
@@ -63,8 +63,6 @@ def test_markdown_has_every_row_and_every_bound_with_its_reason(image):
     text = report.to_markdown()
     assert "not run: no GPU" in text
     assert "96x64" in text
-    for name, reason in REASONS.items():
-        assert f"- **{name}**: {reason}" in text
     for precision in PRECISIONS:
         assert text.count(f"| {precision} |") == 3
     assert {len(row.cells()) for row in rows} == {len(HEADINGS)}

@@ -23,16 +23,6 @@ from qvae_trt.profiles import (
     load_profiles,
 )
 
-KindOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        envvar="QVAE_MODEL",
-        metavar="MODEL",
-        help="Whose sizes: as --model of build. [default: Qwen-Image's]",
-    ),
-]
-
 
 def profiles(ctx: typer.Context) -> None:
     """List the sizes and profiles, or match one."""
@@ -40,7 +30,9 @@ def profiles(ctx: typer.Context) -> None:
         list_()
 
 
-def list_(profiles_file: options.ProfilesOption = None, model: KindOption = None) -> None:
+def list_(
+    profiles_file: options.ProfilesOption = None, model: options.ModelOption = options.MODEL
+) -> None:
     """List the static sizes and the profiles, in the engine's order."""
     kind = _kind(model)
     sizes = kind.static_sizes
@@ -81,7 +73,7 @@ def match(
         ),
     ] = None,
     profiles_file: options.ProfilesOption = None,
-    model: KindOption = None,
+    model: options.ModelOption = options.MODEL,
     backend: options.BackendOption = "auto",
 ) -> None:
     """Show which engine serves a size, and why the others do not."""
@@ -109,8 +101,8 @@ def match(
         output.tell(f"to build one: {command}")
 
 
-def _kind(model: str | None) -> Kind:
-    if model is None:
+def _kind(model: str) -> Kind:
+    if model == options.MODEL:
         return QWEN_IMAGE
 
     from qvae_trt.model import find_kind

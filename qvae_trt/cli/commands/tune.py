@@ -16,15 +16,7 @@ from qvae_trt.profiles import Resolution
 
 def tune(
     resolution: Annotated[Resolution, options.size_option("The size to measure at.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            envvar="QVAE_MODEL",
-            metavar="MODEL",
-            help="As for build. Speed does not depend on the weights; the default needs no "
-            "download.",
-        ),
-    ] = "random:full",
+    model: options.ModelOption = "random:full",
     backend: options.BackendOption = "auto",
     precision: options.PrecisionOption = "fp16",
     part: options.PartOption = "both",
@@ -53,7 +45,7 @@ def tune(
     Builds the few variants of graph and builder level that matter, one after the other, in a
     temporary folder. Compares each with PyTorch fp32, times it, and writes the fastest variant
     within the parity bounds to a file that build uses. A run that was stopped continues where it
-    was.
+    was. Speed does not depend on the weights: those of the default need no download.
     """
     from dataclasses import replace
 

@@ -55,7 +55,7 @@ def verify(
         )
     if out is not None:
         write_text(out / "parity.md", report.to_markdown())
-        output.save_json(out / "parity.json", report.to_dict())
+        write_text(out / "parity.json", output.to_json(report.to_dict()))
     output.emit(report.to_dict(), lambda _: draw(report))
     report.require()
 
