@@ -69,9 +69,12 @@ def _decode(
     bench: Workbench, prepared: Prepared, latents: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
     """The picture, and the milliseconds until it was there."""
+    import torch
+
     begin = time.perf_counter()
     pixels = prepared.call(latents.to(prepared.dtype))
-    _synchronise(bench.device)
+    if bench.device == "cuda":
+        torch.cuda.synchronize()
     return pixels, (time.perf_counter() - begin) * 1000.0
 
 
@@ -157,10 +160,3 @@ def switch(
             return replace(row, notes=(explain(error),))
     steps = {"after_switch_ms": median(after), "steady_ms": median(steady)}
     return replace(row, timing=Timing.of(after), steps=steps)
-
-
-def _synchronise(device: str) -> None:
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()

@@ -1,7 +1,7 @@
 """Where output goes: results to stdout, everything else to stderr.
 
-A command calls `emit` once with its result as plain data and a way to draw it; `--json` decides
-which of the two is printed. `tell` writes to stderr.
+A command calls `emit` once with its result as plain data and a way to draw that result; `--json`
+decides which of the two is printed. `tell` writes to stderr.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _tell_warning(message: Warning | str, *_where: object, **_more: object) -> N
 
 
 def emit(data: Mapping[str, Any], draw: Callable[[Any], RenderableType]) -> None:
-    """Print a result: `data` as JSON with `--json`, else what `draw` makes of the same data."""
+    """Print a result: `data` as JSON with `--json`, else what `draw` makes of it."""
     stream = settings.results or sys.stdout
     if settings.as_json:
         stream.write(to_json(data))

@@ -14,9 +14,7 @@ def ms(value: float | None) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def times(value: float | None) -> str:
-    if value is None:
-        return "–"
+def times(value: float) -> str:
     return f"{value:.0f}×" if value >= 100 else f"{value:.2f}×"
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -53,30 +53,25 @@ class Proof:
     """The folded graph beside diffusers', on one input of `PROOF_SIZE`.
 
     Attributes:
-        max_abs: the largest difference of the fp32 results, over both parts, relative to the
+        fp32_max_abs: the largest difference of the fp32 results, over both parts, relative to the
             largest value where that is past 1.
         bf16_ratio: ||folded bf16 - fp32|| / ||diffusers bf16 - fp32||, the larger of the two parts.
     """
 
-    max_abs: float
+    fp32_max_abs: float
     bf16_ratio: float
 
     @property
     def fp32_equal(self) -> bool:
-        return self.max_abs <= PROOF_MAX_ABS
+        return self.fp32_max_abs <= PROOF_MAX_ABS
 
     @property
     def bf16_equal(self) -> bool:
         return self.bf16_ratio <= PROOF_BF16_RATIO
 
     def to_dict(self) -> dict[str, object]:
-        return {
-            "resolution": str(PROOF_SIZE),
-            "fp32_max_abs": self.max_abs,
-            "fp32_equal": self.fp32_equal,
-            "bf16_ratio": self.bf16_ratio,
-            "bf16_equal": self.bf16_equal,
-        }
+        equal = {"fp32_equal": self.fp32_equal, "bf16_equal": self.bf16_equal}
+        return {"resolution": str(PROOF_SIZE), **asdict(self), **equal}
 
 
 class Reference:
@@ -185,7 +180,7 @@ class Reference:
             own = np.linalg.norm(self._joined("diffusers", part, x, "bf16") - fp32)
             other = np.linalg.norm(self._joined("folded", part, x, "bf16") - fp32)
             ratio = max(ratio, float(other / own) if own else float("inf"))
-        return Proof(max_abs=largest, bf16_ratio=ratio)
+        return Proof(fp32_max_abs=largest, bf16_ratio=ratio)
 
     def _joined(self, source: Source, part: Part, x: Array, dtype: Dtype) -> Array:
         outputs = self._run(source, part, x, dtype)

@@ -24,7 +24,6 @@ def test_milliseconds(value: float | None, shown: str) -> None:
 
 def test_other_numbers() -> None:
     assert numbers.times(3.876) == "3.88×"
-    assert numbers.times(None) == "–"
     assert numbers.size(3 * 2**29) == "1.50 GiB"
     assert numbers.size(10 * 2**20) == "10 MiB"
     assert numbers.share(0.384) == "38 %"

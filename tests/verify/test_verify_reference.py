@@ -31,7 +31,7 @@ def test_the_folded_graph_stands_in_at_large_sizes_after_it_was_proven(engines, 
         ("64x64", "diffusers"),
     }
     assert report.proof.fp32_equal
-    assert report.proof.max_abs < 1e-5
+    assert report.proof.fp32_max_abs < 1e-5
     assert report.to_dict()["reference_proof"]["resolution"] == str(PROOF_SIZE)
 
 

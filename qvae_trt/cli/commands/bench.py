@@ -14,13 +14,6 @@ from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
 
 
-def _check_baselines(names: list[str] | None) -> list[str] | None:
-    known = ", ".join(BASELINES)
-    for name in names or ():
-        options.need(name in BASELINES, f"unknown baseline {name!r}: expected one of {known}")
-    return names
-
-
 def bench(
     resolution: Annotated[
         list[Resolution] | None,
@@ -33,7 +26,6 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            callback=_check_baselines,
             autocompletion=lambda: list(BASELINES),
             help="pytorch, folded, compiled or fused; can be repeated. "
             "[default: all; on a CPU, all but compiled]",
@@ -69,6 +61,9 @@ def bench(
         bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024"
     )
     options.need(0 <= margin <= 10, f"the margin is {margin}, expected 0 to 10 (0.05 is 5 %)")
+    known = ", ".join(BASELINES)
+    for name in baseline or ():
+        options.need(name in BASELINES, f"unknown baseline {name!r}: expected one of {known}")
     missing = options.no_folder(engine_dir, sizes[0], backend=backend, model=model)
     if missing is not None:
         # PyTorch alone is worth measuring, but not for somebody who mistyped a folder.

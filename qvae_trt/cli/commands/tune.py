@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,8 +48,6 @@ def tune(
     within the parity bounds to a file that build uses. A run that was stopped continues where it
     was. Speed does not depend on the weights: those of the default need no download.
     """
-    from dataclasses import replace
-
     from qvae_trt import tune as tuning
 
     settings = tuning.TuneSettings(
