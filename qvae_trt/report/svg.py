@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans',sans-serif"
 _LIGHT = {"surface": "#ffffff", "ink": "#1f2328", "muted": "#59636e", "grid": "#e3e6ea"}
 _DARK = {"surface": "#151a21", "ink": "#e8ecf1", "muted": "#9aa4b0", "grid": "#2d343e"}
-#: (light, dark) by path, then spares for series that are files.
+#: (light, dark) by path, and for series that are files.
 _COLOURS = {
     "pytorch": ("#8d95a0", "#7f8894"),
     "folded": ("#3574d4", "#5a96f2"),
@@ -27,13 +27,8 @@ _COLOURS = {
     "static": ("#0b8a69", "#2dbd94"),
     "profiles": ("#d8731a", "#f09a4a"),
 }
-_SPARE = (
-    ("#3574d4", "#5a96f2"),
-    ("#d8731a", "#f09a4a"),
-    ("#0b8a69", "#2dbd94"),
-    ("#8657cf", "#aa86ee"),
-    ("#c2436b", "#ec7396"),
-    ("#8d95a0", "#7f8894"),
+_SPARE = tuple(
+    _COLOURS[path] for path in ("folded", "profiles", "static", "compiled", "fused", "pytorch")
 )
 _BAR = 14
 _STEP = 17
