@@ -21,15 +21,13 @@ import torch
 from qvae_trt import images
 from qvae_trt.errors import PictureError, ResolutionError, UsageError
 from qvae_trt.kinds import scale_of
-from qvae_trt.model import DEFAULT_MODEL, load_model
+from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS, Part, Resolution
-from qvae_trt.runtime.vae import FallbackWarning, load_vae
+from qvae_trt.runtime.vae import FallbackWarning, TrtVae, load_vae
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qvae_trt.model import Model
-    from qvae_trt.runtime.vae import TrtVae
 
 #: A picture is padded past its own multiple of 16 up to this many times its pixels.
 MAX_PADDING = 1.5

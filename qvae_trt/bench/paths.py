@@ -20,7 +20,7 @@ from qvae_trt.bench.timing import make_inputs, peak_bytes
 from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError
 from qvae_trt.opening import Purpose, Wanted
-from qvae_trt.profiles import nearest
+from qvae_trt.profiles import Mode, Part, Precision, Resolution, nearest
 from qvae_trt.store import engine_file
 from qvae_trt.tensors import DTYPES
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import torch
 
     from qvae_trt.model import Model
-    from qvae_trt.profiles import Mode, Part, Precision, Resolution
 
 #: Where `qvae build` puts engines unless told otherwise.
 _DEFAULT_ENGINE_DIR: Final = Path("engines")

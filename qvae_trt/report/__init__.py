@@ -9,18 +9,14 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from qvae_trt.bench.results import save
+from qvae_trt.bench.results import BenchResult, save
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import write
 from qvae_trt.report import svg
 from qvae_trt.report.model import Report, contrast, labels
 from qvae_trt.report.numbers import ms
 from qvae_trt.report.pages import html_page, markdown_page
-
-if TYPE_CHECKING:
-    from qvae_trt.bench.results import BenchResult
 
 __all__ = ["Report", "csv_text", "markdown_page", "write_html", "write_tables"]
 

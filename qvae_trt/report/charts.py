@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from qvae_trt.bench.results import REFERENCE, BenchResult
+from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Timing
 from qvae_trt.report.numbers import ms, times
 from qvae_trt.report.svg import Bar, Chart
 
 if TYPE_CHECKING:
-    from qvae_trt.bench.results import Cell, Timing
     from qvae_trt.profiles import Part, Resolution
 
 #: As the parts are shown.

@@ -18,7 +18,7 @@ from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.files.writing import workplace
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
-from qvae_trt.progress import Event, OnEvent, ignore, stages
+from qvae_trt.progress import Event, OnEvent, Progress, ignore, stages
 from qvae_trt.tune import record
 from qvae_trt.tune.record import Measurement, Subject, TunedVariant, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
@@ -27,7 +27,6 @@ from qvae_trt.workers import Child
 if TYPE_CHECKING:
     from qvae_trt.backends import Backend
     from qvae_trt.model import Model
-    from qvae_trt.progress import Progress
     from qvae_trt.tune.reference import FoldedReference
 
 #: A variant must be faster than the default by more than this: measurements that are minutes apart

@@ -25,12 +25,12 @@ from qvae_trt.errors import (
     QvaeError,
     StaleEngineError,
 )
-from qvae_trt.model import load_model
+from qvae_trt.model import Model, load_model
 from qvae_trt.opening import Purpose, Wanted
-from qvae_trt.profiles import BACKENDS
+from qvae_trt.profiles import BACKENDS, Part, Resolution
 from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.runtime.engine import Engine
-from qvae_trt.store import show
+from qvae_trt.store import EngineFile, Sidecar, show
 from qvae_trt.verify.bounds import BOUNDS, Bounds, Output
 from qvae_trt.verify.comparison import compare
 from qvae_trt.verify.inputs import LATENTS, PICTURES
@@ -46,9 +46,6 @@ from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from qvae_trt.backends import Backend
-    from qvae_trt.model import Model
-    from qvae_trt.profiles import Part, Resolution
-    from qvae_trt.store import EngineFile, Sidecar
 
 
 def verify(

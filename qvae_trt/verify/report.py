@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from qvae_trt.commands import build_command
 from qvae_trt.errors import ParityError
@@ -14,11 +14,8 @@ from qvae_trt.json_rows import write
 from qvae_trt.profiles import Mode, Part, Resolution
 from qvae_trt.report.templates import render
 from qvae_trt.verify.bounds import BOUNDS
-from qvae_trt.verify.comparison import Comparison
+from qvae_trt.verify.comparison import BoundCheck, Comparison
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
-
-if TYPE_CHECKING:
-    from qvae_trt.verify.comparison import BoundCheck
 
 SCHEMA_VERSION = 1
 Status = Literal["passed", "broken", "error", "not run"]
