@@ -20,13 +20,13 @@ _SUBJECT = ("model", "weights_sha256", "precision")
 
 
 def machine_of(run: Run) -> tuple[object, ...]:
-    """Its device and driver; of a CPU the name and the cores that it gives."""
+    """The device and driver of a run; for a CPU its name and how many cores it gives."""
     names = ("gpu", "driver", "gpu_memory_mib") if run.device == "cuda" else ("cpu", "cpu_count")
     return (run.device, *(run.machine.get(name) for name in names))
 
 
 def _key(row: Cell | ServiceRow) -> tuple[object, ...]:
-    """Equal for two measurements of the same thing."""
+    """The same for two measurements of the same thing."""
     if isinstance(row, Cell):
         return (row.part, row.resolution, row.path)
     return (row.kind, row.path, row.resolution, row.processor, row.previous)
@@ -146,7 +146,7 @@ class Changes:
         )
 
     def direction(self, change: Change) -> Literal["worse", "better", ""]:
-        """Which way a change leaves the margin."""
+        """On which side of the margin a change is."""
         if change.regressed:
             return "worse"
         faster = change.ratio is not None and change.ratio < 1 - self.margin

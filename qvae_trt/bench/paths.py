@@ -119,7 +119,7 @@ class Workbench:
         return prepared.weights_bytes + peak_bytes(lambda: prepared.call(value))
 
     def versions(self) -> dict[str, str]:
-        """The backend's own version, known once an engine was asked for."""
+        """The backend's version, known once an engine was asked for."""
         return {} if self.opened is None else {self.opened.name: self.opened.version()}
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class Workbench:
         return fused.load(self.model.vae, self._place)
 
     def _shipped(self, part: Part) -> tuple[list[Any], Callable[[torch.Tensor], torch.Tensor]]:
-        """Modules of a part and the call as diffusers ships them."""
+        """The modules of a part, and how diffusers calls them."""
         vae = self._vae
         if part == "encoder":
             modules = [vae.encoder, vae.quant_conv]

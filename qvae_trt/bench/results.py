@@ -86,7 +86,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def in_order(found: Iterable[str], known: Collection[str]) -> list[str]:
-    """Names, each once: those that are known in their order, then the others."""
+    """Each name once: the known ones in their order, then the others."""
     names = dict.fromkeys(found)
     return [*(n for n in known if n in names), *(n for n in names if n not in known)]
 
@@ -328,8 +328,8 @@ def save(result: BenchResult, path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Give an earlier result a name of its own, so that the next one does not replace it: where it
-    is now, or None if there was none. Raises StoreError.
+    """Rename an earlier result, so that the next one does not replace it. Returns its new path, or
+    None if there was none. Raises StoreError.
     """
     if not path.is_file():
         return None

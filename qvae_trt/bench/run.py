@@ -160,8 +160,8 @@ def bench(
 
 
 def _remember(result: results.BenchResult, work: Workbench, engine_dir: Path | None) -> None:
-    """Keep beside the engines how they compare with the fused path: `load_vae(prefer="fastest")`
-    follows it. A folder that cannot be written has none.
+    """Keep beside the engines how fast they are against the fused path, which
+    `load_vae(prefer="fastest")` reads. Nothing is kept where the folder cannot be written.
     """
     if engine_dir is None or not work.opened or work.device != "cuda":
         return

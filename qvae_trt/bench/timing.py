@@ -54,7 +54,7 @@ class Limits:
             raise UsageError(f"a budget of {self.budget_s} s, expected more than 0 s")
 
     def rounds(self, spent_ms: Mapping[str, float]) -> int:
-        """How many turns each path gets, all the same number, from what one call of each costs."""
+        """How many turns each path gets (the same for all), from what one call of each costs."""
         whole_ms = sum(spent_ms.values())
         if whole_ms <= 0:
             return self.max_runs
@@ -68,14 +68,16 @@ the host where they are others."""
 
 
 def host_clock(call: Callable[[], object]) -> tuple[float, None]:
-    """Right where the call returns when its work is done, as on a CPU."""
+    """The host's time: right where the call returns only when its work is done, as on a CPU."""
     begin = time.perf_counter()
     call()
     return (time.perf_counter() - begin) * 1000.0, None
 
 
 def cuda_clock(call: Callable[[], object]) -> tuple[float, float]:
-    """By CUDA events on the current stream; on the host up to the end of the device's work."""
+    """The time between two CUDA events on the current stream, and the host's time until the device
+    is done.
+    """
     import torch
 
     first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -113,7 +113,9 @@ def _bug(error: Exception) -> int:
 
 
 def _kept(trace: str) -> str:
-    """Where the traceback of a bug is: a build of an hour need not be repeated to see it."""
+    """Write the traceback of a bug to a log file and say where it is, so that a build of an hour
+    need not be repeated to see it.
+    """
     for folder in (_state_folder(), None):  # None: of temporary files
         with contextlib.suppress(OSError):
             if folder is not None:
@@ -128,7 +130,9 @@ def _kept(trace: str) -> str:
 
 
 def _state_folder() -> Path | None:
-    """For what a user's programs leave: `XDG_STATE_HOME`, by default ~/.local/state."""
+    """The folder for what a user's programs leave behind: in `XDG_STATE_HOME`, by default
+    ~/.local/state.
+    """
     given = Path(os.environ.get("XDG_STATE_HOME", ""))
     with contextlib.suppress(RuntimeError):  # a user without a home
         return (given if given.is_absolute() else Path.home() / ".local" / "state") / "qvae"

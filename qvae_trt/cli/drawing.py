@@ -54,8 +54,8 @@ def table(
 
 
 def records(rows: Sequence[Any], columns: Mapping[str, Any], **more: Any) -> RenderableType:
-    """A table of plain data: columns by their headers, each the name of a value or a function of
-    the row; what is None is a dash. `more` is `table`'s.
+    """A table of plain data. Each column is named by its header, and is the name of a value or a
+    function of the row; None is shown as a dash. `more` goes to `table`.
     """
 
     def cell(row: Any, column: Any) -> str:
@@ -95,7 +95,7 @@ def _styled(cell: str | Text) -> Text:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Decides on its columns when it is drawn, since only then its width is known."""
+    """A table that chooses its columns when it is drawn, because its width is known only then."""
 
     headers: tuple[str, ...]
     rows: Sequence[Sequence[Text]]

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def measured_like(job: Job, flavour: str) -> dict[str, Any] | None:
-    """Of the same flavour, part and mode the one of the nearest size, if there is any."""
+    """The measured engine of the same flavour, part and mode whose size is nearest; None if there
+    is none.
+    """
     wanted = (flavour, job.part, job.mode)
     alike = [row for row in measured() if (row["flavour"], row["part"], row["mode"]) == wanted]
 

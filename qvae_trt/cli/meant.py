@@ -27,7 +27,7 @@ _BY_LOOK: dict[str, Callable[[str], object]] = {
 
 
 def instead(context: Any, typed: Sequence[str], error: Any) -> str | None:
-    """The whole line of a command, if the error is one of spelling."""
+    """The corrected line of a command, if the error is one of spelling."""
     words = _respelt(list(typed), error)
     for stray in _parsed(context, words)[1]:
         words = _placed(context, words, stray)
@@ -46,7 +46,7 @@ def instead(context: Any, typed: Sequence[str], error: Any) -> str | None:
 
 
 def command_instead(context: Any, typed: Sequence[str]) -> str | None:
-    """The line for a command that is not there."""
+    """The corrected line for a command that does not exist."""
     first, *rest = typed
     path, known = context.command_path.split(), context.command.commands
     if first in {"help", "version"} and context.parent is None:
@@ -60,7 +60,9 @@ def command_instead(context: Any, typed: Sequence[str]) -> str | None:
 
 
 def _line(words: list[str]) -> str | None:
-    """None where a word cannot be typed: a lone surrogate, which only a program can pass."""
+    """The words as one line; None if a word cannot be typed (a lone surrogate, which only a program
+    can pass).
+    """
     try:
         return command_line(words)
     except UnicodeEncodeError:
@@ -82,7 +84,9 @@ def _respelt(words: list[str], error: Any) -> list[str]:
 
 
 def _placed(context: Any, words: list[str], stray: str) -> list[str]:
-    """`static` -> `--mode static`, in its place: not where another option takes such a word."""
+    """Put the option before a stray word (`static` -> `--mode static`), where the parser then
+    accepts it.
+    """
     takes = {name: option for option in context.command.params for name in option.opts}
     options, strays = _parsed(context, words)
     for name, spell in _BY_LOOK.items():
@@ -98,7 +102,9 @@ def _placed(context: Any, words: list[str], stray: str) -> list[str]:
 
 
 def _parsed(context: Any, words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The options, as texts, and the words that none takes; nothing of a line that is wrong."""
+    """What the parser makes of the words: the options, as texts, and the stray words; nothing if
+    the line is wrong.
+    """
     from qvae_trt.cli.boundary import ClickException
 
     try:

@@ -87,7 +87,7 @@ _EVERYWHERE: dict[str, Any] = {"as_json": _JsonOption, "verbose": _VerboseOption
 
 
 def with_common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with the options that every command has, which act through their callbacks."""
+    """The command with --json and --verbose added; their callbacks do the work."""
 
     @functools.wraps(command)
     def called(*, as_json: bool, verbose: bool, **given: Any) -> Any:

@@ -93,7 +93,9 @@ def _open_closed_streams() -> None:
 
 
 class _Results(io.TextIOWrapper):
-    """Stdout whose reader may close it (`qvae … | head`): the command still ends as it would."""
+    """Stdout whose reader may close it (`qvae … | head`): the command still ends with its own exit
+    code.
+    """
 
     def write(self, text: str) -> int:
         try:
@@ -183,7 +185,7 @@ def console(stream: IO[str] | None = None) -> Console:
 
 
 def _width(*, terminal: bool) -> int | None:
-    """None lets Rich ask the terminal. A COLUMNS that is no number above 0 counts as unset."""
+    """None lets Rich ask the terminal. A COLUMNS that is not a number above 0 counts as unset."""
     asked = os.environ.get("COLUMNS")
     if asked is not None and asked.isdecimal() and int(asked) > 0:
         return int(asked)

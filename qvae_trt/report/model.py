@@ -407,7 +407,7 @@ def _flavours(result: BenchResult) -> list[str]:
 
 
 def _median(timing: Timing | None) -> str:
-    """Milliseconds, marked where they say little."""
+    """The median in milliseconds, with a mark if its spread is wide."""
     if timing is None:
         return ms(None)
     return f"{ms(timing.median_ms)} {_MARK}" if _is_wide(timing) else ms(timing.median_ms)
@@ -453,6 +453,6 @@ def _machine_rows(run: Run) -> list[tuple[str, str]]:
 
 
 def _telling(result: BenchResult) -> dict[str, str]:
-    """What may explain a difference between two results."""
+    """The facts that may explain a difference between two results."""
     facts = {"engines": ", ".join(_flavours(result)) or "–", **dict(_machine_rows(result.runs[0]))}
     return {name: fact for name, fact in facts.items() if not name.startswith("temperature")}

@@ -35,7 +35,7 @@ def _drawn(charts: Sequence[svg.Chart], width: int, columns: int = 1) -> str:
 
 
 def _table(shown: Table) -> str:
-    """In Markdown."""
+    """A table in Markdown."""
     rows = [[_entry(entry) for entry in row] for row in shown.rows]
     if shown.means:
         rows.append(["mean speed-up", *map(mean_text, shown.means)])

@@ -60,7 +60,7 @@ class Chart:
 
 
 def style() -> str:
-    """The style sheet that every chart needs once a document."""
+    """The style sheet that a document with charts needs once."""
     rules = []
     for theme, colours in enumerate((_LIGHT, _DARK)):
         made = [f".qv-{name}{{fill:{colour}}}" for name, colour in colours.items()]
@@ -196,7 +196,7 @@ def _legend(chart: Chart, width: float, y: float) -> tuple[list[str], float]:
 
 
 def _rect(chart: Chart, name: str, x: float, y: float, width: str, height: int) -> str:
-    """In the colour of a series."""
+    """A rectangle in the colour of a series."""
     index = chart.series.index(name) % len(_SPARE)
     key, colours = (name, _COLOURS[name]) if name in _COLOURS else (index, _SPARE[index])
     return (
@@ -256,7 +256,7 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
 
 
 def fit(text: str, width: float, size: float) -> str:
-    """The text, or as much of it as fits with an ellipsis."""
+    """The text, shortened with an ellipsis if it is wider than `width`."""
     if text_width(text, size) <= width:
         return text
     ends = list(accumulate(text_width(sign, size) for sign in text))

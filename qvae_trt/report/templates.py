@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 def render(
     name: str, filters: Mapping[str, Callable[..., object]] | None = None, **values: object
 ) -> str:
-    """The document of a template. What comes into HTML is escaped; into Markdown, where the
-    template says so.
+    """Fill in a template. HTML templates escape every value; the Markdown ones escape where they
+    say so.
     """
     environment = Environment(
         loader=PackageLoader("qvae_trt", "data/templates"),

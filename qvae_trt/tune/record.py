@@ -75,8 +75,8 @@ class TuneKey:
 
     @classmethod
     def here(cls, backend: Backend, precision: Precision) -> TuneKey:
-        """Of this backend on this machine. `gpu` is the real one, also for RTX, whose engines fit
-        any: a time does not.
+        """The key of this backend on this machine. `gpu` is the real one, also for TensorRT-RTX:
+        its engines fit any GPU, a measured time does not.
         """
         device = backend.device()
         return cls(
@@ -98,7 +98,9 @@ class TuneKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is measured, but for the variant: two with equal subject and variant are the same."""
+    """What is measured, except for the variant. Two measurements with equal subject and variant are
+    of the same thing.
+    """
 
     part: Part
     resolution: Resolution
@@ -138,7 +140,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunedVariant:
-    """The variant to build a part with, and where that was found out."""
+    """The variant to build a part with, and what it was chosen from."""
 
     subject: Annotated[Subject, FLAT]
     variant: Annotated[Variant, FLAT]
@@ -162,7 +164,7 @@ class TuneFile:
         )
 
     def chosen(self, part: Part) -> Measurement | None:
-        """The measurement that the choice rests on."""
+        """The measurement of the chosen variant."""
         choice = self.choices.get(part)
         return None if choice is None else self.find(choice.subject, choice.variant)
 
@@ -239,5 +241,5 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
 
 
 def _without_part(choice: TunedVariant) -> dict[str, Any]:
-    """The part is the choice's name in the file."""
+    """The choice without its part, which is its name in the file."""
     return {name: value for name, value in write(choice).items() if name != "part"}

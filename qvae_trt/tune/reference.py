@@ -70,6 +70,6 @@ class FoldedReference:
 
 
 def _worst(pick: Any, values: list[float]) -> float | None:
-    """None where one is NaN, or the worst is infinite."""
+    """The worst value; None if one is NaN or the worst is infinite."""
     worst = math.nan if any(map(math.isnan, values)) else float(pick(values))
     return worst if math.isfinite(worst) else None

@@ -192,7 +192,9 @@ def measure_in_child(request: Mapping[str, object], *, progress: Progress) -> di
 
 
 def _count(axes: Sequence[Axis], default: Variant) -> int:
-    """How many variants the axes add: an axis's own value so far is the default's."""
+    """How many variants the axes add to the default; the default's own value of an axis is not
+    counted.
+    """
     tried = [default.changed(f"{name}={value}") for name, values in axes for value in values]
     return sum(variant != default for variant in tried)
 
@@ -217,7 +219,9 @@ class _Tuning:
     reference: FoldedReference | None = None
 
     def take_over(self, earlier: TuneFile | None) -> None:
-        """Keep what an earlier run measured here, and see now whether the file can be written."""
+        """Keep what an earlier run measured on this machine, and write the file now, so that one
+        that cannot be written is noticed at once.
+        """
         if earlier is not None:
             other = earlier.key.differences(self.file.key)
             if other:

@@ -21,7 +21,9 @@ Axis = tuple[str, tuple[str, ...]]
 
 
 def _lowering(table: Table, name: str) -> Lowering:
-    """With every field, so that a qvae with other fields refuses it."""
+    """A lowering from a file. It must name every field, so that a file of a qvae with other fields
+    is refused.
+    """
     return Lowering.parse(table.parsed(name, lambda text: Lowering.parse(text).canonical()))
 
 
@@ -89,7 +91,9 @@ def default_variant(flavour: str, version: str, precision: Precision) -> Variant
 
 
 def has_levels(flavour: str) -> bool:
-    """TensorRT-RTX takes a level and builds the same engine."""
+    """Whether the builder level makes a difference: TensorRT-RTX accepts one and builds the same
+    engine.
+    """
     return flavour == "tensorrt"
 
 

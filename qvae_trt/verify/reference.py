@@ -240,7 +240,7 @@ def fast_bf16() -> bool:
 
 @contextlib.contextmanager
 def exact_fp32() -> Iterator[None]:
-    """fp32 without TF32, which cuDNN otherwise uses: its mantissa is that of fp16."""
+    """Compute in fp32 without TF32, which cuDNN uses otherwise and which is as coarse as fp16."""
     matmul = torch.backends.cuda.matmul.allow_tf32
     cudnn = torch.backends.cudnn
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -35,7 +35,7 @@ def sizes_of(
 
 
 def left_out(profiles: Sequence[Profile], sizes: Sequence[tuple[Resolution, int]]) -> str | None:
-    """That not every opt is among the sizes to verify, as where one graph serves all profiles."""
+    """Says how many opts are checked, if not all are (one graph serves all profiles); else None."""
     opts = {p.opt for p in profiles}
     checked = opts & {size for size, _ in sizes}
     if checked == opts:
@@ -59,7 +59,9 @@ def ends_of(
 
 
 def off_grid(profiles: Sequence[Profile]) -> Resolution | None:
-    """A size that is no opt, in the profile of the smallest opt that has room for one."""
+    """A size that is the opt of no profile, in the profile with the smallest opt that has room for
+    one.
+    """
     opts = {p.opt for p in profiles}
     for profile in sorted(profiles, key=lambda p: (p.opt.pixels, p.opt)):
         low, high = profile.min, profile.max

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _check_aspects(names: list[str] | None) -> list[str] | None:
-    """UsageError, before anything is loaded, for an aspect ratio that no kind of VAE has."""
+    """Before anything is loaded: UsageError for an aspect ratio that no kind of VAE has."""
     known = {aspect: size for kind in KINDS for aspect, size in kind.static_sizes.items()}
     for name in names or ():
         parse_aspect(name, sizes=known)

@@ -21,7 +21,7 @@ def doctor(engine_dir: options.EngineDirOption = options.ENGINE_DIR) -> int:
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:
-    """Each fix in a paragraph of its own: in a narrow column a command could not be copied."""
+    """Each fix is a paragraph of its own: in a narrow column its command could not be copied."""
     fixes = [
         Text.assemble((f"{check['name']}: ", "bold"), check["fix"], no_wrap=True, overflow="ignore")
         for check in data["checks"]

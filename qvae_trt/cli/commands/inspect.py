@@ -44,7 +44,7 @@ def inspect(
 
 
 def _short(data: dict[str, Any]) -> dict[str, Any]:
-    """What fits one screen: a tensor in a line, a hash's beginning, the number of layers."""
+    """What fits on a screen: a tensor in one line, a hash's beginning, the number of layers."""
     shown: dict[str, Any] = {}
     for name, value in data.items():
         if name == "layers" and value:
@@ -62,7 +62,9 @@ def _short(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _engine(path: Path) -> Path:
-    """The engine of a sidecar; for a folder, an error that names an engine in it."""
+    """The engine file that is meant: for a sidecar, the engine beside it. For a folder, an error
+    that names an engine in it.
+    """
     if path.suffix == ".json" and path.with_suffix("").is_file():
         return path.with_suffix("")
     if path.is_dir():

@@ -59,7 +59,9 @@ def report(
 
 
 def _measured_again(results: Sequence[BenchResult]) -> list[str]:
-    """Paths that several results measured, of which merge keeps the first; `pytorch` ties them."""
+    """The paths that several results measured. A merge keeps the first of each; `pytorch` is left
+    out, since its others become ties.
+    """
     from qvae_trt.bench import REFERENCE
 
     seen = Counter(

@@ -61,7 +61,9 @@ def verify(
 
 
 def draw(report: VerifyReport) -> RenderableType:
-    """As in parity.md, with an engine by its kind: its path alone would fill a terminal."""
+    """The rows of parity.md, with each engine named by its kind, because its path would fill a
+    terminal.
+    """
     from qvae_trt.verify.report import HEADINGS
 
     rows = [
