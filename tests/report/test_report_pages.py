@@ -41,7 +41,7 @@ def test_what_one_run_of_a_merge_left_out_is_not_said_of_the_whole() -> None:
     cpu, missing = "Measured on a CPU.", "No engine folder was given: engines were not measured."
     first = result(paths=("pytorch", "folded"), notes=(cpu, missing))
     second = result(paths=("pytorch", "static"), notes=(cpu,))
-    assert Report(first).remarks == (cpu, missing)
+    assert Report(first).remarks == [cpu, missing]
     remarks = Report(bench.merge([first, second])).remarks
     assert cpu in remarks
     assert missing not in remarks
