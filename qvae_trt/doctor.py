@@ -68,7 +68,7 @@ class Diagnosis:
 def diagnose(engine_dir: Path) -> Diagnosis:
     """Look at everything; takes seconds, since torch is imported."""
     found = [_python(), _gpu(), *_backends(), _auto()]
-    found += [_torch(), _package("diffusers"), _package("onnx"), _package("polygraphy")]
+    found += [_torch(), _fused(), *map(_package, ("diffusers", "onnx", "polygraphy"))]
     found += [_disk(engine_dir), _engines(engine_dir), _hub()]
     return Diagnosis(tuple(found))
 
@@ -203,6 +203,22 @@ def _torch() -> Check:
         return Check("torch", "warn", f"{torch.__version__} has no CUDA", fix)
     fix = f"install a driver that supports CUDA {cuda}, or a torch built for an older CUDA"
     return Check("torch", "warn", f"{torch.__version__} cannot use the GPU", fix)
+
+
+def _fused() -> Check:
+    """Whether the fused path can run here. That its kernels are right is checked at first use."""
+    try:
+        torch, fused = map(importlib.import_module, ("torch", "qvae_trt.fused"))
+    except (ImportError, OSError) as error:
+        why = f"does not import: {error}"
+    else:
+        why = "needs a CUDA GPU that torch can use"
+        if torch.cuda.is_available():
+            why = fused.refusal(torch.device("cuda"))
+    if why is None:
+        return Check("fused path", "ok", "serves any size here, without an engine")
+    fix = "a card of compute capability 8.0 or later, pip install 'triton>=3.4'; else qvae build"
+    return Check("fused path", "warn", why, fix)
 
 
 def _package(name: str) -> Check:

@@ -7,11 +7,13 @@ import json
 import os
 import re
 import sys
+import types
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from store_cases import make_sidecar
 
 from qvae_trt import backends, doctor, store
@@ -57,7 +59,7 @@ class FakeBackend:
 def test_every_check_has_a_state_and_each_problem_a_fix(tmp_path: Path) -> None:
     found = doctor.diagnose(tmp_path)
     names = [c.name for c in found.checks]
-    assert {"python", "gpu", *BACKENDS, "torch", "diffusers", "disk", "model"} <= set(names)
+    assert {"python", "gpu", *BACKENDS, "torch", "fused path", "disk", "model"} <= set(names)
     assert len(names) == len(set(names))
     for c in found.checks:
         assert c.status in {"ok", "warn", "fail"}
@@ -190,6 +192,33 @@ def test_a_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert found.status == "fail"
     assert "libsomething.so" in found.detail
     assert found.fix == "pip install --force-reinstall diffusers"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "triton", "status", "words"),
+    [
+        (True, (9, 0), True, "ok", "serves any size"),
+        (True, (7, 5), True, "warn", "compute capability 8.0 or later, found 7.5"),
+        (True, (9, 0), False, "warn", "Triton 3.4 or later"),
+        (False, (9, 0), True, "warn", "needs a CUDA GPU"),
+    ],
+)
+def test_whether_the_fused_path_serves(
+    cuda: bool,
+    capability: tuple[int, int],
+    triton: bool,
+    status: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    module = types.ModuleType("triton.tools.tensor_descriptor") if triton else None
+    monkeypatch.setitem(sys.modules, "triton.tools.tensor_descriptor", module)
+    found = check("fused path", tmp_path)
+    assert found.status == status
+    assert words in found.detail
 
 
 @pytest.mark.parametrize(
