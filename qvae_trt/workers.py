@@ -1,36 +1,40 @@
 """Work in another process: started, listened to, and ended with its parent.
 
-Requests go to its standard input and events come back through a pipe, both pickled; what libraries
-print there is kept apart, for the words of an error.
+Requests and events go through a pipe; what libraries print there is kept apart, for the words of an
+error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any, Self
 
 from qvae_trt.errors import BuildError, DeviceMemoryError, QvaeError, StoreError, os_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
 
     from qvae_trt.progress import Progress
 
-# The parent's search path goes along as data, as it may hold what no environment variable can.
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
-    "from qvae_trt.workers import serve; serve(*map(int, sys.argv[1:]))"
-)
+# The parent's search path comes first, as it may hold what no environment variable can.
+_START = """
+import sys
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[2]))
+sys.path[:] = pipe.recv()
+from qvae_trt.workers import serve
+serve(int(sys.argv[1]), pipe)
+"""
 _LAST_WORDS_BYTES = 2000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SECONDS_BETWEEN = 0.1
@@ -89,7 +93,7 @@ class Child:
         try:
             if self._running is None:
                 self._running = _Running()
-            self._running.ask((task, arguments))
+            self._running.ask(task, arguments)
         except OSError as error:
             self.close()
             raise BuildError(
@@ -129,51 +133,43 @@ class Child:
 
 
 class _Running:
-    """The process behind a `Child`, and the ways to and from it."""
+    """The process behind a `Child`, and the way to and from it."""
 
     def __init__(self) -> None:
         with contextlib.ExitStack() as opened:
             self._words = opened.enter_context(tempfile.TemporaryFile())
-            self._said_before = 0
-            reading, writing = os.pipe()
-            self._events = opened.enter_context(os.fdopen(reading, "rb"))
-            try:
+            self._pipe, theirs = Pipe()
+            opened.enter_context(self._pipe)
+            with theirs:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _START, str(os.getpid()), str(writing)],
-                    stdin=subprocess.PIPE,
+                    [sys.executable, "-P", "-c", _START, str(os.getpid()), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
                     stdout=self._words,
                     stderr=subprocess.STDOUT,
-                    pass_fds=(writing,),
+                    pass_fds=(theirs.fileno(),),
                 )
-            finally:
-                os.close(writing)
             self._opened = opened.pop_all()
-        path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
-        self._write(json.dumps(path).encode() + b"\n")
+        self._send([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109
 
-    def ask(self, request: object) -> None:
-        self._said_before = os.fstat(self._words.fileno()).st_size
-        self._write(pickle.dumps(request))
+    def ask(self, task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self._words.seek(0)  # what was printed before is of another request
+        self._words.truncate()
+        self._send((task, arguments))
 
-    def _write(self, data: bytes) -> None:
+    def _send(self, message: object) -> None:
         # Where it died at once, the caller finds no outcome and says how.
-        with contextlib.suppress(BrokenPipeError):
-            if self.process.stdin is not None:
-                self.process.stdin.write(data)
-                self.process.stdin.flush()
+        with contextlib.suppress(ConnectionError):
+            self._pipe.send(message)
 
     def events(self) -> Iterator[tuple[Any, ...]]:
         """Until the process ends."""
-        while True:
-            try:
-                yield pickle.load(self._events)  # noqa: S301  of our own process
-            except (EOFError, pickle.UnpicklingError):  # cut short by its death
-                return
+        with contextlib.suppress(EOFError, OSError):  # OSError: cut short by its death
+            while True:
+                yield self._pipe.recv()
 
     def last_words(self) -> str:
         """What it printed last since it was asked."""
-        end = self._words.seek(0, os.SEEK_END)
-        self._words.seek(max(self._said_before, end - _LAST_WORDS_BYTES))
+        self._words.seek(max(0, self._words.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
         text = self._words.read().decode(errors="replace").strip()
         lines = [line for line in text.splitlines() if line.strip()][-5:]
         return f": {' | '.join(lines)}" if lines else ""
@@ -181,9 +177,6 @@ class _Running:
     def end(self) -> None:
         self.process.kill()  # nothing to lose: it writes to temporary files only
         self.process.wait()
-        if self.process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # a request that it never read
-                self.process.stdin.close()
         self._opened.close()
 
 
@@ -201,26 +194,18 @@ def _how_it_died(status: int, makes: str) -> str:
 # --- the child ----------------------------------------------------------------------------------
 
 
-def serve(parent: int, events: int) -> None:
-    """The body of that process: request after request, until its parent ends or one fails.
-
-    Args:
-        parent: its process.
-        events: the descriptor for them.
-    """
+def serve(parent: int, pipe: Connection) -> None:
+    """The body of that process: request after request, until `parent` ends or one fails."""
     _die_with(parent)
-    with os.fdopen(events, "wb") as pipe:
-
-        def say(*event: object) -> None:
-            pipe.write(pickle.dumps(event))  # one call: builders report from threads of their own
-            pipe.flush()
-
-        with contextlib.suppress(EOFError):
-            while _answered(say, *pickle.load(sys.stdin.buffer)):  # noqa: S301  of our own process
-                pass
+    with contextlib.suppress(EOFError):
+        while _answered(pipe, *pipe.recv()):
+            pass
 
 
-def _answered(say: Callable[..., None], task: Callable[..., Any], arguments: Any) -> bool:
+def _answered(pipe: Connection, task: Callable[..., Any], arguments: Any) -> bool:
+    def say(*event: object) -> None:
+        pipe.send(event)  # in one write: builders report from threads of their own
+
     try:
         outcome = task(*arguments, progress=_throttled(say))
     except QvaeError as error:
