@@ -16,20 +16,8 @@ _MAJOR, _MINOR = 75, 76
 _NON_BLOCKING = 1
 _RELAXED = 2
 
-# Without its arguments' types ctypes passes a handle as a C int, which cuts it to 32 bits.
-_HANDLE, _HANDLE_OUT = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
-_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "cuCtxGetCurrent": (_HANDLE_OUT,),
-    "cuDeviceGet": (ctypes.POINTER(ctypes.c_int), ctypes.c_int),
-    "cuDevicePrimaryCtxRetain": (_HANDLE_OUT, ctypes.c_int),
-    "cuCtxSetCurrent": (_HANDLE,),
-    "cuStreamBeginCapture_v2": (_HANDLE, ctypes.c_int),
-    "cuStreamEndCapture": (_HANDLE, _HANDLE_OUT),
-    "cuGraphInstantiateWithFlags": (_HANDLE_OUT, _HANDLE, ctypes.c_ulonglong),
-    "cuGraphDestroy": (_HANDLE,),
-    "cuGraphLaunch": (_HANDLE, _HANDLE),
-    "cuGraphExecDestroy": (_HANDLE,),
-}
+# A Python int is passed as a C int, which would cut a handle to 32 bits.
+_Handle = ctypes.c_void_p
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +54,12 @@ def absence() -> str:
 @lru_cache(maxsize=1)
 def _ask_driver() -> tuple[tuple[Device, ...], str]:
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
+        cuda = _driver()
     except OSError:
         return (), "no NVIDIA driver (libcuda.so.1 is not there)"
     status = cuda.cuInit(0)
     if status != 0:
-        return (), f"the NVIDIA driver does not answer (cuInit: {_error_name(cuda, status)})"
+        return (), f"the NVIDIA driver does not answer (cuInit: {_error_name(status)})"
     count = ctypes.c_int()
     cuda.cuDeviceGetCount(ctypes.byref(count))
     driver = _driver_version()
@@ -102,8 +90,7 @@ def current_index() -> int:
     starts there.
     """
     handle = ctypes.c_int()
-    status: int = ctypes.CDLL("libcuda.so.1").cuCtxGetDevice(ctypes.byref(handle))
-    return handle.value if status == 0 else 0
+    return handle.value if _call("cuCtxGetDevice", ctypes.byref(handle)) == 0 else 0
 
 
 def _driver_version() -> str | None:
@@ -120,9 +107,9 @@ def _driver_version() -> str | None:
     return text.value.decode(errors="replace") if status == 0 else None
 
 
-def _error_name(cuda: ctypes.CDLL, status: int) -> str:
+def _error_name(status: int) -> str:
     text = ctypes.c_char_p()
-    if cuda.cuGetErrorName(status, ctypes.byref(text)) != 0 or text.value is None:
+    if _driver().cuGetErrorName(status, ctypes.byref(text)) != 0 or text.value is None:
         return f"error {status}"
     return text.value.decode(errors="replace")
 
@@ -133,10 +120,8 @@ def create_stream() -> int:
     Raises:
         RuntimeError: the driver refuses.
     """
-    cuda, stream = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
-    status = cuda.cuStreamCreate(ctypes.byref(stream), _NON_BLOCKING)
-    if status != 0:
-        raise RuntimeError(f"cuStreamCreate: {_error_name(cuda, status)}")
+    stream = _Handle()
+    _check("cuStreamCreate", ctypes.byref(stream), _NON_BLOCKING)
     return stream.value or 0
 
 
@@ -144,8 +129,7 @@ def synchronize(stream: int) -> int:
     """Waits for a CUDA stream of the calling thread's context. Returns the driver's status, 0 for
     success.
     """
-    status: int = ctypes.CDLL("libcuda.so.1").cuStreamSynchronize(ctypes.c_void_p(stream))
-    return status
+    return _call("cuStreamSynchronize", _Handle(stream))
 
 
 def ensure_context(index: int) -> None:
@@ -155,7 +139,7 @@ def ensure_context(index: int) -> None:
     Raises:
         RuntimeError: the driver refuses.
     """
-    context = ctypes.c_void_p()
+    context = _Handle()
     _check("cuCtxGetCurrent", ctypes.byref(context))
     if context.value:
         return
@@ -176,15 +160,15 @@ def capture(stream: int, enqueue: Callable[[], object]) -> int:
         RuntimeError: the driver refuses. Also what `enqueue` raises. Either way the stream is no
             longer captured.
     """
-    graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-    _check("cuStreamBeginCapture_v2", stream, _RELAXED)
+    graph, executable = _Handle(), _Handle()
+    _check("cuStreamBeginCapture_v2", _Handle(stream), _RELAXED)
     try:
         try:
             enqueue()
         finally:
-            status = _call("cuStreamEndCapture", stream, ctypes.byref(graph))
+            status = _call("cuStreamEndCapture", _Handle(stream), ctypes.byref(graph))
         _require("cuStreamEndCapture", status)
-        _check("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
+        _check("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
     finally:
         if graph.value:
             _check("cuGraphDestroy", graph)
@@ -193,12 +177,12 @@ def capture(stream: int, enqueue: Callable[[], object]) -> int:
 
 def launch(graph: int, stream: int) -> None:
     """Enqueues one run of an executable graph. RuntimeError where the driver refuses."""
-    _check("cuGraphLaunch", graph, stream)
+    _check("cuGraphLaunch", _Handle(graph), _Handle(stream))
 
 
 def destroy(graph: int) -> None:
     """Frees an executable graph that is not running. RuntimeError where the driver refuses."""
-    _check("cuGraphExecDestroy", graph)
+    _check("cuGraphExecDestroy", _Handle(graph))
 
 
 def _check(name: str, *arguments: Any) -> None:
@@ -206,22 +190,19 @@ def _check(name: str, *arguments: Any) -> None:
 
 
 def _call(name: str, *arguments: Any) -> int:
-    status: int = getattr(_driver(), name)(*arguments)
+    try:
+        function = getattr(_driver(), name)
+    except (OSError, AttributeError) as error:
+        raise RuntimeError(f"the NVIDIA driver has no {name}: {error}") from error
+    status: int = function(*arguments)
     return status
 
 
 def _require(name: str, status: int) -> None:
     if status != 0:
-        raise RuntimeError(f"{name}: {_error_name(_driver(), status)}")
+        raise RuntimeError(f"{name}: {_error_name(status)}")
 
 
 @lru_cache(maxsize=1)
 def _driver() -> ctypes.CDLL:
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-        for name, types in _ARGUMENTS.items():
-            function = getattr(cuda, name)
-            function.argtypes, function.restype = types, ctypes.c_int
-    except (OSError, AttributeError) as error:
-        raise RuntimeError(f"the NVIDIA driver has no CUDA graphs: {error}") from error
-    return cuda
+    return ctypes.CDLL("libcuda.so.1")

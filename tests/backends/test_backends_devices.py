@@ -70,9 +70,11 @@ def driver(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> A
         return fake
 
     monkeypatch.setattr(devices.ctypes, "CDLL", load)
-    devices._ask_driver.cache_clear()
+    for kept in (devices._driver, devices._ask_driver):
+        kept.cache_clear()
     yield fake
-    devices._ask_driver.cache_clear()
+    for kept in (devices._driver, devices._ask_driver):
+        kept.cache_clear()
 
 
 def test_gpus_in_cudas_order_and_the_current_one(driver: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,25 +12,11 @@ if TYPE_CHECKING:
 CONTEXT, STREAM = 0x7F00_0000_1000, 0x7F00_0000_2000
 
 
-class _Function:
-    """Takes what the C function would be given, by the types that were set, or as C ints."""
-
-    def __init__(self, do: Callable[..., int]) -> None:
-        self.argtypes: tuple[Any, ...] | None = None
-        self.restype: Any = None
-        self._do = do
-
-    def __call__(self, *arguments: Any) -> int:
-        if self.argtypes is None:
-            return self._do(*(getattr(a, "_obj", a) for a in arguments))
-        pairs = zip(self.argtypes, arguments, strict=True)
-        return self._do(*(_given(kind, argument) for kind, argument in pairs))
-
-
-def _given(kind: Any, argument: Any) -> Any:
+def _given(argument: Any) -> Any:
+    """What the C function would be given: a Python int is cut to 32 bits."""
     if hasattr(argument, "_obj"):
         return argument._obj  # byref
-    return kind(getattr(argument, "value", argument)).value
+    return ctypes.c_int(argument).value if isinstance(argument, int) else argument.value
 
 
 class FakeCuda:
@@ -54,9 +41,8 @@ class FakeCuda:
         self.retained: list[int] = []
         self.names: list[str] = []
         self._next = 0x7F00_1000_0000
-        self._made: dict[str, _Function] = {}
 
-    def __getattr__(self, name: str) -> _Function:
+    def __getattr__(self, name: str) -> Callable[..., int]:
         if not name.startswith("cu"):
             raise AttributeError(name)
         do = getattr(self, f"_{name[2:].lower()}")
@@ -65,9 +51,9 @@ class FakeCuda:
             self.names.append(name)
             if name in self.fails and name != "cuStreamEndCapture":
                 return self.fails.pop(name)
-            return do(*arguments)
+            return do(*map(_given, arguments))
 
-        return self._made.setdefault(name, _Function(call))
+        return call
 
     def _handle(self) -> int:
         self._next += 0x1000

@@ -131,7 +131,7 @@ def test_an_old_driver_or_none_is_said(cuda, monkeypatch, lacks):
         return SimpleNamespace()
 
     monkeypatch.setattr(devices.ctypes, "CDLL", load)
-    with pytest.raises(RuntimeError, match="has no CUDA graphs"):
+    with pytest.raises(RuntimeError, match="has no cuStreamBeginCapture_v2"):
         devices.capture(STREAM, lambda: None)
 
 
