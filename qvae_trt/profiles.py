@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -32,12 +32,10 @@ BACKENDS: tuple[str, ...] = ("tensorrt", "tensorrt_rtx", "onnxruntime")
 
 SIDE_MULTIPLE = 8  # the VAE halves each side three times
 MAX_SIDE = 16384
-_ASPECT = re.compile(r"([1-9][0-9]{0,3}):([1-9][0-9]{0,3})")
+_ASPECT = re.compile(r"[1-9][0-9]{0,3}:[1-9][0-9]{0,3}")
 _SIZE = re.compile(r"([0-9]{1,20})[xX]([0-9]{1,20})")
 # As people also write two numbers; never read, so that a size has one name in files and folders.
 _TWO_NUMBERS = re.compile(r"([0-9]{1,5})\s*[xX×*,:/]\s*([0-9]{1,5})")
-# 1664x928 is 0.9 % off 16:9, the furthest of the seven; swapped sides are off by a factor.
-_ASPECT_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -161,6 +159,10 @@ class Candidate:
     profile_index: int | None = None
     kind: ReasonKind | None = None
 
+    def passed_over(self, reason: str) -> Candidate:
+        """It could serve, and another one comes before it."""
+        return replace(self, accepted=False, reason=reason, kind=ReasonKind.NOT_FIRST)
+
     def __str__(self) -> str:
         return f"{'+' if self.accepted else '-'} {self.name}: {self.reason}"
 
@@ -178,6 +180,21 @@ class Choice:
     def path(self) -> Path | None:
         """The engine file, where the caller named one."""
         return next((c.path for c in self.candidates if c.accepted), None)
+
+    def before_pytorch(self, fused: str | Refusal) -> Choice:
+        """This choice with the fused path before PyTorch: why it is taken, also in place of an
+        engine, or why it is not.
+        """
+        *engines, pytorch = self.candidates
+        if isinstance(fused, Refusal):
+            refused = Candidate("fused", False, fused.reason, kind=fused.kind)
+            return replace(self, candidates=(*engines, refused, pytorch))
+        passed = [
+            c.passed_over("holds it, and fused is preferred") if c.accepted else c for c in engines
+        ]
+        last = pytorch.passed_over("fused serves this size")
+        candidates = (*passed, Candidate("fused", True, fused), last)
+        return Choice(self.resolution, "fused", None, candidates)
 
     def explain(self) -> str:
         """One line for each candidate; the accepted one starts with `+`."""
@@ -215,11 +232,10 @@ def choose(
     else:
         found.extend(_weigh(resolution, profiles, profiles_path, is_first=not found[0].accepted))
     winner = next((c for c in found if c.accepted), None)
+    pytorch = Candidate("pytorch", True, "no engine serves this size")
     if winner is None:
-        found.append(Candidate("pytorch", True, "no engine serves this size"))
-        return Choice(resolution, "pytorch", None, tuple(found))
-    reason = f"{winner.name} serves this size"
-    found.append(Candidate("pytorch", False, reason, kind=ReasonKind.NOT_FIRST))
+        return Choice(resolution, "pytorch", None, (*found, pytorch))
+    found.append(pytorch.passed_over(f"{winner.name} serves this size"))
     engine: Literal["static", "profiles"] = "static" if winner.profile_index is None else "profiles"
     return Choice(resolution, engine, winner.profile_index, tuple(found))
 
@@ -315,24 +331,12 @@ def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
     sizes: dict[str, Resolution] = {}
     for aspect, text in table.items():
         where = ("sizes", aspect)
-        sides = _ASPECT.fullmatch(aspect)
-        if sides is None:
+        if _ASPECT.fullmatch(aspect) is None:
             file.fail(
                 f"{quoted(aspect)} is not an aspect ratio: expected two numbers, such as 16:9",
                 *where,
             )
-        size = _size(file, text, *where)
-        wide, high = int(sides[1]), int(sides[2])
-        if abs(math.log(size.width * high / (size.height * wide))) > _ASPECT_TOLERANCE:
-            file.fail(
-                f"{size}: width / height is {size.width / size.height:.3f}, expected about"
-                f" {wide / high:.3f} for {aspect} (sides swapped?)",
-                *where,
-            )
-        for other, known in sizes.items():
-            if known == size:
-                file.fail(f"{aspect} repeats {other}, {size}", *where)
-        sizes[aspect] = size
+        sizes[aspect] = _size(file, text, *where)
     return sizes
 
 

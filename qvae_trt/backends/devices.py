@@ -168,7 +168,9 @@ def capture(stream: int, enqueue: Callable[[], object]) -> int:
         finally:
             status = _call("cuStreamEndCapture", _Handle(stream), ctypes.byref(graph))
         _require("cuStreamEndCapture", status)
-        _check("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+        _check(
+            "cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0)
+        )
     finally:
         if graph.value:
             _check("cuGraphDestroy", graph)

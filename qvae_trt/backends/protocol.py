@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from qvae_trt import json_rows
-from qvae_trt.errors import BackendError, EngineError, UsageError
+from qvae_trt.errors import BackendError, EngineError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,8 @@ class BuildSpec:
     """What to build of an ONNX file.
 
     Attributes:
-        ranges: one for each optimization profile; a single fixed one makes a static engine.
+        ranges: one for each optimization profile, min <= opt <= max; a single fixed one makes a
+            static engine.
         level: TensorRT's builder optimization level, 0 to 5; None leaves its default.
         timing_cache: where to keep timings between builds. GPU, version and precision are put into
             the file's name.
@@ -53,19 +54,6 @@ class BuildSpec:
     precision: Precision
     level: int | None = None
     timing_cache: Path | None = None
-
-    def check(self) -> None:
-        """UsageError for what no backend takes: no range, min > opt or opt > max, a level past 5.
-
-        TensorRT-RTX accepts a profile whose opt is past its max, so this is not left to TensorRT.
-        """
-        if not self.ranges:
-            raise UsageError("no shape range given: expected at least one")
-        if self.level is not None and not 0 <= self.level <= 5:
-            raise UsageError(f"level {self.level}: expected 0 to 5")
-        for index, sizes in enumerate(self.ranges):
-            if min(sizes.min) <= 0 or sizes.refusal(sizes.opt) is not None:
-                raise UsageError(f"profile {index}: {sizes}: expected 0 < min <= opt <= max")
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,6 @@ class TensorRT:
         self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress | None = None
     ) -> BuildOutcome:
         """See `backends.Backend.build`."""
-        spec.check()
         self.supports(spec.precision).require()
         self.can_build().require()
         gpu = str(self.identity()["gpu"])

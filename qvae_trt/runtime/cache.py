@@ -179,6 +179,18 @@ STRIKES, PAUSE_S = 3, 60.0
 Signature = tuple[object, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """The last failure at one place: the `signature` of the files, how many in a row, and until
+    when it is not tried again.
+    """
+
+    files: Signature
+    error: QvaeError
+    in_a_row: int
+    until: float
+
+
 class Failures:
     """Remembers what failed and why: loading an engine on a device, or running one size on it.
 
@@ -189,9 +201,7 @@ class Failures:
     """
 
     def __init__(self) -> None:
-        # The files' signature, the error, and until when it holds.
-        self._failed: Recent[_Place, tuple[Signature, QvaeError, float]] = Recent()
-        self._strikes: Recent[_Place, tuple[Signature, int]] = Recent()
+        self._failed: Recent[_Place, _Failure] = Recent()
         self._lock = threading.Lock()
 
     def check(self, path: Path, device: torch.device, size: Resolution | None = None) -> None:
@@ -200,8 +210,10 @@ class Failures:
         """
         for failing in dict.fromkeys((None, size)):
             known = self._failed.get((path, device, failing))
-            if known is not None and time.monotonic() < known[2] and known[0] == signature(path):
-                raise bare(known[1])
+            if known is None or time.monotonic() >= known.until:
+                continue
+            if known.files == signature(path):
+                raise bare(known.error)
 
     def note(
         self,
@@ -224,25 +236,22 @@ class Failures:
             return
         place = path, device, size
         with self._lock:
+            before = self._failed.get(place)
+            in_a_row = 1 if before is None or before.files != files else before.in_a_row + 1
+            until = time.monotonic() + PAUSE_S if in_a_row >= STRIKES else -math.inf
             if isinstance(error, StaleEngineError | ForeignEngineError):
-                self._failed[place] = files, bare(error), math.inf
-                return
-            known, strikes = self._strikes.get(place, (files, 0))
-            strikes = strikes + 1 if known == files else 1
-            self._strikes[place] = files, strikes
-            if strikes >= STRIKES:
-                self._failed[place] = files, bare(error), time.monotonic() + PAUSE_S
+                until = math.inf
+            self._failed[place] = _Failure(files, bare(error), in_a_row, until)
 
-    def clear_strikes(self, path: Path, device: torch.device, size: Resolution) -> None:
+    def clear(self, path: Path, device: torch.device, size: Resolution) -> None:
         """A run of this size went well, and so did loading the engine."""
-        self._strikes.pop((path, device, None), None)
-        self._strikes.pop((path, device, size), None)
+        self._failed.pop((path, device, None), None)
+        self._failed.pop((path, device, size), None)
 
     def forget(self) -> None:
         """Everything may be tried again."""
         with self._lock:
             self._failed.clear()
-            self._strikes.clear()
 
 
 def bare(error: QvaeError) -> QvaeError:

@@ -224,7 +224,7 @@ class Engines:
                     cache.discard(path)
                 raise
             else:
-                self._failures.clear_strikes(path, x.device, choice.resolution)
+                self._failures.clear(path, x.device, choice.resolution)
                 return y
             self.make_room(x.device)
             last = True

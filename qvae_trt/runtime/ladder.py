@@ -1,10 +1,14 @@
-"""The ladder: static engine → profiles engine → fused → folded → tiles, from top to bottom."""
+"""The ladder: static engine → profiles engine → fused → folded → tiles, from top to bottom.
+
+Which of the engines serves a size is chosen by `profiles.choose`, from what `runtime.engines` finds
+in the folder.
+"""
 
 from __future__ import annotations
 
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +26,7 @@ from qvae_trt.errors import (
     UsageError,
 )
 from qvae_trt.model import DEFAULT_MODEL
-from qvae_trt.profiles import MODES, Candidate, Choice, Part, ReasonKind, Resolution
+from qvae_trt.profiles import MODES, Choice, Part, ReasonKind, Refusal, Resolution
 from qvae_trt.runtime import memory
 from qvae_trt.runtime.cache import Counts, Recent, bare
 from qvae_trt.runtime.fallback import FallbackMode, FiniteCheck, Notices
@@ -325,30 +329,14 @@ class Ladder:
         engines_here = device.type == self.engines.device_type
         choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
         faster = self.settings.preference.fused_first(part, choice)
-        why = None
-        if choice.engine == "pytorch" or faster is not None:
-            why = self.pytorch.fused.refusal(device)
-        if choice.engine != "pytorch" and (faster is None or why is not None):
+        if choice.engine != "pytorch" and faster is None:
             return choice
-        engines = [
-            replace(
-                candidate,
-                accepted=False,
-                reason="holds it, and fused is preferred",
-                kind=ReasonKind.NOT_FIRST,
-            )
-            if candidate.accepted
-            else candidate
-            for candidate in choice.candidates[:-1]
-        ]
+        why = self.pytorch.fused.refusal(device)
         if why is None:
-            fused = Candidate("fused", True, faster or "no engine serves this size")
-            reason = "fused serves this size"
-            folded = Candidate("pytorch", False, reason, kind=ReasonKind.NOT_FIRST)
-            candidates = (*engines, fused, folded)
-            return replace(choice, engine="fused", profile_index=None, candidates=candidates)
-        fused = Candidate("fused", False, why.what, kind=ReasonKind.REFUSED)
-        return replace(choice, candidates=(*engines, fused, *choice.candidates[-1:]))
+            return choice.before_pytorch(faster or "no engine serves this size")
+        if choice.engine != "pytorch":
+            return choice
+        return choice.before_pytorch(Refusal(ReasonKind.REFUSED, why.what))
 
     def status(self, device: torch.device) -> dict[str, Any]:
         """What served, what did not and why, and what is in memory. See `TrtVae.status`."""

@@ -103,7 +103,7 @@ def test_what_may_pass_is_tried_again_and_after_a_few_times_in_a_row_later(file,
     failures = Failures()
     note(failures, file, kind("too many open files"), STRIKES - 1)
     failures.check(file, CPU)
-    failures.clear_strikes(file, CPU, SMALL)
+    failures.clear(file, CPU, SMALL)
     note(failures, file, kind("too many open files"), STRIKES - 1)
     failures.check(file, CPU)
     note(failures, file, kind("too many open files"))
@@ -131,7 +131,7 @@ def test_a_file_that_changed_begins_anew(file):
 def test_success_on_one_device_is_none_on_another(file):
     failures = Failures()
     note(failures, file, ExecutionError("no"), STRIKES - 1)
-    failures.clear_strikes(file, GPU, SMALL)
+    failures.clear(file, GPU, SMALL)
     note(failures, file, ExecutionError("no"))
     with pytest.raises(ExecutionError):
         failures.check(file, CPU)
@@ -141,7 +141,7 @@ def test_a_size_that_fails_is_left_alone_and_no_other(file, clock):
     failures = Failures()
     for _ in range(STRIKES):
         note(failures, file, ExecutionError("in a Reshape"), size=SMALL)
-        failures.clear_strikes(file, CPU, LARGE)
+        failures.clear(file, CPU, LARGE)
     failures.check(file, CPU, LARGE)
     failures.check(file, CPU)
     with pytest.raises(ExecutionError, match="Reshape"):
@@ -156,7 +156,7 @@ def test_successes_between_failures_count(file, clock):
     for _ in range(3):
         note(failures, file, ExecutionError("now and then"), STRIKES - 1, size=SMALL)
         failures.check(file, CPU, SMALL)
-        failures.clear_strikes(file, CPU, SMALL)
+        failures.clear(file, CPU, SMALL)
 
 
 def test_an_engine_that_does_not_load_runs_no_size(file):
