@@ -94,7 +94,7 @@ def write(
             input=built.input,
             output=built.output,
         )
-        store.write_engine(path, sidecar, source=temporary)
+        store.write_engine(path, sidecar, temporary)
     return path
 
 

@@ -7,8 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qvae_trt.files.writing import refusals_named, staged
 from qvae_trt.profiles import Profile, Resolution, engine_path
-from qvae_trt.store import EngineKey, Sidecar, write_engine
+from qvae_trt.store import EngineKey, Sidecar, lock_engine, write_engine
 from qvae_trt.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -48,6 +49,14 @@ def engine_bytes(size: int = 4096, *, seed: int = 1) -> bytes:
     return bytes((i * 31 + i // 256 + seed) % 256 for i in range(size))
 
 
+def put_engine(path: Path, sidecar: Sidecar, content: bytes) -> Sidecar:
+    """Bytes as an engine in its place, as a build does it."""
+    with lock_engine(path), staged(path) as temporary:
+        with refusals_named("write", path):
+            temporary.write_bytes(content)
+        return write_engine(path, sidecar, temporary)
+
+
 @dataclass
 class Built:
     path: Path
@@ -59,7 +68,7 @@ def build_engine(folder: Path) -> Built:
     """An engine that is in order."""
     path = engine_path(folder, "encoder", "static", ".trt", SIZE)
     content = engine_bytes()
-    return Built(path, write_engine(path, make_sidecar(), source=content), content)
+    return Built(path, put_engine(path, make_sidecar(), content), content)
 
 
 def in_child(work: Callable[[], None]) -> int:

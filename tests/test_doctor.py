@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from store_cases import make_sidecar
+from store_cases import make_sidecar, put_engine
 
-from qvae_trt import backends, doctor, store
+from qvae_trt import backends, doctor
 from qvae_trt.backends import Device, Verdict, devices
 from qvae_trt.cli import app as cli
 from qvae_trt.errors import BackendError
@@ -122,7 +122,7 @@ def engine_of_tensorrt(tmp_path: Path) -> Path:
     path = engine_path(tmp_path, "decoder", "profiles", ".trt")
     key = {"part": "decoder", "mode": "profiles", "flavour_version": "8.6.1", "gpu": H100.name}
     sidecar = make_sidecar(**key)
-    store.write_engine(path, sidecar, source=b"an engine")
+    put_engine(path, sidecar, b"an engine")
     return path
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import store_cases
+from store_cases import put_engine
 
 from qvae_trt import store
 from qvae_trt.cli.app import main
@@ -41,7 +42,7 @@ def put(folder: Path, part: str, profiles: object, *, mode: str = "static", **ke
         input=TensorSpec("x", "float16", (1, channels[0], 1, *sides)),
         output=TensorSpec("y", "float16", (1, channels[1], 1, *sides)),
     )
-    store.write_engine(path, sidecar, source=f"{part} of {size} {mode}".encode())
+    put_engine(path, sidecar, f"{part} of {size} {mode}".encode())
     return path
 
 

@@ -13,8 +13,8 @@ import ort_engines
 import pytest
 import store_cases
 from google.protobuf import text_format
+from store_cases import put_engine
 
-from qvae_trt import store
 from qvae_trt.cli.app import main
 from qvae_trt.errors import EngineError, UsageError
 from qvae_trt.kinds import QWEN_IMAGE
@@ -57,7 +57,7 @@ def put(folder: Path, part: str, profiles: tuple[Profile, ...], mode: str, **key
         input=TensorSpec("latents", "float16", (1, 16, 1, *sides)),
         output=TensorSpec("pixels", "bfloat16", (1, 3, 1, *(8 * s if s > 0 else s for s in sides))),
     )
-    store.write_engine(path, sidecar, source=b"engine")
+    put_engine(path, sidecar, b"engine")
     return path
 
 

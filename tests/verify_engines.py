@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import ort_engines
 from onnx import helper, numpy_helper
+from store_cases import put_engine
 
 from qvae_trt import store
 
@@ -36,7 +37,7 @@ def rewrite(path: Path, *, data: bytes | None = None, key: dict[str, object] | N
     """Put other bytes or another key in place, with a sidecar that fits them."""
     sidecar = store.read_sidecar(path)
     sidecar = dataclasses.replace(sidecar, key=dataclasses.replace(sidecar.key, **(key or {})))
-    store.write_engine(path, sidecar, source=path.read_bytes() if data is None else data)
+    put_engine(path, sidecar, path.read_bytes() if data is None else data)
 
 
 def change(path: Path, edit: Callable[[onnx.ModelProto], None]) -> None:

@@ -54,18 +54,25 @@ def _build(
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What decides a graph, for one model and precision."""
+    """What decides a graph, for one model."""
 
     part: Part
     resolution: Resolution | None
     lowering: Lowering
+    precision: Precision
 
 
-class Ahead:
-    """Exports one graph ahead. If that fails, the graph is exported when its engine is built."""
+class Graphs:
+    """The graphs of one build.
 
-    def __init__(self, model: Model, precision: Precision) -> None:
-        self._model, self._precision = model, precision
+    Args:
+        model: whose.
+        ahead: the next graph can be exported in another process. If that fails, it is exported when
+            its engine is built.
+    """
+
+    def __init__(self, model: Model, *, ahead: bool) -> None:
+        self._model, self.ahead = model, ahead
         self._child = Child("export", makes="graph", fix="qvae doctor")
         self._started: tuple[Wanted, ExitStack] | None = None
 
@@ -78,28 +85,30 @@ class Ahead:
             self._started[1].close()
 
     def start(self, wanted: Wanted) -> None:
-        """Export this graph, and go on."""
+        """Export this graph ahead, and go on."""
         with ExitStack() as place:
             try:
                 out = place.enter_context(workplace()) / f"{wanted.part}.onnx"
-                self._child.ask(_export, self._model.source, wanted, out, self._precision)
+                self._child.ask(_export_there, self._model.source, wanted, out)
             except QvaeError as error:
                 _log.debug("no graph ahead: %s", error)
             else:
                 self._started = wanted, place.pop_all()
 
     @contextmanager
-    def graph(self, wanted: Wanted, progress: Progress) -> Iterator[OnnxFile | None]:
-        """The graph, there until the block ends; None if it was not started or did not work."""
+    def graph(self, wanted: Wanted, progress: Progress) -> Iterator[OnnxFile]:
+        """The graph, there until the block ends."""
         asked, place = self._started or (None, ExitStack())
         self._started = None  # the next one may be started inside the block
         with place:
-            if asked == wanted:
-                yield self._finished(progress)
-            else:
+            exported = self._finished(progress) if asked == wanted else None
+            if asked != wanted:
                 # No answer of it is for this one, and what it holds, the build may need.
                 self._child.close()
-                yield None
+            if exported is None:
+                out = place.enter_context(workplace()) / f"{wanted.part}.onnx"
+                exported = _export(self._model, wanted, out, progress)
+            yield exported
 
     def _finished(self, progress: Progress) -> OnnxFile | None:
         try:
@@ -114,22 +123,25 @@ class Ahead:
         return exported
 
 
-def _export(
-    source: str, wanted: Wanted, out: Path, precision: Precision, *, progress: Progress
-) -> tuple[OnnxFile, str]:
+def _export(model: Model, wanted: Wanted, out: Path, progress: Progress) -> OnnxFile:
     from qvae_trt.export import export_onnx
 
-    model = _model(source)
-    exported = export_onnx(
+    return export_onnx(
         model,
         wanted.part,
         out,
-        precision=precision,
+        precision=wanted.precision,
         resolution=wanted.resolution,
         lowering=wanted.lowering,
         progress=progress,
     )
-    return exported, model.weights_sha256
+
+
+def _export_there(
+    source: str, wanted: Wanted, out: Path, *, progress: Progress
+) -> tuple[OnnxFile, str]:
+    model = _model(source)
+    return _export(model, wanted, out, progress), model.weights_sha256
 
 
 @cache

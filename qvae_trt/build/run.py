@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
 from qvae_trt.backends import BuildSpec
-from qvae_trt.build.children import Ahead, BuildChild, Wanted
+from qvae_trt.build.children import BuildChild, Graphs, Wanted
 from qvae_trt.build.jobs import Job, JobResult
 from qvae_trt.errors import (
     BuildError,
@@ -23,14 +23,13 @@ from qvae_trt.errors import (
     StoreError,
     os_words,
 )
-from qvae_trt.files.writing import staged, sweep, workplace
+from qvae_trt.files.writing import staged, sweep
 from qvae_trt.progress import Event, ignore, stages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from qvae_trt.backends import Backend, BuildOutcome
-    from qvae_trt.export import OnnxFile
     from qvae_trt.lowerings import Lowering
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision
@@ -100,15 +99,14 @@ def build(
     if not settings.dry_run:
         sweep()  # also where every engine is kept
     with ExitStack() as stack:
-        ahead = None
+        # TensorRT-RTX builds in less time than another process takes to start.
+        ahead = backend.name == "tensorrt" and child is None
+        graphs = stack.enter_context(Graphs(model, ahead=ahead))
         if backend.name == "onnxruntime":
             child = None
         elif child is None:
             child = stack.enter_context(BuildChild())
-            # TensorRT-RTX builds in less time than another process takes to start.
-            if backend.name == "tensorrt":
-                ahead = stack.enter_context(Ahead(model, settings.precision))
-        run = _Build(jobs, settings, backend, model, on_event, child, ahead)
+        run = _Build(jobs, settings, backend, model, on_event, child, graphs)
         return [run.result(job, index) for index, job in enumerate(jobs)]
 
 
@@ -122,7 +120,7 @@ class _Build:
     model: Model
     on_event: OnEvent
     child: BuildChild | None
-    ahead: Ahead | None
+    graphs: Graphs
 
     def result(self, job: Job, index: int) -> JobResult:
         event = partial(Event, item=job.title, index=index, count=len(self.jobs))
@@ -185,7 +183,8 @@ class _Build:
         self, job: Job, expected: Mapping[str, object], reason: str, progress: Progress
     ) -> JobResult:
         started = time.perf_counter()
-        with self._graph(job, progress) as exported, staged(job.path) as temporary:
+        graph = self.graphs.graph(self._wanted(job), progress)
+        with graph as exported, staged(job.path) as temporary:
             self._start_next(job)
             spec = BuildSpec(
                 ranges=job.ranges(self.model),
@@ -206,35 +205,15 @@ class _Build:
                     command=self.settings.command,
                     build_seconds=round(seconds, 3),
                 ),
-                source=temporary,
+                temporary,
             )
         return JobResult(
             job, "built", reason, seconds, written.engine_bytes, warnings=outcome.warnings
         )
 
-    @contextmanager
-    def _graph(self, job: Job, progress: Progress) -> Iterator[OnnxFile]:
-        from qvae_trt.export import export_onnx
-
-        with ExitStack() as stack:
-            exported = None
-            if self.ahead is not None:
-                exported = stack.enter_context(self.ahead.graph(self._wanted(job), progress))
-            if exported is None:
-                exported = export_onnx(
-                    self.model,
-                    job.part,
-                    stack.enter_context(workplace()) / f"{job.part}.onnx",
-                    precision=self.settings.precision,
-                    resolution=job.resolution,
-                    lowering=self._lowering(job.part),
-                    progress=progress,
-                )
-            yield exported
-
     def _start_next(self, job: Job) -> None:
         """Have the graph of the next engine that is to be built exported meanwhile."""
-        if self.ahead is None:
+        if not self.graphs.ahead:
             return
         for later in self.jobs[self.jobs.index(job) + 1 :]:
             try:
@@ -245,11 +224,12 @@ class _Build:
             except OSError:  # that engine's own failure, told when its turn comes
                 continue
             if wanted:
-                self.ahead.start(self._wanted(later))
+                self.graphs.start(self._wanted(later))
                 return
 
     def _wanted(self, job: Job) -> Wanted:
-        return Wanted(job.part, job.resolution, self._lowering(job.part))
+        lowering = self._lowering(job.part)
+        return Wanted(job.part, job.resolution, lowering, self.settings.precision)
 
     def _run_backend(
         self, onnx: Path, out: Path, spec: BuildSpec, progress: Progress

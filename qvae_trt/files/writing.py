@@ -141,7 +141,7 @@ def staged(path: Path, *, option: str = ENGINES) -> Iterator[Path]:
     """An empty private file in the folder of `path`, to write to; gone afterwards.
 
     Of an engine: hold its lock, since whoever takes it removes these files, and hand the file to
-    `store.write_engine` as `source`. `option` is named where the file system refuses.
+    `store.write_engine`. `option` is named where the file system refuses.
     """
     with refusals_named("write", path, option=option):
         check_replaceable(path)
@@ -238,14 +238,12 @@ def file_mode() -> int:
 
 def staged_files(path: Path) -> list[Path]:
     """The private files beside a file, also those of processes that ended early."""
+    beside = (entry for entry in path.parent.iterdir() if not entry.is_dir())
     return [
-        entry for entry in path.parent.iterdir() if is_staged(entry, path) and not entry.is_dir()
+        entry
+        for entry in beside
+        if entry.name.startswith(_staged_prefix(path)) and entry.name.endswith(".tmp")
     ]
-
-
-def is_staged(entry: Path, path: Path) -> bool:
-    """Whether `entry`, in the folder of `path`, has the name of a private file beside it."""
-    return entry.name.startswith(_staged_prefix(path)) and entry.name.endswith(".tmp")
 
 
 def _staged_prefix(path: Path) -> str:

@@ -7,29 +7,26 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
-import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import StoreError
 from qvae_trt.files.reading import check_replaceable, sha256_file
-from qvae_trt.files.writing import file_mode, is_staged, refusals_named, staged, staged_files, sync
+from qvae_trt.files.writing import file_mode, refusals_named, staged, staged_files, sync
 from qvae_trt.store.sidecar import next_sidecar_if_valid, next_sidecar_path, sidecar_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from qvae_trt.store.sidecar import Sidecar
 
 LOCK_TIMEOUT_S = 3600.0
 _POLL_S = 0.05
-_held = threading.local()
 
 
 def lock_path(engine: Path) -> Path:
@@ -42,8 +39,8 @@ def lock_engine(
 ) -> Iterator[None]:
     """Holds the engine's lock, after mending what a killed builder left behind.
 
-    A caller that had to wait should check the engine again: the holder may have built it. A thread
-    that holds the lock may take it again. The kernel drops the lock of a process that dies.
+    A caller that had to wait should check the engine again: the holder may have built it. The
+    kernel drops the lock of a process that dies.
 
     Args:
         engine: the engine's path; its folder is made if need be.
@@ -56,13 +53,7 @@ def lock_engine(
     """
     with refusals_named("make the folder of", engine):
         engine.parent.mkdir(parents=True, exist_ok=True)
-        key = str(engine.parent.resolve() / engine.name)
-    mine: set[str] = _held.__dict__.setdefault("engines", set())
-    if key in mine:
-        yield
-        return
     descriptor = _acquire(engine, timeout_s, on_wait)
-    mine.add(key)
     try:
         with refusals_named("clean up beside", engine):
             finish_replacement(engine)
@@ -70,7 +61,6 @@ def lock_engine(
                 leftover.unlink(missing_ok=True)
         yield
     finally:
-        mine.discard(key)
         # Unlinked while it is held: a waiter that then gets this inode sees that the name is gone
         # and starts again.
         with suppress(OSError):
@@ -146,16 +136,14 @@ def finish_replacement(engine: Path) -> None:
         following.unlink(missing_ok=True)
 
 
-def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sidecar:
-    """Puts an engine and its sidecar in place; the package's docstring has the steps.
-
-    Takes the engine's lock unless this thread holds it.
+def write_engine(engine: Path, sidecar: Sidecar, temporary: Path) -> Sidecar:
+    """Puts an engine and its sidecar in place; the package's docstring has the steps. Hold the
+    engine's lock.
 
     Args:
         engine: where to.
         sidecar: without `engine_sha256`, `engine_bytes` and `created`, which are filled here.
-        source: the engine's bytes, or a file. A file from `staged(engine)` is moved, any other is
-            copied.
+        temporary: the engine, in a file of `staged(engine)`, which is moved.
 
     Returns:
         The sidecar as written.
@@ -164,26 +152,8 @@ def write_engine(engine: Path, sidecar: Sidecar, *, source: Path | bytes) -> Sid
         StoreError: the file system refused. The engine that was there is there still, with its
             sidecar.
     """
-    with lock_engine(engine):
-        with refusals_named("write", sidecar_path(engine)):
-            check_replaceable(sidecar_path(engine))
-            finish_replacement(engine)
-        if isinstance(source, Path) and _is_beside(source, engine):
-            return _put(engine, sidecar, source)
-        with staged(engine) as temporary:
-            with refusals_named("write", engine):
-                if isinstance(source, bytes):
-                    temporary.write_bytes(source)
-                else:
-                    shutil.copyfile(source, temporary)
-            return _put(engine, sidecar, temporary)
-
-
-def _is_beside(source: Path, engine: Path) -> bool:
-    return source.absolute().parent == engine.absolute().parent and is_staged(source, engine)
-
-
-def _put(engine: Path, sidecar: Sidecar, temporary: Path) -> Sidecar:
+    with refusals_named("write", sidecar_path(engine)):
+        check_replaceable(sidecar_path(engine))
     mode = file_mode()
     with refusals_named("write", engine):
         sync(temporary)

@@ -16,7 +16,7 @@ import qvae_trt.export
 from qvae_trt import store
 from qvae_trt.backends import devices
 from qvae_trt.build import BuildSettings, build, children, plan_static
-from qvae_trt.build.children import Ahead, Wanted
+from qvae_trt.build.children import Graphs, Wanted
 from qvae_trt.files.reading import sha256_file
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import load_model
@@ -79,36 +79,38 @@ def test_the_next_graph_is_that_of_this_process(here: Here, tmp_path: Path) -> N
 def test_without_it_graphs_are_exported_in_time(
     exporter: Exporter, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Any
 ) -> None:
-    monkeypatch.setattr(children, "_export", task)
+    monkeypatch.setattr(children, "_export_there", task)
     monkeypatch.setattr(qvae_trt.export, "export_onnx", exporter.export_onnx)
     assert run(tmp_path / "e") == ["built"] * 3
     assert [size for _, size, *_ in exporter.calls] == list(SIZES)
 
 
-def test_a_graph_of_other_weights_is_not_taken(tmp_path: Path) -> None:
+def test_a_graph_of_other_weights_is_not_taken(exporter: Exporter) -> None:
     model = replace(load_model("bundled:tiny"), weights_sha256="0" * 64)
-    wanted = Wanted("encoder", SIZES[0], LOWERING)
-    with Ahead(model, "fp16") as graphs:
+    wanted = Wanted("encoder", SIZES[0], LOWERING, "fp16")
+    with Graphs(model, ahead=True) as graphs:
         graphs.start(wanted)
-        with graphs.graph(wanted, lambda *_: True) as graph:
-            assert graph is None
+        with graphs.graph(wanted, lambda *_: True):
+            assert len(exporter.calls) == 1, "exported here"
 
 
-def test_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left(
+    exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     model = load_model("bundled:tiny")
-    first, second = (Wanted("decoder", size, LOWERING) for size in SIZES[:2])
-    with Ahead(model, "fp16") as graphs:
+    first, second = (Wanted("decoder", size, LOWERING, "fp16") for size in SIZES[:2])
+    with Graphs(model, ahead=True) as graphs:
         graphs.start(first)
         assert len(list(temporary.glob("qvae-build-*"))) == 1
-        with graphs.graph(second, lambda *_: True) as graph:
-            assert graph is None  # another one was started
+        with graphs.graph(second, lambda *_: True):
+            assert len(exporter.calls) == 1, "here, as another one was started"
         assert list(temporary.iterdir()) == []
         graphs.start(second)
         with graphs.graph(second, lambda *_: True) as graph:
-            assert graph is not None
+            assert len(exporter.calls) == 1
             assert sha256_file(graph.path) == graph.sha256
         assert list(temporary.iterdir()) == []
         graphs.start(first)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +19,7 @@ from qvae_trt import backends, store
 from qvae_trt.backends import devices
 from qvae_trt.backends.onnxruntime import OnnxRuntime
 from qvae_trt.build import BuildSettings, Job, JobResult, build, plan_profiles, plan_static
-from qvae_trt.build.children import BuildChild
+from qvae_trt.build.children import BuildChild, Graphs
 from qvae_trt.errors import BackendError, BuildError, StoreError
 from qvae_trt.files.writing import staged
 from qvae_trt.lowerings import Lowering, choose_lowering
@@ -311,20 +310,10 @@ def test_a_failed_job_does_not_stop_the_rest(
     assert list(own_temporary_folder.iterdir()) == []
 
 
-class NoGraphs:
-    """Stands for `Ahead`: remembers what it was asked for."""
+class NoneAhead(Graphs):
+    """Remembers what it was asked to start."""
 
     started: ClassVar[list[Any]] = []
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __enter__(self) -> NoGraphs:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def graph(self, *_: Any) -> Any:
-        return nullcontext()
 
     def start(self, wanted: Any) -> None:
         self.started.append(wanted)
@@ -347,7 +336,7 @@ def test_an_engine_that_cannot_be_looked_at_does_not_stop_the_others(
         return look(path, **settings)
 
     monkeypatch.setattr(store, "check_engine", refuse)
-    monkeypatch.setattr("qvae_trt.build.run.Ahead", NoGraphs)
+    monkeypatch.setattr("qvae_trt.build.run.Graphs", NoneAhead)
     monkeypatch.setattr("qvae_trt.build.run.BuildChild", InProcess)
     with fake_tensorrt.installed("8.6"):
         jobs = plan(tmp_path, suffix=".trt")
@@ -356,7 +345,7 @@ def test_an_engine_that_cannot_be_looked_at_does_not_stop_the_others(
     assert failed.reason == f"{jobs[1].path}: Permission denied"
     assert failed.error is not None
     assert str(failed.error.fix).startswith(f"let this user into {jobs[1].path.parent}, or ")
-    assert NoGraphs.started == []
+    assert NoneAhead.started == []
 
 
 def test_a_failure_leaves_the_old_engine(exporter: Exporter, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import ort_engines
 import pytest
 from bench_samples import result
-from store_cases import make_sidecar
+from store_cases import make_sidecar, put_engine
 
 from qvae_trt import bench, store
 from qvae_trt.cli import app as cli
@@ -42,7 +42,7 @@ def hostile_engine(folder: Path, **key: object) -> Path:
         qvae_version=HOSTILE,
         input=replace(sidecar.input, name=HOSTILE),
     )
-    store.write_engine(path, sidecar, source=b"an engine")
+    put_engine(path, sidecar, b"an engine")
     return path
 
 

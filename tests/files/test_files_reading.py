@@ -8,12 +8,12 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from store_cases import engine_bytes, make_sidecar
+from store_cases import engine_bytes, make_sidecar, put_engine
 
 from qvae_trt.errors import StaleEngineError
 from qvae_trt.files import reading as hashing
 from qvae_trt.files.reading import sha256_file, stamp_of
-from qvae_trt.store import check_engine, sidecar_path, write_engine
+from qvae_trt.store import check_engine, sidecar_path
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_the_clock_set_back_or_forward(built, year_ns, monkeypatch, reads):
     monkeypatch.setattr(time, "time_ns", lambda: 10**9)
     monkeypatch.setattr(time, "time", lambda: 1.0)
     assert check_engine(built.path) == built.sidecar
-    second = write_engine(built.path, make_sidecar(), source=engine_bytes(seed=3))
+    second = put_engine(built.path, make_sidecar(), engine_bytes(seed=3))
     assert check_engine(built.path) == second
     os.utime(built.path, ns=(year_ns, year_ns))
     assert check_engine(built.path) == second
@@ -101,7 +101,7 @@ def test_the_clock_set_back_or_forward(built, year_ns, monkeypatch, reads):
     # A change after the clock was set: its time may be before that of the file it changes.
     for change_ns in (year_ns - 3600 * 10**9, year_ns + 1, 10**9):
         os.utime(built.path, ns=(year_ns, year_ns))
-        write_engine(built.path, make_sidecar(), source=engine_bytes(seed=3))
+        put_engine(built.path, make_sidecar(), engine_bytes(seed=3))
         os.utime(built.path, ns=(year_ns, year_ns))
         check_engine(built.path)
         built.path.write_bytes(engine_bytes(seed=4))

@@ -134,6 +134,7 @@ def seeds(folder: Path) -> list[tuple[int, bytes]]:
     """A reader and a file that it takes: those of the project, and some that its code writes."""
     from qvae_trt import backends, store, tune
     from qvae_trt.bench.results import Timing
+    from qvae_trt.files.writing import staged
     from qvae_trt.profiles import Profile, Resolution, load_profiles
     from qvae_trt.tensors import TensorSpec
 
@@ -167,7 +168,9 @@ def seeds(folder: Path) -> list[tuple[int, bytes]]:
             command="qvae build --mode profiles",
         )
         engine = folder / f"{len(ranges)}.onnx"
-        store.write_engine(engine, sidecar, source=b"an engine")
+        with store.lock_engine(engine), staged(engine) as temporary:
+            temporary.write_bytes(b"an engine")
+            store.write_engine(engine, sidecar, temporary)
         found.append((2, store.sidecar_path(engine).read_bytes()))
     subject = tune.Subject(
         part="decoder", resolution=size, weights_sha256="a" * 64, recipe_sha256="c" * 64

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_cases import make_sidecar
+from store_cases import make_sidecar, put_engine
 
 from qvae_trt.errors import EngineError, QvaeError, StaleEngineError
 from qvae_trt.profiles import Profile, Resolution, load_profiles
-from qvae_trt.store import check_engine, differences, sidecar_path, write_engine
+from qvae_trt.store import check_engine, differences, sidecar_path
 from qvae_trt.store.sidecar import FORMAT_VERSION, KEY_FIELDS, parse_sidecar
 
 WHOLE = replace(make_sidecar(), engine_sha256="d" * 64, engine_bytes=7, created="2026-01-01")
@@ -211,7 +211,7 @@ def test_each_mismatch_has_its_own_message(name, expected, says):
 )
 def test_the_backend_that_takes_an_engine_is_named(tmp_path, other, taken):
     engine = tmp_path / "vae_encoder.trt"
-    write_engine(engine, WHOLE, source=b"engine")
+    put_engine(engine, WHOLE, b"engine")
     with pytest.raises(StaleEngineError) as caught:
         check_engine(engine, expected=other)
     fix = caught.value.fix or ""
@@ -230,7 +230,7 @@ def test_the_backend_that_takes_an_engine_is_named(tmp_path, other, taken):
 )
 def test_the_model_of_a_rebuild_is_the_sidecars(tmp_path, command, model):
     engine = tmp_path / "profiles" / "vae_encoder_multi_profile.trt"
-    write_engine(engine, replace(WHOLE, command=command), source=b"engine")
+    put_engine(engine, replace(WHOLE, command=command), b"engine")
     with pytest.raises(StaleEngineError) as caught:
         check_engine(engine, expected={"flavour_version": "1.1"})
     words = shlex.split((caught.value.fix or "").partition("rebuild it: ")[2])

@@ -8,12 +8,12 @@ import signal
 import socket
 
 import pytest
-from store_cases import SIZE, engine_bytes, make_sidecar, without_privileges
+from store_cases import SIZE, engine_bytes, make_sidecar, put_engine, without_privileges
 
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError
 from qvae_trt.files import reading as hashing
 from qvae_trt.profiles import engine_path
-from qvae_trt.store import check_engine, read_sidecar, sidecar_path, write_engine
+from qvae_trt.store import check_engine, read_sidecar, sidecar_path
 
 LENGTH = 4096
 
@@ -127,7 +127,7 @@ def test_a_name_that_is_too_long_or_no_name(tmp_path):
 @pytest.mark.parametrize("which", ["engine", "sidecar", "folder"])
 def test_unreadable(open_folder, which):
     path = engine_path(open_folder, "encoder", "static", ".trt", SIZE)
-    write_engine(path, make_sidecar(), source=engine_bytes())
+    put_engine(path, make_sidecar(), engine_bytes())
     closed = {"engine": path, "sidecar": sidecar_path(path), "folder": path.parent}[which]
 
     def work() -> None:
@@ -184,7 +184,7 @@ def test_a_sidecar_of_a_newer_format(built):
 
 def test_the_sidecar_of_another_engine(built, tmp_path):
     other = engine_path(tmp_path, "encoder", "static", ".trt", SIZE)
-    write_engine(other, make_sidecar(), source=engine_bytes(seed=2))
+    put_engine(other, make_sidecar(), engine_bytes(seed=2))
     shutil.copy(sidecar_path(other), sidecar_path(built.path))
     with pytest.raises(StaleEngineError, match="not the file that the sidecar describes"):
         check_engine(built.path)

@@ -17,11 +17,12 @@ from store_cases import (
     engine_bytes,
     in_child,
     make_sidecar,
+    put_engine,
     without_privileges,
 )
 
 from qvae_trt import store
-from qvae_trt.errors import EngineError, StaleEngineError, StoreError
+from qvae_trt.errors import StaleEngineError, StoreError
 from qvae_trt.files.writing import check_writable, staged, write_text
 from qvae_trt.profiles import engine_path
 from qvae_trt.store import (
@@ -54,20 +55,12 @@ def test_from_bytes(built):
     assert check_engine(built.path) == built.sidecar
 
 
-def test_from_a_file_elsewhere_leaves_it_there(built, tmp_path):
-    source = tmp_path / "source"
-    source.write_bytes(NEW)
-    write_engine(built.path, make_sidecar(), source=source)
-    assert source.read_bytes() == NEW == built.path.read_bytes()
-    assert _files(built.path.parent) == PAIR
-
-
 def test_from_a_staged_file_moves_it(built):
     with lock_engine(built.path), staged(built.path) as temporary:
         assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
         temporary.write_bytes(NEW)
         inode = temporary.stat().st_ino
-        write_engine(built.path, make_sidecar(), source=temporary)
+        write_engine(built.path, make_sidecar(), temporary)
     assert built.path.stat().st_ino == inode
     assert built.path.read_bytes() == NEW
     assert _files(built.path.parent) == PAIR
@@ -80,7 +73,7 @@ def test_a_staged_file_of_a_relative_folder_is_moved_too(tmp_path, monkeypatch):
     with lock_engine(engine), staged(engine) as temporary:
         temporary.write_bytes(NEW)
         inode = temporary.stat().st_ino
-        write_engine(engine, make_sidecar(), source=temporary)
+        write_engine(engine, make_sidecar(), temporary)
     assert engine.stat().st_ino == inode
     assert _files(tmp_path / "engines") == PAIR
 
@@ -90,7 +83,7 @@ def test_files_get_the_mode_that_the_umask_says(tmp_path, mask, mode):
     path = tmp_path / "vae_encoder.trt"
     before = os.umask(mask)
     try:
-        write_engine(path, make_sidecar(), source=NEW)
+        put_engine(path, make_sidecar(), NEW)
     finally:
         os.umask(before)
     for file in (path, sidecar_path(path)):
@@ -110,7 +103,7 @@ def test_temporary_files_are_private_while_they_are_written(built):
                 )
 
         sys.addaudithook(hook)
-        write_engine(built.path, make_sidecar(), source=NEW)
+        put_engine(built.path, make_sidecar(), NEW)
         assert modes == {0o600}
 
     assert in_child(work) == 0
@@ -121,7 +114,7 @@ def test_a_symlink_is_replaced_and_what_it_names_is_not(built, tmp_path):
     elsewhere.write_bytes(b"mine")
     built.path.unlink()
     built.path.symlink_to(elsewhere)
-    write_engine(built.path, make_sidecar(), source=NEW)
+    put_engine(built.path, make_sidecar(), NEW)
     assert elsewhere.read_bytes() == b"mine"
     assert not built.path.is_symlink()
     check_engine(built.path)
@@ -130,13 +123,13 @@ def test_a_symlink_is_replaced_and_what_it_names_is_not(built, tmp_path):
 @pytest.mark.parametrize("name", ["with space", "ünï漢", "-dash", "a'b\"c", "n" * 200])
 def test_names_of_folders(tmp_path, name):
     path = engine_path(tmp_path / name, "encoder", "static", ".trt", SIZE)
-    sidecar = write_engine(path, make_sidecar(), source=NEW)
+    sidecar = put_engine(path, make_sidecar(), NEW)
     assert check_engine(path) == sidecar
 
 
 def test_a_relative_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sidecar = write_engine(Path("vae_encoder.trt"), make_sidecar(), source=NEW)
+    sidecar = put_engine(Path("vae_encoder.trt"), make_sidecar(), NEW)
     assert check_engine(Path("vae_encoder.trt")) == sidecar
     assert _files(tmp_path) == PAIR
 
@@ -159,7 +152,7 @@ def _kill_at(moment: int, folder: Path, source: bytes | None, path: Path) -> int
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
-        write_engine(path, make_sidecar(), source=source or NEW)
+        put_engine(path, make_sidecar(), source or NEW)
 
     return in_child(work)
 
@@ -170,7 +163,7 @@ _TOUCHES = {"open", "os.rename", "os.remove", "os.chmod", "os.listdir", "os.scan
 def _moments(tmp_path: Path) -> int:
     """How often a write touches the folder."""
     path = tmp_path / "count" / "vae_encoder.trt"
-    write_engine(path, make_sidecar(), source=engine_bytes())
+    put_engine(path, make_sidecar(), engine_bytes())
 
     def work() -> None:  # in a child, since a hook cannot be taken off again
         touches: list[str] = []
@@ -180,7 +173,7 @@ def _moments(tmp_path: Path) -> int:
                 touches.append(event)
 
         sys.addaudithook(hook)
-        write_engine(path, make_sidecar(), source=NEW)
+        put_engine(path, make_sidecar(), NEW)
         os._exit(len(touches))
 
     return in_child(work)
@@ -192,7 +185,7 @@ def test_killed_at_every_moment_of_a_write(tmp_path):
     outcomes = []
     for moment in range(moments):
         path = tmp_path / str(moment) / "vae_encoder.trt"
-        old = write_engine(path, make_sidecar(), source=engine_bytes())
+        old = put_engine(path, make_sidecar(), engine_bytes())
         assert _kill_at(moment, path.parent, None, path) == -signal.SIGKILL
         # A reader, before anything is cleaned: one of the two engines, whole, with its own sidecar.
         found = check_engine(path)
@@ -233,7 +226,7 @@ def test_killed_while_bytes_are_written(built, written):
     assert in_child(work) == -signal.SIGKILL
     assert len(_files(built.path.parent)) == 4  # the pair, a lock that nobody holds, a part
     assert check_engine(built.path) == built.sidecar
-    second = write_engine(built.path, make_sidecar(), source=NEW)
+    second = put_engine(built.path, make_sidecar(), NEW)
     assert check_engine(built.path) == second
     assert _files(built.path.parent) == PAIR
 
@@ -251,7 +244,7 @@ def test_ended_by_a_signal(built, number):
     assert check_engine(built.path) == built.sidecar
     if number == signal.SIGINT:
         assert _files(built.path.parent) == PAIR
-    write_engine(built.path, make_sidecar(), source=NEW)
+    put_engine(built.path, make_sidecar(), NEW)
     assert _files(built.path.parent) == PAIR
 
 
@@ -269,7 +262,7 @@ def test_stopped_at_each_rename(built, monkeypatch, step, error):
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", stop)
         with pytest.raises((KeyboardInterrupt, StoreError)):
-            write_engine(built.path, make_sidecar(), source=NEW)
+            put_engine(built.path, make_sidecar(), NEW)
     found = check_engine(built.path)
     if step < 3:
         assert found == built.sidecar
@@ -280,28 +273,6 @@ def test_stopped_at_each_rename(built, monkeypatch, step, error):
             pass
         assert check_engine(built.path) == found
         assert _files(built.path.parent) == PAIR
-
-
-def test_a_second_write_under_one_lock_after_one_that_was_cut_short(built, monkeypatch):
-    rename, fail_at, calls = Path.replace, {3, 6}, []
-
-    def stop(path: Path, target: Path) -> Path:
-        calls.append(target)
-        if len(calls) in fail_at:
-            raise OSError(5, "Input/output error")
-        return rename(path, target)
-
-    third = engine_bytes(6000, seed=11)
-    with lock_engine(built.path), monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", stop)
-        for content in (NEW, third):
-            # The first stops before its sidecar is in place, the second with its own waiting.
-            with pytest.raises(StoreError, match="Input/output error"):
-                write_engine(built.path, make_sidecar(), source=content)
-        assert check_engine(built.path).engine_bytes == len(NEW)
-        patched.setattr(Path, "replace", rename)
-        assert write_engine(built.path, make_sidecar(), source=third).engine_bytes == 6000
-    assert check_engine(built.path).engine_bytes == 6000
 
 
 def test_a_reader_sees_through_a_replacement_that_was_cut_short(built):
@@ -354,7 +325,7 @@ def test_readers_see_one_engine_or_the_other_while_it_is_replaced(built):
         reader.start()
     contents = [engine_bytes(seed=1), engine_bytes(seed=2)]
     for turn in range(40):
-        write_engine(built.path, make_sidecar(), source=contents[turn % 2])
+        put_engine(built.path, make_sidecar(), contents[turn % 2])
     stop.set()
     for reader in readers:
         reader.join()
@@ -370,14 +341,14 @@ def test_a_full_disk(small_disk, size):
     # 256 KiB hold the old engine (40 KB) and, only at the smaller sizes, the new one beside it.
     folder, mounted = small_disk
     path = folder / "vae_encoder.trt"
-    old = write_engine(path, make_sidecar(), source=engine_bytes(40_000))
+    old = put_engine(path, make_sidecar(), engine_bytes(40_000))
     new = bytes(size)
 
     def work() -> None:
         if not mounted:  # no rights to mount a small one: limit the file instead
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         try:
-            write_engine(path, make_sidecar(), source=new)
+            put_engine(path, make_sidecar(), new)
         except StoreError as error:
             full = "No space left on device (" in error.what and "bytes are free" in error.what
             assert full or "File too large" in error.what
@@ -400,7 +371,7 @@ def test_a_disk_that_holds_the_engine_and_not_its_sidecar(built, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", fail)
         with pytest.raises(StoreError, match=r"No space left on device .* bytes are free"):
-            write_engine(built.path, make_sidecar(), source=NEW)
+            put_engine(built.path, make_sidecar(), NEW)
     assert Path.write_text is write
     assert _files(built.path.parent) == PAIR
     assert check_engine(built.path) == built.sidecar
@@ -410,7 +381,7 @@ def test_a_limit_on_file_sizes(built):
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4500, 4500))
         with pytest.raises(StoreError, match="File too large") as caught:
-            write_engine(built.path, make_sidecar(), source=NEW)
+            put_engine(built.path, make_sidecar(), NEW)
         assert "ulimit -f" in caught.value.fix
 
     assert in_child(work) == 0
@@ -424,12 +395,12 @@ def test_a_read_only_folder(open_folder, first):
     if first:
         path.parent.mkdir()
     else:
-        old = write_engine(path, make_sidecar(), source=engine_bytes())
+        old = put_engine(path, make_sidecar(), engine_bytes())
     path.parent.chmod(0o555)
 
     def work() -> None:
         for call in (
-            lambda: write_engine(path, make_sidecar(), source=NEW),
+            lambda: put_engine(path, make_sidecar(), NEW),
             lambda: lock_engine(path).__enter__(),
         ):
             with pytest.raises(StoreError, match="Permission denied") as caught:
@@ -447,7 +418,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for folder in ("file", "loop", "n" * 300, "a\0b"):
         with pytest.raises(StoreError, match="cannot make the folder"):
-            write_engine(tmp_path / folder / "vae_encoder.trt", make_sidecar(), source=NEW)
+            put_engine(tmp_path / folder / "vae_encoder.trt", make_sidecar(), NEW)
     assert _files(tmp_path) == ["file", "loop"]
 
 
@@ -457,7 +428,7 @@ def test_a_directory_in_the_place_of_a_file(built, name):
     path.unlink()
     path.mkdir()
     with pytest.raises(StoreError, match="is a directory, expected a file"):
-        write_engine(built.path, make_sidecar(), source=NEW)
+        put_engine(built.path, make_sidecar(), NEW)
     assert _files(built.path.parent) == PAIR
 
 
@@ -467,7 +438,7 @@ def test_a_named_pipe_is_not_replaced(built, name):
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(StoreError, match="is a named pipe, expected a file"):
-        write_engine(built.path, make_sidecar(), source=NEW)
+        put_engine(built.path, make_sidecar(), NEW)
     with pytest.raises(StoreError, match="is a named pipe, expected a file"):
         write_text(path, "text")
     with pytest.raises(StoreError, match="is a named pipe, expected a file"):
@@ -478,18 +449,11 @@ def test_a_named_pipe_is_not_replaced(built, name):
 
 def test_a_name_without_room_for_the_sidecars(tmp_path):
     with pytest.raises(StoreError, match="File name too long"):
-        write_engine(tmp_path / ("n" * 250 + ".trt"), make_sidecar(), source=NEW)
+        put_engine(tmp_path / ("n" * 250 + ".trt"), make_sidecar(), NEW)
     assert _files(tmp_path) == []
 
 
 def test_an_empty_engine_is_no_engine(built):
     with pytest.raises(StoreError, match="is empty"):
-        write_engine(built.path, make_sidecar(), source=b"")
+        put_engine(built.path, make_sidecar(), b"")
     assert check_engine(built.path) == built.sidecar
-
-
-def test_a_missing_source(built, tmp_path):
-    with pytest.raises((StoreError, EngineError), match="No such file"):
-        write_engine(built.path, make_sidecar(), source=tmp_path / "none")
-    assert check_engine(built.path) == built.sidecar
-    assert _files(built.path.parent) == PAIR

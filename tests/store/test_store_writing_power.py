@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from store_cases import engine_bytes, make_sidecar
+from store_cases import engine_bytes, make_sidecar, put_engine
 
 from qvae_trt.files.writing import replace_file
-from qvae_trt.store import check_engine, lock_engine, sidecar_path, write_engine
+from qvae_trt.store import check_engine, lock_engine, sidecar_path
 from qvae_trt.store.sidecar import next_sidecar_path
 
 if TYPE_CHECKING:
@@ -137,36 +137,36 @@ def engines_in(states: list[dict[str, bytes]], place: Path) -> set[bytes]:
 
 
 def test_power_cut_while_an_engine_is_replaced(path, disk, tmp_path):
-    write_engine(path, make_sidecar(), source=OLD)
+    put_engine(path, make_sidecar(), OLD)
     begin(disk)
-    write_engine(path, make_sidecar(), source=NEW)
+    put_engine(path, make_sidecar(), NEW)
     assert len(disk.states()) > 3
     assert engines_in(disk.states(), tmp_path / "any") == {OLD, NEW}
     assert engines_in(disk.states(last=True), tmp_path / "last") == {NEW}
-    write_engine(path, make_sidecar(), source=THIRD)
+    put_engine(path, make_sidecar(), THIRD)
     assert engines_in(disk.states(), tmp_path / "more") == {OLD, NEW, THIRD}
     assert engines_in(disk.states(last=True), tmp_path / "end") == {THIRD}
 
 
 def test_power_cut_while_a_first_engine_is_written(path, disk, tmp_path):
     begin(disk)
-    write_engine(path, make_sidecar(), source=NEW)
+    put_engine(path, make_sidecar(), NEW)
     assert engines_in(disk.states(), tmp_path / "any") == {b"", NEW}
     assert engines_in(disk.states(last=True), tmp_path / "last") == {NEW}
 
 
 def test_power_cut_while_a_replacement_is_finished(path, disk, tmp_path):
     """One that a kill cut short, and the write that comes after it."""
-    write_engine(path, make_sidecar(), source=OLD)
+    put_engine(path, make_sidecar(), OLD)
     old = sidecar_path(path).read_bytes()
-    write_engine(path, make_sidecar(), source=NEW)
+    put_engine(path, make_sidecar(), NEW)
     sidecar_path(path).rename(next_sidecar_path(path))
     sidecar_path(path).write_bytes(old)
     begin(disk)
     with lock_engine(path):
         pass
     assert engines_in(disk.states(), tmp_path / "any") == {NEW}
-    write_engine(path, make_sidecar(), source=THIRD)
+    put_engine(path, make_sidecar(), THIRD)
     assert engines_in(disk.states(), tmp_path / "more") == {NEW, THIRD}
 
 

@@ -8,6 +8,7 @@ import json
 import ort_engines
 import pytest
 import torch
+from store_cases import put_engine
 from verify_cases import general
 from verify_engines import SIZES, only, rewrite
 
@@ -198,7 +199,7 @@ def test_a_refusal_is_one_line_with_single_colons(engines, tmp_path):
     path = engine_path(folder, "decoder", "static", ".onnx", SIZES[0])
     sidecar = store.read_sidecar(path)
     other = dataclasses.replace(sidecar.key, weights_sha256="0" * 64)
-    store.write_engine(path, dataclasses.replace(sidecar, key=other), source=path.read_bytes())
+    put_engine(path, dataclasses.replace(sidecar, key=other), path.read_bytes())
     report = verify(folder, model=BUNDLED_TINY, resolutions=[SIZES[0]])
     (row,) = (row for row in report.rows if row.status == "error")
     assert "not the engine asked for: built from other weights" in row.reason
@@ -211,11 +212,8 @@ def test_a_backend_that_cannot_run_here_is_not_run_and_never_passed(engines, tmp
     moved = engine_path(folder, "decoder", "static", ".trt", SIZES[0])
     found = engine_path(folder, "decoder", "static", ".onnx", SIZES[0])
     sidecar = store.read_sidecar(found)
-    store.write_engine(
-        moved,
-        dataclasses.replace(sidecar, key=dataclasses.replace(sidecar.key, flavour="tensorrt")),
-        source=found.read_bytes(),
-    )
+    key = dataclasses.replace(sidecar.key, flavour="tensorrt")
+    put_engine(moved, dataclasses.replace(sidecar, key=key), found.read_bytes())
     found.unlink()
     real = backends.for_engine
 
