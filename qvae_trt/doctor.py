@@ -207,6 +207,7 @@ def _torch() -> Check:
 
 def _fused() -> Check:
     """Whether the fused path can run here. That its kernels are right is checked at first use."""
+    why: str | None
     try:
         torch, fused = map(importlib.import_module, ("torch", "qvae_trt.fused"))
     except (ImportError, OSError) as error:
