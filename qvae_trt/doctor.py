@@ -207,18 +207,18 @@ def _torch() -> Check:
 
 def _fused() -> Check:
     """Whether the fused path can run here. That its kernels are right is checked at first use."""
-    why: str | None
+    why: str | None = "needs a CUDA GPU that torch can use"
+    fix = "a card of compute capability 8.0 or later, pip install 'triton>=3.4'; else qvae build"
     try:
         torch, fused = map(importlib.import_module, ("torch", "qvae_trt.fused"))
-    except (ImportError, OSError) as error:
-        why = f"does not import: {error}"
-    else:
-        why = "needs a CUDA GPU that torch can use"
         if torch.cuda.is_available():
             why = fused.refusal(torch.device("cuda"))
+    except (ImportError, OSError) as error:
+        why = f"does not import: {error}"
+    if why is None and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        why, fix = "Triton finds no C compiler", "install gcc, or set CC"
     if why is None:
         return Check("fused path", "ok", "serves any size here, without an engine")
-    fix = "a card of compute capability 8.0 or later, pip install 'triton>=3.4'; else qvae build"
     return Check("fused path", "warn", why, fix)
 
 

@@ -195,19 +195,20 @@ def test_a_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "capability", "triton", "status", "words"),
+    ("cuda", "capability", "triton", "compiler", "words"),
     [
-        (True, (9, 0), True, "ok", "serves any size"),
-        (True, (7, 5), True, "warn", "compute capability 8.0 or later, found 7.5"),
-        (True, (9, 0), False, "warn", "Triton 3.4 or later"),
-        (False, (9, 0), True, "warn", "needs a CUDA GPU"),
+        (True, (9, 0), True, "/usr/bin/gcc", "serves any size"),
+        (True, (9, 0), True, None, "no C compiler"),
+        (True, (7, 5), True, None, "compute capability 8.0 or later, found 7.5"),
+        (True, (9, 0), False, None, "Triton 3.4 or later"),
+        (False, (9, 0), True, None, "needs a CUDA GPU"),
     ],
 )
 def test_whether_the_fused_path_serves(
     cuda: bool,
     capability: tuple[int, int],
     triton: bool,
-    status: str,
+    compiler: str | None,
     words: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -216,8 +217,10 @@ def test_whether_the_fused_path_serves(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     module = types.ModuleType("triton.tools.tensor_descriptor") if triton else None
     monkeypatch.setitem(sys.modules, "triton.tools.tensor_descriptor", module)
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    monkeypatch.delenv("CC", raising=False)
     found = check("fused path", tmp_path)
-    assert found.status == status
+    assert (found.status == "ok") == (compiler is not None)
     assert words in found.detail
 
 
