@@ -1,13 +1,16 @@
 """The failures that `qvae` expects, as exceptions.
 
 Every one says what is wrong (found against expected) and, in `fix`, the command or the change that
-helps. The command line turns `QvaeError` into a line on stderr and `exit_code`; any other exception
-is a bug (exit code 3).
+helps. The command line turns `QvaeError`, and what `expected` makes one of, into a line on stderr
+and `exit_code`; any other exception is a bug (exit code 3).
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import unicodedata
+from pathlib import Path
 
 __all__ = [
     "BackendError",
@@ -134,7 +137,33 @@ def printable(text: str, *, lines: bool = True) -> str:
     )
 
 
-def os_words(error: OSError) -> str:
-    """What the system refused, and where: `engines/x: No space left on device`."""
-    where = f"{error.filename}: " if error.filename is not None else ""
-    return f"{where}{error.strerror or error}"
+def expected(error: Exception) -> QvaeError | None:
+    """The error itself, or what one of a library stands for: memory that ran out, or what the
+    system refused. None where it is a bug.
+    """
+    if isinstance(error, QvaeError):
+        return error
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return StoreError(f"{where}{error.strerror or error}", fix=_os_fix(error))
+    smaller = "or take a smaller size"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
+        fix = f"close other programs on it, {smaller}"
+        return DeviceMemoryError("out of memory on the GPU", fix=fix)
+    if isinstance(error, MemoryError):
+        return QvaeError("out of memory on the host", fix=f"close other programs, {smaller}")
+    return None
+
+
+def _os_fix(error: OSError) -> str | None:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return "free some space, or name another folder"
+        case errno.EACCES | errno.EPERM if isinstance(error.filename, str | os.PathLike):
+            return f"let this user into {Path(error.filename).parent}, or name another folder"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "name a folder that this user may write to, or change its permissions"
+        case errno.ENOENT:
+            return "check the path"
+        case _:
+            return None

@@ -18,7 +18,7 @@ import traceback
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any, Self
 
-from qvae_trt.errors import BuildError, DeviceMemoryError, QvaeError, StoreError, os_words
+from qvae_trt.errors import BuildError, expected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,7 +93,7 @@ class Child:
         try:
             if self._running is None:
                 self._running = _Running()
-            self._running.ask(task, arguments)
+            self._running.send((task, arguments))
         except OSError as error:
             self.close()
             raise BuildError(
@@ -111,6 +111,7 @@ class Child:
         try:
             for kind, *event in self._running.events():
                 if kind == "done":
+                    self._running.forget_words()
                     return event[0]
                 if kind == "error":
                     raise event[0]
@@ -149,14 +150,9 @@ class _Running:
                     pass_fds=(theirs.fileno(),),
                 )
             self._opened = opened.pop_all()
-        self._send([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109
+        self.send([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109
 
-    def ask(self, task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self._words.seek(0)  # what was printed before is of another request
-        self._words.truncate()
-        self._send((task, arguments))
-
-    def _send(self, message: object) -> None:
+    def send(self, message: object) -> None:
         # Where it died at once, the caller finds no outcome and says how.
         with contextlib.suppress(ConnectionError):
             self._pipe.send(message)
@@ -167,8 +163,13 @@ class _Running:
             while True:
                 yield self._pipe.recv()
 
+    def forget_words(self) -> None:
+        """What was printed until now is no part of the next request."""
+        self._words.seek(0)
+        self._words.truncate()
+
     def last_words(self) -> str:
-        """What it printed last since it was asked."""
+        """What it printed last, since the request before."""
         self._words.seek(max(0, self._words.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
         text = self._words.read().decode(errors="replace").strip()
         lines = [line for line in text.splitlines() if line.strip()][-5:]
@@ -208,20 +209,13 @@ def _answered(pipe: Connection, task: Callable[..., Any], arguments: Any) -> boo
 
     try:
         outcome = task(*arguments, progress=_throttled(say))
-    except QvaeError as error:
-        say("error", error)
-    except MemoryError:
-        say("error", BuildError("out of memory on the host"))
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone
-    except OSError as error:
-        say("error", StoreError(os_words(error)))
     except Exception as error:  # noqa: BLE001  the boundary of this process
-        what = f"{type(error).__name__}: {error}"
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be here
-            say("error", DeviceMemoryError(what))
+        if (failure := expected(error)) is not None:
+            say("error", failure)
         else:
-            say("bug", what, traceback.format_exc())
+            say("bug", f"{type(error).__name__}: {error}", traceback.format_exc())
     else:
         say("done", outcome)
         return True

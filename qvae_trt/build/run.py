@@ -8,7 +8,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
@@ -20,14 +19,14 @@ from qvae_trt.errors import (
     ForeignEngineError,
     QvaeError,
     StaleEngineError,
-    StoreError,
-    os_words,
+    expected,
 )
 from qvae_trt.files.writing import staged, sweep
 from qvae_trt.progress import Event, ignore, stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from qvae_trt.backends import Backend, BuildOutcome
     from qvae_trt.lowerings import Lowering
@@ -126,9 +125,11 @@ class _Build:
         event = partial(Event, item=job.title, index=index, count=len(self.jobs))
         try:
             result = self._decide(job, event)
-        except (QvaeError, MemoryError, OSError) as error:
-            told = _told(error, job)
-            result = JobResult(job, "failed", told.what, error=told)
+        except Exception as error:
+            failure = expected(error)
+            if failure is None:
+                raise
+            result = JobResult(job, "failed", failure.what, error=failure)
         for text in result.warnings:
             self.on_event(event(kind="warning", text=text))
         self.on_event(event(kind="end", text=result.outcome))
@@ -137,8 +138,8 @@ class _Build:
     def _decide(self, job: Job, event: Callable[..., Event]) -> JobResult:
         progress = stages(self.on_event, event)
         self._check_ranges(job)
-        expected = self._expected(job)
-        reason, held = self._why_build(job, expected)
+        key = self._key(job)
+        reason, held = self._why_build(job, key)
         if reason is None and not self.settings.force:
             if not self.settings.dry_run:
                 store.clean_up(job.path)
@@ -155,12 +156,12 @@ class _Build:
 
         with store.lock_engine(job.path, on_wait=on_wait):
             # Another build may have finished it since, with or without a wait for its lock.
-            again, held = self._why_build(job, expected)
+            again, held = self._why_build(job, key)
             if again is None and (waited or not self.settings.force):
                 builder = waited[0] if waited else "another build"
                 return _kept(job, held, f"up to date: {builder} built it meanwhile")
             self.on_event(event(kind="start", text=f"building, {reason}"))
-            return self._build(job, expected, reason, progress)
+            return self._build(job, key, reason, progress)
 
     def _check_ranges(self, job: Job) -> None:
         """BuildError for a range whose smallest size the graph does not run at; ResolutionError for
@@ -180,7 +181,7 @@ class _Build:
                 )
 
     def _build(
-        self, job: Job, expected: Mapping[str, object], reason: str, progress: Progress
+        self, job: Job, key: Mapping[str, object], reason: str, progress: Progress
     ) -> JobResult:
         started = time.perf_counter()
         graph = self.graphs.graph(self._wanted(job), progress)
@@ -194,11 +195,11 @@ class _Build:
             )
             outcome = self._run_backend(exported.path, temporary, spec, progress)
             seconds = time.perf_counter() - started
-            key = store.EngineKey(**expected, onnx_sha256=exported.sha256)  # type: ignore[arg-type]
+            whole_key = store.EngineKey(**key, onnx_sha256=exported.sha256)  # type: ignore[arg-type]
             written = store.write_engine(
                 job.path,
                 store.Sidecar(
-                    key=key,
+                    key=whole_key,
                     input=outcome.input,
                     output=outcome.output,
                     build_flags=outcome.flags,
@@ -218,8 +219,7 @@ class _Build:
         for later in self.jobs[self.jobs.index(job) + 1 :]:
             try:
                 wanted = (
-                    self.settings.force
-                    or self._why_build(later, self._expected(later))[0] is not None
+                    self.settings.force or self._why_build(later, self._key(later))[0] is not None
                 )
             except OSError:  # that engine's own failure, told when its turn comes
                 continue
@@ -252,7 +252,7 @@ class _Build:
         level = self.settings.level
         return self.settings.levels.get(part) if level is None else level
 
-    def _expected(self, job: Job) -> dict[str, object]:
+    def _key(self, job: Job) -> dict[str, object]:
         """The engine's key but for the hash of its ONNX, which takes an export to know."""
         from qvae_trt.export import recipe_sha256
 
@@ -269,11 +269,11 @@ class _Build:
         }
 
     def _why_build(
-        self, job: Job, expected: Mapping[str, object]
+        self, job: Job, key: Mapping[str, object]
     ) -> tuple[str | None, store.Sidecar | None]:
         """Why the engine must be built, or None; and the sidecar of what is there, if any."""
         try:
-            held = store.check_engine(job.path, expected=expected)
+            held = store.check_engine(job.path, expected=key)
         except QvaeError as error:
             if not job.path.exists() and not job.path.is_symlink():
                 return "not built yet", None
@@ -296,19 +296,6 @@ def _one_line(error: QvaeError) -> str:
     ):  # one line a difference, below a line that names the file
         return "; ".join(line.strip() for line in error.what.splitlines()[1:]) or error.what
     return error.what
-
-
-def _told(error: QvaeError | MemoryError | OSError, job: Job) -> QvaeError:
-    if isinstance(error, QvaeError):
-        return error
-    if isinstance(error, MemoryError):
-        what = f"{job.title}: out of memory on the host"
-        return BuildError(what, fix="close other programs")
-    fix = None  # a folder that this user may not enter, a disk that fails
-    if isinstance(error, PermissionError) and error.filename is not None:
-        folder = Path(error.filename).parent
-        fix = f"let this user into {folder}, or name another folder: --engine-dir DIR"
-    return StoreError(os_words(error), fix=fix)
 
 
 def _sidecar_or_none(path: Path) -> store.Sidecar | None:

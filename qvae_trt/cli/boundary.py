@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import typer
 
 from qvae_trt import interrupts
 from qvae_trt.cli import output
-from qvae_trt.errors import QvaeError, os_words
+from qvae_trt.errors import expected
 from qvae_trt.workers import ChildError
 
 DONE, FAILED, USAGE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
@@ -60,20 +59,13 @@ def _failed(error: Exception) -> int:
             return _interrupted()
         case ClickException():
             return _usage(error)
-        case QvaeError():
-            return _say(error.what, fix=error.fix, code=error.exit_code)
         case BrokenPipeError():
             output.mute(sys.stdout)
             return DONE
-        case OSError():
-            return _say(os_words(error), fix=_os_fix(error), code=FAILED)
-    # torch.OutOfMemoryError by its name: torch is not imported for it.
-    on_gpu = type(error).__name__ == "OutOfMemoryError"
-    if on_gpu or isinstance(error, MemoryError):
-        place, programs = ("GPU", "programs on it") if on_gpu else ("host", "programs")
-        fix = f"close other {programs}, or use a smaller --resolution"
-        return _say(f"out of memory on the {place}", fix=fix, code=FAILED)
-    return _bug(error)
+    failure = expected(error)
+    if failure is None:
+        return _bug(error)
+    return _say(failure.what, fix=failure.fix, code=failure.exit_code)
 
 
 def _interrupted() -> int:
@@ -137,15 +129,3 @@ def _state_folder() -> Path | None:
     with contextlib.suppress(RuntimeError):  # a user without a home
         return (given if given.is_absolute() else Path.home() / ".local" / "state") / "qvae"
     return None
-
-
-def _os_fix(error: OSError) -> str | None:
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return "free some space, or name another folder"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return "name a folder that this user may write to, or change its permissions"
-        case errno.ENOENT:
-            return "check the path"
-        case _:
-            return None

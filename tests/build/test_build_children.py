@@ -18,7 +18,7 @@ from qvae_trt import backends
 from qvae_trt.backends import BuildSpec
 from qvae_trt.build.children import BuildChild
 from qvae_trt.cli import boundary
-from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError, StoreError
+from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError, QvaeError, StoreError
 from qvae_trt.tensors import ShapeRange
 
 SPEC = BuildSpec(
@@ -180,7 +180,6 @@ def test_errors_keep_class_message_and_fix(
         ("os.kill(os.getpid(), signal.SIGKILL)", r"was killed by SIGKILL \(out of host memory\?\)"),
         ("os.abort()", "was killed by SIGABRT"),
         ("os._exit(7)", "ended with exit code 7 and no engine"),
-        ("raise MemoryError()", "out of memory on the host"),
     ],
 )
 def test_a_crash_is_an_error_that_names_the_signal(
@@ -202,8 +201,9 @@ def test_a_crash_is_an_error_that_names_the_signal(
 @pytest.mark.parametrize(
     ("step", "kind", "words"),
     [
+        ("raise MemoryError()", QvaeError, "out of memory on the host"),
         ("raise OSError(28, 'No space left on device', '/x')", StoreError, "^/x: No space left"),
-        ("raise OutOfMemoryError('CUDA')", DeviceMemoryError, "OutOfMemoryError: CUDA"),
+        ("raise OutOfMemoryError('CUDA')", DeviceMemoryError, "out of memory on the GPU"),
     ],
 )
 def test_what_a_command_expects_is_expected_in_the_child(
