@@ -19,6 +19,11 @@ from qvae_trt.model.config import CONFIG_NAME, MAX_JSON_BYTES, read_config
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+#: What helps where the hub does not.
+OFFLINE_CHOICES = (
+    "Without the hub: --model bundled:tiny (small, trained), --model random:full (full size, to "
+    "measure speed), or a local folder or .safetensors file of the VAE."
+)
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 #: Suffixes of files that run code when they are read.
@@ -26,7 +31,7 @@ PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _SHARD = re.compile(r"(.+)-\d+-of-(\d+)(\..+)?\.safetensors")
 
 
-def weight_files(folder: Path, *, offline_choices: str) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The weights in a VAE's folder, as diffusers finds them.
 
     The index decides, and without one the file of the usual name. A folder that has neither may
@@ -53,7 +58,7 @@ def weight_files(folder: Path, *, offline_choices: str) -> list[Path]:
     if count is not None:
         raise ModelError(
             f"{folder}: found {_names(files)}, expected {count} shards: half a download?",
-            fix=f"Fetch them again. {offline_choices}",
+            fix=f"Fetch them again. {OFFLINE_CHOICES}",
         )
     if files:
         _refuse_several(files)
@@ -65,7 +70,7 @@ def weight_files(folder: Path, *, offline_choices: str) -> list[Path]:
         )
     raise ModelError(
         f"{folder}: has {CONFIG_NAME} and no {WEIGHTS_NAME}: half a download?",
-        fix=f"Fetch it again. {offline_choices}",
+        fix=f"Fetch it again. {OFFLINE_CHOICES}",
     )
 
 
@@ -125,14 +130,14 @@ _FOLDERS = ("vae", None)
 _ANSWER_SECONDS = 4.0
 
 
-def fetch(repo: str, *, offline_choices: str) -> Path:
+def fetch(repo: str) -> Path:
     """The local folder that holds the VAE of this hub repository.
 
     What the cache holds whole is used without asking the network. Otherwise the hub has a few
     seconds to answer before anything is downloaded: its client's own retries would take half a
     minute to say that it is not there.
     """
-    return _cached(repo) or _download(repo, offline_choices=offline_choices)
+    return _cached(repo) or _download(repo)
 
 
 def _cached(repo: str) -> Path | None:
@@ -151,7 +156,7 @@ def _cached(repo: str) -> Path | None:
     return None
 
 
-def _download(repo: str, *, offline_choices: str) -> Path:
+def _download(repo: str) -> Path:
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     for folder in _FOLDERS:
@@ -168,24 +173,24 @@ def _download(repo: str, *, offline_choices: str) -> Path:
         except errors.GatedRepoError as error:
             raise ModelError(
                 f"{repo}: the hub asks for permission first",
-                fix=f"Accept its terms and log in with `hf auth login`. {offline_choices}",
+                fix=f"Accept its terms and log in with `hf auth login`. {OFFLINE_CHOICES}",
             ) from error
         except errors.RepositoryNotFoundError as error:
             raise ModelError(
                 f"{repo}: no such folder here, and the hub has no such public repository",
-                fix=offline_choices,
+                fix=OFFLINE_CHOICES,
             ) from error
         except errors.LocalEntryNotFoundError as error:
-            raise _unreachable(repo, error, offline_choices) from error
+            raise _unreachable(repo, error) from error
         except errors.EntryNotFoundError:
             continue
         # The client lets through its HTTP library's own classes, and that library has changed.
         except Exception as error:
-            raise _unreachable(repo, error, offline_choices) from error
+            raise _unreachable(repo, error) from error
         return config.parent
     raise ModelError(
         f"{repo}: found no VAE, expected vae/{CONFIG_NAME} and vae/{WEIGHTS_NAME}",
-        fix=offline_choices,
+        fix=OFFLINE_CHOICES,
     )
 
 
@@ -203,10 +208,10 @@ def _have_weights(have: Callable[[str], str], *, cached: bool) -> None:
         have(name)
 
 
-def _unreachable(repo: str, error: Exception, offline_choices: str) -> ModelError:
+def _unreachable(repo: str, error: Exception) -> ModelError:
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return ModelError(
         f"{repo}: not complete in the hub's cache, and could not be fetched ({reason})",
-        fix=offline_choices,
+        fix=OFFLINE_CHOICES,
     )

@@ -12,7 +12,7 @@ from qvae_trt.errors import ModelError
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_of
 from qvae_trt.model import weights
 from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
-from qvae_trt.model.files import PICKLES, fetch, weight_files
+from qvae_trt.model.files import OFFLINE_CHOICES, PICKLES, fetch, weight_files
 from qvae_trt.model.seeded import empty_vae, random_vae
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ RANDOM_FULL = "random:full"
 RANDOM_FULL_RGBA = "random:full-rgba"
 RANDOM_FULL_21 = "random:full-2.1"
 RANDOM_TINY_21 = "random:tiny-2.1"
-OFFLINE_CHOICES = (
-    f"Without the hub: --model {BUNDLED_TINY} (small, trained), --model {RANDOM_FULL} (full size, "
-    "to measure speed), or a local folder or .safetensors file of the VAE."
-)
 #: Architectures with seeded weights.
 SEEDED: dict[str, tuple[Kind, Config]] = {
     RANDOM_FULL: (QWEN_IMAGE, {"input_channels": 3}),
@@ -166,7 +162,7 @@ def _find(source: str) -> _Found:
             f"{source!r}: no such file or folder, and not a hub id (owner/name)",
             fix=OFFLINE_CHOICES,
         )
-    return _find_in_folder(fetch(source, offline_choices=OFFLINE_CHOICES))
+    return _find_in_folder(fetch(source))
 
 
 def _existing(source: str) -> Path | None:
@@ -180,7 +176,7 @@ def _existing(source: str) -> Path | None:
 def _find_in_folder(folder: Path) -> _Found:
     try:
         homes = [home for home in (folder / "vae", folder) if (home / CONFIG_NAME).is_file()]
-        files = weight_files(homes[0], offline_choices=OFFLINE_CHOICES) if homes else []
+        files = weight_files(homes[0]) if homes else []
     except OSError as error:
         raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
     if not homes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qvae_trt import backends, store
+from qvae_trt import backends
 from qvae_trt.errors import EngineError, ExecutionError
 from qvae_trt.kinds import scale_of
 from qvae_trt.opening import ANY, Purpose, Wanted, open_engine
@@ -22,8 +22,9 @@ from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_s
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qvae_trt.opening import Opened
     from qvae_trt.profiles import Part
-    from qvae_trt.runtime.cache import Signature
+    from qvae_trt.store import EngineFile
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -45,25 +46,18 @@ class Engine:
 
     def __init__(
         self,
-        session: backends.Session,
+        opened: Opened,
         *,
-        path: Path,
-        files: Signature | None = None,
-        sidecar: store.Sidecar | None = None,
         scratch: Scratch | None = None,
         device: torch.device | None = None,
         cuda_graph: bool = False,
     ) -> None:
-        self._session = session
-        self.path = path
-        self.files = store.signature(path) if files is None else files
-        self.sidecar = sidecar
+        session = self._session = opened.session
+        self.path, self.files, self.sidecar = opened.path, opened.files, opened.sidecar
+        self.input, self.output, self.ranges = session.input, session.output, session.ranges
         self.device = device or torch.empty(0, device=session.device_type).device
-        self.bytes = path.stat().st_size
+        self.bytes = self.path.stat().st_size
         self.captured = False
-        self.input = session.input
-        self.output = session.output
-        self.ranges = session.ranges
         self._scratch = shared_scratch(self.device) if scratch is None else scratch
         self.wants_graph = (
             cuda_graph and self.device.type == "cuda" and self.static and session.capturable
@@ -81,7 +75,7 @@ class Engine:
     @classmethod
     def open(
         cls,
-        engine: store.EngineFile | Path,
+        engine: EngineFile | Path,
         purpose: Purpose = Purpose.SERVE,
         wanted: Wanted = ANY,
         *,
@@ -105,21 +99,11 @@ class Engine:
         free_dropped()
         with on(device):  # GPUs of one machine may differ
             opened = open_engine(engine, purpose, wanted, loading=captures.none)
-        session, path = opened.session, opened.path
-        if device is not None and device.type != session.device_type:
-            session.close()
-            raise EngineError(
-                f"{path}: runs on {session.device_type}, the tensors are on {device.type}"
-            )
-        return cls(
-            session,
-            path=path,
-            files=opened.files,
-            sidecar=opened.sidecar,
-            scratch=scratch,
-            device=device,
-            cuda_graph=cuda_graph,
-        )
+        where = opened.session.device_type
+        if device is not None and device.type != where:
+            opened.session.close()
+            raise EngineError(f"{opened.path}: runs on {where}, the tensors are on {device.type}")
+        return cls(opened, scratch=scratch, device=device, cuda_graph=cuda_graph)
 
     @property
     def part(self) -> Part:

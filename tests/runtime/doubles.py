@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from qvae_trt import backends, store
 from qvae_trt.backends import Device, Session, Verdict
 from qvae_trt.errors import EngineError
+from qvae_trt.opening import Opened
+from qvae_trt.runtime.engine import Engine
 from qvae_trt.tensors import ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
@@ -116,6 +119,12 @@ class FakeSession:
 def _view(pointer: int, shape: tuple[int, ...]) -> np.ndarray:
     count = int(np.prod(shape))
     return np.ctypeslib.as_array((ctypes.c_float * count).from_address(pointer)).reshape(shape)
+
+
+def engine_of(session: Session, path: Path, **options: Any) -> Engine:
+    """An engine of unknown origin in a file, as it is after loading."""
+    backend = backends.get("onnxruntime")
+    return Engine(Opened(path, store.signature(path), None, backend, session), **options)
 
 
 def fixed(*shape: int) -> tuple[ShapeRange, ...]:

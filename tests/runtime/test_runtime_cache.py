@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from doubles import FakeSession, fixed
+from doubles import FakeSession, engine_of, fixed
 
 from qvae_trt.errors import EngineError
 from qvae_trt.runtime.cache import EngineCache
@@ -35,7 +35,7 @@ class Shelf:
             self.loads.append(name)
             session = FakeSession(fixed(1, 3, 1, 8, 8))
             self.sessions.setdefault(name, []).append(session)
-            return Engine(session, path=path)
+            return engine_of(session, path)
 
         return cache.lease(path, load)
 
@@ -92,7 +92,7 @@ def test_room_is_made_before_loading(shelf):
 
 
 def _engine(shelf: Shelf, name: str) -> Engine:
-    return Engine(FakeSession(fixed(1, 3, 1, 8, 8)), path=shelf.folder / name)
+    return engine_of(FakeSession(fixed(1, 3, 1, 8, 8)), shelf.folder / name)
 
 
 def test_an_engine_in_use_is_never_closed(shelf):

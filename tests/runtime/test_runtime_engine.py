@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import fake_tensorrt
 import pytest
 import torch
-from doubles import FakeSession, FakeStream, fixed
+from doubles import FakeSession, FakeStream, engine_of, fixed
 from fake_gpus import H200, put_gpu
 
 from qvae_trt.backends.tensorrt import TensorRT
@@ -35,7 +35,7 @@ def file(tmp_path):
 
 
 def make(file, session: FakeSession) -> Engine:
-    return Engine(session, path=file)
+    return engine_of(session, file)
 
 
 def test_the_result_belongs_to_the_caller(file):
@@ -79,7 +79,7 @@ def test_scratch_is_sized_for_the_shape_in_use(file):
     wide = (ShapeRange((1, 3, 1, 8, 8), (1, 3, 1, 8, 8), (1, 3, 1, 64, 64)),)
     session = FakeSession(wide, scratch_bytes=lambda shape: 4 * shape[3] * shape[4])
     scratch = Scratch(CPU)
-    engine = Engine(session, path=file, scratch=scratch)
+    engine = engine_of(session, file, scratch=scratch)
     engine.run(torch.zeros(1, 3, 1, 8, 8))
     assert scratch.bytes == 256, "not the largest shape's"
     engine.run(torch.zeros(1, 3, 1, 16, 8))
@@ -100,9 +100,9 @@ def test_engines_of_one_device_share_scratch_and_take_turns(file):
         running.remove(id(session))
 
     engines = [
-        Engine(
+        engine_of(
             FakeSession(fixed(1, 3, 1, 8, 8), scratch_bytes=lambda _: 1024, on_execute=alone),
-            path=file,
+            file,
             scratch=scratch,
         )
         for _ in range(2)
@@ -129,7 +129,7 @@ def test_engines_of_one_device_share_scratch_and_take_turns(file):
 def test_close_waits_for_the_last_run_and_ends_it(file):
     session = FakeSession(fixed(1, 3, 1, 8, 8))
     scratch = Scratch(CPU)
-    engine = Engine(session, path=file, scratch=scratch)
+    engine = engine_of(session, file, scratch=scratch)
     stream = FakeStream(3)
     engine.enqueue(torch.zeros(1, 3, 1, 8, 8), 0, stream)
     event = stream.log[-1][1]
@@ -201,7 +201,7 @@ def test_input_and_scratch_are_kept_for_the_stream_that_reads_them(file, monkeyp
     monkeypatch.setattr(torch, "empty", allocate)
     session = FakeSession(RANGE, scratch_bytes=lambda _: 512)
     device = torch.device("cuda", 0)
-    engine = Engine(session, path=file, scratch=Scratch(CPU), device=device)
+    engine = engine_of(session, file, scratch=Scratch(CPU), device=device)
     x = on_gpu(torch.ones(1, 3, 1, 8, 8))
     assert float(engine.run(x).mean()) == 1.0
     assert x.kept == [stream]
@@ -211,7 +211,7 @@ def test_input_and_scratch_are_kept_for_the_stream_that_reads_them(file, monkeyp
 
 def test_an_engine_that_is_dropped_is_waited_for_and_closed_by_the_next_run(file):
     session, stream, scratch = FakeSession(fixed(1, 3, 1, 8, 8)), FakeStream(3), Scratch(CPU)
-    dropped, kept = Engine(session, path=file, scratch=scratch), make(file, FakeSession(RANGE))
+    dropped, kept = engine_of(session, file, scratch=scratch), make(file, FakeSession(RANGE))
     dropped.enqueue(torch.zeros(1, 3, 1, 8, 8), 0, stream)
     event = stream.log[-1][1]
     cycle = [dropped]
@@ -305,7 +305,7 @@ def engine(trt, tmp_path, scratch):
     path = tmp_path / "vae_decoder_multi_profile.trt"
     path.write_bytes(fake_tensorrt.plan(trt.fake.variant, ranges=RANGES))
     session = TensorRT("tensorrt").open(path)
-    engine = Engine(session, path=path, scratch=scratch, device=CPU)
+    engine = engine_of(session, path, scratch=scratch, device=CPU)
     yield engine
     engine.close()
     del session, engine
@@ -387,7 +387,7 @@ def test_capturing_wants_a_static_engine_that_has_run(trt, engine):
 def test_a_captured_run_has_scratch_of_its_own_and_pins_the_engine(file):
     session = FakeSession(fixed(1, 3, 1, 8, 8), scratch_bytes=lambda _: 512)
     scratch = Scratch(CPU)
-    engine = Engine(session, path=file, scratch=scratch)
+    engine = engine_of(session, file, scratch=scratch)
     stream = FakeStream(5)
     x = torch.ones(1, 3, 1, 8, 8)
     with pytest.raises(ExecutionError, match="not run yet"):

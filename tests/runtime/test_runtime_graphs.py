@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from doubles import FakeSession, FakeStream, fixed
+from doubles import FakeSession, FakeStream, engine_of, fixed
 from fake_cuda import CONTEXT, STREAM, FakeCuda
 
 from qvae_trt.backends import devices
@@ -49,7 +49,7 @@ def engine(session, scratch, tmp_path) -> Iterator[Engine]:
     """Captures itself, without a GPU: PyTorch's part is on the CPU."""
     file = tmp_path / "vae_decoder.trt"
     file.write_bytes(b"x")
-    engine = Engine(session, path=file, scratch=scratch)
+    engine = engine_of(session, file, scratch=scratch)
     engine.wants_graph = True
     yield engine
     engine.close()
@@ -261,7 +261,7 @@ def test_a_backend_that_waits_for_the_stream_is_not_captured(tmp_path, given, wa
     file = tmp_path / "vae_decoder.trt"
     file.write_bytes(b"x")
     made = FakeSession(fixed(1, 3, 1, 8, 8), **given)
-    engine = Engine(made, path=file, device=torch.device("cuda", 0), cuda_graph=True)
+    engine = engine_of(made, file, device=torch.device("cuda", 0), cuda_graph=True)
     assert engine.wants_graph is wants
 
 
