@@ -11,9 +11,11 @@ from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from qvae_trt.errors import QvaeError
+from qvae_trt.files.reading import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from qvae_trt.files.reading import Fault
 
@@ -25,6 +27,14 @@ _LEAST = 1 / _MOST
 _T = TypeVar("_T")
 
 Plain = str | int | float | bool | None
+
+
+def read_object(path: Path, *, most_bytes: int, fault: Fault) -> Table:
+    """The JSON object in a file, as `parse_object` takes it. What `fault` is given begins with the
+    path.
+    """
+    raw = read_bytes(path, most_bytes=most_bytes, fault=fault)
+    return parse_object(raw, most_bytes=most_bytes, fault=lambda why: fault(f"{path}: {why}"))
 
 
 def parse_object(raw: bytes, *, most_bytes: int, fault: Fault) -> Table:

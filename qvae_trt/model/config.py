@@ -7,8 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError, printable
-from qvae_trt.files.json_file import Table, parse_object
-from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.json_file import Table, read_object
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_named
 
 if TYPE_CHECKING:
@@ -39,10 +38,7 @@ def read_config(path: Path) -> tuple[Kind, Config]:
     Raises:
         ModelError: it cannot be read, or is of another class.
     """
-    raw = read_bytes(path, most_bytes=MAX_JSON_BYTES, fault=ModelError)
-    table = parse_object(
-        raw, most_bytes=MAX_JSON_BYTES, fault=lambda why: ModelError(f"{path}: {why}")
-    )
+    table = read_object(path, most_bytes=MAX_JSON_BYTES, fault=ModelError)
     return check_config(table.data, where=str(path))
 
 

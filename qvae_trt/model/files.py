@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from qvae_trt.errors import ModelError
-from qvae_trt.files.json_file import parse_object
-from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.json_file import read_object
 from qvae_trt.model.config import CONFIG_NAME, MAX_JSON_BYTES, read_config
 
 if TYPE_CHECKING:
@@ -80,8 +79,8 @@ def shard_names(index: Path) -> list[str]:
     Raises:
         ModelError: it cannot be read, is malformed, or names anything but `.safetensors` files.
     """
-    raw = read_bytes(index, most_bytes=MAX_JSON_BYTES, fault=ModelError)
-    table = parse_object(raw, most_bytes=MAX_JSON_BYTES, fault=partial(_malformed, index))
+    fault = partial(ModelError, fix="Fetch the file again.")
+    table = read_object(index, most_bytes=MAX_JSON_BYTES, fault=fault)
     names = sorted(set(table.table("weight_map").texts().values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -89,10 +88,6 @@ def shard_names(index: Path) -> list[str]:
     if not names:
         table.refuse("weight_map", "names no file")
     return names
-
-
-def _malformed(path: Path, why: str) -> ModelError:
-    return ModelError(f"{path}: {why}", fix="Fetch the file again.")
 
 
 def _shards(index: Path) -> list[Path]:

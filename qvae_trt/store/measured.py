@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from qvae_trt.errors import StoreError
-from qvae_trt.files.json_file import parse_object
-from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.json_file import read_object
 from qvae_trt.files.writing import write_text
 from qvae_trt.profiles import PARTS, Resolution
 
@@ -66,14 +66,10 @@ def load(path: Path) -> Measured:
     Raises:
         StoreError: it is missing or malformed.
     """
-
-    def fault(why: str) -> StoreError:
-        return StoreError(f"{path}: {why}", fix="delete it, and run qvae bench")
-
-    raw = read_bytes(path, most_bytes=_MAX_BYTES, fault=fault)
-    table = parse_object(raw, most_bytes=_MAX_BYTES, fault=fault)
+    fault = partial(StoreError, fix="delete it, and run qvae bench")
+    table = read_object(path, most_bytes=_MAX_BYTES, fault=fault)
     if table.version() != _VERSION:
-        raise fault(f"format {table.version()}, expected {_VERSION}")
+        raise fault(f"{path}: format {table.version()}, expected {_VERSION}")
     medians: dict[Part, dict[Resolution, Medians]] = {}
     for part in PARTS:
         sizes = table.table(part)

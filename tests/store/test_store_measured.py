@@ -72,3 +72,9 @@ def test_what_is_malformed_is_refused(path, change):
         measured.load(path)
     with pytest.raises(StoreError):
         measured.load(path.with_name("nowhere"))
+
+
+def test_a_file_that_cannot_be_read_is_named_once(path):
+    with pytest.raises(StoreError, match="No such file") as caught:
+        measured.load(path)
+    assert caught.value.what.count(str(path)) == 1
