@@ -53,7 +53,7 @@ def _build(
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class GraphSpec:
     """What decides a graph, for one model."""
 
     part: Part
@@ -74,7 +74,7 @@ class Graphs:
     def __init__(self, model: Model, *, ahead: bool) -> None:
         self._model, self.ahead = model, ahead
         self._child = Child("export", makes="graph", fix="qvae doctor")
-        self._started: tuple[Wanted, ExitStack] | None = None
+        self._started: tuple[GraphSpec, ExitStack] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -84,30 +84,30 @@ class Graphs:
         if self._started is not None:
             self._started[1].close()
 
-    def start(self, wanted: Wanted) -> None:
+    def start(self, spec: GraphSpec) -> None:
         """Export this graph ahead, and go on."""
         with ExitStack() as place:
             try:
-                out = place.enter_context(workplace()) / f"{wanted.part}.onnx"
-                self._child.ask(_export_there, self._model.source, wanted, out)
+                out = place.enter_context(workplace()) / f"{spec.part}.onnx"
+                self._child.ask(_export_there, self._model.source, spec, out)
             except QvaeError as error:
                 _log.debug("no graph ahead: %s", error)
             else:
-                self._started = wanted, place.pop_all()
+                self._started = spec, place.pop_all()
 
     @contextmanager
-    def graph(self, wanted: Wanted, progress: Progress) -> Iterator[OnnxFile]:
+    def graph(self, spec: GraphSpec, progress: Progress) -> Iterator[OnnxFile]:
         """The graph, there until the block ends."""
         asked, place = self._started or (None, ExitStack())
         self._started = None  # the next one may be started inside the block
         with place:
-            exported = self._finished(progress) if asked == wanted else None
-            if asked != wanted:
+            exported = self._finished(progress) if asked == spec else None
+            if asked != spec:
                 # No answer of it is for this one, and what it holds, the build may need.
                 self._child.close()
             if exported is None:
-                out = place.enter_context(workplace()) / f"{wanted.part}.onnx"
-                exported = _export(self._model, wanted, out, progress)
+                out = place.enter_context(workplace()) / f"{spec.part}.onnx"
+                exported = _export(self._model, spec, out, progress)
             yield exported
 
     def _finished(self, progress: Progress) -> OnnxFile | None:
@@ -123,25 +123,25 @@ class Graphs:
         return exported
 
 
-def _export(model: Model, wanted: Wanted, out: Path, progress: Progress) -> OnnxFile:
+def _export(model: Model, spec: GraphSpec, out: Path, progress: Progress) -> OnnxFile:
     from qvae_trt.export import export_onnx
 
     return export_onnx(
         model,
-        wanted.part,
+        spec.part,
         out,
-        precision=wanted.precision,
-        resolution=wanted.resolution,
-        lowering=wanted.lowering,
+        precision=spec.precision,
+        resolution=spec.resolution,
+        lowering=spec.lowering,
         progress=progress,
     )
 
 
 def _export_there(
-    source: str, wanted: Wanted, out: Path, *, progress: Progress
+    source: str, spec: GraphSpec, out: Path, *, progress: Progress
 ) -> tuple[OnnxFile, str]:
     model = _model(source)
-    return _export(model, wanted, out, progress), model.weights_sha256
+    return _export(model, spec, out, progress), model.weights_sha256
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
 from qvae_trt.backends import BuildSpec
-from qvae_trt.build.children import BuildChild, Graphs, Wanted
+from qvae_trt.build.children import BuildChild, Graphs, GraphSpec
 from qvae_trt.build.jobs import Job, JobResult
 from qvae_trt.errors import (
     BuildError,
@@ -184,7 +184,7 @@ class _Build:
         self, job: Job, key: Mapping[str, object], reason: str, progress: Progress
     ) -> JobResult:
         started = time.perf_counter()
-        graph = self.graphs.graph(self._wanted(job), progress)
+        graph = self.graphs.graph(self._graph_spec(job), progress)
         with graph as exported, staged(job.path) as temporary:
             self._start_next(job)
             spec = BuildSpec(
@@ -224,12 +224,12 @@ class _Build:
             except OSError:  # that engine's own failure, told when its turn comes
                 continue
             if wanted:
-                self.graphs.start(self._wanted(later))
+                self.graphs.start(self._graph_spec(later))
                 return
 
-    def _wanted(self, job: Job) -> Wanted:
+    def _graph_spec(self, job: Job) -> GraphSpec:
         lowering = self._lowering(job.part)
-        return Wanted(job.part, job.resolution, lowering, self.settings.precision)
+        return GraphSpec(job.part, job.resolution, lowering, self.settings.precision)
 
     def _run_backend(
         self, onnx: Path, out: Path, spec: BuildSpec, progress: Progress

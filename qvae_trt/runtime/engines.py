@@ -188,9 +188,8 @@ class Engines:
             None where its file was replaced since it was chosen: choose again.
 
         Raises:
-            EngineError: it cannot be loaded, or fails; which of the two is remembered where trying
-                again is idle. What goes wrong inside a caller's capture is the capture's, and not
-                held against the engine.
+            EngineError: it cannot be loaded, or fails. Either is remembered, so that what would
+                fail again is not tried again; but not what goes wrong inside a caller's capture.
         """
         choice, path = chosen.choice, chosen.choice.path
         if path is None or chosen.files is None:

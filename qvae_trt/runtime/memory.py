@@ -2,8 +2,11 @@
 what did not fit.
 
 TensorRT asks every execution for scratch memory, gigabytes at large sizes, and needs it only while
-it runs. All engines of a device share one buffer here, which grows to fit the most
-demanding size in use.
+it runs. All engines of a device share one buffer here, which grows to fit the most demanding size
+in use.
+
+What happens when memory runs out: `runtime.ladder` makes room (`Engines.make_room`), tries once
+more, and then takes smaller tiles.
 """
 
 from __future__ import annotations

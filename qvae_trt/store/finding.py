@@ -1,4 +1,4 @@
-"""Which engines there are under a folder."""
+"""Which engines there are under a folder. Their names: `profiles.engine_path`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import EngineError, ResolutionError, UsageError
-from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path, load_static_sizes
+from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +49,13 @@ def engine_file(
 
 def find_engines(engine_dir: Path) -> list[EngineFile]:
     """Every engine under the folder: static ones by size, small first, then those with profiles."""
+    sizes: set[Resolution] = set()
+    folder = engine_dir / "static"
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        with suppress(ResolutionError):  # a folder of something else
+            sizes.add(Resolution.parse(entry.name))
     places: list[tuple[Mode, Resolution | None]] = [
-        ("static", size) for size in sorted(_static_sizes(engine_dir), key=lambda r: (r.pixels, r))
+        ("static", size) for size in sorted(sizes, key=lambda size: (size.pixels, size))
     ]
     places.append(("profiles", None))
     return [
@@ -81,12 +86,3 @@ def check_other_folder(engine_dir: Path, out: Path, *, use: str, name: str, buil
             f"{out} is the engine folder: expected another one for {use}",
             fix=f"for example --out {engine_dir.with_name(name)}",
         )
-
-
-def _static_sizes(engine_dir: Path) -> set[Resolution]:
-    sizes = set(load_static_sizes().values())
-    folder = engine_dir / "static"
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        with suppress(ResolutionError):  # a folder of something else
-            sizes.add(Resolution.parse(entry.name))
-    return sizes
