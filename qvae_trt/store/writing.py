@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from io import FileIO
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import StoreError
@@ -53,42 +54,37 @@ def lock_engine(
     """
     with refusals_named("make the folder of", engine):
         engine.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(engine, timeout_s, on_wait)
-    try:
-        with refusals_named("clean up beside", engine):
-            finish_replacement(engine)
-            for leftover in staged_files(engine):
-                leftover.unlink(missing_ok=True)
-        yield
-    finally:
-        # Unlinked while it is held: a waiter that then gets this inode sees that the name is gone
-        # and starts again.
-        with suppress(OSError):
-            lock_path(engine).unlink()
-        os.close(descriptor)
+    with _acquire(engine, timeout_s, on_wait):
+        try:
+            with refusals_named("clean up beside", engine):
+                finish_replacement(engine)
+                for leftover in staged_files(engine):
+                    leftover.unlink(missing_ok=True)
+            yield
+        finally:
+            # Unlinked while it is held: a waiter that then gets this inode sees that the name is
+            # gone and starts again.
+            with suppress(OSError):
+                lock_path(engine).unlink()
 
 
-def _acquire(engine: Path, timeout_s: float, on_wait: Callable[[str], None] | None) -> int:
+def _acquire(engine: Path, timeout_s: float, on_wait: Callable[[str], None] | None) -> FileIO:
+    """The lock file, which holds the lock until it is closed."""
     path = lock_path(engine)
     deadline = time.monotonic() + timeout_s
     waited = False
     while True:
         with refusals_named("lock", engine):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        granted = False
-        try:
-            with refusals_named("lock", engine):
-                granted = try_lock(descriptor, path)
-            if granted:
-                with suppress(OSError):  # a full disk: the lock holds without its holder's name
-                    os.ftruncate(descriptor, 0)
-                    holder = f"process {os.getpid()} on {socket.gethostname()}"
-                    os.write(descriptor, holder.encode())
-                return descriptor
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another process"
-        finally:
-            if not granted:
-                os.close(descriptor)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            file = FileIO(os.open(path, flags, 0o666), "r+")
+            granted = try_lock(file.fileno(), path)
+        if granted:
+            with suppress(OSError):  # a full disk: the lock holds without its holder's name
+                file.truncate(0)
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return file
+        holder = file.read(200).decode("utf-8", "replace") or "another process"
+        file.close()
         if time.monotonic() >= deadline:
             raise StoreError(
                 f"{engine}: locked by {holder} for more than {timeout_s:g} s",
