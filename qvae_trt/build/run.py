@@ -139,14 +139,14 @@ class _Build:
         progress = stages(self.on_event, event)
         self._check_ranges(job)
         key = self._key(job)
-        reason, held = self._why_build(job, key)
+        reason, sidecar = self._why_build(job, key)
         if reason is None and not self.settings.force:
             if not self.settings.dry_run:
                 store.clean_up(job.path)
-            return _kept(job, held, "up to date")
+            return _kept(job, sidecar, "up to date")
         reason = reason or "up to date; built again because it was asked for"
         if self.settings.dry_run:
-            took, size = (held.build_seconds, held.engine_bytes) if held else (None, None)
+            took, size = (sidecar.build_seconds, sidecar.engine_bytes) if sidecar else (None, None)
             return JobResult(job, "planned", reason, took, size)
         waited: list[str] = []
 
@@ -156,10 +156,10 @@ class _Build:
 
         with store.lock_engine(job.path, on_wait=on_wait):
             # Another build may have finished it since, with or without a wait for its lock.
-            again, held = self._why_build(job, key)
+            again, sidecar = self._why_build(job, key)
             if again is None and (waited or not self.settings.force):
                 builder = waited[0] if waited else "another build"
-                return _kept(job, held, f"up to date: {builder} built it meanwhile")
+                return _kept(job, sidecar, f"up to date: {builder} built it meanwhile")
             self.on_event(event(kind="start", text=f"building, {reason}"))
             return self._build(job, key, reason, progress)
 
@@ -273,19 +273,19 @@ class _Build:
     ) -> tuple[str | None, store.Sidecar | None]:
         """Why the engine must be built, or None; and the sidecar of what is there, if any."""
         try:
-            held = store.check_engine(job.path, expected=key)
+            sidecar = store.check_engine(job.path, expected=key)
         except QvaeError as error:
             if not job.path.exists() and not job.path.is_symlink():
                 return "not built yet", None
             return _one_line(error), _sidecar_or_none(job.path)
-        built, level = held.build_flags.get("level"), self._level(job.part)
+        built, level = sidecar.build_flags.get("level"), self._level(job.part)
         if level is not None and built is not None and built != str(level):
-            return f"built with another level: found {built}, expected {level}", held
-        return None, held
+            return f"built with another level: found {built}, expected {level}", sidecar
+        return None, sidecar
 
 
-def _kept(job: Job, held: store.Sidecar | None, reason: str) -> JobResult:
-    return JobResult(job, "kept", reason, 0.0, None if held is None else held.engine_bytes)
+def _kept(job: Job, sidecar: store.Sidecar | None, reason: str) -> JobResult:
+    return JobResult(job, "kept", reason, 0.0, None if sidecar is None else sidecar.engine_bytes)
 
 
 def _one_line(error: QvaeError) -> str:
