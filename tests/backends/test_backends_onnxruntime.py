@@ -28,10 +28,9 @@ from qvae_trt.errors import (
     ExecutionError,
     ForeignEngineError,
     StoreError,
-    UsageError,
 )
 from qvae_trt.profiles import Resolution, engine_path
-from qvae_trt.tensors import ShapeRange, TensorSpec
+from qvae_trt.tensors import TensorSpec
 
 
 @pytest.fixture
@@ -145,13 +144,6 @@ def test_bf16_is_refused_with_a_way_out(backend: backends.Backend, tmp_path: Pat
     with pytest.raises(BackendError, match="no bf16 convolution") as caught:
         backend.build(graph, tmp_path / "e.onnx", spec(precision="bf16"))
     assert caught.value.fix == "--precision fp16 or --precision fp32"
-
-
-def test_bad_range(backend: backends.Backend, tmp_path: Path) -> None:
-    graph = small_graphs.decoder(tmp_path / "d.onnx")
-    backwards = ShapeRange(WIDE.max, WIDE.opt, WIDE.min)
-    with pytest.raises(UsageError, match="expected 0 < min <= opt <= max"):
-        backend.build(graph, tmp_path / "e.onnx", spec(backwards))
 
 
 def test_a_full_temporary_folder_is_named(

@@ -12,8 +12,8 @@ from fake_gpus import H200, RTX_4090, put_gpu
 from small_graphs import FIXED, WIDE, spec
 
 from qvae_trt import backends
-from qvae_trt.errors import BuildError, StoreError, UsageError
-from qvae_trt.tensors import ShapeRange, TensorSpec
+from qvae_trt.errors import BuildError, StoreError
+from qvae_trt.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,28 +70,6 @@ def test_fp32_multiplies_in_fp32(backend: backends.Backend, tmp_path: Path, engi
     outcome = backend.build(graph, engine, spec(precision="fp32"))
     assert outcome.input.dtype == "float32"
     assert outcome.flags["tf32"] == "off"
-
-
-@pytest.mark.parametrize(
-    ("low", "opt", "high"),
-    [(4, 33, 32), (17, 16, 32), (33, 34, 32), (0, 1, 2), (-1, 4, 8)],
-)
-def test_wrong_ranges_are_refused_before_the_build(
-    backend: backends.Backend, graph: Path, engine: Path, low: int, opt: int, high: int
-) -> None:
-    bad = ShapeRange((1, 4, 1, 4, low), (1, 4, 1, 16, opt), (1, 4, 1, 32, high))
-    steps: list[str] = []
-    with pytest.raises(UsageError, match="profile 1: "):
-        backend.build(graph, engine, spec(WIDE, bad), progress=lambda *s: steps.append(s[0]))
-    assert steps == []
-
-
-@pytest.mark.parametrize("level", [-1, 6])
-def test_level_out_of_range(
-    backend: backends.Backend, graph: Path, engine: Path, level: int
-) -> None:
-    with pytest.raises(UsageError, match=f"level {level}"):
-        backend.build(graph, engine, spec(level=level))
 
 
 @pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08\x08"])
