@@ -361,16 +361,11 @@ def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
         for key in ("min", "opt", "max"):
             if key not in table:
                 file.fail(f"profile {index} has no {key}", where)
-        low, opt, high = (_size(file, table[key], where, key) for key in ("min", "opt", "max"))
-        for key, a, b in (("min", low, opt), ("max", opt, high)):
-            if a.height > b.height or a.width > b.width:
-                file.fail(
-                    f"profile {index}: {key} {table[key]} and opt {opt}: expected min <= opt <= max"
-                    " on both sides",
-                    where,
-                    key,
-                )
-        profile = Profile(low, opt, high)
+        profile = Profile(*(_size(file, table[key], where, key) for key in ("min", "opt", "max")))
+        outside = profile.refusal(profile.opt)
+        if outside is not None:
+            what = f"profile {index}: opt: {outside}, expected min <= opt <= max"
+            file.fail(what, where, "opt")
         if profile in profiles:
             file.fail(f"profile {index} repeats profile {profiles.index(profile)}", where)
         profiles.append(profile)
