@@ -70,13 +70,10 @@ class Kind:
         """
         for name, side in (("width", size.width), ("height", size.height)):
             if side % self.scale:
-                near = (
-                    max(1, round(s / self.scale)) * self.scale for s in (size.height, size.width)
-                )
                 raise ResolutionError(
                     f"{size}: the {name} is {side}, expected a multiple of {self.scale}, as"
                     f" {self.name} needs",
-                    fix=f"the nearest size that it takes is {Resolution(*near)}",
+                    fix=f"the nearest size that it takes is {size.rounded(self.scale)}",
                 )
         return size.height // self.scale, size.width // self.scale
 

@@ -70,12 +70,16 @@ class Resolution:
                 )
         for name, side in (("width", self.width), ("height", self.height)):
             if side % SIDE_MULTIPLE:
-                near = Resolution(*(max(16, round(s / 16) * 16) for s in (self.height, self.width)))
                 raise ResolutionError(
                     f"{self}: the {name} is {side}, expected a multiple of {SIDE_MULTIPLE}",
-                    fix=f"the nearest size that every engine takes is {near}",
+                    fix=f"the nearest size that every engine takes is {self.rounded(16)}",
                 )
         return self
+
+    def rounded(self, step: int) -> Resolution:
+        """The nearest size whose sides are multiples of `step`, and not 0."""
+        high, wide = (max(1, round(side / step)) * step for side in (self.height, self.width))
+        return Resolution(high, wide)
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
