@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qvae_trt.errors import ResolutionError, UsageError
-from qvae_trt.files.toml_file import TomlFile, kind_of, quoted
+from qvae_trt.files.json_file import in_words
+from qvae_trt.files.toml_file import TomlFile, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -360,7 +361,7 @@ def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
     for index, table in enumerate(tables):
         where = f"profile.{index}"
         if not isinstance(table, dict):
-            file.fail(f"profile {index} is {kind_of(table)}, expected a table", "profile")
+            file.fail(f"profile {index} is {in_words(table)}, expected a table", "profile")
         file.only_keys(table, ("min", "opt", "max"), where)
         for key in ("min", "opt", "max"):
             if key not in table:
@@ -384,7 +385,7 @@ def own_file(name: str) -> Path:
 
 def _size(file: TomlFile, text: object, *where: str) -> Resolution:
     if not isinstance(text, str):
-        file.fail(f'{where[-1]} is {kind_of(text)}, expected a text "WIDTHxHEIGHT"', *where)
+        file.fail(f'{where[-1]} is {in_words(text)}, expected a text "WIDTHxHEIGHT"', *where)
     try:
         return Resolution.parse(text)
     except ResolutionError as error:

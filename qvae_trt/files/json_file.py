@@ -66,7 +66,7 @@ class Table:
     def __init__(self, data: object, where: str, fault: Fault) -> None:
         if not isinstance(data, dict):
             place = f"{where.rstrip('.')}: " if where else ""
-            raise fault(f"{place}expected a JSON object, found {_found(data)}")
+            raise fault(f"{place}expected a JSON object, found {in_words(data)}")
         self.data: dict[str, object] = data
         self.where = where
         self._fault = fault
@@ -93,7 +93,7 @@ class Table:
     def text(self, name: str) -> str:
         value = self.value(name)
         if not isinstance(value, str) or not _printable(value):
-            self.refuse(name, f"expected text, found {_found(value)}")
+            self.refuse(name, f"expected text, found {in_words(value)}")
         return value
 
     def texts(self) -> dict[str, str]:
@@ -123,7 +123,9 @@ class Table:
     def sha256(self, name: str) -> str:
         text = self.text(name)
         if not is_sha256(text):
-            self.refuse(name, f"expected 64 hexadecimal digits in lower case, found {_found(text)}")
+            self.refuse(
+                name, f"expected 64 hexadecimal digits in lower case, found {in_words(text)}"
+            )
         return text
 
     def parsed(self, name: str, parse: Callable[[str], _T]) -> _T:
@@ -134,20 +136,20 @@ class Table:
         except QvaeError as error:
             self.refuse(name, error.what)
         if str(value) != text:
-            self.refuse(name, f"expected {value}, found {_found(text)}")
+            self.refuse(name, f"expected {value}, found {in_words(text)}")
         return value
 
     def flag(self, name: str) -> bool:
         value = self.value(name)
         if not isinstance(value, bool):
-            self.refuse(name, f"expected true or false, found {_found(value)}")
+            self.refuse(name, f"expected true or false, found {in_words(value)}")
         return value
 
     def integer(self, name: str, *, least: int = 0, most: float = _MOST) -> int:
         value = self.value(name)
         if type(value) is not int or not least <= value <= most:
             wanted = f"{least} or more" if most == math.inf else f"{least} to {most}"
-            self.refuse(name, f"expected a whole number, {wanted}, found {_found(value)}")
+            self.refuse(name, f"expected a whole number, {wanted}, found {in_words(value)}")
         return value
 
     def version(self) -> int:
@@ -157,16 +159,16 @@ class Table:
     def number(self, name: str, *, least: float = 0.0) -> float:
         value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(name, f"expected a number, found {_found(value)}")
+            self.refuse(name, f"expected a number, found {in_words(value)}")
         least = max(least, -_MOST)
         if not least <= value <= _MOST:
-            self.refuse(name, f"expected {least:g} to {_MOST:g}, found {_found(value)}")
+            self.refuse(name, f"expected {least:g} to {_MOST:g}, found {in_words(value)}")
         return float(value)
 
     def positive(self, name: str) -> float:
         number = self.number(name)
         if number < _LEAST:
-            self.refuse(name, f"expected more than 0, found {_found(number)}")
+            self.refuse(name, f"expected more than 0, found {in_words(number)}")
         return number
 
     def number_or_none(self, name: str, *, least: float = 0.0) -> float | None:
@@ -177,7 +179,7 @@ class Table:
         found = [one for one in known if isinstance(value, str) and value == one]
         if not found:
             wanted = ", ".join(map(str, known))
-            self.refuse(name, f"expected one of {wanted}, found {_found(value)}")
+            self.refuse(name, f"expected one of {wanted}, found {in_words(value)}")
         return found[0]
 
     def table(self, name: str) -> Table:
@@ -189,7 +191,7 @@ class Table:
     def list(self, name: str) -> Sequence[object]:
         items = self.value(name)
         if not isinstance(items, list):
-            self.refuse(name, f"expected a list, found {_found(items)}")
+            self.refuse(name, f"expected a list, found {in_words(items)}")
         return items
 
     def items(self, name: str, count: int) -> Table:
@@ -218,7 +220,7 @@ def _printable(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _found(value: object) -> str:
+def in_words(value: object) -> str:
     """A value as JSON has it; of a long one the beginning, of a list or an object the kind."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
@@ -234,6 +236,6 @@ def _once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the name {_found(name)} is there twice in one object")
+            raise ValueError(f"the name {in_words(name)} is there twice in one object")
         found[name] = value
     return found

@@ -47,14 +47,14 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def read_bytes(path: Path, *, fault: Fault, most_bytes: int = -2) -> bytes:
+def read_bytes(path: Path, *, fault: Fault, most_bytes: int | None = None) -> bytes:
     """A regular file's bytes; of one longer than `most_bytes`, enough to tell that it is.
 
     Raises: what `fault` makes of why the file cannot be read.
     """
     try:
         with open_regular(path) as file:
-            return file.read(most_bytes + 1)
+            return file.read(None if most_bytes is None else most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise fault(f"{path}: cannot be read: {why}") from error

@@ -88,12 +88,6 @@ class TomlFile:
                 self.fail(f"unknown key {quoted(key)}, expected {', '.join(known)}", where, key)
 
 
-def kind_of(value: object) -> str:
-    return {dict: "a table", list: "an array", str: "a text", bool: "a boolean"}.get(
-        type(value), f"a value of type {type(value).__name__}"
-    )
-
-
 def quoted(text: str) -> str:
     shown = text if len(text) <= 60 else f"{text[:57]}..."
     return repr(shown)
