@@ -27,7 +27,7 @@ from qvae_trt.runtime.preference import Prefer, Preference
 from qvae_trt.runtime.tiling import Tile, usual_overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from diffusers import AutoencoderKLQwenImage
 
@@ -276,14 +276,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
                     wanted[f"tile_sample_stride_{name}"] = side - usual_overlap(side)
             if stride is not None:
                 wanted[f"tile_sample_stride_{name}"] = stride
-        before = {name: getattr(self, name) for name in wanted}
-        self.__dict__.update(wanted)
-        try:
-            self._tile()
-        except UsageError:
-            self.__dict__.update(before)
-            raise
-        self.use_tiling = True
+        self._tile({**vars(self), **wanted})
+        self.__dict__.update(wanted, use_tiling=True)
 
     def disable_tiling(self) -> None:
         self.use_tiling = False
@@ -387,13 +381,16 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
 
     def _how(self) -> dict[str, Any]:
         """Where and how `Ladder.serve` is to serve."""
-        tile = self._tile() if self.use_tiling else None
+        # Read anew at each use: as diffusers' own, these attributes may be set one by one.
+        tile = self._tile(vars(self)) if self.use_tiling else None
         return {"device": self.device, "dtype": self.dtype, "tile": tile}
 
-    def _tile(self) -> Tile:
-        # Read anew at each use: as diffusers' own, these attributes may be set one by one.
-        lengths = self.tile_sample_min_height, self.tile_sample_min_width
-        strides = self.tile_sample_stride_height, self.tile_sample_stride_width
+    def _tile(self, attributes: Mapping[str, Any]) -> Tile:
+        """The tile that `tile_sample_…` describe. UsageError if they describe none."""
+        lengths, strides = (
+            [attributes[f"tile_sample_{which}_{axis}"] for axis in ("height", "width")]
+            for which in ("min", "stride")
+        )
         for side, stride in zip(lengths, strides, strict=True):
             if not (arguments.whole(side) and arguments.whole(stride)):
                 raise UsageError(
