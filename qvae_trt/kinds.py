@@ -21,8 +21,9 @@ class Kind:
         class_name: of diffusers, which the configuration names.
         stages: how many widths the network has; each but the last halves the sides.
         z_dim: latent channels where a configuration does not say.
-        colours: names in the configuration of how many channels a picture has; all are the same.
-        default_colours: what the class takes for those that a configuration leaves out.
+        colours: what the configuration calls the number of a picture's channels; where it has
+            several names, all must have the same number.
+        default_colours: that number where a configuration leaves it out.
         integers: the least and the most of the other whole numbers in the configuration; they keep
             a damaged file from asking for terabytes.
         flags: names of its booleans.

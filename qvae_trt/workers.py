@@ -1,7 +1,7 @@
 """Work in another process: started, listened to, and ended with its parent.
 
-Requests and events go through a pipe; what libraries print there is kept apart, for the words of an
-error.
+Requests and events go through a pipe. What libraries print there goes to a file, whose last lines
+are in the error if the process dies.
 """
 
 from __future__ import annotations

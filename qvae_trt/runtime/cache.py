@@ -194,10 +194,10 @@ class _Failure:
 class Failures:
     """Remembers what failed and why: loading an engine on a device, or running one size on it.
 
-    What the files themselves show, another build or no sidecar, holds until they change. Anything
-    else may pass (too many open files, a CUDA call that another thread's capture forbids): it is
-    tried again, after `STRIKES` in a row not before `PAUSE_S` are over. Nothing is remembered of a
-    lack of memory, for which room is made.
+    A stale engine, or one without a sidecar, is left alone until its files change. Any other
+    failure may be temporary (too many open files, a CUDA call that another thread's capture
+    forbids): it is tried again, but after `STRIKES` failures in a row only once `PAUSE_S` seconds
+    have passed. A lack of memory is not remembered: the caller makes room.
     """
 
     def __init__(self) -> None:

@@ -164,10 +164,8 @@ class Engines:
     def checked_choice(
         self, part: Part, resolution: Resolution, device: torch.device | None = None
     ) -> Choice:
-        """What `choose` finds, less the engines that would be refused when they are loaded, or are
-        left alone for now, on this device or the current one.
-
-        Reads them whole.
+        """What `choose` finds without the engines that would be refused when they are loaded, or
+        that are left alone for now, on this device or the current one. Reads whole engine files.
         """
         device = torch.device(self.device_type) if device is None else device
         unfit: dict[str, str] = {}

@@ -96,7 +96,7 @@ def _users_frame() -> FrameType:
     return frame
 
 
-#: Results of one device whose check may be under way; of more, some are not checked.
+#: How many results may wait for their check; while so many wait, others are not checked.
 _SLOTS = 64
 _UNKNOWN = -1.0
 

@@ -381,7 +381,12 @@ class Ladder:
 
 @dataclass(slots=True)
 class _Tried:
-    """Engines that did not serve a size in this call, with what went wrong, and with what first."""
+    """What was tried for one size in this call.
+
+    Attributes:
+        unfit: modes whose engine did not serve it, with what went wrong.
+        problem: the first error.
+    """
 
     unfit: dict[str, str]
     problem: QvaeError | None = None
