@@ -289,7 +289,6 @@ def load(path: Path) -> BenchResult:
         path = path / "latency.json"
     root = parse_object(
         read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=partial(BenchError, fix=_MAKE_ONE)),
-        most_bytes=MAX_FILE_BYTES,
         fault=lambda why: BenchError(f"{path}: malformed bench result: {why}"),
     )
     found = root.data.get("schema")

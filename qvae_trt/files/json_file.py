@@ -34,17 +34,15 @@ def read_object(path: Path, *, most_bytes: int, fault: Fault) -> Table:
     path.
     """
     raw = read_bytes(path, most_bytes=most_bytes, fault=fault)
-    return parse_object(raw, most_bytes=most_bytes, fault=lambda why: fault(f"{path}: {why}"))
+    return parse_object(raw, fault=lambda why: fault(f"{path}: {why}"))
 
 
-def parse_object(raw: bytes, *, most_bytes: int, fault: Fault) -> Table:
-    """The JSON object in a file's bytes; at most `most_bytes`, UTF-8 with or without a byte order
-    mark, no name twice in one object.
+def parse_object(raw: bytes, *, fault: Fault) -> Table:
+    """The JSON object in a file's bytes: UTF-8 with or without a byte order mark, no name twice in
+    one object.
 
     Raises: what `fault` makes of the reason.
     """
-    if len(raw) > most_bytes:
-        raise fault(f"more than {most_bytes} bytes")
     try:
         data: object = json.loads(
             raw.removeprefix(BOM_UTF8).decode(), parse_constant=_no_number, object_pairs_hook=_once

@@ -48,16 +48,19 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_bytes(path: Path, *, fault: Fault, most_bytes: int | None = None) -> bytes:
-    """A regular file's bytes; of one longer than `most_bytes`, enough to tell that it is.
+    """A regular file's bytes.
 
-    Raises: what `fault` makes of why the file cannot be read.
+    Raises: what `fault` makes of why the file cannot be read, or of more than `most_bytes`.
     """
     try:
         with open_regular(path) as file:
-            return file.read(None if most_bytes is None else most_bytes + 1)
+            raw = file.read(None if most_bytes is None else most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise fault(f"{path}: cannot be read: {why}") from error
+    if most_bytes is not None and len(raw) > most_bytes:
+        raise fault(f"{path}: more than {most_bytes} bytes")
+    return raw
 
 
 def check_replaceable(path: Path) -> None:

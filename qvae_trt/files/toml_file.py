@@ -26,8 +26,6 @@ class TomlFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         raw = read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=ProfileError)
-        if len(raw) > MAX_FILE_BYTES:
-            raise ProfileError(f"{path}: more than {MAX_FILE_BYTES} bytes, expected a few lines")
         try:
             self.text = raw.removeprefix(BOM_UTF8).decode()
         except UnicodeDecodeError as error:

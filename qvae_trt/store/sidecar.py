@@ -152,7 +152,7 @@ def parse_sidecar(raw: bytes, *, path: Path) -> Sidecar:
             fix="build the engine again; `qvae build` keeps the ones that are up to date",
         )
 
-    top = parse_object(raw, most_bytes=MAX_SIDECAR_BYTES, fault=malformed)
+    top = parse_object(raw, fault=malformed)
     version = top.version()
     if version > FORMAT_VERSION:
         raise EngineError(

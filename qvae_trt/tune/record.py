@@ -204,7 +204,7 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
             fix="if qvae tune wrote it, remove it and run qvae tune again; else name another file",
         )
 
-    top = parse_object(raw, most_bytes=MAX_FILE_BYTES, fault=malformed)
+    top = parse_object(raw, fault=malformed)
     version = top.version()
     if version > FORMAT_VERSION:
         raise BenchError(

@@ -12,7 +12,7 @@ from qvae_trt.profiles import Resolution
 
 
 def table(text: str) -> Table:
-    return parse_object(text.encode(), most_bytes=1000, fault=EngineError)
+    return parse_object(text.encode(), fault=EngineError)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,6 @@ def table(text: str) -> Table:
         ('{"a": NaN}', "NaN is not a JSON number"),
         ('{"a": [-Infinity]}', "-Infinity is not a JSON number"),
         ('{"a": {"b": 1, "b": 2}}', 'the name "b" is there twice in one object'),
-        ('{"a": ' + "9" * 5000 + "}", "more than 1000 bytes"),
         ("[" * 900, "Expecting value"),
     ],
 )
@@ -39,9 +38,9 @@ def test_a_byte_order_mark_is_no_part_of_the_text():
 def test_depth_and_digits():
     for text in ("[" * 100_000, '{"a": ' + "9" * 5000 + "}"):
         with pytest.raises(EngineError):
-            parse_object(text.encode(), most_bytes=1 << 20, fault=EngineError)
+            parse_object(text.encode(), fault=EngineError)
     with pytest.raises(EngineError, match="utf-8"):
-        parse_object(b"\xff", most_bytes=1, fault=EngineError)
+        parse_object(b"\xff", fault=EngineError)
 
 
 @pytest.mark.parametrize(
