@@ -14,6 +14,7 @@ from qvae_trt.model.load import RANDOM_FULL_21 as RANDOM_FULL_21
 from qvae_trt.model.load import RANDOM_FULL_RGBA as RANDOM_FULL_RGBA
 from qvae_trt.model.load import RANDOM_TINY_21 as RANDOM_TINY_21
 from qvae_trt.model.load import Model as Model
+from qvae_trt.model.load import existing_path as existing_path
 from qvae_trt.model.load import find_kind as find_kind
 from qvae_trt.model.load import load_model as load_model
 from qvae_trt.model.load import model_of_tensors as model_of_tensors

@@ -129,7 +129,7 @@ def find_kind(source: str) -> Kind:
         ModelError: as `load_model`.
     """
     known = {kind.hub_id: kind for kind in KINDS}
-    if source in known and _existing(source) is None:
+    if source in known and existing_path(source) is None:
         return known[source]
     return _find(source).kind
 
@@ -150,7 +150,7 @@ def _find(source: str) -> _Found:
     if source in SEEDED:
         kind, config = SEEDED[source]
         return _Found(kind, config, Path(source), None)
-    path = _existing(source)
+    path = existing_path(source)
     if path is not None:
         return _find_in_folder(path) if path.is_dir() else _find_in_file(path)
     if source.startswith(("bundled:", "random:")):
@@ -165,7 +165,8 @@ def _find(source: str) -> _Found:
     return _find_in_folder(fetch(source))
 
 
-def _existing(source: str) -> Path | None:
+def existing_path(source: str) -> Path | None:
+    """The file or folder that a `--model` argument names; None for any other."""
     try:
         path = Path(source).expanduser()
         return path if source and path.exists() else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qvae_trt.errors import UsageError
+from qvae_trt.model import existing_path
 from qvae_trt.profiles import MODES, Resolution
 
 if TYPE_CHECKING:
@@ -47,11 +48,8 @@ def named_folder(path: str | os.PathLike[str]) -> Path:
 
 def lasting_source(model: str) -> str:
     """The name of a model; a path becomes absolute, as the process may change directory later."""
-    try:
-        path = Path(model).expanduser()
-        return str(path.absolute()) if model and path.exists() else model
-    except (OSError, RuntimeError, ValueError):  # `load_model` says what is wrong with it
-        return model
+    path = existing_path(model)
+    return model if path is None else str(path.absolute())
 
 
 def mode_folders(engine_dir: Path) -> dict[Mode, Path]:
