@@ -86,7 +86,7 @@ def test_unknown_aspect(
     ("text", "line", "words"),
     [
         ('[[profile]]\nmin = "256x256"\nopt = "512x512"\nmax = 7\n', 4, "max"),
-        ('[[profile]]\nmin = "256x256"\nopt = "1024x1024"\nmax = "512x512"\n', 4, "min <= opt"),
+        ('[[profile]]\nmin = "256x256"\nopt = "1024x1024"\nmax = "512x512"\n', 3, "min <= opt"),
         ('[[profile]]\nmin = "256x256"\nopt = "512x512\n', 3, ""),
         ('# no profile\nprofiles = "none"\n', 2, "profiles"),
         ("", 1, "[[profile]]"),
