@@ -186,21 +186,6 @@ class Choice:
         """The engine file, where the caller named one."""
         return next((c.path for c in self.candidates if c.accepted), None)
 
-    def before_pytorch(self, fused: str | Refusal) -> Choice:
-        """This choice with the fused path before PyTorch: why it is taken, also in place of an
-        engine, or why it is not.
-        """
-        *engines, pytorch = self.candidates
-        if isinstance(fused, Refusal):
-            refused = Candidate("fused", False, fused.reason, kind=fused.kind)
-            return replace(self, candidates=(*engines, refused, pytorch))
-        passed = [
-            c.passed_over("holds it, and fused is preferred") if c.accepted else c for c in engines
-        ]
-        last = pytorch.passed_over("fused serves this size")
-        candidates = (*passed, Candidate("fused", True, fused), last)
-        return Choice(self.resolution, "fused", None, candidates)
-
     def explain(self) -> str:
         """One line for each candidate; the accepted one starts with `+`."""
         return "\n".join(str(candidate) for candidate in self.candidates)
@@ -243,6 +228,22 @@ def choose(
     found.append(pytorch.passed_over(f"{winner.name} serves this size"))
     engine: Literal["static", "profiles"] = "static" if winner.profile_index is None else "profiles"
     return Choice(resolution, engine, winner.profile_index, tuple(found))
+
+
+def with_fused(choice: Choice, fused: str | Refusal) -> Choice:
+    """The choice with the fused path before PyTorch: why it is taken, also in place of an engine,
+    or why it is not.
+    """
+    *engines, pytorch = choice.candidates
+    if isinstance(fused, Refusal):
+        refused = Candidate("fused", False, fused.reason, kind=fused.kind)
+        return replace(choice, candidates=(*engines, refused, pytorch))
+    passed = [
+        c.passed_over("holds it, and fused is preferred") if c.accepted else c for c in engines
+    ]
+    last = pytorch.passed_over("fused serves this size")
+    candidates = (*passed, Candidate("fused", True, fused), last)
+    return Choice(choice.resolution, "fused", None, candidates)
 
 
 def nearest(resolution: Resolution, profiles: Sequence[Profile]) -> int | None:

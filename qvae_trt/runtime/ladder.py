@@ -26,7 +26,7 @@ from qvae_trt.errors import (
     UsageError,
 )
 from qvae_trt.model import DEFAULT_MODEL
-from qvae_trt.profiles import MODES, Choice, Part, ReasonKind, Refusal, Resolution
+from qvae_trt.profiles import MODES, Choice, Part, ReasonKind, Refusal, Resolution, with_fused
 from qvae_trt.runtime import memory
 from qvae_trt.runtime.cache import Counts, Recent, bare
 from qvae_trt.runtime.fallback import FallbackMode, FiniteCheck, Notices
@@ -333,10 +333,10 @@ class Ladder:
             return choice
         why = self.pytorch.fused.refusal(device)
         if why is None:
-            return choice.before_pytorch(faster or "no engine serves this size")
+            return with_fused(choice, faster or "no engine serves this size")
         if choice.engine != "pytorch":
             return choice
-        return choice.before_pytorch(Refusal(ReasonKind.REFUSED, why.what))
+        return with_fused(choice, Refusal(ReasonKind.REFUSED, why.what))
 
     def status(self, device: torch.device) -> dict[str, Any]:
         """What served, what did not and why, and what is in memory. See `TrtVae.status`."""
