@@ -11,11 +11,9 @@ import contextlib
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 _SECONDS_BETWEEN = 0.1
 

@@ -6,9 +6,10 @@ left out here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from qvae_trt import store
 from qvae_trt.commands import build_command, rebuild_command
@@ -16,9 +17,6 @@ from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named
 from qvae_trt.lightx2v_loader import static_folders, unheld
 from qvae_trt.profiles import PARTS, Mode, Part, Resolution
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 #: Of input and output, as it takes them apart: pixels, 16 latents, their means and log-variances.
 _CHANNELS: dict[Part, tuple[int, int]] = {"encoder": (3, 32), "decoder": (16, 3)}

@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from qvae_trt.errors import ResolutionError, UsageError
 from qvae_trt.files.json_file import in_words
 from qvae_trt.files.toml_file import TomlFile, quoted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
 
 Part = Literal["encoder", "decoder"]
 Mode = Literal["static", "profiles"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 # CUdevice_attribute, CUstream_flags and CUstreamCaptureMode, from cuda.h; these values are part of
 # the driver's ABI.

@@ -8,16 +8,14 @@ import json
 import logging
 import re
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from qvae_trt.backends.protocol import ALIGNMENT_BYTES, check_shape, describe
 from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError, QvaeError
 from qvae_trt.tensors import DTypeName, ShapeRange, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _python_log = logging.getLogger(__name__)
 _OUT_OF_MEMORY = re.compile(

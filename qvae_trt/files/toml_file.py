@@ -6,14 +6,12 @@ import re
 import tomllib
 from codecs import BOM_UTF8
 from collections import Counter
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from qvae_trt.errors import ProfileError
 from qvae_trt.files.reading import read_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 MAX_FILE_BYTES = 1 << 20
 _HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]#]*?)\s*\]")

@@ -10,15 +10,12 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qvae_trt.errors import StoreError
 from qvae_trt.files.reading import check_replaceable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _PREFIX = "qvae-build-"
 

@@ -7,16 +7,14 @@ cache, else the network, or an error within seconds.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from qvae_trt.errors import ModelError
 from qvae_trt.files.json_file import read_object
 from qvae_trt.model.config import CONFIG_NAME, MAX_JSON_BYTES, read_config
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
 
 #: What helps where the hub does not.
 OFFLINE_CHOICES = (

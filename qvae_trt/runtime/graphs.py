@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 
 from qvae_trt.backends import devices
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 class Captures:

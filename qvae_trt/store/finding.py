@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from qvae_trt.errors import EngineError, ResolutionError, UsageError
 from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _SUFFIXES = (".trt", ".onnx")
 
