@@ -49,11 +49,17 @@ def decode(client: Any, model: str, latents: torch.Tensor) -> torch.Tensor:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Decode latents on Triton Inference Server.")
-    parser.add_argument("latents", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", default="qwen_image_vae_decoder_profiles")
-    parser.add_argument("--url", default="localhost:8000")
-    parser.add_argument("--normalised", type=Path, metavar="CONFIG")
+    parser.add_argument("latents", type=Path, help="a file of qvae encode, or of a denoiser")
+    parser.add_argument("--out", type=Path, required=True, help="the picture to write")
+    parser.add_argument(
+        "--model",
+        default="qwen_image_vae_decoder_profiles",
+        help="its name in the repository (default: %(default)s)",
+    )
+    parser.add_argument("--url", default="localhost:8000", help="default: %(default)s")
+    parser.add_argument(
+        "--normalised", type=Path, metavar="CONFIG", help="a denoiser's; the VAE's config.json"
+    )
     given = parser.parse_args()
     from tritonclient.http import InferenceServerClient
 

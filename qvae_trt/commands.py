@@ -12,6 +12,8 @@ from pathlib import Path
 from qvae_trt.errors import printable
 
 _PARTS = ("encoder", "decoder")
+# An environment variable, such as QVAE_MODEL, goes before them.
+_DEFAULTS = {"--model": "Qwen/Qwen-Image", "--backend": "auto", "--engine-dir": "engines"}
 _SIZE = re.compile(r"[0-9]{1,20}x[0-9]{1,20}")
 
 
@@ -19,8 +21,8 @@ def build_command(mode: str, *sizes: object, **asked: object) -> str:
     """The command that builds engines, as a hint to copy.
 
     Args:
-        asked: `part`, `model`, `backend`, `precision`, `engine_dir`; what is None is left out, and
-            the backend `auto`.
+        asked: `part`, `model`, `backend`, `precision`, `engine_dir`; what is None or the default
+            is left out.
     """
     return command_line(_build(mode, *sizes, **asked))
 
@@ -37,10 +39,11 @@ def _build(
     words = ["qvae", "build", "--mode", mode]
     for size in sizes:
         words += ["--resolution", str(size)]
-    given = {"--part": part, "--model": model, "--backend": None if backend == "auto" else backend}
-    given |= {"--precision": precision, "--engine-dir": engine_dir}
-    for option, value in given.items():
-        words += [] if value is None else [option, str(value)]
+    given = {"--part": part, "--model": model, "--backend": backend}
+    given |= {"--precision": None if precision == "fp16" else precision, "--engine-dir": engine_dir}
+    for name, value in given.items():
+        usual = os.environ.get("QVAE_" + name[2:].upper().replace("-", "_")) or _DEFAULTS.get(name)
+        words += [] if value is None or str(value) == usual else [name, str(value)]
     return words
 
 

@@ -159,6 +159,14 @@ def test_make_targets_and_extras_exist():
             assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"{name_of(page)}: {extra}"
 
 
+def test_the_versions_that_were_tested_are_the_pinned_ones():
+    pinned = dict(re.findall(r"^([\w-]+)==(\d+\.\d+)", text_of(ROOT / "constraints.txt"), re.M))
+    told = "".join(re.findall(r"^\| any x86-64.*$", text_of(ROOT / "README.md"), re.M))
+    called = {"ONNX Runtime": "onnxruntime", "PyTorch": "torch", "diffusers": "diffusers"}
+    for name, package in (called | {"TensorRT-RTX": "tensorrt_rtx"}).items():
+        assert f"{name} {pinned[package]}" in told
+
+
 def test_no_other_programs_are_asked_for():
     for page in PAGES:
         assert {words[0] for words in commands(page)} <= {"qvae", "make", "pip", "hf"}
@@ -797,8 +805,11 @@ def test_pictures_of_terminals_show_what_the_command_printed(picture):
 
 
 def words_of(svg: str) -> list[str]:
-    """What a picture of a terminal says, without what differs from run to run."""
+    """What a picture of a terminal says, without what differs from run to run: figures, and the
+    rule under a head, which is longer where a figure is.
+    """
     text = " ".join(html.unescape(line) for line in re.findall(r"<text [^>]*>(.*?)</text>", svg))
+    text = re.sub("─+", "─", text)
     return re.sub(r"\d+(?:\.\d+)?(?:e[+-]\d+)?", "0", text.replace("\xa0", " ")).split()
 
 

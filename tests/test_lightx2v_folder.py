@@ -231,8 +231,11 @@ def test_the_command_names_what_is_missing(tmp_path, capsys):
     command = ["lightx2v", "--engine-dir", str(engines), "--out", str(tmp_path / "out")]
     assert main(command) == 1
     told = capsys.readouterr().err
-    assert "--resolution 1664x928 --resolution 928x1664" in told
+    assert "qvae build --mode static --engine-dir" in told, "all sizes need no names"
     assert "qvae build --mode profiles" in told
-    put(engines, "encoder", [Profile.fixed(WIDE)])
+    for part in PARTS:
+        put(engines, part, [Profile.fixed(WIDE)])
     assert main(command) == 0
-    assert "--resolution 1584x1056" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--resolution 1328x1328" in told
+    assert f"--resolution {WIDE}" not in told

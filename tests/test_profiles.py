@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvae_trt.commands import rebuild_command
+from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import ProfileError, ResolutionError, UsageError
 from qvae_trt.profiles import (
     Profile,
@@ -422,6 +422,16 @@ def test_the_command_that_builds_a_path_again(mode, size, words):
     path = engine_path(Path("my engines"), "decoder", mode, ".onnx", size)
     expected = ["qvae", "build", *words, "--part", "decoder", "--engine-dir", "my engines"]
     assert shlex.split(rebuild_command(path)) == expected
+
+
+def test_a_command_leaves_out_what_is_the_default(monkeypatch):
+    usual = {"model": "Qwen/Qwen-Image", "backend": "auto", "precision": "fp16"}
+    assert (
+        build_command("static", engine_dir=Path("engines"), **usual) == "qvae build --mode static"
+    )
+    monkeypatch.setenv("QVAE_ENGINE_DIR", "mine")
+    assert build_command("static", engine_dir="mine") == "qvae build --mode static"
+    assert build_command("static", engine_dir="engines").endswith("--engine-dir engines")
 
 
 def test_a_path_from_elsewhere_has_the_general_command():

@@ -54,10 +54,14 @@ def row(parameter: Any) -> tuple[str, str, str]:
         names = [parameter.metavar or parameter.name]
     spelled = ", ".join(f"`{name}`" for name in names)
     given = parameter.default
-    default = "" if given in (None, False) or callable(given) else f"`{given}`"
+    # A default in words stands in the help itself.
+    does, _, said = (parameter.help or "").partition("[default: ")
+    default = said.removesuffix("]")
     if parameter.required:
         default = "required"
-    return spelled, cell(parameter.help or ""), default
+    elif given not in (None, False) and not callable(given):
+        default = f"`{given}`"
+    return spelled, cell(does.strip()), cell(default)
 
 
 def cell(text: str) -> str:

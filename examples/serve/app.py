@@ -29,7 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import ray
+try:
+    import ray
+except ImportError as error:
+    sys.exit(f"{error}: pip install 'ray[serve]'")
 import torch
 from ray import serve
 from ray.exceptions import RayActorError

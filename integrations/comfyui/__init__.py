@@ -203,7 +203,7 @@ class QvaeEngines:
                 "engine_dir": (
                     "STRING",
                     {
-                        "default": os.environ.get("QVAE_ENGINE_DIR", "engines"),
+                        "default": os.environ.get("QVAE_ENGINE_DIR", ""),
                         "tooltip": "The folder of qvae build; empty: the fused path alone.",
                     },
                 ),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from qvae_trt.bench.results import ENGINES, Fact
 from qvae_trt.bench.timing import make_inputs, peak_bytes
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     import torch
 
     from qvae_trt.model import Model
-
-#: Where `qvae build` puts engines unless told otherwise.
-_DEFAULT_ENGINE_DIR: Final = Path("engines")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -210,9 +207,9 @@ class Workbench:
         file = engine_file(self.engine_dir, part, mode, backend.suffix, *sizes)
         path, name = file.path, str(file.path.relative_to(self.engine_dir))
         if not file.is_there:
-            place = None if self.engine_dir == _DEFAULT_ENGINE_DIR else self.engine_dir
-            asked = {"model": self.model.source, "backend": backend.name, "engine_dir": place}
-            raise EngineError(f"no engine {name}", fix=build_command(mode, *sizes, **asked))
+            asked = {"model": self.model.source, "backend": backend.name}
+            command = build_command(mode, *sizes, engine_dir=self.engine_dir, **asked)
+            raise EngineError(f"no engine {name}", fix=command)
         if self._scratch is None and self.device == "cuda":
             self._scratch = shared_scratch(self._place)
         before = _free_bytes(self.device)

@@ -125,11 +125,8 @@ def no_folder(
     engine_dir: Path, size: Resolution, *, backend: BackendChoice, model: str = MODEL
 ) -> EngineError | None:
     """The error for an engine folder that does not exist; None if it does."""
-    if engine_dir.is_dir():
-        return None
-    asked = {"model": None if model == MODEL else model, "backend": backend}
-    command = build_command("static", size, **asked, engine_dir=engine_dir)
-    return EngineError(f"{engine_dir}: no such folder", fix=command)
+    fix = build_command("static", size, model=model, backend=backend, engine_dir=engine_dir)
+    return None if engine_dir.is_dir() else EngineError(f"{engine_dir}: no such folder", fix=fix)
 
 
 def need(condition: bool, what: str, *, fix: str | None = None) -> None:

@@ -25,7 +25,6 @@ from qvae_trt.errors import (
     ResolutionError,
     UsageError,
 )
-from qvae_trt.model import DEFAULT_MODEL
 from qvae_trt.profiles import MODES, Choice, Part, ReasonKind, Refusal, Resolution, with_fused
 from qvae_trt.runtime import memory
 from qvae_trt.runtime.cache import Counts, Recent, bare
@@ -79,7 +78,7 @@ class Ladder:
         weakref.finalize(self, self.finite.tell)  # also at the end of the process
         self._channels: dict[Part, int] = {"encoder": model.input_channels, "decoder": model.z_dim}
         self._kind = model.kind
-        self._model = None if model.source == DEFAULT_MODEL else model.source
+        self._model = model.source
         self.served: Counts[tuple[str, str, _By]] = Counts()
         # Free bytes of the device when a size did not fit: tried whole again only with clearly
         # more.
@@ -303,7 +302,7 @@ class Ladder:
         if why is not None:
             error = unserved.error if wanted else why
             # Without engines it is one thing to know, and not one for each size.
-            self.notices.give(where if wanted else "", error, instead="PyTorch")
+            self.notices.give(where if wanted else "without engines", error, instead="PyTorch")
         elif self.notices.mode == "raise" and wanted and not unserved.chosen:
             self.notices.give(where, unserved.error, instead="the fused path")
         elif unserved.failed:

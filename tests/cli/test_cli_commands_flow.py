@@ -224,8 +224,8 @@ def test_a_bench_says_that_there_is_no_engine_folder(
     command = ["bench", "--resolution", SIZE, *TINY, "--budget", "0.01", "--device", "cpu"]
     assert cli.main([*command, "--part", "decoder", *given]) == code
     shown = capsys.readouterr().err
-    folder = given[1] if given else "engines"
-    assert f"{folder}: no such folder\nqvae {' '.join(STATIC)} --engine-dir {folder}\n" in shown
+    folder, named = (given[1], [*given[:2]]) if given else ("engines", [])
+    assert f"{folder}: no such folder\nqvae {' '.join([*STATIC, *named])}\n" in shown
     assert shown.startswith("error: " if code else "warning: engines are not measured: ")
     assert Path("out/bench/latency.json").exists() is (code == 0)
 

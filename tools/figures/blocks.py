@@ -103,10 +103,12 @@ def _machine(measured: Measured, words: Words) -> str:
         known = {**run.machine, **run.versions}
         told = {name: str(known[name]) for name in named if name in known}
         told |= {"model": run.model, "date": run.created[:10]}
-        if run.matmul:
-            told["matmul"] = f"{run.matmul['tflops']:.0f} TFLOP/s"
         for name, value in told.items():
             facts.setdefault(name, {})[value] = None
+    rates = sorted(float(run.matmul["tflops"]) for run in measured.table.runs if run.matmul)
+    if rates:
+        ends = dict.fromkeys(f"{rate:.0f}" for rate in (rates[0], rates[-1]))
+        facts["matmul"] = {f"{' – '.join(ends)} TFLOP/s": None}
     order = (*named, "model", "date", "matmul")
     return _markdown(
         (words["fact"], words["value"]),

@@ -168,6 +168,8 @@ def draw(data: dict[str, Any]) -> RenderableType:
             f"~ estimated from the nearest engine measured on {where}; other machines differ.",
             f"~ {minutes:.0f} min and {size:.0f} MiB in all.",
         ]
+    elif any(engine["status"] == "planned" and engine["seconds"] is None for engine in engines):
+        words = ["No estimate: no engine of this backend and model was measured."]
     return Group(records(engines, columns, title=title, spare=("file",)), *words)
 
 

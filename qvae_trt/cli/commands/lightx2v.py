@@ -13,7 +13,7 @@ from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import counted, records
 from qvae_trt.commands import build_command
 from qvae_trt.json_rows import write
-from qvae_trt.profiles import MODES
+from qvae_trt.profiles import MODES, load_static_sizes
 
 if TYPE_CHECKING:
     from qvae_trt.lightx2v_folder import Placed
@@ -30,10 +30,9 @@ def lightx2v(
         ),
     ] = "tensorrt",
 ) -> int:
-    """Make the folder that LightX2V's own TensorRT VAE loader opens, from engines that it
-    runs correctly.
+    """Make the folder that LightX2V's TensorRT loader opens.
 
-    Exit code 1 if there is none.
+    Only engines that it runs correctly are put there. Exit code 1 if there is none.
     """
     from qvae_trt.lightx2v_folder import configuration, make_folder
 
@@ -54,7 +53,8 @@ def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
     """Commands that build what is missing, all sizes in one, and the fix of each refused engine."""
     missing = [engine.size for engine in placed if engine.status == "missing"]
     sizes = dict.fromkeys(size for size in missing if size is not None)
-    commands = [build_command("static", *sizes, engine_dir=engine_dir)] if sizes else []
+    named = sizes if len(sizes) < len(load_static_sizes()) else ()
+    commands = [build_command("static", *named, engine_dir=engine_dir)] if sizes else []
     if None in missing:
         commands.append(build_command("profiles", engine_dir=engine_dir))
     refused = [engine for engine in placed if engine.status == "refused"]

@@ -96,8 +96,7 @@ def match(
     # Of an engine that is there and refused, the reason says what helps.
     missing = all(c.candidates[0].kind is ReasonKind.ABSENT for c in choices.values())
     if folder is not None and missing and choices["decoder"].engine == "pytorch":
-        place = None if folder == options.ENGINE_DIR else folder
-        command = build_command("static", size, backend=backend, engine_dir=place)
+        command = build_command("static", size, backend=backend, engine_dir=folder)
         output.tell(f"to build one: {command}")
 
 

@@ -23,9 +23,9 @@ def triton(
     ] = "tensorrt",
     link: Annotated[bool, typer.Option("--link", help="Relative links; else copies.")] = False,
 ) -> int:
-    """Make a model repository for Triton Inference Server: a model of each engine.
+    """Make a model repository for Triton Inference Server.
 
-    Exit code 1 if there is none.
+    Each engine becomes a model. Exit code 1 if there is none.
     """
     from qvae_trt.triton_repository import make_repository
 
