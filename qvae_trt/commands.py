@@ -12,7 +12,6 @@ from pathlib import Path
 from qvae_trt.errors import printable
 
 _PARTS = ("encoder", "decoder")
-# An environment variable, such as QVAE_MODEL, goes before them.
 _DEFAULTS = {"--model": "Qwen/Qwen-Image", "--backend": "auto", "--engine-dir": "engines"}
 _SIZE = re.compile(r"[0-9]{1,20}x[0-9]{1,20}")
 
@@ -42,9 +41,14 @@ def _build(
     given = {"--part": part, "--model": model, "--backend": backend}
     given |= {"--precision": None if precision == "fp16" else precision, "--engine-dir": engine_dir}
     for name, value in given.items():
-        usual = os.environ.get("QVAE_" + name[2:].upper().replace("-", "_")) or _DEFAULTS.get(name)
-        words += [] if value is None or str(value) == usual else [name, str(value)]
+        is_usual = str(value) == _DEFAULTS.get(name) and _variable(name) not in os.environ
+        words += [] if value is None or is_usual else [name, str(value)]
     return words
+
+
+def _variable(option: str) -> str:
+    """What gives an option its default, where it is set. A line is also copied to other shells."""
+    return "QVAE_" + option[2:].upper().replace("-", "_")
 
 
 def command_line(words: Iterable[str]) -> str:

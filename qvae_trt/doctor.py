@@ -215,6 +215,8 @@ def _fused() -> Check:
             why = fused.refusal(torch.device("cuda"))
     except (ImportError, OSError) as error:
         why = f"does not import: {error}"
+    except (RuntimeError, AssertionError) as error:  # torch's, of a GPU that does not answer
+        why = f"cannot ask the GPU: {error}"
     if why is None and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         why, fix = "Triton finds no C compiler", "install gcc, or set CC"
     if why is None:

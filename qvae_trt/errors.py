@@ -149,7 +149,8 @@ def expected(error: Exception) -> QvaeError | None:
     smaller = "or take a smaller size"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
         fix = f"close other programs on it, {smaller}"
-        return DeviceMemoryError("out of memory on the GPU", fix=fix)
+        said = str(error).partition("\n")[0]
+        return DeviceMemoryError(f"out of memory on the GPU: {said}", fix=fix)
     if isinstance(error, MemoryError):
         return QvaeError("out of memory on the host", fix=f"close other programs, {smaller}")
     return None

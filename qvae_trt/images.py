@@ -291,6 +291,10 @@ class Latents:
 def write_latents(path: str | Path, latents: Latents) -> None:
     """Write a `.safetensors` with one tensor, `latents`; whole or not at all."""
     path = Path(path)
+    if path.suffix.lower() != ".safetensors":
+        raise PictureError(
+            f"{path}: unknown kind of latents file {path.suffix!r}", fix="Name it .safetensors."
+        )
     metadata = {
         "format": LATENTS_FORMAT,
         "height": str(latents.height),

@@ -31,7 +31,9 @@ BACKENDS: tuple[str, ...] = ("tensorrt", "tensorrt_rtx", "onnxruntime")
 
 SIDE_MULTIPLE = 8  # the VAE halves each side three times
 MAX_SIDE = 16384
-_ASPECT = re.compile(r"[1-9][0-9]{0,3}:[1-9][0-9]{0,3}")
+_ASPECT = re.compile(r"([1-9][0-9]{0,3}):([1-9][0-9]{0,3})")
+# 1664x928 is 0.9 % off 16:9, the furthest of the seven; swapped sides are off by a factor.
+_ASPECT_TOLERANCE = 0.03
 _SIZE = re.compile(r"([0-9]{1,20})[xX]([0-9]{1,20})")
 # As people also write two numbers; never read, so that a size has one name in files and folders.
 _TWO_NUMBERS = re.compile(r"([0-9]{1,5})\s*[xX×*,:/]\s*([0-9]{1,5})")
@@ -335,12 +337,24 @@ def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
     sizes: dict[str, Resolution] = {}
     for aspect, text in table.items():
         where = ("sizes", aspect)
-        if _ASPECT.fullmatch(aspect) is None:
+        sides = _ASPECT.fullmatch(aspect)
+        if sides is None:
             file.fail(
                 f"{quoted(aspect)} is not an aspect ratio: expected two numbers, such as 16:9",
                 *where,
             )
-        sizes[aspect] = _size(file, text, *where)
+        size = _size(file, text, *where)
+        wide, high = int(sides[1]), int(sides[2])
+        if abs(math.log(size.width * high / (size.height * wide))) > _ASPECT_TOLERANCE:
+            file.fail(
+                f"{size}: width / height is {size.width / size.height:.3f}, expected about"
+                f" {wide / high:.3f} for {aspect} (sides swapped?)",
+                *where,
+            )
+        for other, known in sizes.items():
+            if known == size:
+                file.fail(f"{aspect} repeats {other}, {size}", *where)
+        sizes[aspect] = size
     return sizes
 
 

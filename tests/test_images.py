@@ -620,6 +620,8 @@ def test_damaged_latents(tmp_path: Path) -> None:
         path.write_bytes(data[:end])
         with pytest.raises(PictureError):
             read_latents(path)
+    with pytest.raises(PictureError, match=r"Name it \.safetensors"):
+        write_latents(tmp_path / "z.npy", Latents(torch.zeros(1, 16, 1, 2, 2), 16, 16))
 
 
 def test_reading_a_picture_needs_neither_diffusers_nor_onnx() -> None:

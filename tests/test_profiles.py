@@ -199,6 +199,9 @@ def test_a_malformed_profiles_file_names_file_and_line(tmp_path, text, line, say
     ("text", "line", "says"),
     [
         ('[sizes]\n"16:9" = "1664x928"\n"16:9" = "8x8"\n', 3, "overwrite"),
+        ('[sizes]\n"16:9" = "928x1664"\n', 2, "sides swapped?"),
+        ('[sizes]\n"4:3" = "1472x1144"\n', 2, "1.287, expected about 1.333 for 4:3"),
+        ('[sizes]\n"1:1" = "512x512"\n"2:2" = "512x512"\n', 3, "2:2 repeats 1:1"),
         ('[sizes]\n\n"../x" = "8x8"\n', 3, "is not an aspect ratio"),
         *(
             (f'[sizes]\n"1:1" = "512x512"\n"{name}" = "8x8"\n', 3, "is not an aspect ratio")
@@ -429,8 +432,8 @@ def test_a_command_leaves_out_what_is_the_default(monkeypatch):
     assert (
         build_command("static", engine_dir=Path("engines"), **usual) == "qvae build --mode static"
     )
-    monkeypatch.setenv("QVAE_ENGINE_DIR", "mine")
-    assert build_command("static", engine_dir="mine") == "qvae build --mode static"
+    monkeypatch.setenv("QVAE_ENGINE_DIR", "mine")  # a line is also copied to other shells
+    assert build_command("static", engine_dir="mine").endswith("--engine-dir mine")
     assert build_command("static", engine_dir="engines").endswith("--engine-dir engines")
 
 

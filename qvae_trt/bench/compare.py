@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, ServiceRow, Tie, Timing
-from qvae_trt.errors import BenchError
+from qvae_trt.errors import BenchError, UsageError
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import Part, Resolution
 
@@ -40,8 +40,10 @@ def merge(results: Sequence[BenchResult]) -> BenchResult:
     runs, the others become ties.
 
     Raises:
-        BenchError: another machine, model or precision.
+        BenchError: nothing given, or another machine, model or precision.
     """
+    if not results:
+        raise BenchError("nothing to merge: expected at least one latency.json")
     first = results[0].runs[0]
     beside = "qvae report A.json B.json compares them side by side"
     for run in (run for result in results for run in result.runs):
@@ -189,8 +191,11 @@ def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Changes
     measured and is now empty regresses too; one that the new run did not ask for is left alone.
 
     Raises:
+        UsageError: a margin outside 0 to 10.
         BenchError: the two have no measurement in common.
     """
+    if not 0 <= margin <= 10:
+        raise UsageError(f"the margin is {margin}, expected 0 to 10 (0.05 is 5 %)")
     measured: list[Cell | ServiceRow] = [*new.cells, *new.service]
     later = {_key(row): row for row in measured}
     # First use is one sample of disk and driver: too coarse for a margin.

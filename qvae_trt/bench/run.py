@@ -77,8 +77,7 @@ def bench(
 
     from qvae_trt.model import load_model
 
-    for resolution in settings.resolutions:
-        resolution.check()
+    _check(settings)
     device = _device(settings.device)
     resolutions, parts, limits = settings.resolutions, settings.parts, settings.limits
     paths = _paths(settings, device)
@@ -181,6 +180,26 @@ def _end_clocks(device: str) -> dict[str, results.Fact]:
         return {}
     ended = nvidia_smi(gpu_id())
     return {f"{n}_end": ended[n] for n in ("clock_sm_mhz", "temperature_c") if n in ended}
+
+
+def _check(settings: BenchSettings) -> None:
+    for what, given, known in (
+        ("size", settings.resolutions, settings.resolutions),
+        ("part", settings.parts, PARTS),
+        ("baseline", settings.baselines or (), results.BASELINES),
+        ("device", (settings.device or "cpu",), ("cpu", "cuda")),
+    ):
+        for name in given:
+            if name not in known:
+                raise UsageError(
+                    f"unknown {what} {name!r}: expected one of {', '.join(map(str, known))}"
+                )
+        if len(set(given)) < len(given):
+            raise UsageError(f"a {what} is given more than once: {', '.join(map(str, given))}")
+    if not (settings.resolutions and settings.parts):
+        raise UsageError("nothing to measure: expected at least one size and one part")
+    for resolution in settings.resolutions:
+        resolution.check()
 
 
 def _paths(settings: BenchSettings, device: str) -> list[str]:

@@ -52,6 +52,8 @@ class Limits:
     def __post_init__(self) -> None:
         if not self.budget_s > 0:
             raise UsageError(f"a budget of {self.budget_s} s, expected more than 0 s")
+        if not 1 <= self.min_runs <= self.max_runs or self.warm_up < 1 or self.inputs < 1:
+            raise UsageError(f"{self}: expected 1 or more of each, and min_runs <= max_runs")
 
     def rounds(self, spent_ms: Mapping[str, float]) -> int:
         """How many turns each path gets (the same for all), from what one call of each costs."""

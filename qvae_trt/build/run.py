@@ -19,6 +19,7 @@ from qvae_trt.errors import (
     ForeignEngineError,
     QvaeError,
     StaleEngineError,
+    UsageError,
     expected,
 )
 from qvae_trt.files.writing import staged, sweep
@@ -84,10 +85,13 @@ def build(
 
     Returns: one result a job, in their order. Failed jobs carry their error.
     Raises:
-        BackendError: the backend is absent, or cannot build here, or lacks the precision.
+        UsageError: a level past 5. BackendError: the backend is absent, or cannot build here, or
+            lacks the precision.
         ModelError: the weights cannot be had.
         KeyboardInterrupt: passed on, with child processes ended and nothing half written.
     """
+    if settings.level is not None and not 0 <= settings.level <= 5:
+        raise UsageError(f"level {settings.level}: expected 0 to 5")
     backend = backends.get(settings.backend)
     backend.supports(settings.precision).require()
     if not settings.dry_run:
@@ -164,12 +168,16 @@ class _Build:
             return self._build(job, key, reason, progress)
 
     def _check_ranges(self, job: Job) -> None:
-        """BuildError for a range whose smallest size the graph does not run at; ResolutionError for
-        a size that the VAE does not take.
+        """BuildError for a range whose smallest size the graph does not run at; UsageError for one
+        that does not hold its opt; ResolutionError for a size that the VAE does not take.
         """
         job.ranges(self.model)
         fewest = 1 if job.mode == "static" else self._lowering(job.part).fewest_latents
         for index, profile in enumerate(job.profiles):
+            outside = profile.refusal(profile.opt)
+            if outside is not None:  # TensorRT-RTX would build it
+                what = f"{job.title}: profile {index}: opt: {outside}"
+                raise UsageError(f"{what}, expected min <= opt <= max")
             height, width = self.model.kind.latents_of(profile.min)
             latents = height * width
             if latents < fewest:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qvae_trt.bench.results import BenchResult, save
+from qvae_trt.errors import UsageError
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import write
 from qvae_trt.report import svg
@@ -92,8 +93,11 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
         out: the file.
 
     Raises:
+        UsageError: no result.
         StoreError: the file cannot be written.
     """
+    if not results:
+        raise UsageError("nothing to report: expected at least one result")
     names = labels(results)
     compared = contrast(results, names) if len(results) > 1 else None
     write_text(out, html_page([Report(result) for result in results], names, compared))

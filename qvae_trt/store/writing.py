@@ -77,13 +77,18 @@ def _acquire(engine: Path, timeout_s: float, on_wait: Callable[[str], None] | No
         with refusals_named("lock", engine):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             file = FileIO(os.open(path, flags, 0o666), "r+")
-            granted = try_lock(file.fileno(), path)
+            try:
+                granted = try_lock(file.fileno(), path)
+                holder = "" if granted else file.read(200).decode("utf-8", "replace")
+            except BaseException:
+                file.close()
+                raise
         if granted:
             with suppress(OSError):  # a full disk: the lock holds without its holder's name
                 file.truncate(0)
                 os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             return file
-        holder = file.read(200).decode("utf-8", "replace") or "another process"
+        holder = holder or "another process"
         file.close()
         if time.monotonic() >= deadline:
             raise StoreError(

@@ -111,13 +111,15 @@ def tune(settings: TuneSettings, *, on_event: OnEvent = ignore) -> TuneResult:
     weights and graph, is not measured again. One that failed is.
 
     Raises:
-        UsageError: a variant that cannot be.
+        UsageError: no part, or a variant that cannot be.
         BackendError: the backend is absent, or cannot build or run engines here.
         BenchError: `out` is there and is no tune file.
         ModelError, StoreError.
         KeyboardInterrupt: passed on; what was measured is in the file.
     """
     settings.resolution.check()
+    if not settings.parts:
+        raise UsageError(f"no part to tune: expected one of {', '.join(PARTS)}")
     backend, precision = backends.get(settings.backend), settings.precision
     backend.supports(precision).require()
     backend.can_build().require()

@@ -8,7 +8,7 @@ import pytest
 from bench_samples import NO_TRITON, SQUARE, WIDE, result
 
 from qvae_trt.bench import Cell, check_comparable, compare, merge
-from qvae_trt.errors import BenchError
+from qvae_trt.errors import BenchError, UsageError
 from qvae_trt.profiles import PARTS
 
 ENGINES = ("pytorch", "folded", "static", "profiles")
@@ -63,6 +63,17 @@ def test_a_merge_keeps_service_rows_and_drops_reasons_that_no_longer_hold() -> N
 def test_what_cannot_share_a_table(changes: dict[str, object], named: str) -> None:
     with pytest.raises(BenchError, match=named):
         merge([result(), result(**changes)])  # type: ignore[arg-type]
+
+
+def test_nothing_to_merge() -> None:
+    with pytest.raises(BenchError, match="nothing to merge"):
+        merge([])
+
+
+@pytest.mark.parametrize("margin", [-0.1, 11, float("nan")])
+def test_a_margin_that_means_nothing(margin: float) -> None:
+    with pytest.raises(UsageError, match="margin"):
+        compare(result(), result(), margin)
 
 
 def test_slower_past_the_margin_is_a_regression() -> None:

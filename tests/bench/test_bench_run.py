@@ -344,8 +344,16 @@ def test_inputs_differ_and_are_repeatable() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "named"),
     [
+        ({"resolutions": ()}, UsageError, "nothing to measure"),
+        ({"resolutions": (), "service": True}, UsageError, "nothing to measure"),
+        ({"resolutions": (STATIC, STATIC)}, UsageError, "more than once"),
         ({"resolutions": (Resolution(100, 100),)}, UsageError, "100"),
+        ({"baselines": ("jax",)}, UsageError, "jax"),
+        ({"baselines": ("pytorch", "pytorch")}, UsageError, "more than once"),
         ({"baselines": ()}, UsageError, "nothing to measure"),
+        ({"parts": ()}, UsageError, "nothing to measure"),
+        ({"parts": ("middle",)}, UsageError, "middle"),
+        ({"device": "tpu"}, UsageError, "tpu"),
         ({"model": "/no/such/folder"}, ModelError, "no/such"),
     ],
 )

@@ -113,6 +113,10 @@ def test_the_host_clock_sees_a_sleep() -> None:
     [
         {"budget_s": 0},
         {"budget_s": float("nan")},
+        {"min_runs": 0},
+        {"min_runs": 5, "max_runs": 4},
+        {"warm_up": 0},
+        {"inputs": 0},
     ],
 )
 def test_limits_that_measure_nothing(wrong: dict[str, float]) -> None:

@@ -20,7 +20,7 @@ from qvae_trt.backends import devices
 from qvae_trt.backends.onnxruntime import OnnxRuntime
 from qvae_trt.build import BuildSettings, Job, JobResult, build, plan_profiles, plan_static
 from qvae_trt.build.children import BuildChild, Graphs
-from qvae_trt.errors import BackendError, BuildError, StoreError
+from qvae_trt.errors import BackendError, BuildError, StoreError, UsageError
 from qvae_trt.files.writing import staged
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.profiles import Profile, Resolution
@@ -259,6 +259,22 @@ def test_a_range_that_the_graph_cannot_run_is_refused(
     assert least.status == "built"
     (fixed,) = run(plan_static(tmp_path, [Resolution(8, 8)], ["decoder"], ".onnx"))
     assert fixed.status == "built"
+
+
+@pytest.mark.parametrize("wrong", [Profile(SMALL, LARGE, SMALL), Profile(LARGE, SMALL, LARGE)])
+def test_a_range_that_does_not_hold_its_opt_is_refused(
+    exporter: Exporter, tmp_path: Path, wrong: Profile
+) -> None:
+    """TensorRT-RTX builds it, and then no reader takes its sidecar."""
+    for result in run(plan_profiles(tmp_path, [wrong], suffix=".onnx")):
+        assert isinstance(result.error, UsageError)
+        assert "expected min <= opt <= max" in result.reason
+    assert exporter.calls == []
+
+
+def test_a_level_that_no_builder_has(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="level 9"):
+        run(plan(tmp_path), level=9)
 
 
 def test_dry_run(exporter: Exporter, tmp_path: Path) -> None:

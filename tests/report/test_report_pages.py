@@ -7,13 +7,20 @@ import time
 from itertools import combinations
 from pathlib import Path
 
+import pytest
 from bench_samples import NO_TRITON, SQUARE, WIDE, result
 from report_cases import EVIL, evil, html, partial
 
 import qvae_trt
 from qvae_trt import bench
-from qvae_trt.report import Report, svg
+from qvae_trt.errors import UsageError
+from qvae_trt.report import Report, svg, write_html
 from qvae_trt.report.model import labels
+
+
+def test_no_result_makes_no_page(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to report"):
+        write_html([], tmp_path / "report.html")
 
 
 def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from store_cases import engine_bytes, in_child, make_sidecar, put_engine
@@ -17,9 +17,6 @@ from qvae_trt.errors import EngineError, StoreError
 from qvae_trt.files.writing import staged
 from qvae_trt.store import check_engine, lock_engine, write_engine
 from qvae_trt.store.writing import lock_path, try_lock
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def _build(path: Path, log: Path, *, seconds: float = 0.0) -> None:
@@ -51,6 +48,19 @@ def _fork(work: object) -> int:
 
 def _wait(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def test_a_lock_that_the_file_system_refuses_leaves_no_open_file(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(3):
+        with pytest.raises(StoreError), lock_engine(tmp_path / "vae_encoder.trt"):
+            pass
+    assert len(list(descriptors.iterdir())) == before
 
 
 def test_two_processes_build_once(tmp_path):

@@ -283,6 +283,7 @@ def test_what_cannot_run_here(
         {"variants": ["attention=exp,,"]},
         {"variants": ["level=1,level=2"]},
         {"variants": ["chunks=4"]},
+        {"parts": []},
     ],
 )
 def test_wrong_use(bench: Bench, tmp_path: Path, given: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +79,8 @@ def _show(done: Outcome) -> None:
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:
-    quality = "" if data["psnr_db"] is None else f", {data['psnr_db']:.1f} dB"
+    psnr_db = data["psnr_db"]
+    quality = f", {psnr_db:.1f} dB" if psnr_db is not None and math.isfinite(psnr_db) else ""
     columns: dict[str, Any] = {
         "part": "part",
         "at": "size",
