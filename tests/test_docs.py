@@ -672,6 +672,16 @@ def test_figures_of_one_cell_and_of_first_uses(tmp_path):
         ("first:cold:size", "not measured yet"),
         ("graph:decoder:272x272:graph", "1.6 ms"),
         ("graph:decoder:64x64:graph", "not measured yet"),
+        ("share:folded:4", "not measured yet"),
+    ):
+        assert script.line(measured, key, "en") == said, key
+    (tmp_path / "peers").mkdir()
+    peer = {"size": "1328x1328", "text_encoding_ms": 50.0, "denoise_step_ms": 100.0}
+    (tmp_path / "peers" / "sglang.json").write_text(json.dumps(peer))
+    for key, said in (
+        ("share:folded:4", "10.0%"),
+        ("share:pytorch:9", "9.5%"),
+        ("share:static:4", "not measured yet"),
     ):
         assert script.line(measured, key, "en") == said, key
 

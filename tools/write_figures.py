@@ -18,6 +18,7 @@ Keys of a line:
     first:STATE:WHAT     first use of the fused path with a cold or a warm cache of kernels: of a
                          process, of a size (at most), or after offload
     graph:PART:WxH:WHAT  the fused path at a small size, eager or as a graph
+    share:PATH:STEPS     of a decode in a generation of so many steps
     post:PROCESSOR       what the post-processing takes of a latents-to-PIL call, at most
     json:FILE:A.B[name=x].C[0]:FORMAT      any value; FORMAT is ms, gib, mib, int or text
 Keys of a block:

@@ -56,7 +56,11 @@ class OutOfMemoryError(RuntimeError):
         (typer.Exit(1), 1, ""),
         (typer.Abort(), 130, "interrupted\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
-        (OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory on the GPU: CUDA out of memory\n"),
+        (
+            OutOfMemoryError("CUDA out of memory"),
+            1,
+            "error: out of memory on the GPU: CUDA out of memory\n",
+        ),
         (MemoryError(), 1, "error: out of memory on the host\n"),
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "engines/x"),

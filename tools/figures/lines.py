@@ -36,6 +36,7 @@ def line(measured: Measured, key: str, language: str) -> str:
             "first": _first,
             "graph": _graph,
             "post": _post,
+            "share": _share,
         }
         return made[kind](measured, *rest.split(":"))
     except MissingError:
@@ -105,6 +106,19 @@ def _post(measured: Measured, processor: str) -> str:
     if not found:
         raise MissingError
     return f"{max(found):.1f} ms"
+
+
+def _share(measured: Measured, path: str, steps: str) -> str:
+    """Of a decode in a generation whose other times are those of `peers/sglang.json`."""
+    source = measured.folder / "peers" / "sglang.json"
+    if not source.is_file():
+        raise MissingError
+    peer = json.loads(source.read_bytes())
+    cell = measured.table.cell("decoder", Resolution.parse(peer["size"]), path)
+    if cell is None or cell.timing is None:
+        raise MissingError
+    rest = peer["text_encoding_ms"] + int(steps) * peer["denoise_step_ms"]
+    return f"{cell.timing.median_ms / (rest + cell.timing.median_ms):.1%}"
 
 
 def _json(measured: Measured, file: str, path: str, form: str) -> str:
