@@ -167,9 +167,10 @@ class Report:
         ratios = [tie.ratio for tie in self.result.ties]
         if not ratios:
             return [*found, f"{merged} with no {REFERENCE} cell in common to tie them."]
+        span = " to ".join(dict.fromkeys(f"{ratio:.3f}" for ratio in (min(ratios), max(ratios))))
+        cells = "1 cell" if len(ratios) == 1 else f"{len(ratios)} cells"
         found.append(
-            f"{merged}; {REFERENCE} in the later ones was {min(ratios):.3f} to {max(ratios):.3f} "
-            f"times the first, over {len(ratios)} cells."
+            f"{merged}; {REFERENCE} in the later ones was {span} times the first, in {cells}."
         )
         if any(abs(ratio - 1) > TIE_TOLERANCE for ratio in ratios):
             found.append(

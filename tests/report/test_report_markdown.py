@@ -69,7 +69,7 @@ def test_a_merge_shows_its_ties() -> None:
         [result(paths=("pytorch", "static")), result(scale=1.2, paths=("pytorch", "folded"))]
     )
     text = report.markdown_page(Report(merged))
-    assert "1.200 to 1.200 times" in text
+    assert "1.200 times the first, in" in text
     assert "compare speed-ups, not milliseconds" in text
     assert "### Machine, run 2" in text
 
