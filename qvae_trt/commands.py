@@ -47,7 +47,9 @@ def _build(
 
 
 def _variable(option: str) -> str:
-    """What gives an option its default, where it is set. A line is also copied to other shells."""
+    """The environment variable that may set an option's default. Where it does, a hint names the
+    value all the same, since the line may be copied to a shell without it.
+    """
     return "QVAE_" + option[2:].upper().replace("-", "_")
 
 

@@ -102,6 +102,12 @@ class Profile:
     def fixed(cls, resolution: Resolution) -> Profile:
         return cls(resolution, resolution, resolution)
 
+    @property
+    def fault(self) -> str | None:
+        """Why no engine can have this range: its opt is outside. None if it is sound."""
+        outside = self.refusal(self.opt)
+        return outside and f"opt: {outside}, expected min <= opt <= max"
+
     def holds(self, resolution: Resolution) -> bool:
         return self.refusal(resolution) is None
 
@@ -380,10 +386,8 @@ def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
             if key not in table:
                 file.fail(f"profile {index} has no {key}", where)
         profile = Profile(*(_size(file, table[key], where, key) for key in ("min", "opt", "max")))
-        outside = profile.refusal(profile.opt)
-        if outside is not None:
-            what = f"profile {index}: opt: {outside}, expected min <= opt <= max"
-            file.fail(what, where, "opt")
+        if profile.fault is not None:
+            file.fail(f"profile {index}: {profile.fault}", where, "opt")
         if profile in profiles:
             file.fail(f"profile {index} repeats profile {profiles.index(profile)}", where)
         profiles.append(profile)

@@ -52,6 +52,7 @@ from torch.nn import functional as F
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec
 from qvae_trt.export import onnx_of
+from qvae_trt.folding import attention
 from qvae_trt.folding.attention import Attention
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lowerings import PYTORCH, choose_lowering
@@ -146,7 +147,7 @@ class Candidate(nn.Module):
         if self.form.centre is None:
             return self.in_runs(query, key, value)
         wide = value.float() if self.form.centre == "float32" else value
-        wide = wide[:, ::61] if self.form.centre == "sample" else wide
+        wide = wide[:, :: attention._SAMPLE] if self.form.centre == "sample" else wide
         centre = wide.mean(dim=1, keepdim=True).to(value.dtype)
         mixed = self.in_runs(query, key, value - centre * self.real)
         return mixed + centre[..., :channels] / self.scale

@@ -14,6 +14,7 @@ not. That Python backend needs NumPy 1. Prints what came out as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -116,11 +117,10 @@ def start(server: Path, packages: Path, models: Path, work: Path) -> subprocess.
 def wait_for(client: Any, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + LIMIT_S
     while time.monotonic() < end and process.poll() is None:
-        try:
+        with contextlib.suppress(OSError):  # it does not listen yet
             if client.is_server_ready():
                 return
-        except OSError:
-            time.sleep(0.5)
+        time.sleep(0.5)
     raise SystemExit(f"the server is not ready after {LIMIT_S} s:\n{log.read_text()[-4000:]}")
 
 

@@ -184,6 +184,12 @@ def check_comparable(
         )
 
 
+def check_margin(margin: float) -> None:
+    """UsageError for a margin outside 0 to 10."""
+    if not 0 <= margin <= 10:
+        raise UsageError(f"the margin is {margin}, expected 0 to 10 (0.05 is 5 %)")
+
+
 def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Changes:
     """Compare every latency of `new` with `old`.
 
@@ -194,8 +200,7 @@ def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Changes
         UsageError: a margin outside 0 to 10.
         BenchError: the two have no measurement in common.
     """
-    if not 0 <= margin <= 10:
-        raise UsageError(f"the margin is {margin}, expected 0 to 10 (0.05 is 5 %)")
+    check_margin(margin)
     measured: list[Cell | ServiceRow] = [*new.cells, *new.service]
     later = {_key(row): row for row in measured}
     # First use is one sample of disk and driver: too coarse for a margin.

@@ -43,6 +43,10 @@ class BenchSettings:
             and in fp32 on a CPU, engines in their own precision.
         limits: how long to measure; the default is right for tables.
         command: what the user typed, for the record.
+
+    Raises:
+        UsageError: no size or no part; a baseline, part or device that is unknown; one given twice.
+        ResolutionError: a size that no VAE takes.
     """
 
     resolutions: Sequence[Resolution]
@@ -56,6 +60,25 @@ class BenchSettings:
     limits: Limits = field(default_factory=Limits)
     command: str = ""
 
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("size", self.resolutions, self.resolutions),
+            ("part", self.parts, PARTS),
+            ("baseline", self.baselines or (), results.BASELINES),
+            ("device", (self.device or "cpu",), ("cpu", "cuda")),
+        ):
+            for name in given:
+                if name not in known:
+                    raise UsageError(
+                        f"unknown {what} {name!r}: expected one of {', '.join(map(str, known))}"
+                    )
+            if len(set(given)) < len(given):
+                raise UsageError(f"a {what} is given more than once: {', '.join(map(str, given))}")
+        if not (self.resolutions and self.parts):
+            raise UsageError("nothing to measure: expected at least one size and one part")
+        for resolution in self.resolutions:
+            resolution.check()
+
 
 def bench(
     settings: BenchSettings, *, out: Path | None = None, on_event: OnEvent = ignore
@@ -68,7 +91,7 @@ def bench(
             that is killed leaves what it had measured, with `complete` false.
 
     Raises:
-        UsageError: nothing to measure. ResolutionError: a size that no VAE takes.
+        UsageError: neither a baseline nor an engine folder.
         BackendError: a GPU asked for where there is none.
         ModelError: the model cannot be loaded.
         StoreError: `out` cannot be written.
@@ -77,7 +100,6 @@ def bench(
 
     from qvae_trt.model import load_model
 
-    _check(settings)
     device = _device(settings.device)
     resolutions, parts, limits = settings.resolutions, settings.parts, settings.limits
     paths = _paths(settings, device)
@@ -180,26 +202,6 @@ def _end_clocks(device: str) -> dict[str, results.Fact]:
         return {}
     ended = nvidia_smi(gpu_id())
     return {f"{n}_end": ended[n] for n in ("clock_sm_mhz", "temperature_c") if n in ended}
-
-
-def _check(settings: BenchSettings) -> None:
-    for what, given, known in (
-        ("size", settings.resolutions, settings.resolutions),
-        ("part", settings.parts, PARTS),
-        ("baseline", settings.baselines or (), results.BASELINES),
-        ("device", (settings.device or "cpu",), ("cpu", "cuda")),
-    ):
-        for name in given:
-            if name not in known:
-                raise UsageError(
-                    f"unknown {what} {name!r}: expected one of {', '.join(map(str, known))}"
-                )
-        if len(set(given)) < len(given):
-            raise UsageError(f"a {what} is given more than once: {', '.join(map(str, given))}")
-    if not (settings.resolutions and settings.parts):
-        raise UsageError("nothing to measure: expected at least one size and one part")
-    for resolution in settings.resolutions:
-        resolution.check()
 
 
 def _paths(settings: BenchSettings, device: str) -> list[str]:

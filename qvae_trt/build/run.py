@@ -174,10 +174,8 @@ class _Build:
         job.ranges(self.model)
         fewest = 1 if job.mode == "static" else self._lowering(job.part).fewest_latents
         for index, profile in enumerate(job.profiles):
-            outside = profile.refusal(profile.opt)
-            if outside is not None:  # TensorRT-RTX would build it
-                what = f"{job.title}: profile {index}: opt: {outside}"
-                raise UsageError(f"{what}, expected min <= opt <= max")
+            if profile.fault is not None:  # TensorRT-RTX would build it
+                raise UsageError(f"{job.title}: profile {index}: {profile.fault}")
             height, width = self.model.kind.latents_of(profile.min)
             latents = height * width
             if latents < fewest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,8 @@ from qvae_trt.profiles import Part, Resolution
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from qvae_trt.bench.results import Cell, Timing
 
 _FORMATS: dict[str, Callable[[Any], str]] = {
     "ms": lambda v: f"{v:.1f} ms",
@@ -57,16 +58,21 @@ def _range(measured: Measured, part: str, path: str) -> str:
 
 
 def _cell(measured: Measured, part: Part, path: str, size: str, what: str) -> str:
-    cell = measured.table.cell(part, Resolution.parse(size), path)
-    if cell is None or cell.timing is None:
-        raise MissingError
+    cell, timing = _timed_cell(measured, part, path, size)
     if what == "median":
-        return f"{cell.timing.median_ms:.1f} ms"
+        return f"{timing.median_ms:.1f} ms"
     if what == "first" and "first_ms" in cell.detail:
         return f"{float(cell.detail['first_ms']):,.0f} ms"
     if what == "memory" and cell.peak_bytes is not None:
         return _FORMATS["gib"](cell.peak_bytes - (cell.weights_bytes or 0))
     raise MissingError
+
+
+def _timed_cell(measured: Measured, part: Part, path: str, size: str) -> tuple[Cell, Timing]:
+    cell = measured.table.cell(part, Resolution.parse(size), path)
+    if cell is None or cell.timing is None:
+        raise MissingError
+    return cell, cell.timing
 
 
 def _first(measured: Measured, state: str, what: str) -> str:
@@ -110,22 +116,14 @@ def _post(measured: Measured, processor: str) -> str:
 
 def _share(measured: Measured, path: str, steps: str) -> str:
     """Of a decode in a generation whose other times are those of `peers/sglang.json`."""
-    source = measured.folder / "peers" / "sglang.json"
-    if not source.is_file():
-        raise MissingError
-    peer = json.loads(source.read_bytes())
-    cell = measured.table.cell("decoder", Resolution.parse(peer["size"]), path)
-    if cell is None or cell.timing is None:
-        raise MissingError
+    peer = measured.read("peers/sglang.json")
+    _, timing = _timed_cell(measured, "decoder", path, peer["size"])
     rest = peer["text_encoding_ms"] + int(steps) * peer["denoise_step_ms"]
-    return f"{cell.timing.median_ms / (rest + cell.timing.median_ms):.1%}"
+    return f"{timing.median_ms / (rest + timing.median_ms):.1%}"
 
 
 def _json(measured: Measured, file: str, path: str, form: str) -> str:
-    source = measured.folder / file
-    if not source.is_file():
-        raise MissingError
-    value: Any = json.loads(source.read_bytes())
+    value = measured.read(file)
     steps = re.findall(r"([\w-]+)(?:\[(?:name=([\w-]+)|(\d+))\])?", path)
     for name, chosen, index in steps:
         if not isinstance(value, dict) or name not in value:

@@ -52,6 +52,13 @@ class Measured:
             self._of_hosts[host] = Measured(self.folder, host)
         return self._of_hosts[host]
 
+    def read(self, file: str) -> Any:
+        """What is in a JSON file of the folder; MissingError where it is not there."""
+        source = self.folder / file
+        if not source.is_file():
+            raise MissingError
+        return json.loads(source.read_bytes())
+
     @cached_property
     def _of_hosts(self) -> dict[str, Measured]:
         return {}
@@ -123,19 +130,13 @@ class Measured:
     @cached_property
     def planned(self) -> list[dict[str, Any]]:
         """The engines of rtx/scratch.py; MissingError where it has not been run."""
-        source = self.folder / "rtx" / "scratch.json"
-        if not source.is_file():
-            raise MissingError
-        engines: list[dict[str, Any]] = json.loads(source.read_bytes())["engines"]
+        engines: list[dict[str, Any]] = self.read("rtx/scratch.json")["engines"]
         return engines
 
     @cached_property
     def beside(self) -> list[dict[str, Any]]:
         """What LightX2V published of its engines, by size; MissingError where it is not there."""
-        source = self.folder / "peers" / "lightx2v.json"
-        if not source.is_file():
-            raise MissingError
-        rows: list[dict[str, Any]] = json.loads(source.read_bytes())["rows"]
+        rows: list[dict[str, Any]] = self.read("peers/lightx2v.json")["rows"]
         return rows
 
     @cached_property
@@ -143,10 +144,8 @@ class Measured:
         """What building each engine took, by the sidecars; of several of one kind the latest."""
         latest: dict[tuple[str, ...], dict[str, Any]] = {}
         for data in self._others:
-            if "build_seconds" in data and "key" in data:
-                timings = data["build_flags"].get("timing_cache", "0 bytes read")
-                if timings != "0 bytes read":  # a build that timed little itself
-                    continue
+            # With timings of an earlier build, a build takes a fraction.
+            if "build_seconds" in data and "key" in data and not _has_timings(data):
                 key = data["key"]
                 size = key["profiles"][0]["opt"] if key["mode"] == "static" else None
                 row = {name: key[name] for name in ("flavour", "flavour_version", "gpu")}
@@ -160,10 +159,7 @@ class Measured:
 
     def first_use(self, state: str) -> dict[str, Any]:
         """What gpu/first_use.py wrote with a `cold` or a `warm` cache of compiled kernels."""
-        source = self.folder / self.host / f"first_use_{state}.json"
-        if not source.is_file():
-            raise MissingError
-        rows: dict[str, Any] = json.loads(source.read_bytes())["milliseconds"]
+        rows: dict[str, Any] = self.read(f"{self.host}/first_use_{state}.json")["milliseconds"]
         return rows
 
     @cached_property
@@ -172,6 +168,11 @@ class Measured:
             json.loads(p.read_bytes()) for p in sorted((self.folder / self.host).rglob("*.json"))
         ]
         return [data for data in found if isinstance(data, dict)]
+
+
+def _has_timings(sidecar: dict[str, Any]) -> bool:
+    read: str = sidecar["build_flags"].get("timing_cache", "0 bytes read")
+    return read != "0 bytes read"
 
 
 def _timed(table: BenchResult) -> list[Cell]:

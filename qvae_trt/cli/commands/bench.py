@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Group
 
+from qvae_trt.bench.compare import check_margin
 from qvae_trt.bench.results import BASELINES
 from qvae_trt.cli import options, output
 from qvae_trt.cli.events import show_progress
@@ -60,10 +61,7 @@ def bench(
     options.need(
         bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024"
     )
-    options.need(0 <= margin <= 10, f"the margin is {margin}, expected 0 to 10 (0.05 is 5 %)")
-    known = ", ".join(BASELINES)
-    for name in baseline or ():
-        options.need(name in BASELINES, f"unknown baseline {name!r}: expected one of {known}")
+    check_margin(margin)
     missing = options.no_folder(engine_dir, sizes[0], backend=backend, model=model)
     if missing is not None:
         # PyTorch alone is worth measuring, but not for somebody who mistyped a folder.
