@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from qvae_trt.errors import BackendError
 from qvae_trt.folding import fold
+from qvae_trt.fused.launching import compiling
 from qvae_trt.fused.network import LOWERING, FusedVae
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def load(vae: AutoencoderKLQwenImage, device: torch.device) -> FusedVae:
     errors = []
     for dtype, bound in _BOUNDS.items():
         fused = FusedVae(folded, vae, kernels).to(device, dtype)
+        with compiling(device):
+            _ask_for_all_kernels(fused, expected, device)
         errors.append(max(_errors(fused, expected, device)))
         if errors[-1] <= bound:
             if dtype != torch.float16:
@@ -110,19 +113,34 @@ def _samples(folded: FoldedVae) -> dict[str, tuple[Tensor, Tensor]]:
         }
 
 
-def _errors(
+def _ask_for_all_kernels(
     fused: FusedVae, samples: dict[str, tuple[Tensor, Tensor]], device: torch.device
-) -> Iterator[float]:
-    """Of both halves, and of attention alone, which adds little to a picture: of few tokens, and of
-    so many that their keys are cut into parts.
-    """
-    for half, (x, expected) in samples.items():
-        with torch.no_grad():
-            yield _error(getattr(fused, half)(x.to(device)).float().cpu(), expected)
+) -> None:
+    """Launch each kernel that a picture of any floating dtype needs."""
+    with torch.no_grad():
+        for half, (x, _) in samples.items():
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                getattr(fused, half)(x.to(device, dtype))
+        for qkv in _projected(fused):
+            fused.kernels.attend(qkv.to(device))
+
+
+def _projected(fused: FusedVae) -> Iterator[Tensor]:
+    """Queries, keys and values of few tokens, and of so many that the keys are cut into parts."""
     generator = torch.Generator().manual_seed(1)
     for tokens in _CHECKED_TOKENS:
         shape = tokens, 3 * fused.decoder.attention_channels
-        qkv = torch.randn(shape, generator=generator).to(fused.dtype)
+        yield torch.randn(shape, generator=generator).to(fused.dtype)
+
+
+def _errors(
+    fused: FusedVae, samples: dict[str, tuple[Tensor, Tensor]], device: torch.device
+) -> Iterator[float]:
+    """Of both halves, and of attention alone, which adds little to a picture."""
+    for half, (x, expected) in samples.items():
+        with torch.no_grad():
+            yield _error(getattr(fused, half)(x.to(device)).float().cpu(), expected)
+    for qkv in _projected(fused):
         found = fused.kernels.attend(qkv.to(device)).float().cpu()
         query, key, value = (x[None, None] for x in qkv.float().chunk(3, dim=1))
         yield _error(found, F.scaled_dot_product_attention(query, key, value)[0, 0])

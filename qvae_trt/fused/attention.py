@@ -11,6 +11,8 @@ import triton.language as tl
 from torch.nn import functional as F
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from qvae_trt.fused.launching import launch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -134,7 +136,8 @@ def _attend(qkv: Tensor, *, processors: int) -> Tensor:
         for columns in (low, high)
     ]
     scale = math.log2(math.e) / math.sqrt(channels)
-    _attend_kernel[(blocks, splits)](
+    launch(
+        _attend_kernel, (blocks, splits),
         *tiles, mixed, most, total, tokens, split, scale,
         C=channels, LOW=low, HIGH=max(1, high), QUERIES=_QUERIES, KEYS=KEYS, STAGES=_STAGES,
         num_warps=_WARPS,
@@ -142,7 +145,8 @@ def _attend(qkv: Tensor, *, processors: int) -> Tensor:
     if splits == 1:
         return mixed[0]
     out = qkv.new_empty((tokens, channels))
-    _join_kernel[(triton.cdiv(tokens, _JOINED_TOKENS),)](
+    launch(
+        _join_kernel, (triton.cdiv(tokens, _JOINED_TOKENS),),
         mixed, most, total, out, tokens, splits,
         C=channels, C_BLOCK=triton.next_power_of_2(channels), BLOCK=_JOINED_TOKENS, num_warps=4,
     )  # fmt: skip

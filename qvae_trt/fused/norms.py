@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from qvae_trt.fused.launching import launch
 from qvae_trt.fused.network import rows_apart
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def sum_norm(
     _, channels, height, width = x.shape
     pixels = height * width
     block, c_block = block_of(channels, ELEMENTS)
-    _sum_norm_kernel[(triton.cdiv(pixels, block),)](
+    launch(
+        _sum_norm_kernel, (triton.cdiv(pixels, block),),
         x, x if residual is None else residual, bias, bias if gain is None else gain,
         x if total is None else total, x if out is None else out, pixels, width, x.stride(2),
         C=channels, C_BLOCK=c_block, BLOCK=block, HAS_RESIDUAL=residual is not None,
@@ -165,7 +167,8 @@ def average(x: Tensor, means: Means) -> Tensor:
     shape = (1, made, height, width)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     block, c_block = block_of(made, ELEMENTS)
-    _average_kernel[(triton.cdiv(height * width, block),)](
+    launch(
+        _average_kernel, (triton.cdiv(height * width, block),),
         x, out, height * width, width,
         C=channels, C_OUT=made, C_BLOCK=c_block, BLOCK=block,
         SIDE=side, FRAMES=frames, GROUP=group, SCALE=means.factor / group, num_warps=WARPS,

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from qvae_trt.fused.launching import launch
 from qvae_trt.fused.network import rows_apart
 from qvae_trt.fused.norms import block_of, load_sum, normalise
 
@@ -75,7 +76,8 @@ def stem(picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor) -> tuple[T
         for _ in range(2)
     )
     block, c_block = block_of(channels, STEM_ELEMENTS)
-    _stem_kernel[(triton.cdiv(height * width, max(16, block)),)](
+    launch(
+        _stem_kernel, (triton.cdiv(height * width, max(16, block)),),
         picture, weight, bias, gain, x, out, height, width, picture.stride(1), picture.stride(2),
         picture.stride(3),
         COLOURS=colours, TAPS_BLOCK=weight.shape[0], C=channels, C_BLOCK=c_block,
@@ -158,14 +160,16 @@ def head(
     taps = torch.empty((9 * colours, pixels), dtype=x.dtype, device=x.device)
     block, c_block = block_of(channels, TAP_ELEMENTS)
     block = max(16, block)
-    _taps_kernel[(triton.cdiv(pixels, block),)](
+    launch(
+        _taps_kernel, (triton.cdiv(pixels, block),),
         x, x if residual is None else residual, bias, gain, weight, taps, pixels, width,
         x.stride(2),
         TAPS=9 * colours, TAPS_BLOCK=weight.shape[1], C=channels, C_BLOCK=c_block, BLOCK=block,
         HAS_RESIDUAL=residual is not None, PITCHED=rows_apart(x), num_warps=TAP_WARPS,
     )  # fmt: skip
     picture = torch.empty((1, colours, height, width), dtype=dtype, device=x.device)
-    _picture_kernel[(triton.cdiv(pixels, PIXEL_BLOCK), colours)](
-        taps, last_bias, picture, height, width, COLOURS=colours, BLOCK=PIXEL_BLOCK, num_warps=4
-    )
+    launch(
+        _picture_kernel, (triton.cdiv(pixels, PIXEL_BLOCK), colours),
+        taps, last_bias, picture, height, width, COLOURS=colours, BLOCK=PIXEL_BLOCK, num_warps=4,
+    )  # fmt: skip
     return picture

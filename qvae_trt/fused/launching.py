@@ -1,0 +1,59 @@
+"""Triton kernels are launched, or only compiled."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_THIS_THREAD = threading.local()
+_MOST_THREADS = 16
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Run a kernel on the current stream; inside `compiling`, compile it instead."""
+    request = getattr(_THIS_THREAD, "request", None)
+    if request is None:
+        kernel[grid](*args, **constants)
+    else:
+        request(kernel, grid, args, constants)
+
+
+@contextmanager
+def compiling(device: torch.device) -> Iterator[None]:
+    """What this thread launches inside is compiled for a device, all kernels side by side, and not
+    run. Its end waits for all of them.
+
+    Raises: what Triton raises for the first that cannot be compiled.
+    """
+    compiled: dict[tuple[object, ...], Future[None]] = {}
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+
+        def request(kernel: Any, grid: tuple[int, ...], args: Any, constants: Any) -> None:
+            types = tuple(getattr(x, "dtype", type(x)) for x in args)
+            key = (id(kernel), *types, *sorted(constants.items()))
+            if key not in compiled:
+                warm_up = partial(kernel.warmup, *args, grid=grid, **constants)
+                compiled[key] = pool.submit(_on, device, warm_up)
+
+        _THIS_THREAD.request = request
+        try:
+            yield
+        finally:
+            _THIS_THREAD.request = None
+    for future in compiled.values():
+        future.result()
+
+
+def _on(device: torch.device, warm_up: Callable[[], object]) -> None:
+    """A new thread has the first GPU as its own."""
+    with torch.cuda.device(device):
+        warm_up()
