@@ -37,8 +37,8 @@ class Lowering:
         attention: `fused` is PyTorch's scaled_dot_product_attention; `softmax` cuts the queries
             into `attention_chunks` runs, one after the other, so that no N x N score matrix is ever
             held; `exp` does the same with the softmax's division behind the second product.
-        attention_chunks: into how many runs the queries are cut; unused by `fused`. `softmax` cuts
-            them into twice as many in a graph with ranges.
+        attention_chunks: into how many runs the queries are cut, twice as many in a graph with
+            ranges; unused by `fused`.
     """
 
     upsample: Upsample = "resize"
@@ -62,9 +62,7 @@ class Lowering:
         """Height times width of the smallest latents that a graph of any size takes: it fills the
         runs of queries up with some of the queries, and there must be as many.
         """
-        chunks = self.attention_chunks
-        runs = {"fused": 1, "softmax": 2 * chunks, "exp": chunks}[self.attention]
-        return (runs + 1) // 2
+        return 1 if self.attention == "fused" else self.attention_chunks
 
     def canonical(self) -> str:
         """The lowering as text, e.g. `upsample=resize,norm=fp32,attention=softmax,…`."""

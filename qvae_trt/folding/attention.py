@@ -68,9 +68,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     Args:
         query: (B, N, C), already scaled by 1 / sqrt(C).
         key, value: (B, N, C).
-        chunks: how many runs, where N is as much. A graph with ranges gets twice as many, since its
-            memory is planned for the largest size: TensorRT-RTX then plans 2.3 GiB for 1504x2048
-            (benchmarks/rtx/scratch.json).
+        chunks: how many runs, where N is as much; twice as many in a graph with ranges.
 
     Returns:
         (B, N, C).
@@ -84,7 +82,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     def mix(run: Tensor) -> Tensor:
         return torch.softmax(run @ transposed, dim=-1) @ centred
 
-    chunks = chunks if type(query.shape[1]) is int else 2 * chunks
     return _in_turn(query, chunks, mix) + centre
 
 
@@ -118,7 +115,7 @@ def attend_by_exp(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Ten
     Args:
         query, key: (B, N, C), the query already scaled by 1 / sqrt(C).
         value: (B, N, C + 8), as :func:`with_ones` makes them.
-        chunks: how many runs, where N is as much.
+        chunks: as in :func:`attend`.
     """
     channels = query.shape[2]
     centre = value[:, ::_SAMPLE].mean(dim=1, keepdim=True)
@@ -146,16 +143,27 @@ def _mean(value: Tensor) -> Tensor:
 
 
 def _in_turn(query: Tensor, chunks: int, mix: Callable[[Tensor], Tensor]) -> Tensor:
-    """`mix` of one run of queries after the other, joined. (B, N, C) → (B, N, C)."""
+    """`mix` of one run of queries after the other, joined. (B, N, C) → (B, N, C).
+
+    A graph with ranges gets twice as many runs, since memory is planned for its largest size: at
+    48,128 tokens TensorRT 8.6 plans 4.3 GB for this block with 7 runs, 2.3 with 14 and 1.3 with 28
+    (benchmarks/h100/attention_forms.json), and TensorRT-RTX as much less
+    (benchmarks/rtx/scratch.json).
+    """
     tokens = query.shape[1]
+    of_one_size = type(tokens) is int
     mixed: list[Tensor] = []
-    for run in _runs(query, chunks):
+    for run in _runs(query, chunks if of_one_size else 2 * chunks):
         if mixed:
-            # A zero made of the run before: else all scores are computed first, and held at once.
-            run = run + mixed[-1].narrow(1, 0, 1).narrow(2, 0, 1).clamp(0.0, 0.0)
+            # Zeros made of the run before: else all scores are computed first, and held at once.
+            before = mixed[-1]
+            if of_one_size:
+                before = before.narrow(1, 0, 1).narrow(2, 0, 1)
+            # With ranges, 8.6 would keep what is cut like that in memory as large as the scores.
+            run = run + before.clamp(0.0, 0.0)
         mixed.append(mix(run))
     joined = torch.cat(mixed, dim=1)
-    return joined if type(tokens) is int else joined.narrow(1, 0, tokens)
+    return joined if of_one_size else joined.narrow(1, 0, tokens)
 
 
 def _runs(query: Tensor, chunks: int) -> list[Tensor]:

@@ -53,7 +53,7 @@ def compiling(device: torch.device) -> Iterator[None]:
         future.result()
 
 
-def _on(device: torch.device, warm_up: Callable[[], object]) -> None:
-    """A new thread has the first GPU as its own."""
-    with torch.cuda.device(device):
-        warm_up()
+def _on(device: torch.device, warm_up: Callable[[], Any]) -> None:
+    """Compile a kernel, and load it with its launcher, which a C compiler makes."""
+    with torch.cuda.device(device):  # a new thread has the first GPU
+        _ = warm_up().run

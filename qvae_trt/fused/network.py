@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 #: What a product of two matrices takes at least on each side.
 _LEAST = 16
+#: Channels in and out of a 3x3 convolution → the channels out that it is filled up to with zeros,
+#: since cuDNN has a faster kernel for that many: benchmarks/h100/convolutions.json.
+FILLED = {(576, 288): 320, (576, 576): 608, (1152, 576): 640, (1152, 1152): 1280}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +60,24 @@ class Copied:
     factor: float
 
 
+def pitch(x: Tensor) -> int:
+    """Elements from one pixel of a channels-last picture to the next in its row."""
+    return x.stride(3) if x.shape[3] > 1 else x.shape[1]
+
+
 def rows_apart(x: Tensor) -> bool:
     """Whether the rows of a channels-last picture are further apart than their pixels take."""
-    return x.shape[2] > 1 and x.stride(2) != x.shape[1] * x.shape[3]
+    return x.shape[2] > 1 and x.stride(2) != pitch(x) * x.shape[3]
 
 
 def like(x: Tensor) -> Tensor:
-    """Memory for another such picture, its rows together."""
+    """Memory for another such picture, its pixels and rows together."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def room_for(x: Tensor) -> Tensor:
+    """Where a result like x is written: over x, or elsewhere if its pixels or rows are apart."""
+    return like(x) if rows_apart(x) or pitch(x) != x.shape[1] else x
 
 
 def stem_weight(weight: Tensor) -> Tensor:
@@ -132,8 +145,8 @@ class Block(nn.Module):
         super().__init__()
         self.alone = alone
         self.bias = frozen(bias)
-        self.gain1, self.weight1, self.bias1 = _gain(block.norm1), *_parameters(block.conv1)
-        self.gain2, self.weight2, self.bias2 = _gain(block.norm2), *_parameters(block.conv2)
+        self.gain1, self.weight1, self.bias1 = _gain(block.norm1), *_filled(block.conv1)
+        self.gain2, self.weight2, self.bias2 = _gain(block.norm2), *_filled(block.conv2)
         self.shortcut: nn.Parameter | None = None
         left = self.bias if alone else torch.zeros_like(self.bias)
         if not isinstance(block.shortcut, nn.Identity):
@@ -148,19 +161,20 @@ class Block(nn.Module):
         total, residual = stream.take()
         if normal is None:
             x = total
-            normal = like(x)
-            if rows_apart(x):
-                total = like(x)
+            normal, total = like(x), room_for(x)
             kernels.sum_norm(
                 x, self.bias, self.gain1,
                 residual=residual, copied=copied, total=None if self.alone else total, out=normal,
             )  # fmt: skip
             del x, residual
-        y = F.conv2d(normal, self.weight1, padding=1)
+        channels = self.bias1.numel()
+        y = F.conv2d(normal, self.weight1, padding=1)[:, :channels]
         del normal
-        kernels.sum_norm(y, self.bias1, self.gain2, out=y)
-        stream.x = F.conv2d(y, self.weight2, padding=1)
+        normal = room_for(y)
+        kernels.sum_norm(y, self.bias1, self.gain2, out=normal)
         del y
+        stream.x = F.conv2d(normal, self.weight2, padding=1)[:, :channels]
+        del normal
         stream.residual = total if self.shortcut is None else F.conv2d(total, self.shortcut)
         return total
 
@@ -177,10 +191,10 @@ class AttentionBlock(nn.Module):
         self.proj, self.left = _parameters(block.proj)
 
     def forward(self, kernels: ModuleType, stream: Stream) -> None:
-        total, residual = stream.take()
-        normal = like(total)
+        x, residual = stream.take()
+        normal, total = like(x), room_for(x)
         kernels.sum_norm(
-            total, self.bias, self.gain, residual=residual, total=total, out=normal, silu=False
+            x, self.bias, self.gain, residual=residual, total=total, out=normal, silu=False
         )
         _, channels, height, width = normal.shape
         tokens = normal.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -199,9 +213,10 @@ class Resample(nn.Module):
         self.weight, self.left = _parameters(layer.conv)
 
     def forward(self, kernels: ModuleType, stream: Stream) -> None:
-        total, residual = stream.take()
-        kernels.sum_norm(total, self.bias, residual=residual, total=total)
-        del residual
+        x, residual = stream.take()
+        total = room_for(x)
+        kernels.sum_norm(x, self.bias, residual=residual, total=total)
+        del x, residual
         if self.up:
             stream.x = F.conv_transpose2d(total, self.weight, stride=2, padding=1)
         else:
@@ -252,8 +267,8 @@ class Level(nn.Module):
             self.resample(kernels, stream)
         else:
             x, residual = stream.take()
-            kernels.sum_norm(x, self.bias, residual=residual, total=x)
-            stream.x = x
+            stream.x = room_for(x)
+            kernels.sum_norm(x, self.bias, residual=residual, total=stream.x)
         stream.residual, stream.copied = around, self.copied
 
 
@@ -280,8 +295,9 @@ class Encoder(nn.Module):
         for layer in self.layers:
             layer(kernels, stream)
         x, residual = stream.take()
-        kernels.sum_norm(x, self.bias, self.gain, residual=residual, out=x)
-        return F.conv2d(x, self.last, self.last_bias, padding=1)
+        normal = room_for(x)
+        kernels.sum_norm(x, self.bias, self.gain, residual=residual, out=normal)
+        return F.conv2d(normal, self.last, self.last_bias, padding=1)
 
 
 class Decoder(nn.Module):
@@ -401,3 +417,11 @@ def _parameters(layer: object) -> tuple[nn.Parameter, nn.Parameter]:
     if weight.ndim == 4:
         weight = weight.contiguous(memory_format=torch.channels_last)
     return nn.Parameter(weight, requires_grad=False), frozen(cast("Tensor", module.bias))
+
+
+def _filled(layer: object) -> tuple[nn.Parameter, nn.Parameter]:
+    """Like `_parameters`; the weight has zeros for the channels that it is filled up to."""
+    weight, bias = _parameters(layer)
+    out, channels = weight.shape[:2]
+    zeros = (0, 0, 0, 0, 0, 0, 0, FILLED.get((channels, out), out) - out)
+    return frozen(F.pad(weight, zeros).contiguous(memory_format=torch.channels_last)), bias

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from qvae_trt.fused.launching import launch
-from qvae_trt.fused.network import rows_apart
+from qvae_trt.fused.network import pitch, rows_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,30 +29,41 @@ _TINY = tl.constexpr(1e-24)
 
 @triton.jit
 def load_sum(
-    x_ptr, residual_ptr, bias_ptr, pixel, channel, inside, width, row_stride,
-    C: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PITCHED: tl.constexpr, FRAMES: tl.constexpr = 0,
-    REPEATS: tl.constexpr = 1, FACTOR: tl.constexpr = 1.0,
+    x_ptr, residual_ptr, bias_ptr, pixel, channel, inside, pixels, width, row_stride,
+    C: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PITCH: tl.constexpr, ROWS_APART: tl.constexpr,
+    FRAMES: tl.constexpr = 0, REPEATS: tl.constexpr = 1, FACTOR: tl.constexpr = 1.0,
 ):  # fmt: skip
     """x + bias (+ residual) of some pixels, in float32: (pixels, channels).
 
     With `FRAMES` each pixel of the residual is a square of four: `network.Copied`.
     """
-    flat = pixel[:, None].to(tl.int64) * C + channel[None, :]
-    if PITCHED:
-        at = (pixel // width).to(tl.int64) * row_stride + (pixel % width) * C
-        x = tl.load(x_ptr + at[:, None] + channel[None, :], mask=inside, other=0.0)
+    if ROWS_APART:
+        at = (pixel // width).to(tl.int64) * row_stride + (pixel % width) * PITCH
     else:
-        x = tl.load(x_ptr + flat, mask=inside, other=0.0)
+        at = pixel.to(tl.int64) * PITCH
+    x = tl.load(x_ptr + at[:, None] + channel[None, :], mask=inside, other=0.0)
     total = x.to(tl.float32)
     total += tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
     if FRAMES > 0:
         row, column = pixel // width, pixel % width
         square = (row % 2) * 2 + column % 2
         at = (row // 2).to(tl.int64) * (width // 2) + column // 2
-        shown = (channel[None, :] * (4 * FRAMES) + (4 * FRAMES - 4) + square[:, None]) // REPEATS
-        at = at[:, None] * (4 * FRAMES * C // REPEATS) + shown
-        total += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32) * FACTOR
+        at = at[:, None] * (4 * FRAMES * C // REPEATS)
+        if REPEATS == 4 * FRAMES:  # a channel shows one value four times
+            shown = tl.load(residual_ptr + at + channel[None, :], mask=inside, other=0.0)
+        elif REPEATS == 2 * FRAMES:  # one of two values that are neighbours: both are loaded
+            value = tl.arange(0, 2 * channel.shape[0])
+            there = (pixel[:, None] < pixels) & (value[None, :] < 2 * C)
+            both = tl.load(residual_ptr + at + value[None, :], mask=there, other=0.0)
+            first, second = tl.split(both.reshape(pixel.shape[0], channel.shape[0], 2))
+            index = (4 * FRAMES - 4 + square) // REPEATS
+            shown = tl.where(index[:, None] == 0, first, second)
+        else:
+            place = channel[None, :] * (4 * FRAMES) + (4 * FRAMES - 4) + square[:, None]
+            shown = tl.load(residual_ptr + at + place // REPEATS, mask=inside, other=0.0)
+        total += shown.to(tl.float32) * FACTOR
     elif HAS_RESIDUAL:
+        flat = pixel[:, None].to(tl.int64) * C + channel[None, :]
         total += tl.load(residual_ptr + flat, mask=inside, other=0.0).to(tl.float32)
     return total
 
@@ -72,15 +83,15 @@ def normalise(total, gain_ptr, channel, C: tl.constexpr, SILU: tl.constexpr):
 def _sum_norm_kernel(
     x_ptr, residual_ptr, bias_ptr, gain_ptr, sum_ptr, out_ptr, pixels, width, row_stride,
     C: tl.constexpr, C_BLOCK: tl.constexpr, BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    PITCHED: tl.constexpr, WRITE_SUM: tl.constexpr, NORM: tl.constexpr, SILU: tl.constexpr,
-    FRAMES: tl.constexpr, REPEATS: tl.constexpr, FACTOR: tl.constexpr,
+    PITCH: tl.constexpr, ROWS_APART: tl.constexpr, WRITE_SUM: tl.constexpr, NORM: tl.constexpr,
+    SILU: tl.constexpr, FRAMES: tl.constexpr, REPEATS: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, C_BLOCK)
     inside = (pixel[:, None] < pixels) & (channel[None, :] < C)
     total = load_sum(
-        x_ptr, residual_ptr, bias_ptr, pixel, channel, inside, width, row_stride,
-        C, HAS_RESIDUAL, PITCHED, FRAMES, REPEATS, FACTOR,
+        x_ptr, residual_ptr, bias_ptr, pixel, channel, inside, pixels, width, row_stride,
+        C, HAS_RESIDUAL, PITCH, ROWS_APART, FRAMES, REPEATS, FACTOR,
     )  # fmt: skip
     flat = pixel[:, None].to(tl.int64) * C + channel[None, :]
     if WRITE_SUM:
@@ -106,11 +117,11 @@ def sum_norm(
     Bytes: x and residual are read once, `total` and `out` are written once.
 
     Args:
-        x: (1, C, H, W), channels last; rows may be further apart than their pixels take.
+        x: (1, C, H, W), channels last; pixels and rows may be further apart than they take.
         bias, gain: (C,); the gain only where there is an `out`.
         residual: (1, C, H, W), channels last; with `copied`, what that makes such a tensor of:
             (1, C', H/2, W/2).
-        total, out: the same; either may be x, if its rows are together, and None is not written.
+        total, out: the same; either may be x, if nothing in it is apart, and None is not written.
         silu: SiLU follows the norm.
     """
     _, channels, height, width = x.shape
@@ -121,7 +132,8 @@ def sum_norm(
         x, x if residual is None else residual, bias, bias if gain is None else gain,
         x if total is None else total, x if out is None else out, pixels, width, x.stride(2),
         C=channels, C_BLOCK=c_block, BLOCK=block, HAS_RESIDUAL=residual is not None,
-        PITCHED=rows_apart(x), WRITE_SUM=total is not None, NORM=out is not None, SILU=silu,
+        PITCH=pitch(x), ROWS_APART=rows_apart(x), WRITE_SUM=total is not None,
+        NORM=out is not None, SILU=silu,
         FRAMES=0 if copied is None else copied.frames,
         REPEATS=1 if copied is None else copied.repeats,
         FACTOR=1.0 if copied is None else copied.factor, num_warps=WARPS,

@@ -14,15 +14,15 @@ import triton
 import triton.language as tl
 
 from qvae_trt.fused.launching import launch
-from qvae_trt.fused.network import rows_apart
+from qvae_trt.fused.network import pitch, rows_apart
 from qvae_trt.fused.norms import block_of, load_sum, normalise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Elements and warps of a program.
+#: Elements or pixels, and warps, of a program.
 STEM_ELEMENTS, STEM_WARPS = 4096, 4
-TAP_ELEMENTS, TAP_WARPS = 4096, 4
+TAP_PIXELS, TAP_WARPS = 32, 4
 PIXEL_BLOCK = 256
 
 
@@ -90,15 +90,16 @@ def stem(picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor) -> tuple[T
 def _taps_kernel(
     x_ptr, residual_ptr, bias_ptr, gain_ptr, weight_ptr, taps_ptr, pixels, width, row_stride,
     TAPS: tl.constexpr, TAPS_BLOCK: tl.constexpr, C: tl.constexpr, C_BLOCK: tl.constexpr,
-    BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PITCHED: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PITCH: tl.constexpr,
+    ROWS_APART: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, C_BLOCK)
     tap = tl.arange(0, TAPS_BLOCK)
     inside = (pixel[:, None] < pixels) & (channel[None, :] < C)
     total = load_sum(
-        x_ptr, residual_ptr, bias_ptr, pixel, channel, inside, width, row_stride,
-        C, HAS_RESIDUAL, PITCHED,
+        x_ptr, residual_ptr, bias_ptr, pixel, channel, inside, pixels, width, row_stride,
+        C, HAS_RESIDUAL, PITCH, ROWS_APART,
     )  # fmt: skip
     y = normalise(total, gain_ptr, channel, C, True)
     weight = tl.load(weight_ptr + channel[:, None] * TAPS_BLOCK + tap[None, :])
@@ -158,14 +159,14 @@ def head(
     _, channels, height, width = x.shape
     colours, pixels = last_bias.numel(), height * width
     taps = torch.empty((9 * colours, pixels), dtype=x.dtype, device=x.device)
-    block, c_block = block_of(channels, TAP_ELEMENTS)
-    block = max(16, block)
     launch(
-        _taps_kernel, (triton.cdiv(pixels, block),),
+        _taps_kernel, (triton.cdiv(pixels, TAP_PIXELS),),
         x, x if residual is None else residual, bias, gain, weight, taps, pixels, width,
         x.stride(2),
-        TAPS=9 * colours, TAPS_BLOCK=weight.shape[1], C=channels, C_BLOCK=c_block, BLOCK=block,
-        HAS_RESIDUAL=residual is not None, PITCHED=rows_apart(x), num_warps=TAP_WARPS,
+        TAPS=9 * colours, TAPS_BLOCK=weight.shape[1], C=channels,
+        C_BLOCK=triton.next_power_of_2(channels), BLOCK=TAP_PIXELS,
+        HAS_RESIDUAL=residual is not None, PITCH=pitch(x), ROWS_APART=rows_apart(x),
+        num_warps=TAP_WARPS,
     )  # fmt: skip
     picture = torch.empty((1, colours, height, width), dtype=dtype, device=x.device)
     launch(

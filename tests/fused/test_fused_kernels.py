@@ -63,6 +63,23 @@ def test_sum_norm_in_place_and_of_rows_that_are_apart(channels):
     close(whole, expected)
 
 
+def test_pixels_that_are_apart():
+    """As a convolution with more channels than are wanted leaves them, or some of its rows."""
+    bias, gain = vector(12, seed=2), vector(12, seed=3)
+    weight, last = head_weight(torch.ones(3, 12, 3, 3, device=DEVICE) / 99), vector(3, seed=4)
+    for part in (picture(20, 6, 5)[:, :12], picture(20, 6, 5)[:, :12, 1:, 1:]):
+        residual = picture(12, *part.shape[2:], seed=1)
+        results = []
+        for module in (kernels, plain):
+            total, out = like(part), like(part)
+            module.sum_norm(part, bias, gain, residual=residual, total=total, out=out)
+            arguments = (part, bias, gain, weight, last)
+            shown = module.head(*arguments, residual=residual, dtype=torch.float32)
+            results.append((total, out, shown))
+        for found, expected in zip(*results, strict=True):
+            close(found, expected)
+
+
 @pytest.mark.parametrize(("frames", "repeats"), COPIES)
 def test_sum_with_copies_of_a_smaller_picture(frames, repeats):
     channels = 24

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ class Kernel:
     def warmup(self, *args, grid, **constants):
         self.compiled()
         self.warmed.append((grid, constants))
+        return SimpleNamespace(run=None)
 
 
 @pytest.fixture(autouse=True)
