@@ -136,8 +136,7 @@ def _attend(qkv: Tensor, *, processors: int) -> Tensor:
         for columns in (low, high)
     ]
     scale = math.log2(math.e) / math.sqrt(channels)
-    launch(
-        _attend_kernel, (blocks, splits),
+    launch(_attend_kernel, (blocks, splits))(
         *tiles, mixed, most, total, tokens, split, scale,
         C=channels, LOW=low, HIGH=max(1, high), QUERIES=_QUERIES, KEYS=KEYS, STAGES=_STAGES,
         num_warps=_WARPS,
@@ -145,8 +144,7 @@ def _attend(qkv: Tensor, *, processors: int) -> Tensor:
     if splits == 1:
         return mixed[0]
     out = qkv.new_empty((tokens, channels))
-    launch(
-        _join_kernel, (triton.cdiv(tokens, _JOINED_TOKENS),),
+    launch(_join_kernel, (triton.cdiv(tokens, _JOINED_TOKENS),))(
         mixed, most, total, out, tokens, splits,
         C=channels, C_BLOCK=triton.next_power_of_2(channels), BLOCK=_JOINED_TOKENS, num_warps=4,
     )  # fmt: skip

@@ -18,13 +18,10 @@ _THIS_THREAD = threading.local()
 _MOST_THREADS = 16
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Run a kernel on the current stream; inside `compiling`, compile it instead."""
+def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., object]:
+    """What runs a kernel on the current stream; inside `compiling`, what compiles it instead."""
     request = getattr(_THIS_THREAD, "request", None)
-    if request is None:
-        kernel[grid](*args, **constants)
-    else:
-        request(kernel, grid, args, constants)
+    return kernel[grid] if request is None else partial(request, kernel, grid)
 
 
 @contextmanager
@@ -37,7 +34,7 @@ def compiling(device: torch.device) -> Iterator[None]:
     compiled: dict[tuple[object, ...], Future[None]] = {}
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
 
-        def request(kernel: Any, grid: tuple[int, ...], args: Any, constants: Any) -> None:
+        def request(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
             types = tuple(getattr(x, "dtype", type(x)) for x in args)
             key = (id(kernel), *types, *sorted(constants.items()))
             if key not in compiled:

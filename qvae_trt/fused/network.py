@@ -60,14 +60,14 @@ class Copied:
     factor: float
 
 
-def pitch(x: Tensor) -> int:
-    """Elements from one pixel of a channels-last picture to the next in its row."""
-    return x.stride(3) if x.shape[3] > 1 else x.shape[1]
-
-
-def rows_apart(x: Tensor) -> bool:
-    """Whether the rows of a channels-last picture are further apart than their pixels take."""
-    return x.shape[2] > 1 and x.stride(2) != pitch(x) * x.shape[3]
+def apart(x: Tensor) -> tuple[int, bool]:
+    """Elements from one pixel of a channels-last picture to the next in its row, and whether rows
+    are further apart than their pixels take.
+    """
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x.shape[1], False
+    pitch = x.stride(3) if x.shape[3] > 1 else x.shape[1]
+    return pitch, x.shape[2] > 1 and x.stride(2) != pitch * x.shape[3]
 
 
 def like(x: Tensor) -> Tensor:
@@ -77,7 +77,13 @@ def like(x: Tensor) -> Tensor:
 
 def room_for(x: Tensor) -> Tensor:
     """Where a result like x is written: over x, or elsewhere if its pixels or rows are apart."""
-    return like(x) if rows_apart(x) or pitch(x) != x.shape[1] else x
+    return x if x.is_contiguous(memory_format=torch.channels_last) else like(x)
+
+
+def conv3x3(x: Tensor, weight: Tensor, channels: int) -> Tensor:
+    """The first `channels` of a 3x3 convolution; pixels are apart if the weight has more."""
+    y = F.conv2d(x, weight, padding=1)
+    return y if len(weight) == channels else y[:, :channels]
 
 
 def stem_weight(weight: Tensor) -> Tensor:
@@ -167,13 +173,13 @@ class Block(nn.Module):
                 residual=residual, copied=copied, total=None if self.alone else total, out=normal,
             )  # fmt: skip
             del x, residual
-        channels = self.bias1.numel()
-        y = F.conv2d(normal, self.weight1, padding=1)[:, :channels]
+        channels = len(self.bias1)
+        y = conv3x3(normal, self.weight1, channels)
         del normal
         normal = room_for(y)
         kernels.sum_norm(y, self.bias1, self.gain2, out=normal)
         del y
-        stream.x = F.conv2d(normal, self.weight2, padding=1)[:, :channels]
+        stream.x = conv3x3(normal, self.weight2, channels)
         del normal
         stream.residual = total if self.shortcut is None else F.conv2d(total, self.shortcut)
         return total

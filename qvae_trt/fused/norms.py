@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from qvae_trt.fused.launching import launch
-from qvae_trt.fused.network import pitch, rows_apart
+from qvae_trt.fused.network import apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,12 +127,12 @@ def sum_norm(
     _, channels, height, width = x.shape
     pixels = height * width
     block, c_block = block_of(channels, ELEMENTS)
-    launch(
-        _sum_norm_kernel, (triton.cdiv(pixels, block),),
+    pitch, rows_apart = apart(x)
+    launch(_sum_norm_kernel, (triton.cdiv(pixels, block),))(
         x, x if residual is None else residual, bias, bias if gain is None else gain,
         x if total is None else total, x if out is None else out, pixels, width, x.stride(2),
         C=channels, C_BLOCK=c_block, BLOCK=block, HAS_RESIDUAL=residual is not None,
-        PITCH=pitch(x), ROWS_APART=rows_apart(x), WRITE_SUM=total is not None,
+        PITCH=pitch, ROWS_APART=rows_apart, WRITE_SUM=total is not None,
         NORM=out is not None, SILU=silu,
         FRAMES=0 if copied is None else copied.frames,
         REPEATS=1 if copied is None else copied.repeats,
@@ -179,8 +179,7 @@ def average(x: Tensor, means: Means) -> Tensor:
     shape = (1, made, height, width)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     block, c_block = block_of(made, ELEMENTS)
-    launch(
-        _average_kernel, (triton.cdiv(height * width, block),),
+    launch(_average_kernel, (triton.cdiv(height * width, block),))(
         x, out, height * width, width,
         C=channels, C_OUT=made, C_BLOCK=c_block, BLOCK=block,
         SIDE=side, FRAMES=frames, GROUP=group, SCALE=means.factor / group, num_warps=WARPS,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from qvae_trt.fused.launching import launch
-from qvae_trt.fused.network import pitch, rows_apart
+from qvae_trt.fused.network import apart
 from qvae_trt.fused.norms import block_of, load_sum, normalise
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def stem(picture: Tensor, weight: Tensor, bias: Tensor, gain: Tensor) -> tuple[T
         for _ in range(2)
     )
     block, c_block = block_of(channels, STEM_ELEMENTS)
-    launch(
-        _stem_kernel, (triton.cdiv(height * width, max(16, block)),),
+    launch(_stem_kernel, (triton.cdiv(height * width, max(16, block)),))(
         picture, weight, bias, gain, x, out, height, width, picture.stride(1), picture.stride(2),
         picture.stride(3),
         COLOURS=colours, TAPS_BLOCK=weight.shape[0], C=channels, C_BLOCK=c_block,
@@ -159,18 +158,17 @@ def head(
     _, channels, height, width = x.shape
     colours, pixels = last_bias.numel(), height * width
     taps = torch.empty((9 * colours, pixels), dtype=x.dtype, device=x.device)
-    launch(
-        _taps_kernel, (triton.cdiv(pixels, TAP_PIXELS),),
+    pitch, rows_apart = apart(x)
+    launch(_taps_kernel, (triton.cdiv(pixels, TAP_PIXELS),))(
         x, x if residual is None else residual, bias, gain, weight, taps, pixels, width,
         x.stride(2),
         TAPS=9 * colours, TAPS_BLOCK=weight.shape[1], C=channels,
         C_BLOCK=triton.next_power_of_2(channels), BLOCK=TAP_PIXELS,
-        HAS_RESIDUAL=residual is not None, PITCH=pitch(x), ROWS_APART=rows_apart(x),
+        HAS_RESIDUAL=residual is not None, PITCH=pitch, ROWS_APART=rows_apart,
         num_warps=TAP_WARPS,
     )  # fmt: skip
     picture = torch.empty((1, colours, height, width), dtype=dtype, device=x.device)
-    launch(
-        _picture_kernel, (triton.cdiv(pixels, PIXEL_BLOCK), colours),
+    launch(_picture_kernel, (triton.cdiv(pixels, PIXEL_BLOCK), colours))(
         taps, last_bias, picture, height, width, COLOURS=colours, BLOCK=PIXEL_BLOCK, num_warps=4,
     )  # fmt: skip
     return picture

@@ -35,9 +35,9 @@ def no_gpu(monkeypatch):
 def test_kernels_run_outside_and_are_compiled_inside():
     kernel, x = Kernel(), torch.zeros(3)
     with compiling(torch.device("cuda")):
-        launch(kernel, (3,), x, 3, C=1)
+        launch(kernel, (3,))(x, 3, C=1)
     assert (kernel.ran, kernel.warmed) == ([], [((3,), {"C": 1})])
-    launch(kernel, (5,), x, 5, C=1)
+    launch(kernel, (5,))(x, 5, C=1)
     assert kernel.ran == [((5,), {"C": 1})]
 
 
@@ -47,7 +47,7 @@ def test_each_is_compiled_once_for_its_dtypes_and_constants():
         for dtype in (torch.float16, torch.float32):
             for channels in (96, 192):
                 for pixels in (10, 20):
-                    launch(kernel, (pixels,), torch.zeros(1, dtype=dtype), pixels, C=channels)
+                    launch(kernel, (pixels,))(torch.zeros(1, dtype=dtype), C=channels)
     assert len(kernel.warmed) == 4
 
 
@@ -56,7 +56,7 @@ def test_they_are_compiled_at_the_same_time(monkeypatch):
     together = threading.Barrier(3, timeout=30)
     with compiling(torch.device("cuda")):
         for _ in range(3):
-            launch(Kernel(together.wait), (1,), torch.zeros(1))
+            launch(Kernel(together.wait), (1,))(torch.zeros(1))
     assert not together.broken
 
 
@@ -68,16 +68,16 @@ def test_an_error_of_the_compiler_is_raised_and_later_kernels_run():
         pytest.raises(ValueError, match="no such instruction"),
         compiling(torch.device("cuda")),
     ):
-        launch(Kernel(fail), (1,), torch.zeros(1))
+        launch(Kernel(fail), (1,))(torch.zeros(1))
     kernel = Kernel()
-    launch(kernel, (1,), torch.zeros(1))
+    launch(kernel, (1,))(torch.zeros(1))
     assert kernel.ran
 
 
 def test_other_threads_run_meanwhile():
     kernel = Kernel()
     with compiling(torch.device("cuda")):
-        thread = threading.Thread(target=launch, args=(kernel, (1,), torch.zeros(1)))
+        thread = threading.Thread(target=lambda: launch(kernel, (1,))(torch.zeros(1)))
         thread.start()
         thread.join()
     assert (len(kernel.ran), kernel.warmed) == (1, [])
