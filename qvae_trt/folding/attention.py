@@ -147,7 +147,7 @@ def _in_turn(query: Tensor, chunks: int, mix: Callable[[Tensor], Tensor]) -> Ten
 
     A graph with ranges gets twice as many runs, since memory is planned for its largest size: at
     48,128 tokens TensorRT 8.6 plans 4.3 GB for this block with 7 runs, 2.3 with 14 and 1.3 with 28
-    (benchmarks/h100/attention_forms.json), and TensorRT-RTX as much less
+    (benchmarks/h100/attention_forms.json); for the whole network TensorRT-RTX plans 2.5 GB with 16
     (benchmarks/rtx/scratch.json).
     """
     tokens = query.shape[1]
@@ -156,10 +156,10 @@ def _in_turn(query: Tensor, chunks: int, mix: Callable[[Tensor], Tensor]) -> Ten
     for run in _runs(query, chunks if of_one_size else 2 * chunks):
         if mixed:
             # Zeros made of the run before: else all scores are computed first, and held at once.
+            # With ranges of all of it: 8.6 copies results once more if a part of them is cut out.
             before = mixed[-1]
             if of_one_size:
                 before = before.narrow(1, 0, 1).narrow(2, 0, 1)
-            # With ranges, 8.6 would keep what is cut like that in memory as large as the scores.
             run = run + before.clamp(0.0, 0.0)
         mixed.append(mix(run))
     joined = torch.cat(mixed, dim=1)

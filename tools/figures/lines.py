@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _FORMATS: dict[str, Callable[[Any], str]] = {
     "ms": lambda v: f"{v:.1f} ms",
+    "s": lambda v: f"{v / 1000:.1f} s",
     "gib": lambda v: f"{v / 2**30:.2f} GiB",
     "mib": lambda v: f"{v / 2**20:.0f} MiB",
     "int": lambda v: f"{v:,}",
