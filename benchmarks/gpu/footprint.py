@@ -120,7 +120,7 @@ def cases(engine_dir: Path, model: Model) -> list[tuple[str, Mode, list[Resoluti
         for side in map(_sidecar, sorted((engine_dir / "static").glob("*/vae_decoder.trt")))
         if side is not None
     ]
-    known = [size for size in dict.fromkeys([*listed, *asked]) if _both(vae, size)]
+    known = [size for size in dict.fromkeys([*listed, *asked]) if _both(vae, size, "static")]
     if known:
         found.append(("one static pair", "static", known[:1]))
     if len(known) > 1:
@@ -128,7 +128,8 @@ def cases(engine_dir: Path, model: Model) -> list[tuple[str, Mode, list[Resoluti
         found.append((name, "static", known))
     vae = vae_of(model, engine_dir, "profiles")
     side = _sidecar(engine_path(engine_dir, "decoder", "profiles", ".trt"))
-    opts = [] if side is None else [p.opt for p in side.key.profiles if _both(vae, p.opt)]
+    opts = [] if side is None else [p.opt for p in side.key.profiles]
+    opts = [size for size in opts if _both(vae, size, "profiles")]
     count = {9: "nine", 2: "two"}.get(len(opts), str(len(opts)))
     middle = Resolution(1024, 1024)
     if middle in opts:
@@ -145,8 +146,8 @@ def _sidecar(path: Path) -> store.Sidecar | None:
         return None
 
 
-def _both(vae: TrtVae, size: Resolution) -> bool:
-    return all(vae.choice(part, size).engine != "pytorch" for part in ("encoder", "decoder"))
+def _both(vae: TrtVae, size: Resolution, mode: Mode) -> bool:
+    return all(vae.choice(part, size).engine == mode for part in ("encoder", "decoder"))
 
 
 def print_tables(rows: Sequence[dict[str, Any]]) -> None:
