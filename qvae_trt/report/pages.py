@@ -26,8 +26,7 @@ def html_page(reports: Sequence[Report], names: Sequence[str], contrast: Contras
     """
     filters: dict[str, Callable[..., object]]
     filters = {"times": times, "mean": mean_text, "drawn": _drawn}
-    values = {"reports": reports, "names": names, "contrast": contrast, "chart_style": svg.style()}
-    return render("page.html.jinja", filters, **values)
+    return render("page.html.jinja", filters, reports=reports, names=names, contrast=contrast)
 
 
 def _drawn(charts: Sequence[svg.Chart], width: int, columns: int = 1) -> str:

@@ -6,19 +6,20 @@ from collections.abc import Callable, Mapping
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("qvae_trt", "data/templates"),
+    autoescape=select_autoescape(["html.jinja", "svg.jinja"], default=False),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
 
 def render(
     name: str, filters: Mapping[str, Callable[..., object]] | None = None, **values: object
 ) -> str:
-    """Fill in a template. HTML templates escape every value; the Markdown ones escape where they
-    say so.
+    """Fill in a template. Those of HTML and SVG escape every value; the Markdown ones escape where
+    they say so.
     """
-    environment = Environment(
-        loader=PackageLoader("qvae_trt", "data/templates"),
-        autoescape=select_autoescape(["html.jinja"], default=False),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(filters or {})
-    return environment.get_template(name).render(values).strip() + "\n"
+    _ENVIRONMENT.filters.update(filters or {})
+    return _ENVIRONMENT.get_template(name).render(values).strip() + "\n"

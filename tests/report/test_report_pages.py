@@ -55,11 +55,10 @@ def test_what_one_run_of_a_merge_left_out_is_not_said_of_the_whole() -> None:
 
 
 def test_every_path_has_a_colour_of_its_own() -> None:
-    for mode in (0, 1):
-        drawn_in = [
-            [int(svg._COLOURS[path][mode][n : n + 2], 16) for n in (1, 3, 5)]
-            for path in bench.PATHS
-        ]
+    light, dark = svg.document([], width=100).split("prefers-color-scheme:dark")
+    for theme in (light, dark):
+        fills = dict(re.findall(r"\.qv-s-(\w+)\{fill:#(\w{6})\}", theme))
+        drawn_in = [bytes.fromhex(fills[path]) for path in bench.PATHS]
         for one, other in combinations(drawn_in, 2):
             assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 60, (one, other)
 
