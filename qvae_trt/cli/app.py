@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -118,12 +118,9 @@ def _say_version(wanted: bool) -> None:
 
 @app.callback()
 def qvae(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", "-V", callback=_say_version, is_eager=True, help="Show the version."
-        ),
-    ] = False,
+    version: bool = typer.Option(
+        False, "--version", "-V", callback=_say_version, is_eager=True, help="Show the version."
+    ),
 ) -> None:
     """TensorRT engines of the Qwen-Image VAE: export, build, compare with PyTorch, measure, use."""
 

@@ -6,9 +6,9 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
+from typer import Option
 
 from qvae_trt.cli.output import set_json, set_verbose, warn
 from qvae_trt.commands import build_command
@@ -34,56 +34,60 @@ def warn_of_cpu() -> None:
         )
 
 
-ModelOption = Annotated[
-    str,
-    typer.Option(
+def model_option(default: str = MODEL) -> Any:
+    """`--model`."""
+    return Option(
+        default,
         "--model",
         envvar="QVAE_MODEL",
         metavar="MODEL",
         help="A hub id, a local folder, a .safetensors file, bundled:tiny (offline) or "
         "random:full (for measuring speed).",
+    )
+
+
+def size_option(default: Any, help: str) -> Any:  # noqa: A002  # as Typer calls it
+    """`--resolution`; a wrong size is reported before anything is loaded."""
+    return Option(default, "--resolution", metavar="WxH", parser=Resolution.parse, help=help)
+
+
+BACKEND_OPTION: Any = Option(
+    "auto",
+    "--backend",
+    envvar="QVAE_BACKEND",
+    help="auto: on a GPU tensorrt, else tensorrt_rtx, whichever is installed and runs there; "
+    "else onnxruntime.",
+)
+ENGINE_DIR_OPTION: Any = Option(
+    ENGINE_DIR,
+    "--engine-dir",
+    envvar="QVAE_ENGINE_DIR",
+    metavar="DIR",
+    help="Where the engines are.",
+)
+PART_OPTION: Any = Option("both", "--part", help="Which half of the VAE.")
+PROFILES_OPTION: Any = Option(
+    None, "--profiles", metavar="FILE", help="A TOML file of profiles. [default: the nine]"
+)
+TIMING_CACHE_OPTION: Any = Option(
+    None,
+    "--timing-cache",
+    metavar="FILE",
+    help="A file that keeps kernel timings between builds.",
+)
+PRECISION_OPTION: Any = Option(
+    "fp16", "--precision", help="Precision of weights, inputs and outputs."
+)
+_EVERYWHERE: dict[str, Any] = {
+    "as_json": Option(False, "--json", callback=set_json, help="Print the result as JSON."),
+    "verbose": Option(
+        False,
+        *("--verbose", "-v"),
+        callback=set_verbose,
+        is_eager=True,
+        help="More output, with tracebacks.",
     ),
-]
-BackendOption = Annotated[
-    BackendChoice,
-    typer.Option(
-        "--backend",
-        envvar="QVAE_BACKEND",
-        help="auto: on a GPU tensorrt, else tensorrt_rtx, whichever is installed and runs there; "
-        "else onnxruntime.",
-    ),
-]
-EngineDirOption = Annotated[
-    Path,
-    typer.Option(
-        "--engine-dir", envvar="QVAE_ENGINE_DIR", metavar="DIR", help="Where the engines are."
-    ),
-]
-PartOption = Annotated[PartChoice, typer.Option("--part", help="Which half of the VAE.")]
-ProfilesOption = Annotated[
-    Path | None,
-    typer.Option("--profiles", metavar="FILE", help="A TOML file of profiles. [default: the nine]"),
-]
-TimingCacheOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--timing-cache", metavar="FILE", help="A file that keeps kernel timings between builds."
-    ),
-]
-PrecisionOption = Annotated[
-    Literal["fp16", "bf16", "fp32"],
-    typer.Option("--precision", help="Precision of weights, inputs and outputs."),
-]
-_JsonOption = Annotated[
-    bool, typer.Option("--json", callback=set_json, help="Print the result as JSON.")
-]
-_VerboseOption = Annotated[
-    bool,
-    typer.Option(
-        "--verbose", "-v", callback=set_verbose, is_eager=True, help="More output, with tracebacks."
-    ),
-]
-_EVERYWHERE: dict[str, Any] = {"as_json": _JsonOption, "verbose": _VerboseOption}
+}
 
 
 def with_common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,16 +99,11 @@ def with_common(command: Callable[..., Any]) -> Callable[..., Any]:
 
     signature = inspect.signature(command, eval_str=True)
     more = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=bool)
         for name, option in _EVERYWHERE.items()
     ]
     called.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # type: ignore[attr-defined]
     return called
-
-
-def size_option(does: str) -> Any:
-    """`--resolution`; a wrong size is reported before anything is loaded."""
-    return typer.Option("--resolution", metavar="WxH", parser=Resolution.parse, help=does)
 
 
 def parse_parts(part: PartChoice) -> tuple[Part, ...]:

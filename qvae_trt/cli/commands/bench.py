@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
 from rich.console import Group
+from typer import Option
 
 from qvae_trt.bench.compare import check_margin
 from qvae_trt.bench.results import BASELINES
@@ -16,45 +16,38 @@ from qvae_trt.profiles import Resolution
 
 
 def bench(
-    resolution: Annotated[
-        list[Resolution] | None,
-        options.size_option("A size, such as 1664x928; can be repeated. At least one is needed."),
-    ] = None,
-    model: options.ModelOption = options.MODEL,
-    backend: options.BackendOption = "auto",
-    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            autocompletion=lambda: list(BASELINES),
-            help="pytorch, folded, compiled or fused; can be repeated. "
-            "[default: all; on a CPU, all but compiled]",
-        ),
-    ] = None,
-    part: options.PartOption = "both",
-    device: Annotated[
-        Literal["cuda", "cpu"] | None,
-        typer.Option(help="Where to measure. [default: the GPU, if there is one]"),
-    ] = None,
-    service: Annotated[
-        bool,
-        typer.Option(
-            "--service", help="Also what a server sees: latents to PIL, first use, switching sizes."
-        ),
-    ] = False,
-    budget: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Seconds for one path at one size.")
-    ] = 1.0,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="The folder for latency.md, .json, .csv and .svg.")
-    ] = Path("out/bench"),
-    compare: Annotated[
-        Path | None, typer.Option(metavar="OLD.json", help="Exit code 1 if a latency got worse.")
-    ] = None,
-    margin: Annotated[
-        float, typer.Option(metavar="SHARE", help="How much worse --compare accepts; 0.05 is 5 %.")
-    ] = 0.05,
+    resolution: list[Resolution] | None = options.size_option(
+        None, "A size, such as 1664x928; can be repeated. At least one is needed."
+    ),
+    model: str = options.model_option(),
+    backend: options.BackendChoice = options.BACKEND_OPTION,
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
+    baseline: list[str] | None = Option(
+        None,
+        metavar="NAME",
+        autocompletion=lambda: list(BASELINES),
+        help="pytorch, folded, compiled or fused; can be repeated. "
+        "[default: all; on a CPU, all but compiled]",
+    ),
+    part: options.PartChoice = options.PART_OPTION,
+    device: Literal["cuda", "cpu"] | None = Option(
+        None, help="Where to measure. [default: the GPU, if there is one]"
+    ),
+    service: bool = Option(
+        False,
+        "--service",
+        help="Also what a server sees: latents to PIL, first use, switching sizes.",
+    ),
+    budget: float = Option(1.0, metavar="SECONDS", help="Seconds for one path at one size."),
+    out: Path = Option(
+        Path("out/bench"), metavar="DIR", help="The folder for latency.md, .json, .csv and .svg."
+    ),
+    compare: Path | None = Option(
+        None, metavar="OLD.json", help="Exit code 1 if a latency got worse."
+    ),
+    margin: float = Option(
+        0.05, metavar="SHARE", help="How much worse --compare accepts; 0.05 is 5 %."
+    ),
 ) -> int:
     """Measure the latency of PyTorch and of the engines."""
     sizes = tuple(dict.fromkeys(resolution or ()))

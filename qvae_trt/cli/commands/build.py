@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
 from rich.console import Group, RenderableType
+from typer import Option
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import MIB, counted, figure, records
 from qvae_trt.cli.estimate import measured_like
 from qvae_trt.cli.events import show_progress
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
-from qvae_trt.profiles import Resolution, load_profiles, load_static_sizes, parse_aspect
+from qvae_trt.profiles import Precision, Resolution, load_profiles, load_static_sizes, parse_aspect
 
 if TYPE_CHECKING:
     from qvae_trt.build import JobResult
@@ -29,56 +29,42 @@ def _check_aspects(names: list[str] | None) -> list[str] | None:
 
 
 def build(
-    mode: Annotated[
-        Literal["static", "profiles"],
-        typer.Option(help="static: one engine pair per size; profiles: one pair for all sizes."),
-    ],
-    aspect: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="W:H",
-            callback=_check_aspects,
-            autocompletion=lambda: list(load_static_sizes()),
-            help="A listed aspect ratio, such as 16:9; can be repeated. [default: every one, where "
-            "no --resolution is given]",
-        ),
-    ] = None,
-    resolution: Annotated[
-        list[Resolution] | None,
-        options.size_option(
-            "A size, such as 1664x928; can be repeated. [default: every listed aspect ratio]"
-        ),
-    ] = None,
-    profiles_file: options.ProfilesOption = None,
-    model: options.ModelOption = options.MODEL,
-    backend: options.BackendOption = "auto",
-    precision: options.PrecisionOption = "fp16",
-    part: options.PartOption = "both",
-    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    level: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=5,
-            metavar="0-5",
-            help="TensorRT's builder optimization level. [default: as tuned, else TensorRT's own]",
-        ),
-    ] = None,
-    timing_cache: options.TimingCacheOption = None,
-    tune: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|none",
-            callback=lambda text: text and str(options.resolve_home(Path(text))),
-            help="The file that qvae tune wrote. [default: tune.json in --engine-dir, if it fits]",
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also rebuild engines that are up to date.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be built; build nothing.")
-    ] = False,
+    mode: Literal["static", "profiles"] = Option(
+        ..., help="static: one engine pair per size; profiles: one pair for all sizes."
+    ),
+    aspect: list[str] | None = Option(
+        None,
+        metavar="W:H",
+        callback=_check_aspects,
+        autocompletion=lambda: list(load_static_sizes()),
+        help="A listed aspect ratio, such as 16:9; can be repeated. [default: every one, where "
+        "no --resolution is given]",
+    ),
+    resolution: list[Resolution] | None = options.size_option(
+        None, "A size, such as 1664x928; can be repeated. [default: every listed aspect ratio]"
+    ),
+    profiles_file: Path | None = options.PROFILES_OPTION,
+    model: str = options.model_option(),
+    backend: options.BackendChoice = options.BACKEND_OPTION,
+    precision: Precision = options.PRECISION_OPTION,
+    part: options.PartChoice = options.PART_OPTION,
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
+    level: int | None = Option(
+        None,
+        min=0,
+        max=5,
+        metavar="0-5",
+        help="TensorRT's builder optimization level. [default: as tuned, else TensorRT's own]",
+    ),
+    timing_cache: Path | None = options.TIMING_CACHE_OPTION,
+    tune: str | None = Option(
+        None,
+        metavar="FILE|none",
+        callback=lambda text: text and str(options.resolve_home(Path(text))),
+        help="The file that qvae tune wrote. [default: tune.json in --engine-dir, if it fits]",
+    ),
+    force: bool = Option(False, "--force", help="Also rebuild engines that are up to date."),
+    dry_run: bool = Option(False, "--dry-run", help="Show what would be built; build nothing."),
 ) -> int:
     """Build engines; up-to-date ones are kept."""
     options.need(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,7 +12,7 @@ from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import records
 
 
-def doctor(engine_dir: options.EngineDirOption = options.ENGINE_DIR) -> int:
+def doctor(engine_dir: Path = options.ENGINE_DIR_OPTION) -> int:
     """Check this machine and show fixes."""
     from qvae_trt.doctor import diagnose
 

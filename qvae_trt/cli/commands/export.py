@@ -5,41 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
+from typer import Option
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import MIB, figure, records
 from qvae_trt.cli.events import show_progress
 from qvae_trt.json_rows import write
-from qvae_trt.profiles import Resolution
+from qvae_trt.profiles import Precision, Resolution
 from qvae_trt.progress import Event, stages
 
 
 def export(
-    out: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="The folder for vae_encoder.onnx and vae_decoder.onnx."),
-    ],
-    model: options.ModelOption = options.MODEL,
-    part: options.PartOption = "both",
-    precision: options.PrecisionOption = "fp16",
-    graph: Annotated[
-        Literal["image", "video"],
-        typer.Option(
-            help="image: the exact 2D graph of one frame; video: Conv3d, as diffusers has it."
-        ),
-    ] = "image",
-    dynamic: Annotated[
-        bool | None,
-        typer.Option(
-            "--dynamic/--static", help="Any size, or the one of --resolution. [default: dynamic]"
-        ),
-    ] = None,
-    resolution: Annotated[
-        Resolution | None, options.size_option("The size of a static graph; needed with --static.")
-    ] = None,
+    out: Path = Option(
+        ..., metavar="DIR", help="The folder for vae_encoder.onnx and vae_decoder.onnx."
+    ),
+    model: str = options.model_option(),
+    part: options.PartChoice = options.PART_OPTION,
+    precision: Precision = options.PRECISION_OPTION,
+    graph: Literal["image", "video"] = Option(
+        "image", help="image: the exact 2D graph of one frame; video: Conv3d, as diffusers has it."
+    ),
+    dynamic: bool | None = Option(
+        None, "--dynamic/--static", help="Any size, or the one of --resolution. [default: dynamic]"
+    ),
+    resolution: Resolution | None = options.size_option(
+        None, "The size of a static graph; needed with --static."
+    ),
 ) -> None:
     """Export the VAE to ONNX."""
     from qvae_trt.files.writing import check_writable

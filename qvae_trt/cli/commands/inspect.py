@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from typer import Argument
 
 from qvae_trt.cli import output
 from qvae_trt.cli.drawing import tree
@@ -14,9 +14,7 @@ from qvae_trt.errors import BackendError, EngineError
 
 
 def inspect(
-    engine: Annotated[
-        Path, typer.Argument(metavar="ENGINE", help="An engine file, .trt or .onnx.")
-    ],
+    engine: Path = Argument(..., metavar="ENGINE", help="An engine file, .trt or .onnx."),
 ) -> None:
     """Show what is in an engine file: key, profiles, layers, memory."""
     from qvae_trt.opening import Purpose, check, open_engine

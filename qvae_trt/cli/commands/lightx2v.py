@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
 from rich.console import Group, RenderableType
+from typer import Option
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import counted, records
@@ -20,15 +20,13 @@ if TYPE_CHECKING:
 
 
 def lightx2v(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to make for LightX2V.")],
-    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy files; else relative links.")] = False,
-    backend: Annotated[
-        Literal["tensorrt", "onnxruntime"],
-        typer.Option(
-            help="Whose engines. LightX2V opens those of tensorrt; the others only show the way."
-        ),
-    ] = "tensorrt",
+    out: Path = Option(..., metavar="FOLDER", help="The folder to make for LightX2V."),
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
+    copy: bool = Option(False, "--copy", help="Copy files; else relative links."),
+    backend: Literal["tensorrt", "onnxruntime"] = Option(
+        "tensorrt",
+        help="Whose engines. LightX2V opens those of tensorrt; the others only show the way.",
+    ),
 ) -> int:
     """Make the folder that LightX2V's TensorRT loader opens.
 

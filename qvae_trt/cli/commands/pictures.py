@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import RenderableType
+from typer import Argument, Option
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import figure, records
@@ -16,18 +16,16 @@ from qvae_trt.json_rows import write
 if TYPE_CHECKING:
     from qvae_trt.pictures import Outcome
 
-ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG or JPEG of any size.")]
-ImageOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="The picture to write.")]
+_IMAGE: Any = Argument(..., metavar="IMAGE", help="A PNG or JPEG of any size.")
+_PICTURE: Any = Option(..., "--out", metavar="FILE", help="The picture to write.")
 
 
 def encode(
-    image: ImageArgument,
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="The latents to write, a .safetensors file.")
-    ],
-    model: options.ModelOption = options.MODEL,
-    backend: options.BackendOption = "auto",
-    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
+    image: Path = _IMAGE,
+    out: Path = Option(..., metavar="FILE", help="The latents to write, a .safetensors file."),
+    model: str = options.model_option(),
+    backend: options.BackendChoice = options.BACKEND_OPTION,
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
 ) -> None:
     """Encode a picture to latents."""
     from qvae_trt import pictures
@@ -37,13 +35,11 @@ def encode(
 
 
 def decode(
-    latents: Annotated[
-        Path, typer.Argument(metavar="LATENTS", help="A file that qvae encode wrote.")
-    ],
-    out: ImageOption,
-    model: options.ModelOption = options.MODEL,
-    backend: options.BackendOption = "auto",
-    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
+    latents: Path = Argument(..., metavar="LATENTS", help="A file that qvae encode wrote."),
+    out: Path = _PICTURE,
+    model: str = options.model_option(),
+    backend: options.BackendChoice = options.BACKEND_OPTION,
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
 ) -> None:
     """Decode latents to a picture."""
     from qvae_trt import pictures
@@ -53,14 +49,14 @@ def decode(
 
 
 def roundtrip(
-    image: ImageArgument,
-    out: ImageOption,
-    model: options.ModelOption = options.MODEL,
-    backend: options.BackendOption = "auto",
-    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    side_by_side: Annotated[
-        bool, typer.Option("--side-by-side", help="Put the original to the left of the result.")
-    ] = False,
+    image: Path = _IMAGE,
+    out: Path = _PICTURE,
+    model: str = options.model_option(),
+    backend: options.BackendChoice = options.BACKEND_OPTION,
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
+    side_by_side: bool = Option(
+        False, "--side-by-side", help="Put the original to the left of the result."
+    ),
 ) -> None:
     """Encode a picture and decode it again."""
     from qvae_trt import pictures

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Group, RenderableType
+from typer import Argument, Context, Option
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import records
@@ -24,14 +24,14 @@ from qvae_trt.profiles import (
 )
 
 
-def profiles(ctx: typer.Context) -> None:
+def profiles(ctx: Context) -> None:
     """List the sizes and profiles, or match one."""
     if ctx.invoked_subcommand is None:
-        list_()
+        list_(None, options.MODEL)
 
 
 def list_(
-    profiles_file: options.ProfilesOption = None, model: options.ModelOption = options.MODEL
+    profiles_file: Path | None = options.PROFILES_OPTION, model: str = options.model_option()
 ) -> None:
     """List the static sizes and the profiles, in the engine's order."""
     kind = _kind(model)
@@ -59,22 +59,19 @@ def _draw_list(data: dict[str, Any]) -> RenderableType:
 
 
 def match(
-    size: Annotated[
-        Resolution,
-        typer.Argument(metavar="WxH", parser=Resolution.parse, help="A size, such as 1600x1200."),
-    ],
-    engine_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="QVAE_ENGINE_DIR",
-            metavar="DIR",
-            help="Match against the engines here. [default: engines/ if it is there, else as if "
-            "every engine were built]",
-        ),
-    ] = None,
-    profiles_file: options.ProfilesOption = None,
-    model: options.ModelOption = options.MODEL,
-    backend: options.BackendOption = "auto",
+    size: Resolution = Argument(
+        ..., metavar="WxH", parser=Resolution.parse, help="A size, such as 1600x1200."
+    ),
+    engine_dir: Path | None = Option(
+        None,
+        envvar="QVAE_ENGINE_DIR",
+        metavar="DIR",
+        help="Match against the engines here. [default: engines/ if it is there, else as if "
+        "every engine were built]",
+    ),
+    profiles_file: Path | None = options.PROFILES_OPTION,
+    model: str = options.model_option(),
+    backend: options.BackendChoice = options.BACKEND_OPTION,
 ) -> None:
     """Show which engine serves a size, and why the others do not."""
     kind = _kind(model)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from typer import Argument, Option
 
 from qvae_trt.cli import output
 
@@ -16,23 +16,16 @@ if TYPE_CHECKING:
 
 
 def report(
-    results: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RESULTS...", help="latency.json files of qvae bench, or their folders."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path(
-        "report.html"
+    results: list[Path] = Argument(
+        ..., metavar="RESULTS...", help="latency.json files of qvae bench, or their folders."
     ),
-    merge: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Merge all results into one table, and write its latency.md, .json, .csv and .svg "
-            "here. For runs of one machine and model, such as torch.compile and the engines.",
-        ),
-    ] = None,
+    out: Path = Option(Path("report.html"), metavar="FILE", help="The page to write."),
+    merge: Path | None = Option(
+        None,
+        metavar="DIR",
+        help="Merge all results into one table, and write its latency.md, .json, .csv and .svg "
+        "here. For runs of one machine and model, such as torch.compile and the engines.",
+    ),
 ) -> None:
     """Write one page of tables and charts.
 

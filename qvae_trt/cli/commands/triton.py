@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
 from rich.console import RenderableType
+from typer import Option
 
-from qvae_trt.cli import output
+from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import records
-from qvae_trt.cli.options import ENGINE_DIR, EngineDirOption
 from qvae_trt.json_rows import write
 
 
 def triton(
-    out: Annotated[Path, typer.Option(metavar="REPOSITORY", help="The model repository to make.")],
-    engine_dir: EngineDirOption = ENGINE_DIR,
-    backend: Annotated[
-        Literal["tensorrt", "onnxruntime"],
-        typer.Option(help="Whose engines, and Triton's backend that runs them."),
-    ] = "tensorrt",
-    link: Annotated[bool, typer.Option("--link", help="Relative links; else copies.")] = False,
+    out: Path = Option(..., metavar="REPOSITORY", help="The model repository to make."),
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
+    backend: Literal["tensorrt", "onnxruntime"] = Option(
+        "tensorrt", help="Whose engines, and Triton's backend that runs them."
+    ),
+    link: bool = Option(False, "--link", help="Relative links; else copies."),
 ) -> int:
     """Make a model repository for Triton Inference Server.
 

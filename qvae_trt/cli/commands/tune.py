@@ -4,42 +4,34 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import RenderableType
+from typer import Option
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import MIB, figure, records
 from qvae_trt.cli.events import show_progress
-from qvae_trt.profiles import Resolution
+from qvae_trt.profiles import Precision, Resolution
 
 
 def tune(
-    resolution: Annotated[Resolution, options.size_option("The size to measure at.")],
-    model: options.ModelOption = "random:full",
-    backend: options.BackendOption = "auto",
-    precision: options.PrecisionOption = "fp16",
-    part: options.PartOption = "both",
-    variants: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CHANGES",
-            help="Only the default and this one, such as attention=exp,attention_chunks=4,level=2; "
-            "can be repeated. [default: the few that matter for the backend]",
-        ),
-    ] = None,
-    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="[default: tune.json in --engine-dir]")
-    ] = None,
-    timing_cache: options.TimingCacheOption = None,
-    budget: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to time one variant.")
-    ] = 2.0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Measure again the variants that are in the file.")
-    ] = False,
+    resolution: Resolution = options.size_option(..., "The size to measure at."),
+    model: str = options.model_option("random:full"),
+    backend: options.BackendChoice = options.BACKEND_OPTION,
+    precision: Precision = options.PRECISION_OPTION,
+    part: options.PartChoice = options.PART_OPTION,
+    variants: list[str] | None = Option(
+        None,
+        metavar="CHANGES",
+        help="Only the default and this one, such as attention=exp,attention_chunks=4,level=2; "
+        "can be repeated. [default: the few that matter for the backend]",
+    ),
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
+    out: Path | None = Option(None, metavar="FILE", help="[default: tune.json in --engine-dir]"),
+    timing_cache: Path | None = options.TIMING_CACHE_OPTION,
+    budget: float = Option(2.0, metavar="SECONDS", help="How long to time one variant."),
+    force: bool = Option(False, "--force", help="Measure again the variants that are in the file."),
 ) -> int:
     """Find the fastest way to build engines on this machine.
 

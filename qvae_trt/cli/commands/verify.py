@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Group, RenderableType
+from typer import Option
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import line, table
@@ -18,18 +18,15 @@ if TYPE_CHECKING:
 
 
 def verify(
-    resolution: Annotated[
-        list[Resolution] | None,
-        options.size_option(
-            "A size, such as 1664x928; can be repeated. [default: every engine at its own sizes]"
-        ),
-    ] = None,
-    model: options.ModelOption = options.MODEL,
-    backend: options.BackendOption = "auto",
-    engine_dir: options.EngineDirOption = options.ENGINE_DIR,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write parity.md and parity.json here.")
-    ] = None,
+    resolution: list[Resolution] | None = options.size_option(
+        None, "A size, such as 1664x928; can be repeated. [default: every engine at its own sizes]"
+    ),
+    model: str = options.model_option(),
+    backend: options.BackendChoice = options.BACKEND_OPTION,
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
+    out: Path | None = Option(
+        None, metavar="DIR", help="Also write parity.md and parity.json here."
+    ),
 ) -> None:
     """Compare the engines with PyTorch fp32.
 
