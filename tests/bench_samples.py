@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qvae_trt.bench import BenchResult, Cell, Floor, Run, ServiceRow, Timing
+from qvae_trt.bench.results import BenchResult, Cell, Floor, Run, ServiceRow, Timing
 from qvae_trt.profiles import PARTS, Resolution
 
 WIDE = Resolution(928, 1664)

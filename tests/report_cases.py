@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench_samples import SQUARE, WIDE, result
 
 from qvae_trt import report
-from qvae_trt.bench import BenchResult, Cell
+from qvae_trt.bench.results import BenchResult, Cell
 
 if TYPE_CHECKING:
     from pathlib import Path

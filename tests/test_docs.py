@@ -24,7 +24,7 @@ import typer
 from PIL import Image
 
 import qvae_trt
-from qvae_trt.bench import save
+from qvae_trt.bench.results import save
 from qvae_trt.cli.app import app, main
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import Resolution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,42 +136,38 @@ def tune(settings: TuneSettings, *, on_event: OnEvent = ignore) -> TuneResult:
     from qvae_trt.model import load_model
 
     loaded = load_model(settings.model)
+    recipe, parts = recipe_sha256(), tuple(dict.fromkeys(settings.parts))
+    weights, size = loaded.weights_sha256, settings.resolution
+    subjects = [
+        Subject(part=part, resolution=size, weights_sha256=weights, recipe_sha256=recipe)
+        for part in parts
+    ]
+    latents = loaded.kind.latents_of(size)
+    plans = {
+        part: () if asked else curated(backend.name, precision, part, latents) for part in parts
+    }
+    flat = list(dict.fromkeys([default, *asked]))
     with (
         store.lock_engine(out, timeout_s=_LOCK_TIMEOUT_S),
         workplace() as folder,
         BuildChild() as child,
     ):
-        # Most layers of two variants are the same. TensorRT-RTX takes no timings, and would warn.
-        shared = folder / "timings" if backend.name == "tensorrt" else None
         run = _Tuning(
             settings=settings,
             backend=backend,
             model=loaded,
-            recipe=recipe_sha256(),
             default=default,
-            timing_cache=settings.timing_cache or shared,
             folder=folder,
             child=child,
             on_event=on_event,
             file=TuneFile(key=TuneKey.here(backend, precision), command=settings.command),
+            total=sum(len(flat) + _count(axes, default) for axes in plans.values()),
         )
-        run.take_over(earlier)
-        latents = loaded.kind.latents_of(settings.resolution)
-        plans = {
-            part: () if asked else curated(backend.name, precision, part, latents)
-            for part in dict.fromkeys(settings.parts)
-        }
-        flat = list(dict.fromkeys([default, *asked]))
-        run.total = sum(len(flat) + _count(axes, default) for axes in plans.values())
-        for part, axes in plans.items():
-            run.part(part, flat, axes)
-    return TuneResult(
-        path=out,
-        file=run.file,
-        rows=tuple(m for m in run.file.measurements if m.subject in run.subjects),
-        default=default,
-        parts=tuple(plans),
-    )
+        run.take_over(earlier, recipe)
+        for subject in subjects:
+            run.part(subject, flat, plans[subject.part])
+    rows = tuple(m for m in run.file.measurements if m.subject in subjects)
+    return TuneResult(path=out, file=run.file, rows=rows, default=default, parts=parts)
 
 
 def fastest(measurements: Sequence[Measurement], default: Variant) -> Measurement | None:
@@ -208,19 +204,16 @@ class _Tuning:
     settings: TuneSettings
     backend: Backend
     model: Model
-    recipe: str
     default: Variant
-    timing_cache: Path | None
     folder: Path
     child: BuildChild
     on_event: OnEvent
     file: TuneFile
+    total: int
     done: int = 0
-    total: int = 0
-    subjects: list[Subject] = field(default_factory=list)
     reference: FoldedReference | None = None
 
-    def take_over(self, earlier: TuneFile | None) -> None:
+    def take_over(self, earlier: TuneFile | None, recipe: str) -> None:
         """Keep what an earlier run measured on this machine, and write the file now, so that one
         that cannot be written is noticed at once.
         """
@@ -231,20 +224,13 @@ class _Tuning:
                 self.on_event(Event(kind="warning", text=words))
             else:
                 # Measurements of another graph say nothing about what this version builds.
-                rows = [m for m in earlier.measurements if m.subject.recipe_sha256 == self.recipe]
+                rows = [m for m in earlier.measurements if m.subject.recipe_sha256 == recipe]
                 self.file = replace(self.file, measurements=tuple(rows), choices=earlier.choices)
                 kept = {p: c for p, c in earlier.choices.items() if self.file.chosen(p) is not None}
                 self.file = replace(self.file, choices=kept)
         record.save(self.file, self.settings.out)
 
-    def part(self, part: Part, flat: Sequence[Variant], axes: Sequence[Axis]) -> None:
-        subject = Subject(
-            part=part,
-            resolution=self.settings.resolution,
-            weights_sha256=self.model.weights_sha256,
-            recipe_sha256=self.recipe,
-        )
-        self.subjects.append(subject)
+    def part(self, subject: Subject, flat: Sequence[Variant], axes: Sequence[Axis]) -> None:
         self.reference = None
         found = [self._one(subject, variant) for variant in flat]
         for name, values in axes:
@@ -343,13 +329,15 @@ class _Tuning:
             if event.kind == "progress":
                 progress(event.text, event.done, event.total)
 
+        # Most layers of two variants are the same. TensorRT-RTX takes no timings, and would warn.
+        shared = self.folder / "timings" if self.backend.name == "tensorrt" else None
         jobs = plan_static(place, [self.settings.resolution], [part], self.backend.suffix)
         settings = BuildSettings(
             model=self.model.source,
             backend=self.backend.name,
             precision=self.settings.precision,
             level=variant.level,
-            timing_cache=self.timing_cache,
+            timing_cache=self.settings.timing_cache or shared,
             lowerings={part: variant.lowering},
             command=self.settings.command,
         )

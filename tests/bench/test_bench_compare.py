@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from bench_samples import NO_TRITON, SQUARE, WIDE, result
 
-from qvae_trt.bench import Cell, check_comparable, compare, merge
+from qvae_trt.bench.compare import check_comparable, compare, merge
+from qvae_trt.bench.results import Cell
 from qvae_trt.errors import BenchError, UsageError
 from qvae_trt.profiles import PARTS
 

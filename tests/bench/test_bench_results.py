@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qvae_trt
-from qvae_trt import bench
+from qvae_trt.bench import compare, results
 from qvae_trt.bench.results import Cell, Timing
 from qvae_trt.errors import BenchError, StoreError
 
@@ -85,10 +85,10 @@ def schema(root: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text("utf-8")))
 
 
-def full() -> bench.BenchResult:
+def full() -> results.BenchResult:
     """Every kind of row, a merge with a tie among them."""
     engines = result(paths=("pytorch", "folded", "static"), absent=("compiled",), service=True)
-    return bench.merge([engines, result(scale=1.02, paths=("pytorch", "compiled"))])
+    return compare.merge([engines, result(scale=1.02, paths=("pytorch", "compiled"))])
 
 
 def test_the_schema_is_kept_and_bites(schema: dict[str, Any]) -> None:
@@ -112,10 +112,10 @@ def test_the_schema_is_kept_and_bites(schema: dict[str, Any]) -> None:
 
 def test_an_earlier_result_keeps_its_content_under_another_name(tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
-    assert bench.set_aside(path) is None
+    assert results.set_aside(path) is None
     for number in (1, 2):
         path.write_text(str(number))
-        assert bench.set_aside(path) == tmp_path / f"latency-{number}.json"
+        assert results.set_aside(path) == tmp_path / f"latency-{number}.json"
     assert not path.exists()
     assert (tmp_path / "latency-1.json").read_text() == "1"
 
@@ -123,17 +123,17 @@ def test_an_earlier_result_keeps_its_content_under_another_name(tmp_path: Path) 
 def test_written_and_read_again(tmp_path: Path) -> None:
     before = full()
     path = tmp_path / "deep" / "latency.json"
-    bench.save(before, path)
-    assert bench.load(path) == before
-    assert bench.load(path.parent) == before, "a folder stands for the latency.json in it"
+    results.save(before, path)
+    assert results.load(path) == before
+    assert results.load(path.parent) == before, "a folder stands for the latency.json in it"
     assert [entry.name for entry in path.parent.iterdir()] == ["latency.json"]
 
 
-def read(value: object, folder: Path) -> bench.BenchResult:
+def read(value: object, folder: Path) -> results.BenchResult:
     """What `load` makes of this as JSON."""
     path = folder / "latency.json"
     path.write_text(json.dumps(value))
-    return bench.load(path)
+    return results.load(path)
 
 
 def test_derived_values_are_not_believed_but_worked_out(tmp_path: Path) -> None:
@@ -264,30 +264,30 @@ def test_a_file_that_is_no_result(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "latency.json"
     path.write_bytes(content)
     with pytest.raises(BenchError, match=r"latency\.json"):
-        bench.load(path)
+        results.load(path)
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(BenchError) as caught:
-        bench.load(tmp_path / "none.json")
+        results.load(tmp_path / "none.json")
     assert "qvae bench" in str(caught.value)
 
 
 def test_the_old_file_survives_a_failed_write(tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
-    bench.save(result(), path)
+    results.save(result(), path)
     kept = path.read_bytes()
     bad = result(machine={"gpu": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
-        bench.save(bad, path)
+        results.save(bad, path)
     assert path.read_bytes() == kept
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError):
-        bench.save(result(), tmp_path / "file" / "latency.json")
+        results.save(result(), tmp_path / "file" / "latency.json")
 
 
 def test_an_unknown_path_of_a_later_version_is_kept(tmp_path: Path) -> None:
-    later = bench.BenchResult(
+    later = results.BenchResult(
         runs=(run(),), cells=(Cell(part="decoder", resolution=WIDE, path="quantum"),)
     )
     assert read(later.to_dict(), tmp_path).paths == ("quantum",)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from verify_engines import only, rewrite
 
-from qvae_trt import bench
 from qvae_trt.backends.onnxruntime import OnnxRuntime, OnnxRuntimeSession
 from qvae_trt.bench import paths as bench_paths
+from qvae_trt.bench import results, timing
+from qvae_trt.bench import run as bench_run
 from qvae_trt.bench.paths import Workbench
 from qvae_trt.errors import BackendError, EngineError, ModelError, UsageError
 from qvae_trt.model import BUNDLED_TINY
@@ -20,7 +21,7 @@ from qvae_trt.profiles import Resolution, engine_path
 from qvae_trt.progress import Event
 
 if TYPE_CHECKING:
-    from qvae_trt.bench import BenchResult
+    from qvae_trt.bench.results import BenchResult
     from qvae_trt.profiles import Part
 
 
@@ -31,7 +32,7 @@ OTHER = Resolution(64, 64)
 
 
 OUTSIDE = Resolution(256, 256)
-QUICK = bench.Limits(budget_s=0.02, min_runs=2, max_runs=3, warm_up=1, inputs=2)
+QUICK = timing.Limits(budget_s=0.02, min_runs=2, max_runs=3, warm_up=1, inputs=2)
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +50,8 @@ def measured(engine_dir: Path | None, *sizes: Resolution, **options: object) -> 
         "command": "qvae bench",
     }
     told = {name: options.pop(name) for name in ("out", "on_event") if name in options}
-    given = bench.BenchSettings(resolutions=sizes, **{**settings, **options})  # type: ignore[arg-type]
-    return bench.bench(given, **told)  # type: ignore[arg-type]
+    given = bench_run.BenchSettings(resolutions=sizes, **{**settings, **options})  # type: ignore[arg-type]
+    return bench_run.bench(given, **told)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def whole(
             engines,
             STATIC,
             OTHER,
-            baselines=bench.BASELINES,
+            baselines=results.BASELINES,
             service=True,
             out=out,
             on_event=steps.append,
@@ -78,7 +79,7 @@ def test_every_path_that_can_run_is_measured(
     engines: Path, whole: tuple[BenchResult, list[Event], Path]
 ) -> None:
     result, _, out = whole
-    assert result.paths == bench.PATHS
+    assert result.paths == results.PATHS
     assert result.complete
     for cell in result.cells:
         expected = cell.path not in ("compiled", "fused") and not (
@@ -98,7 +99,7 @@ def test_every_path_that_can_run_is_measured(
     assert "CUDA" in reasons["fused"]
     assert "qvae build --mode static --resolution 64x64" in reasons["static"]
     assert f"--engine-dir {engines}" in reasons["static"]
-    assert bench.load(out) == result
+    assert results.load(out) == result
 
 
 def test_the_default_engine_folder_needs_no_word(
@@ -121,7 +122,7 @@ def test_the_default_engine_folder_needs_no_word(
 
 def test_compiling_on_a_cpu_is_not_done_unasked() -> None:
     result = measured(None, OTHER, parts=("encoder",))
-    assert result.paths == bench.BASELINES_ON_CPU
+    assert result.paths == results.BASELINES_ON_CPU
     assert any("--baseline compiled" in note for note in result.runs[0].notes)
 
 
@@ -208,7 +209,7 @@ def test_a_bench_that_is_stopped_leaves_what_it_had(engines: Path, tmp_path: Pat
             baselines=("folded",),
             parts=("decoder",),
         )
-    kept = bench.load(tmp_path)
+    kept = results.load(tmp_path)
     assert not kept.complete
     assert {(cell.resolution, cell.path) for cell in kept.cells} == {
         (STATIC, "folded"),
@@ -365,7 +366,7 @@ def test_what_cannot_be_measured_is_refused_first(
         "model": BUNDLED_TINY,
     }
     with pytest.raises(error, match=named):
-        bench.bench(bench.BenchSettings(**{**options, **change}), out=tmp_path / "o")  # type: ignore[arg-type]
+        bench_run.bench(bench_run.BenchSettings(**{**options, **change}), out=tmp_path / "o")  # type: ignore[arg-type]
     assert not (tmp_path / "o").exists()
 
 

@@ -10,7 +10,8 @@ from bench_samples import NO_TRITON, result
 from report_cases import html, partial
 from rich.console import Console
 
-from qvae_trt import bench, report
+from qvae_trt import report
+from qvae_trt.bench import compare
 from qvae_trt.cli.bench_tables import comparison_table, screen
 from qvae_trt.report import Report
 
@@ -93,9 +94,9 @@ def test_markup_in_names_is_text() -> None:
 
 
 def test_regressions_are_red() -> None:
-    found = bench.compare(result(), result(scale=1.5))
+    found = compare.compare(result(), result(scale=1.5))
     text = drawn(comparison_table(found), colour=True)
     assert "\x1b[1;31m+50.0 %" in text
-    elsewhere = bench.compare(result(), result(machine={"gpu": "[b]NVIDIA L4"}))
+    elsewhere = compare.compare(result(), result(machine={"gpu": "[b]NVIDIA L4"}))
     told = " ".join(drawn(comparison_table(elsewhere)).split())
     assert "then [b]NVIDIA L4" in told

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from qvae_trt import bench
+from qvae_trt.bench import results
 from qvae_trt.cli import app as cli
 
 SIZE = "64x48"
@@ -197,8 +197,8 @@ def test_what_cannot_be_compared_is_said_before_the_bench(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bench.save(bench_samples.result(sizes=(bench_samples.WIDE,)), tmp_path / "old.json")
-    monkeypatch.setattr(bench, "bench", lambda *_, **__: pytest.fail("it was measured"))
+    results.save(bench_samples.result(sizes=(bench_samples.WIDE,)), tmp_path / "old.json")
+    monkeypatch.setattr("qvae_trt.bench.run.bench", lambda *_, **__: pytest.fail("it was measured"))
     command = ["bench", *given, *TINY, "--engine-dir", str(built)]
     assert cli.main([*command, "--compare", str(tmp_path / "old.json")]) == code
     assert words in capsys.readouterr().err

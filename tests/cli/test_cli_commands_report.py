@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bench_samples import WIDE, result
 
-from qvae_trt import bench
+from qvae_trt.bench import results
 from qvae_trt.cli import app as cli
 
 ENGINES = ("pytorch", "folded", "static")
@@ -18,8 +18,8 @@ COMPILED = ("pytorch", "compiled")
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    bench.save(result(paths=ENGINES, absent=("compiled",)), tmp_path / "engines/latency.json")
-    bench.save(result(paths=COMPILED, scale=1.02), tmp_path / "compiled/latency.json")
+    results.save(result(paths=ENGINES, absent=("compiled",)), tmp_path / "engines/latency.json")
+    results.save(result(paths=COMPILED, scale=1.02), tmp_path / "compiled/latency.json")
     return tmp_path
 
 
@@ -36,7 +36,7 @@ def test_two_runs_become_one_table(workplace: Path, capsys: pytest.CaptureFixtur
     names = ["latency.md", "latency.json", "latency.csv", "latency.svg", "speedup.svg"]
     assert out.split() == [*(f"both/{n}" for n in names), "both/memory.svg", "page.html"]
     assert err == ""
-    merged = bench.load(workplace / "both")
+    merged = results.load(workplace / "both")
     assert merged.paths == ("pytorch", "folded", "compiled", "static")
     lines = (workplace / "both/latency.md").read_text("utf-8").splitlines()
     row = next(line for line in lines if line.startswith("| 1664x928 |"))
@@ -57,13 +57,13 @@ def test_without_merge_nothing_but_the_page_is_written(
 def test_what_two_runs_have_both_is_told(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench.save(result(paths=("pytorch", "folded", "compiled"), scale=2), workplace / "c.json")
+    results.save(result(paths=("pytorch", "folded", "compiled"), scale=2), workplace / "c.json")
     _, err = report(capsys, "engines", "c.json", "--merge", "both")
     assert err.splitlines() == [
         "warning: in several files, the first is kept: folded decoder",
         "warning: in several files, the first is kept: folded encoder",
     ]
-    kept = bench.load(workplace / "both").cell("decoder", WIDE, "folded")
+    kept = results.load(workplace / "both").cell("decoder", WIDE, "folded")
     assert kept is not None
     assert kept.timing is not None
     assert kept.timing.median_ms == pytest.approx(50.0)
@@ -72,7 +72,7 @@ def test_what_two_runs_have_both_is_told(
 def test_two_machines_are_refused_and_nothing_is_written(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench.save(result(machine={"gpu": "NVIDIA L4"}), workplace / "l4.json")
+    results.save(result(machine={"gpu": "NVIDIA L4"}), workplace / "l4.json")
     _, err = report(capsys, "engines", "l4.json", "--merge", "both", code=1)
     assert "two machines cannot share a table" in err
     assert "side by side" in err

@@ -9,7 +9,7 @@ import pytest
 from bench_samples import result
 from cli_cases import drawn
 
-from qvae_trt.bench import compare
+from qvae_trt.bench.compare import compare
 from qvae_trt.cli import app as cli
 from qvae_trt.cli import output
 from qvae_trt.cli.bench_tables import comparison_table

@@ -14,7 +14,8 @@ import pytest
 from bench_samples import result
 from store_cases import make_sidecar, put_engine
 
-from qvae_trt import bench, store
+from qvae_trt import store
+from qvae_trt.bench import compare, results
 from qvae_trt.cli import app as cli
 from qvae_trt.cli import output
 from qvae_trt.cli.bench_tables import comparison_table, screen
@@ -102,15 +103,15 @@ def test_a_bench_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     found = result(model=HOSTILE, machine={"gpu": HOSTILE, HOSTILE: HOSTILE})
     odd = replace(found.cells[0], path=HOSTILE, notes=(HOSTILE,), detail={HOSTILE: HOSTILE})
     found = replace(found, cells=(*found.cells, odd))
-    bench.save(found, tmp_path / "latency.json")
+    results.save(found, tmp_path / "latency.json")
     said(capsys, "report", tmp_path / "latency.json", "--out", tmp_path / "page.html")
-    found = bench.load(tmp_path / "latency.json")
+    found = results.load(tmp_path / "latency.json")
     for as_json in (False, True):
         output.settings.as_json = as_json
         output.emit(found.to_dict(), lambda _: screen(Report(found)))
         seen(capsys)
     output.settings.as_json = False
-    output.emit({}, lambda _: comparison_table(bench.compare(result(), found)))
+    output.emit({}, lambda _: comparison_table(compare.compare(result(), found)))
     seen(capsys)
 
 

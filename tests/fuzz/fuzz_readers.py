@@ -52,7 +52,8 @@ class Readers:
     """The readers, by their place in READERS. `file` is overwritten for those that take a path."""
 
     def __init__(self, file: Path) -> None:
-        from qvae_trt import bench, errors, profiles, report, store
+        from qvae_trt import errors, profiles, report, store
+        from qvae_trt.bench import compare, results
         from qvae_trt.model import load_model
         from qvae_trt.runtime import lightx2v
         from qvae_trt.store import sidecar
@@ -62,7 +63,7 @@ class Readers:
         self.refusal = errors.QvaeError
         self.profiles, self.store, self.lightx2v = profiles, store, lightx2v
         self.sidecar, self.record = sidecar, record
-        self.bench, self.report = bench, report
+        self.results, self.compare, self.report = results, compare, report
         # Configurations are read, weights are not: a hub id or a large model is a valid value.
         tiny = load_model("bundled:tiny")
         lightx2v.load_model = lambda _source: tiny
@@ -118,13 +119,13 @@ class Readers:
 
     def read_bench_result(self, raw: bytes) -> None:
         self.file.write_bytes(raw)
-        found = self.bench.load(self.file)
+        found = self.results.load(self.file)
         self.file.write_text(json.dumps(found.to_dict(), allow_nan=False), "utf-8")
-        assert self.bench.load(self.file) == found, "written and read again it is another"
+        assert self.results.load(self.file) == found, "written and read again it is another"
         self.report.csv_text(found)
         self.report.write_html([found], self.file)
-        self.bench.merge([found, found])
-        self.bench.compare(found, found)
+        self.compare.merge([found, found])
+        self.compare.compare(found, found)
 
 
 # --- inputs -------------------------------------------------------------------------------------
@@ -132,11 +133,13 @@ class Readers:
 
 def seeds(folder: Path) -> list[tuple[int, bytes]]:
     """A reader and a file that it takes: those of the project, and some that its code writes."""
-    from qvae_trt import backends, store, tune
+    from qvae_trt import backends, store
     from qvae_trt.bench.results import Timing
     from qvae_trt.files.writing import staged
     from qvae_trt.profiles import Profile, Resolution, load_profiles
     from qvae_trt.tensors import TensorSpec
+    from qvae_trt.tune import record
+    from qvae_trt.tune.variants import default_variant
 
     found = [(0, (ROOT / "profiles" / "static.toml").read_bytes())]
     found += [(0, b'[sizes]\n"1:1" = "64x64"\n')]
@@ -153,7 +156,7 @@ def seeds(folder: Path) -> list[tuple[int, bytes]]:
             part="decoder",
             mode="static" if len(ranges) == 1 else "profiles",
             precision="fp16",
-            lowering=tune.default_variant("onnxruntime", "1", "fp16").lowering.canonical(),
+            lowering=default_variant("onnxruntime", "1", "fp16").lowering.canonical(),
             profiles=ranges,
             onnx_sha256="a" * 64,
             weights_sha256="b" * 64,
@@ -172,35 +175,35 @@ def seeds(folder: Path) -> list[tuple[int, bytes]]:
             temporary.write_bytes(b"an engine")
             store.write_engine(engine, sidecar, temporary)
         found.append((2, store.sidecar_path(engine).read_bytes()))
-    subject = tune.Subject(
+    subject = record.Subject(
         part="decoder", resolution=size, weights_sha256="a" * 64, recipe_sha256="c" * 64
     )
-    variant = tune.default_variant("onnxruntime", "1", "fp16")
-    ok = tune.Measurement(
+    variant = default_variant("onnxruntime", "1", "fp16")
+    ok = record.Measurement(
         subject=subject,
         variant=variant,
         model="bundled:tiny",
         status="ok",
         timing=Timing(median_ms=2.0, p10_ms=1.5, p90_ms=3.0, min_ms=1.0, runs=3),
-        parity=tune.Parity(psnr_db=70.0, relative_l2=1e-3),
+        parity=record.Parity(psnr_db=70.0, relative_l2=1e-3),
         build_seconds=12.5,
         engine_bytes=2_900_000,
     )
-    failed = tune.Measurement(
+    failed = record.Measurement(
         subject=subject,
         variant=variant.changed("attention_chunks=1"),
         model="bundled:tiny",
         status="failed",
         reason="no kernel",
     )
-    choice = tune.TunedVariant(subject=subject, variant=variant, default_ms=2.0, complete=True)
-    file = tune.TuneFile(
-        key=tune.TuneKey.here(backends.get("onnxruntime"), "fp16"),
+    choice = record.TunedVariant(subject=subject, variant=variant, default_ms=2.0, complete=True)
+    file = record.TuneFile(
+        key=record.TuneKey.here(backends.get("onnxruntime"), "fp16"),
         measurements=(ok, failed),
         choices={"decoder": choice},
         command="qvae tune",
     )
-    tune.record.save(file, folder / "tune.json")
+    record.save(file, folder / "tune.json")
     found.append((3, (folder / "tune.json").read_bytes()))
     for config in (
         {
@@ -225,7 +228,7 @@ def seeds(folder: Path) -> list[tuple[int, bytes]]:
 
 
 def _bench_result(size: Any) -> Any:
-    from qvae_trt.bench import BenchResult, Cell, Floor, Run, ServiceRow, Timing
+    from qvae_trt.bench.results import BenchResult, Cell, Floor, Run, ServiceRow, Timing
 
     run = Run(
         created="2026-01-02T03:04:05+00:00",

@@ -12,7 +12,8 @@ import bench_samples
 import fuzz_readers
 import pytest
 
-from qvae_trt import bench, report
+from qvae_trt import report
+from qvae_trt.bench import compare, results
 from qvae_trt.errors import BenchError
 from qvae_trt.runtime import lightx2v
 
@@ -45,16 +46,16 @@ def test_a_bench_result_with_an_odd_value_is_refused_or_shown(tmp_path):
     """Every member, one after the other, each with one of the odd values."""
     engines = bench_samples.result(paths=("pytorch", "static"), absent=("compiled",), service=True)
     other = bench_samples.result(scale=1.02, paths=("pytorch", "compiled"))
-    whole = json.loads(json.dumps(bench.merge([engines, other]).to_dict()))
+    whole = json.loads(json.dumps(compare.merge([engines, other]).to_dict()))
     path, taken, refused = tmp_path / "latency.json", 0, 0
     for index, (holder, name) in enumerate(list(members(whole))):
         kept, holder[name] = holder[name], fuzz_readers.ODD[index % len(fuzz_readers.ODD)]
         path.write_text(json.dumps(whole))
         holder[name] = kept
         try:
-            found = bench.load(path)
+            found = results.load(path)
             report.write_tables(found, tmp_path / "out")
-            assert bench.load(tmp_path / "out") == found
+            assert results.load(tmp_path / "out") == found
             report.write_html([found], tmp_path / "out" / "report.html")
             taken += 1
         except BenchError as error:

@@ -11,7 +11,8 @@ import pytest
 from bench_samples import result
 from report_cases import EVIL, evil, partial
 
-from qvae_trt import bench, report
+from qvae_trt import report
+from qvae_trt.bench import results
 from qvae_trt.errors import StoreError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def test_the_four_files_and_two_more(tmp_path: Path) -> None:
     }
     assert {path.name for path in written} == names
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    assert bench.load(tmp_path / "out") == result()
+    assert results.load(tmp_path / "out") == result()
     lonely = replace(result(paths=("static",)), cells=result(paths=("static",)).cells[:1])
     lonely = replace(lonely, cells=(replace(lonely.cells[0], peak_bytes=None),))
     report.write_tables(lonely, tmp_path / "out")

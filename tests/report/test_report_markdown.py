@@ -6,7 +6,8 @@ from bench_samples import NO_TRITON, result
 from markdown_it import MarkdownIt
 from report_cases import Page, evil, partial
 
-from qvae_trt import bench, report
+from qvae_trt import report
+from qvae_trt.bench import compare
 from qvae_trt.report import Report
 
 # --- Markdown ---
@@ -65,7 +66,7 @@ def test_an_unfinished_bench_says_so() -> None:
 
 
 def test_a_merge_shows_its_ties() -> None:
-    merged = bench.merge(
+    merged = compare.merge(
         [result(paths=("pytorch", "static")), result(scale=1.2, paths=("pytorch", "folded"))]
     )
     text = report.markdown_page(Report(merged))

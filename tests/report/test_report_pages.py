@@ -12,7 +12,7 @@ from bench_samples import NO_TRITON, SQUARE, WIDE, result
 from report_cases import EVIL, evil, html, partial
 
 import qvae_trt
-from qvae_trt import bench
+from qvae_trt.bench import compare, results
 from qvae_trt.errors import UsageError
 from qvae_trt.report import Report, svg, write_html
 from qvae_trt.report.model import labels
@@ -49,7 +49,7 @@ def test_what_one_run_of_a_merge_left_out_is_not_said_of_the_whole() -> None:
     first = result(paths=("pytorch", "folded"), notes=(cpu, missing))
     second = result(paths=("pytorch", "static"), notes=(cpu,))
     assert Report(first).remarks == [cpu, missing]
-    remarks = Report(bench.merge([first, second])).remarks
+    remarks = Report(compare.merge([first, second])).remarks
     assert cpu in remarks
     assert missing not in remarks
 
@@ -58,7 +58,7 @@ def test_every_path_has_a_colour_of_its_own() -> None:
     light, dark = svg.document([], width=100).split("prefers-color-scheme:dark")
     for theme in (light, dark):
         fills = dict(re.findall(r"\.qv-s-(\w+)\{fill:#(\w{6})\}", theme))
-        drawn_in = [bytes.fromhex(fills[path]) for path in bench.PATHS]
+        drawn_in = [bytes.fromhex(fills[path]) for path in results.PATHS]
         for one, other in combinations(drawn_in, 2):
             assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 60, (one, other)
 

@@ -10,7 +10,7 @@ from bench_samples import WIDE, result, run
 from report_cases import evil
 
 from qvae_trt import report
-from qvae_trt.bench import BenchResult, Cell
+from qvae_trt.bench.results import BenchResult, Cell
 from qvae_trt.profiles import Resolution
 from qvae_trt.report import charts, numbers, svg
 from qvae_trt.report.svg import Bar, Chart

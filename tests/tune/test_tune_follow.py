@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from tune_cases import OTHER, TINY, result, sample
 
-from qvae_trt import backends, store, tune
+from qvae_trt import backends, store
 from qvae_trt.cli import app as cli
 from qvae_trt.errors import BenchError
 from qvae_trt.profiles import PARTS
-from qvae_trt.tune import (
-    default_variant,
-    follow,
-)
+from qvae_trt.tune import record
+from qvae_trt.tune.follow import built_otherwise, follow
+from qvae_trt.tune.variants import default_variant
 
 
 def test_levels_are_followed(tmp_path: Path) -> None:
@@ -24,7 +23,7 @@ def test_levels_are_followed(tmp_path: Path) -> None:
     row = replace(file.measurements[1], variant=file.measurements[1].variant.changed("level=4"))
     choice = replace(file.choices["decoder"], variant=row.variant, complete=False)
     file = replace(file, measurements=(row,), choices={"decoder": choice})
-    tune.save(file, tmp_path / "tune.json")
+    record.save(file, tmp_path / "tune.json")
     backend = backends.get("onnxruntime")
     found = follow(None, engine_dir=tmp_path, backend=backend, precision="fp16", parts=PARTS)
     assert (bool(found.lowerings), found.levels) == (True, {"decoder": 4})
@@ -62,10 +61,10 @@ def test_build_follows(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     """Whichever variant won here, build takes the file's."""
     engines = tmp_path / "engines"
     engines.mkdir()
-    file = tune.load(tuned / "tune.json")
+    file = record.load(tuned / "tune.json")
     wanted = default_variant("onnxruntime", "1", "fp32").changed(OTHER)
     choices = {"decoder": replace(file.choices["decoder"], variant=wanted)}
-    tune.save(replace(file, choices=choices), engines / "tune.json")
+    record.save(replace(file, choices=choices), engines / "tune.json")
     build = ["build", "--mode", "static", "--resolution", "64x48", "--part", "decoder", *TINY]
     data = result(capsys, *build, "--engine-dir", engines)
     assert data["tune"]["used"] is True
@@ -79,13 +78,13 @@ def test_build_follows(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "another form of the graph" in data["engines"][0]["reason"]
     data = result(capsys, *build, "--engine-dir", engines, "--dry-run")
     assert data["engines"][0]["status"] == "kept"
-    assert tune.built_otherwise(tune.load(engines / "tune.json"), engines) == []
+    assert built_otherwise(record.load(engines / "tune.json"), engines) == []
     choices["decoder"] = replace(
         choices["decoder"], variant=default_variant("onnxruntime", "1", "fp32")
     )
-    assert tune.built_otherwise(replace(file, choices=choices), engines) == [engine]
+    assert built_otherwise(replace(file, choices=choices), engines) == [engine]
     elsewhere = replace(file.key, flavour_version="0.1")
-    assert tune.built_otherwise(replace(file, choices=choices, key=elsewhere), engines) == []
+    assert built_otherwise(replace(file, choices=choices, key=elsewhere), engines) == []
 
 
 def test_build_ignores_what_was_measured_elsewhere(
@@ -93,8 +92,8 @@ def test_build_ignores_what_was_measured_elsewhere(
 ) -> None:
     engines = tmp_path / "engines"
     engines.mkdir()
-    file = tune.load(tuned / "tune.json")
-    tune.save(replace(file, key=replace(file.key, gpu="NVIDIA H200")), engines / "tune.json")
+    file = record.load(tuned / "tune.json")
+    record.save(replace(file, key=replace(file.key, gpu="NVIDIA H200")), engines / "tune.json")
     build = ["build", "--mode", "static", "--resolution", "64x48", *TINY, "--dry-run"]
     data = result(capsys, *build, "--engine-dir", engines)
     assert data["tune"]["used"] is False

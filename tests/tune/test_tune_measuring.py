@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from qvae_trt import tune
 from qvae_trt.errors import EngineError
 from qvae_trt.tune import run as running
 
@@ -17,7 +16,7 @@ def test_the_measuring_process_passes_errors_on(tmp_path: Path) -> None:
         "engine": str(tmp_path / "none.onnx"),
         "inputs": "",
         "outputs": "",
-        "limits": asdict(tune.LIMITS),
+        "limits": asdict(running.LIMITS),
     }
     with pytest.raises(EngineError, match="no such file"):
         running.measure_in_child(request, progress=lambda *_: True)

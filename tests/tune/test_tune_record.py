@@ -11,17 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tune_cases import sample
 
-from qvae_trt import tune
 from qvae_trt.errors import BenchError
-from qvae_trt.tune import (
-    record,
-)
+from qvae_trt.tune import record
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "tune.json"
-    tune.save(sample(), path)
-    assert tune.load(path) == sample()
+    record.save(sample(), path)
+    assert record.load(path) == sample()
 
 
 def paths(value: object, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

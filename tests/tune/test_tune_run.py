@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tune_cases import DEFAULT, OTHER, SIZE, TUNE, result, timing
 
-from qvae_trt import backends, tune
+from qvae_trt import backends
 from qvae_trt.backends import devices
 from qvae_trt.build import BuildSettings
 from qvae_trt.cli import app as cli
@@ -18,21 +18,19 @@ from qvae_trt.errors import BackendError, BenchError, BuildError, QvaeError, Usa
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import PARTS
 from qvae_trt.progress import Event, ignore
-from qvae_trt.tune import (
-    Parity,
-    Variant,
-    default_variant,
-    fastest,
-    follow,
-)
+from qvae_trt.tune import record
 from qvae_trt.tune import run as running
+from qvae_trt.tune.follow import follow
+from qvae_trt.tune.record import Parity
+from qvae_trt.tune.run import fastest
+from qvae_trt.tune.variants import Variant, default_variant
 
 # --- for real: built, run and timed with onnxruntime ----------------------------------------------
 
 
 def test_the_file_of_a_real_run(tuned: Path) -> None:
     assert [p.name for p in tuned.iterdir()] == ["tune.json"]  # no engine, no lock, no leftover
-    file = tune.load(tuned / "tune.json")
+    file = record.load(tuned / "tune.json")
     assert (file.key.flavour, file.key.gpu, file.key.precision) == ("onnxruntime", "cpu", "fp32")
     assert file.key.flavour_version == backends.get("onnxruntime").version()
     assert file.command.startswith("qvae tune --resolution 64x48")
@@ -61,7 +59,7 @@ def test_a_rerun_measures_nothing_again(
     monkeypatch.setattr(running, "build", None)
     monkeypatch.setattr(running, "measure_in_child", None)
     data = result(capsys, *TUNE, "--variants", OTHER, "--out", out)
-    before, after = tune.load(tuned / "tune.json"), tune.load(out)
+    before, after = record.load(tuned / "tune.json"), record.load(out)
     assert after.measurements == before.measurements
     assert after.choices == before.choices
     assert data["file"] == str(out)
@@ -117,11 +115,11 @@ class Bench:
     def check(self, outputs: Path, precision: str) -> tuple[Parity, str]:
         return Parity(psnr_db=50.0, relative_l2=0.01), "too far" if self.now in self.broken else ""
 
-    def tune(self, out: Path, on_event: Any = ignore, **given: Any) -> tune.TuneResult:
+    def tune(self, out: Path, on_event: Any = ignore, **given: Any) -> running.TuneResult:
         self.seen.clear()
         given = {"parts": ["decoder"], "model": "m", "backend": "onnxruntime", **given}
-        settings = tune.TuneSettings(resolution=SIZE, out=out, **given)
-        return tune.tune(settings, on_event=on_event)
+        settings = running.TuneSettings(resolution=SIZE, out=out, **given)
+        return running.tune(settings, on_event=on_event)
 
 
 @pytest.fixture
@@ -144,7 +142,7 @@ def test_axes_are_tried_from_the_best_so_far(bench: Bench, tmp_path: Path) -> No
     chosen = found.chosen("decoder")
     assert chosen is not None
     assert chosen.variant.against(DEFAULT) == "upsample=depth_to_space,attention_chunks=1"
-    assert tune.load(tmp_path / "t.json") == found.file
+    assert record.load(tmp_path / "t.json") == found.file
 
 
 def test_events_count_to_the_end(bench: Bench, tmp_path: Path) -> None:
@@ -202,7 +200,7 @@ def test_a_run_that_is_cut_short_goes_on(bench: Bench, tmp_path: Path) -> None:
     bench.fails = {"upsample=depth_to_space": KeyboardInterrupt}
     with pytest.raises(KeyboardInterrupt):
         bench.tune(out)
-    held = tune.load(out)
+    held = record.load(out)
     assert [m.variant.against(DEFAULT) for m in held.measurements] == [
         "default", "upsample=conv_transpose",
     ]  # fmt: skip
@@ -224,16 +222,16 @@ def test_other_sizes_weights_and_machines_are_measured_anew(bench: Bench, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         bench.tune(out, **names, force=True)
     assert bench.seen == ["default", "norm=conv_spread"]
-    assert [m.timing.median_ms for m in tune.load(out).measurements] == [10.0, 10.0]  # kept
+    assert [m.timing.median_ms for m in record.load(out).measurements] == [10.0, 10.0]  # kept
     bench.fails = {}
     bench.tune(out, **names, force=True)
     assert bench.seen == ["default", "norm=conv_spread"]
-    assert sorted(m.timing.median_ms for m in tune.load(out).measurements) == [5.0, 10.0]
+    assert sorted(m.timing.median_ms for m in record.load(out).measurements) == [5.0, 10.0]
     bench.weights = "b" * 64
     both = bench.tune(out, **names)
     assert bench.seen == ["default", "norm=conv_spread"]
     assert (len(both.rows), len(both.file.measurements)) == (2, 4)
-    tune.save(replace(both.file, key=replace(both.file.key, flavour_version="0.1")), out)
+    record.save(replace(both.file, key=replace(both.file.key, flavour_version="0.1")), out)
     events: list[Event] = []
     last = bench.tune(out, **names, on_event=events.append)
     assert bench.seen == ["default", "norm=conv_spread"]

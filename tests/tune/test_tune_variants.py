@@ -11,12 +11,8 @@ from tune_cases import DEFAULT, measured
 
 from qvae_trt.lowerings import Lowering
 from qvae_trt.profiles import BACKENDS, PARTS, PRECISIONS
-from qvae_trt.tune import (
-    Variant,
-    curated,
-    default_variant,
-    fastest,
-)
+from qvae_trt.tune.run import fastest
+from qvae_trt.tune.variants import Variant, curated, default_variant
 
 
 def test_a_variant_as_text() -> None:

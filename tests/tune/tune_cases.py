@@ -11,15 +11,8 @@ from qvae_trt import backends
 from qvae_trt.bench.results import Timing
 from qvae_trt.cli import app as cli
 from qvae_trt.profiles import Resolution
-from qvae_trt.tune import (
-    Measurement,
-    Parity,
-    Subject,
-    TunedVariant,
-    TuneFile,
-    TuneKey,
-    default_variant,
-)
+from qvae_trt.tune.record import Measurement, Parity, Subject, TunedVariant, TuneFile, TuneKey
+from qvae_trt.tune.variants import default_variant
 
 SIZE = Resolution(48, 64)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from qvae_trt.bench import BenchResult, Cell
+    from qvae_trt.bench.results import BenchResult, Cell
 
     Words = dict[str, str]
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.bench import BenchResult, Cell, load, merge
+from qvae_trt.bench.compare import merge
+from qvae_trt.bench.results import BenchResult, Cell, load
 from qvae_trt.errors import BenchError
 from qvae_trt.profiles import load_profiles, load_static_sizes
 

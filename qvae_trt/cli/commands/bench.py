@@ -62,14 +62,17 @@ def bench(
             raise missing
         output.warn(f"engines are not measured: {missing}")
 
-    from qvae_trt import bench as measuring
     from qvae_trt import report
+    from qvae_trt.bench import compare as comparing
+    from qvae_trt.bench import results
+    from qvae_trt.bench import run as measuring
+    from qvae_trt.bench.timing import Limits
     from qvae_trt.cli.bench_tables import comparison_table, screen
 
-    old = None if compare is None else measuring.load(compare)
+    old = None if compare is None else results.load(compare)
     parts = options.parse_parts(part)
     if old is not None:
-        measuring.check_comparable(old, sizes, parts, service=service)
+        comparing.check_comparable(old, sizes, parts, service=service)
     settings = measuring.BenchSettings(
         resolutions=sizes,
         model=model,
@@ -79,17 +82,17 @@ def bench(
         parts=parts,
         service=service,
         device=device,
-        limits=measuring.Limits(budget_s=budget),
+        limits=Limits(budget_s=budget),
         command=output.settings.command,
     )
-    kept = measuring.set_aside(out / "latency.json")
+    kept = results.set_aside(out / "latency.json")
     if kept is not None:
         output.tell(f"an earlier result was there, and is now {kept}")
     with show_progress("bench") as on_event:
         result = measuring.bench(settings, out=out, on_event=on_event)
     written = report.write_tables(result, out)
     data: dict[str, object] = result.to_dict()
-    changes = None if old is None else measuring.compare(old, result, margin)
+    changes = None if old is None else comparing.compare(old, result, margin)
     shown = [screen(report.Report(result))]
     if changes is not None:
         data["comparison"] = changes.to_dict()

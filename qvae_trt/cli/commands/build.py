@@ -81,7 +81,7 @@ def build(
     from qvae_trt import backends
     from qvae_trt import build as building
     from qvae_trt.model import find_kind
-    from qvae_trt.tune import follow
+    from qvae_trt.tune.follow import follow
 
     chosen = backends.get(backend)
     suffix = chosen.suffix

@@ -12,7 +12,7 @@ from typer import Argument, Option
 from qvae_trt.cli import output
 
 if TYPE_CHECKING:
-    from qvae_trt.bench import BenchResult
+    from qvae_trt.bench.results import BenchResult
 
 
 def report(
@@ -31,15 +31,16 @@ def report(
 
     Results of several machines, or from before and after a change, are shown side by side.
     """
-    from qvae_trt import bench
+    from qvae_trt.bench import compare
+    from qvae_trt.bench.results import load
     from qvae_trt.report import write_html, write_tables
 
-    loaded = [bench.load(path) for path in results]
+    loaded = [load(path) for path in results]
     written: list[Path] = []
     if merge is not None:
         for cell in _measured_again(loaded):
             output.warn(f"in several files, the first is kept: {cell}")
-        loaded = [bench.merge(loaded)]
+        loaded = [compare.merge(loaded)]
         written = write_tables(loaded[0], merge)
     write_html(loaded, out)
     written.append(out)
@@ -55,7 +56,7 @@ def _measured_again(results: Sequence[BenchResult]) -> list[str]:
     """The paths that several results measured. A merge keeps the first of each; `pytorch` is left
     out, since its others become ties.
     """
-    from qvae_trt.bench import REFERENCE
+    from qvae_trt.bench.results import REFERENCE
 
     seen = Counter(
         (cell.path, cell.part, cell.resolution)

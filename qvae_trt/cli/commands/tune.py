@@ -40,24 +40,25 @@ def tune(
     within the parity bounds to a file that build uses. A run that was stopped continues where it
     was. Speed does not depend on the weights: those of the default need no download.
     """
-    from qvae_trt import tune as tuning
+    from qvae_trt.tune import run as running
+    from qvae_trt.tune.follow import FILE_NAME, built_otherwise
 
-    settings = tuning.TuneSettings(
+    settings = running.TuneSettings(
         resolution=resolution,
-        out=engine_dir / tuning.FILE_NAME if out is None else out,
+        out=engine_dir / FILE_NAME if out is None else out,
         model=model,
         backend=backend,
         precision=precision,
         parts=options.parse_parts(part),
         variants=tuple(variants or ()),
         timing_cache=timing_cache,
-        limits=replace(tuning.LIMITS, budget_s=budget),
+        limits=replace(running.LIMITS, budget_s=budget),
         force=force,
         command=output.settings.command,
     )
     with show_progress() as on_event:
-        result = tuning.tune(settings, on_event=on_event)
-    stale = list(map(str, tuning.built_otherwise(result.file, engine_dir))) if out is None else []
+        result = running.tune(settings, on_event=on_event)
+    stale = list(map(str, built_otherwise(result.file, engine_dir))) if out is None else []
     output.emit({**result.to_dict(), "stale": stale}, _draw)
     for name in result.parts:
         if result.chosen(name) is None:
