@@ -13,33 +13,16 @@ from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, Timing, in
 from qvae_trt.report import charts
 from qvae_trt.report.charts import PART_TITLES
 from qvae_trt.report.numbers import ms, share, size, times
-from qvae_trt.report.templates import render
+from qvae_trt.report.templates import say
 
 if TYPE_CHECKING:
     from qvae_trt.profiles import Part
     from qvae_trt.report.svg import Chart
 
-DESCRIPTIONS = {
-    "pytorch": "stock diffusers (Conv3d)",
-    "folded": "the exact 2D graph of a single frame, channels_last",
-    "compiled": "the folded graph through torch.compile",
-    "fused": "the folded graph on cuDNN and Triton kernels, nothing to build",
-    "static": "a static engine of exactly this size",
-    "profiles": "the engine with optimization profiles",
-}
 SERVICE_TITLES = {
     "latents_to_pil": "Latents to a PIL image on the host",
     "first_use": "First use of a size",
     "switch": "After a change of size",
-}
-SERVICE_TEXT = {
-    "latents_to_pil": "Decode and post-processing, as a pipeline does them; medians. "
-    "stock is diffusers' VaeImageProcessor, qvae is QvaeImageProcessor.",
-    "first_use": "Loading the engine, making its context and the first decode of this size; once, "
-    "in a process in which other sizes have run: the engine file was checked and is in the "
-    "system's cache, and torch.compile finds this size in its own.",
-    "switch": "The first decode after another size, against the next one of the same size; both "
-    "sizes seen before.",
 }
 STEP_TITLES = {
     "decode_ms": "decode",
@@ -158,53 +141,26 @@ class Report:
         """What a reader must know before the figures: CPU, unfinished, ties that are off."""
         runs = self.result.runs
         # Of a merge, what holds for each of its runs: what one left out, another may have measured.
-        found = [note for note in self._run.notes if all(note in run.notes for run in runs)]
-        if not self.result.complete:
-            found.insert(0, "The bench ended before it was done: what was not measured is missing.")
-        if len(runs) == 1:
-            return found
-        merged = f"Merged from {len(runs)} runs on this machine"
-        ratios = [tie.ratio for tie in self.result.ties]
-        if not ratios:
-            return [*found, f"{merged} with no {REFERENCE} cell in common to tie them."]
-        span = " to ".join(dict.fromkeys(f"{ratio:.3f}" for ratio in (min(ratios), max(ratios))))
-        cells = "1 cell" if len(ratios) == 1 else f"{len(ratios)} cells"
-        found.append(
-            f"{merged}; {REFERENCE} in the later ones was {span} times the first, in {cells}."
-        )
-        if any(abs(ratio - 1) > TIE_TOLERANCE for ratio in ratios):
-            found.append(
-                f"Some of these are off by more than {TIE_TOLERANCE:.0%}: across the runs compare "
-                "speed-ups, not milliseconds."
-            )
-        return found
+        notes = [note for note in self._run.notes if all(note in run.notes for run in runs)]
+        notes = [" ".join(note.split()) for note in notes]
+        return say("remarks", self.result, notes, TIE_TOLERANCE, REFERENCE).splitlines()
 
     @property
     def legend(self) -> str:
         """What each column is."""
-        known = [path for path in self.result.paths if path in DESCRIPTIONS]
-        return "; ".join(f"{path}: {DESCRIPTIONS[path]}" for path in known) + "." * bool(known)
+        return say("legend", self.result.paths)
 
     @property
     def spread(self) -> str:
         """From how many runs the medians are, and what the mark of a wide spread says."""
         timed = [cell.timing for cell in self.result.cells if cell.timing is not None]
-        if not timed:
-            return ""
-        least, most = min(t.runs for t in timed), max(t.runs for t in timed)
-        words = f"Each of {least} runs" if least == most else f"Each of {least} to {most} runs"
-        if any(map(_is_wide, timed)):
-            words += (
-                f"; {_MARK}: p10 and p90 are more than {WIDE_SPREAD:.0%} of the median apart, "
-                "a larger --budget helps"
-            )
-        return f"{words}."
+        runs = [timing.runs for timing in timed]
+        return say("spread", runs, any(map(_is_wide, timed)), _MARK, f"{WIDE_SPREAD:.0%}")
 
     @property
     def method(self) -> str:
         """How the figures were taken, with the numbers of the first run."""
-        matmul = self._run.matmul or {"tflops": 0}
-        return render("method.txt.jinja", run=self._run, matmul=matmul).strip()
+        return say("method", self._run, self._run.matmul or {"tflops": 0})
 
     @property
     def best(self) -> list[tuple[str, str, str]]:
@@ -317,7 +273,7 @@ class Report:
             rows=tuple(body),
             words=len(words),
             title=SERVICE_TITLES.get(kind, kind),
-            text=SERVICE_TEXT.get(kind, ""),
+            text=say("service", kind),
         )
 
 

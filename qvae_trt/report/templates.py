@@ -23,3 +23,9 @@ def render(
     """
     _ENVIRONMENT.filters.update(filters or {})
     return _ENVIRONMENT.get_template(name).render(values).strip() + "\n"
+
+
+def say(macro: str, *values: object) -> str:
+    """What a macro of `words.txt.jinja` makes of these values."""
+    said: str = getattr(_ENVIRONMENT.get_template("words.txt.jinja").module, macro)(*values)
+    return said.strip()

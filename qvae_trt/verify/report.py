@@ -14,7 +14,7 @@ from qvae_trt.json_rows import write
 from qvae_trt.profiles import Mode, Part, Resolution
 from qvae_trt.report.templates import render
 from qvae_trt.verify.bounds import BOUNDS
-from qvae_trt.verify.comparison import BoundCheck, Comparison
+from qvae_trt.verify.comparison import AT_LEAST, BoundCheck, Comparison
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
 SCHEMA_VERSION = 1
@@ -173,10 +173,9 @@ HEADINGS = ("engine", "size", "input", "output", *_FIGURES, "result")
 
 def explain(checks: Iterable[BoundCheck]) -> str:
     """The bounds that do not hold: `psnr_db is 31.2, expected at least 52`."""
-    side = {"psnr_db": "least", "cosine": "least", "power": "least"}
     return "; ".join(
         f"{v.metric} is {_apart(v.value, v.bound)},"
-        f" expected at {side.get(v.metric, 'most')} {v.bound:g}"
+        f" expected at {'least' if v.metric in AT_LEAST else 'most'} {v.bound:g}"
         for v in checks
         if not v.passed
     )
