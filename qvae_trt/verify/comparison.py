@@ -83,23 +83,15 @@ def compare(
         bf16, metrics = _measure(expected, yardstick[name], scale), _measure(expected, value, scale)
         ratio = _ratio(metrics.relative_l2, bf16.relative_l2)
         nans, infs = int(np.isnan(value).sum()), int(np.isinf(value).sum())
-        power = _power(expected, scale, limit, bf16)
         measured = {"finite": float(nans + infs), **asdict(metrics), "bf16_ratio": ratio}
-        asked = {
-            "finite": 0.0,
-            **asdict(limit),
-            "max_abs": limit.max_abs * scale.unit,
-            "power": 1.0,
-        }
-        checks = [
-            BoundCheck(
-                metric=metric,
-                value=value,
-                bound=asked[metric],
-                passed=value >= asked[metric] if metric in AT_LEAST else value <= asked[metric],
-            )
-            for metric, value in {**measured, "power": power}.items()
-        ]
+        measured["power"] = _power(expected, scale, limit, bf16)
+        asked = {"finite": 0.0, **asdict(limit), "power": 1.0}
+        asked["max_abs"] = limit.max_abs * scale.unit
+        checks = []
+        for metric, seen in measured.items():
+            bound = asked[metric]
+            passed = seen >= bound if metric in AT_LEAST else seen <= bound
+            checks.append(BoundCheck(metric, seen, bound, passed))
         found[name] = Comparison(
             metrics=metrics,
             yardstick=bf16,
@@ -144,18 +136,13 @@ def _measure(reference: Array, other: Array, scale: _Scale) -> Metrics:
     first, second = (comparator.IterationResult({"y": value}, 0.0) for value in (reference, other))
     # Polygraphy logs to stdout, which is for results.
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"):
-        psnr, cosine, l2 = (
-            function(first, second)["y"]
-            for function in (
-                comparator.PsnrCompareFunc(),
-                comparator.CosineSimilarityCompareFunc(),
-                comparator.L2CompareFunc(),
-            )
-        )
+        psnr = comparator.PsnrCompareFunc()(first, second)["y"].psnr
+        cosine = comparator.CosineSimilarityCompareFunc()(first, second)["y"].cosine_similarity
+        l2 = comparator.L2CompareFunc()(first, second)["y"].l2_norm
         return Metrics(
-            psnr_db=psnr.psnr + scale.psnr_shift_db,
-            cosine=cosine.cosine_similarity,
-            relative_l2=_ratio(l2.l2_norm, scale.norm),
+            psnr_db=psnr + scale.psnr_shift_db,
+            cosine=cosine,
+            relative_l2=_ratio(l2, scale.norm),
             max_abs=float(np.abs(other - reference).max()),
         )
 
@@ -164,8 +151,8 @@ def _power(reference: Array, scale: _Scale, limit: Bounds, bf16: Metrics) -> flo
     """How surely a shift by one pixel and a swap of two channels would be rejected on this very
     output.
 
-    The smaller of the two errors over the largest error that the bounds let pass. At 1 or below,
-    the output is so flat that the bounds prove nothing, and the row fails.
+    The smaller of the two errors over the largest error that the bounds let pass. Below 1 the
+    output is so flat that the bounds prove nothing, and the row fails.
     """
     swapped = reference.copy()
     swapped[:, [0, 1]] = swapped[:, [1, 0]]
