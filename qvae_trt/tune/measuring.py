@@ -6,12 +6,11 @@ and because what one variant leaves in memory must not slow down the next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from qvae_trt.bench.timing import Limits, clock_for, make_inputs, measure, peak_bytes
@@ -20,32 +19,33 @@ from qvae_trt.opening import Purpose
 from qvae_trt.runtime.engine import Engine
 
 if TYPE_CHECKING:
+    from qvae_trt.bench.results import Timing
     from qvae_trt.progress import Progress
+    from qvae_trt.verify.inputs import Array
 
 
-def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]:
+def run_engine(
+    path: Path, inputs: Sequence[Array], limits: Limits, *, progress: Progress
+) -> tuple[list[Array], Timing, int | None]:
     """Run and time one engine.
 
     Args:
-        request: `engine`; `inputs`, a .npy file (n, 1, C, 1, H, W) of float32; `outputs`, the one
-            to write; and `limits`, as `Limits` has them.
+        inputs: (1, C, 1, H, W) each, all of one shape.
 
-    Returns: `timing`, as `Timing` has it; `memory_bytes` of one run on a GPU, else None.
+    Returns: its outputs in float32, how long it takes, and the bytes that one run takes on a GPU,
+        else None.
 
     Raises:
         QvaeError: the engine does not load or does not run.
     """
-    limits = Limits(**request["limits"])
-    opened = Engine.open(Path(request["engine"]), Purpose.BENCH)
+    opened = Engine.open(path, Purpose.BENCH)
     with closing(opened) as engine, torch.inference_mode():
-        inputs = np.load(request["inputs"], allow_pickle=False)
         progress("run", 0, 2)
         tensors = [torch.from_numpy(array).to(engine.device) for array in inputs]
-        memory = None
+        memory_bytes = None
         if engine.device.type == "cuda":
-            memory = peak_bytes(lambda: engine.run(tensors[0]))
+            memory_bytes = peak_bytes(lambda: engine.run(tensors[0]))
         outputs = [engine.run(tensor).float().cpu().numpy() for tensor in tensors]
-        np.save(request["outputs"], np.stack(outputs))
         progress("time", 1, 2)
         dtype = getattr(torch, engine.input.dtype)
         made = make_inputs(engine.part, inputs[0].shape, count=limits.inputs, seed=20240)
@@ -53,7 +53,6 @@ def run_engine(request: dict[str, Any], progress: Progress) -> dict[str, object]
         calls = {"engine": lambda index: engine.run(values[index])}
         clock = clock_for(engine.device.type)
         found = measure(calls, clock=clock, limits=limits)["engine"]
-    timing = found.timing
-    if timing is None:
+    if found.timing is None:
         raise BenchError(found.failure or "the engine could not be timed")
-    return {"timing": asdict(timing), "memory_bytes": memory}
+    return outputs, found.timing, memory_bytes

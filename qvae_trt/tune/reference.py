@@ -6,10 +6,9 @@ The fold itself is proved elsewhere (`qvae verify`, and the tests of the fold).
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from qvae_trt.tune.record import Parity
@@ -22,6 +21,7 @@ from qvae_trt.verify.report import explain
 if TYPE_CHECKING:
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision, Resolution
+    from qvae_trt.verify.inputs import Array
 
 
 class FoldedReference:
@@ -44,18 +44,14 @@ class FoldedReference:
             # The engines to come are measured, and want the memory.
             torch.cuda.empty_cache()
 
-    def write_inputs(self, path: Path) -> None:
-        """As `measuring.run_engine` reads them."""
-        np.save(path, np.stack(list(self.inputs.values())))
-
-    def check(self, outputs: Path, precision: Precision) -> tuple[Parity, str]:
-        """Compare an engine's outputs, as `measuring.run_engine` wrote them.
+    def check(self, outputs: Sequence[Array], precision: Precision) -> tuple[Parity, str]:
+        """Compare an engine's outputs of all inputs.
 
         Returns: the worst figures over all inputs and outputs, and the broken bounds in words,
         empty if all hold.
         """
         metrics, broken = [], []
-        for name, array in zip(self.inputs, np.load(outputs, allow_pickle=False), strict=True):
+        for name, array in zip(self.inputs, outputs, strict=True):
             engine, bounds = split_outputs(self.part, array), BOUNDS[precision]
             compared = compare(self.fp32[name], self._bf16[name], engine, bounds)
             for output, comparison in compared.items():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
-from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
 from qvae_trt.build import BuildSettings, JobResult, build, plan_static
 from qvae_trt.build.children import BuildChild
@@ -26,8 +25,10 @@ from qvae_trt.workers import Child
 
 if TYPE_CHECKING:
     from qvae_trt.backends import Backend
+    from qvae_trt.bench.results import Timing
     from qvae_trt.model import Model
     from qvae_trt.tune.reference import FoldedReference
+    from qvae_trt.verify.inputs import Array
 
 #: A variant must be faster than the default by more than this: measurements that are minutes apart
 #: differ by as much, and a change of variant makes every engine stale.
@@ -180,12 +181,15 @@ def fastest(measurements: Sequence[Measurement], default: Variant) -> Measuremen
     return tied[0] if tied else best
 
 
-def measure_in_child(request: Mapping[str, object], *, progress: Progress) -> dict[str, Any]:
+def measure_in_child(
+    engine: Path, inputs: Sequence[Array], limits: Limits, *, progress: Progress
+) -> tuple[Sequence[Array], Timing, int | None]:
     """`measuring.run_engine` in a process of its own, which ends with this call."""
     from qvae_trt.tune.measuring import run_engine
 
     with Child("measuring", makes="result", fix="qvae doctor") as child:
-        measured: dict[str, Any] = child.call(run_engine, request, progress=progress)
+        measured: tuple[list[Array], Timing, int | None]
+        measured = child.call(run_engine, engine, inputs, limits, progress=progress)
     return measured
 
 
@@ -297,23 +301,18 @@ class _Tuning:
                 build_seconds=None if built.seconds is None else round(built.seconds, 3),
                 engine_bytes=built.engine_bytes,
             )
-            files = {"inputs": place / "inputs.npy", "outputs": place / "outputs.npy"}
-            self.reference.write_inputs(files["inputs"])
-            request = {name: str(path) for name, path in {"engine": engine, **files}.items()}
-            answer = measure_in_child(
-                {**request, "limits": asdict(self.settings.limits)}, progress=progress
-            )
-            timing = Timing(**answer["timing"])
+            inputs, limits = list(self.reference.inputs.values()), self.settings.limits
+            outputs, timing, memory = measure_in_child(engine, inputs, limits, progress=progress)
             if not timing.min_ms > 0:
                 raise BenchError(f"a run of {timing.min_ms} ms cannot be")
-            parity, broken = self.reference.check(files["outputs"], self.settings.precision)
+            parity, broken = self.reference.check(outputs, self.settings.precision)
             return replace(
                 measurement,
                 status="broken" if broken else "ok",
                 reason=broken,
                 timing=timing,
                 parity=parity,
-                memory_bytes=answer["memory_bytes"],
+                memory_bytes=memory,
             )
         except QvaeError as error:
             return replace(measurement, reason=" ".join(error.what.split()) or "failed")

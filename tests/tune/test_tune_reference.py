@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +15,17 @@ from qvae_trt.tune.reference import FoldedReference
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_wrong_engine_is_seen(part: Any, tmp_path: Path) -> None:
+def test_a_wrong_engine_is_seen(part: Any) -> None:
     reference = FoldedReference(load_model("bundled:tiny"), part, SIZE)
     assert len(reference.inputs) == 2
-    reference.write_inputs(tmp_path / "in.npy")
     names = list(reference.inputs)
-    assert np.array_equal(np.load(tmp_path / "in.npy")[1], reference.inputs[names[1]])
     right = [
         np.concatenate(list(reference.fp32[name].values()), axis=1).astype(np.float32)
         for name in names
     ]
 
     def check(arrays: list[np.ndarray]) -> tuple[Parity, str]:
-        np.save(tmp_path / "out.npy", np.stack(arrays))
-        return reference.check(tmp_path / "out.npy", "fp16")
+        return reference.check(arrays, "fp16")
 
     assert check(right)[1] == ""
     # Wrong on the second input alone, by one pixel, by a little, by one number.

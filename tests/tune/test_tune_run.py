@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +83,7 @@ class Bench:
         self.fails: dict[str, QvaeError | type[BaseException]] = {}
         self.seen: list[str] = []
         self.weights = "a" * 64
+        self.inputs: dict[str, Any] = {}
         monkeypatch.setattr(running, "build", self.build)
         monkeypatch.setattr(running, "measure_in_child", self.child)
         monkeypatch.setattr("qvae_trt.tune.reference.FoldedReference", lambda *_: self)
@@ -105,14 +106,11 @@ class Bench:
         jobs[0].path.parent.mkdir(parents=True)
         return [SimpleNamespace(error=fault, seconds=1.0, engine_bytes=100)]
 
-    def child(self, request: dict, **_: Any) -> dict:
-        assert Path(request["engine"]).parent.is_dir()
-        return {"timing": asdict(timing(self.ms.get(self.now, 10.0))), "memory_bytes": None}
+    def child(self, engine: Path, *_: Any, **__: Any) -> tuple[list, Any, None]:
+        assert engine.parent.is_dir()
+        return [], timing(self.ms.get(self.now, 10.0)), None
 
-    def write_inputs(self, path: Path) -> None:
-        pass
-
-    def check(self, outputs: Path, precision: str) -> tuple[Parity, str]:
+    def check(self, outputs: list, precision: str) -> tuple[Parity, str]:
         return Parity(psnr_db=50.0, relative_l2=0.01), "too far" if self.now in self.broken else ""
 
     def tune(self, out: Path, on_event: Any = ignore, **given: Any) -> running.TuneResult:
