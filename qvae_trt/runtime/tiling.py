@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -73,34 +73,39 @@ def tiled(
     """
     # Everything is planned in latents, so that tiles start where latents start.
     to_x, to_y = (scale, 1) if part == "encoder" else (1, scale)
-    high, wide = x.shape[3] // to_x, x.shape[4] // to_x
-    tile_high, tile_wide = min(tile.height // scale, high), min(tile.width // scale, wide)
-    overlap_high, overlap_wide = tile.overlap_height // scale, tile.overlap_width // scale
-    total: torch.Tensor | None = None
-    weight = torch.zeros((), device=x.device)
-    dtype = x.dtype
-    for top in starts(high, tile_high, overlap_high):
-        for left in starts(wide, tile_wide, overlap_wide):
-            bottom, right = top + tile_high, left + tile_wide
-            until_y = x.shape[3] if bottom == high else bottom * to_x
-            until_x = x.shape[4] if right == wide else right * to_x
-            y = run(x[..., top * to_x : until_y, left * to_x : until_x])
+    down = _spans(x.shape[3], to_x, to_y, tile.height // scale, tile.overlap_height // scale)
+    across = _spans(x.shape[4], to_x, to_y, tile.width // scale, tile.overlap_width // scale)
+    total: Any = None  # made with the first tile, which tells its channels
+    for rows, rows_out, of_rows in down:
+        for columns, columns_out, of_columns in across:
+            y = run(x[..., rows, columns])
             if total is None:
-                dtype = y.dtype
-                total = torch.zeros(
-                    (*y.shape[:3], high * to_y, wide * to_y), dtype=torch.float32, device=y.device
-                )
-                weight = torch.zeros(total.shape[3:], dtype=torch.float32, device=y.device)
-            rows, columns = slice(top * to_y, bottom * to_y), slice(left * to_y, right * to_y)
-            window = torch.outer(
-                _window(tile_high * to_y, overlap_high * to_y, top > 0, bottom < high),
-                _window(tile_wide * to_y, overlap_wide * to_y, left > 0, right < wide),
-            ).to(y.device)
-            total[..., rows, columns] += y.float() * window
-            weight[rows, columns] += window
-    if total is None:
-        raise ValueError("no tile: an empty tensor")
-    return (total / weight).to(dtype)
+                sides = down[-1][1].stop, across[-1][1].stop
+                total = torch.zeros((*y.shape[:3], *sides), dtype=torch.float32, device=y.device)
+            window = torch.outer(of_rows, of_columns).to(y.device)
+            total[..., rows_out, columns_out] += y.float() * window
+    return total.to(y.dtype)
+
+
+def _spans(
+    length: int, to_x: int, to_y: int, tile: int, overlap: int
+) -> list[tuple[slice, slice, torch.Tensor]]:
+    """The tiles of one axis of `length`: where each is in the input and in the output, and how much
+    of each place is its own. `tile` and `overlap` are in latents, of which one is `to_x` of the
+    input and `to_y` of the output.
+    """
+    latents = length // to_x
+    tile = min(tile, latents)
+    spans = []
+    whole = torch.zeros(latents * to_y)
+    for start in starts(latents, tile, overlap):
+        end = start + tile
+        x = slice(start * to_x, length if end == latents else end * to_x)
+        y = slice(start * to_y, end * to_y)
+        window = _window(tile * to_y, overlap * to_y, start > 0, end < latents)
+        whole[y] += window
+        spans.append((x, y, window))
+    return [(x, y, window / whole[y]) for x, y, window in spans]
 
 
 def _window(length: int, overlap: int, before: bool, after: bool) -> torch.Tensor:
@@ -108,8 +113,8 @@ def _window(length: int, overlap: int, before: bool, after: bool) -> torch.Tenso
     edge.
 
     That quarter is where a tile's zero padding is felt most. The neighbour counts there, since both
-    halves of an overlap mirror each other; `tiled` divides by the sum of the windows, which nowhere
-    is 0.
+    halves of an overlap mirror each other; `_spans` divides by the sum of the windows, which is
+    nowhere 0.
     """
     margin = overlap // 4
     slope = max(1, overlap - 2 * margin)
