@@ -11,12 +11,11 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
-from rich.tree import Tree
 
 from qvae_trt.errors import printable
 
 MIB = 2**20
-_LONGEST_LIST = 24
+_ENDLESS = 2**31  # nothing is folded
 # Between two columns; and what a column that wraps asks for at most.
 _GAP, _WRAPPED = 3, 30
 
@@ -146,37 +145,11 @@ class _Table:
 _NUMBER = re.compile(r"([-~+]?[\d.e]+( %)?|–|inf|nan)?( ?\d+(\.\d+)?×)?( \[\d+\])?").fullmatch
 
 
-def tree(title: str, value: object) -> RenderableType:
-    """Nested plain data as an indented tree; long lists are cut, with their length."""
-    root = Tree(line(title))
-    _grow(root, value)
-    return root
+def tree(value: object) -> RenderableType:
+    """Nested plain data, as YAML."""
+    import yaml
 
-
-def _grow(node: Tree, value: object) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if isinstance(item, dict | list) and item and not _is_flat(item):
-                _grow(node.add(line(str(key))), item)
-            else:
-                node.add(line(f"{key}: {_inline(item)}"))
-    elif isinstance(value, list):
-        for item in value[:_LONGEST_LIST]:
-            node.add(line(_inline(item)))
-        if len(value) > _LONGEST_LIST:
-            node.add(line(f"… {len(value)} in all; --json has every one"))
-
-
-def _is_flat(value: object) -> bool:
-    plain = int | float | str
-    return isinstance(value, list) and len(value) < 8 and all(isinstance(i, plain) for i in value)
-
-
-def _inline(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return "x".join(map(str, value)) if _is_flat(value) else ", ".join(map(_inline, value))
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    text = yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True, width=_ENDLESS, default_flow_style=None
+    )
+    return Text(printable(text.rstrip()))

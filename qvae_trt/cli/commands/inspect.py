@@ -38,7 +38,7 @@ def inspect(
             **opened.session.inspect(),
         }
         opened.session.close()
-    output.emit(data, lambda d: tree(str(engine), d if output.settings.verbose else _short(d)))
+    output.emit(data, lambda d: tree(d if output.settings.verbose else _short(d)))
 
 
 def _short(data: dict[str, Any]) -> dict[str, Any]:
@@ -47,8 +47,6 @@ def _short(data: dict[str, Any]) -> dict[str, Any]:
     for name, value in data.items():
         if name == "layers" and value:
             shown[name] = f"{len(value)}, shown with --verbose"
-        elif name == "operations":
-            shown[name] = ", ".join(f"{kind} {count}" for kind, count in value.items())
         elif name in ("input", "output"):
             sides = "x".join(map(str, value["shape"]))
             shown[name] = f"{value['name']}, {value['dtype']}, {sides}"
