@@ -12,7 +12,7 @@ from cli_cases import drawn
 from qvae_trt.bench.compare import compare
 from qvae_trt.cli import app as cli
 from qvae_trt.cli import output
-from qvae_trt.cli.bench_tables import comparison_table
+from qvae_trt.cli.commands.bench import comparison_table
 from qvae_trt.cli.drawing import table
 from qvae_trt.profiles import Resolution
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,13 +14,12 @@ from typer import Option
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import MIB, counted, figure, records
-from qvae_trt.cli.estimate import measured_like
 from qvae_trt.cli.events import show_progress
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
 from qvae_trt.profiles import Precision, Resolution, load_profiles, load_static_sizes, parse_aspect
 
 if TYPE_CHECKING:
-    from qvae_trt.build import JobResult
+    from qvae_trt.build import Job, JobResult
 
 
 def _check_aspects(names: list[str] | None) -> list[str] | None:
@@ -129,6 +131,32 @@ def plain(results: Sequence[JobResult], flavour: str | None) -> list[dict[str, A
         if flavour is not None and result.status == "planned" and result.seconds is None:
             like = measured_like(result.job, flavour)
             row |= {} if like is None else {"estimate": like}
+    return engines
+
+
+def measured_like(job: Job, flavour: str) -> dict[str, Any] | None:
+    """The measured engine of the same flavour, part and mode whose size is nearest; None if there
+    is none. There is no other GPU than those measured, so whoever shows an estimate names its
+    machine.
+    """
+    wanted = (flavour, job.part, job.mode)
+    alike = [row for row in measured() if (row["flavour"], row["part"], row["mode"]) == wanted]
+
+    def distance(row: dict[str, Any]) -> int:
+        if job.resolution is None:
+            return 0
+        return abs(Resolution.parse(row["size"]).pixels - job.resolution.pixels)
+
+    return min(alike, key=distance, default=None)
+
+
+@lru_cache(maxsize=1)
+def measured() -> list[dict[str, Any]]:
+    """Engines of the full VAE that were built once, from the sidecars under benchmarks/; `size` is
+    None for one with profiles.
+    """
+    text = files("qvae_trt").joinpath("data/builds.json").read_text("utf-8")
+    engines: list[dict[str, Any]] = json.loads(text)["engines"]
     return engines
 
 

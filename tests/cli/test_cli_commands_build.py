@@ -8,9 +8,8 @@ import pytest
 from cli_cases import drawn
 
 from qvae_trt.build import JobResult, plan_profiles, plan_static
-from qvae_trt.cli import estimate
 from qvae_trt.cli.commands import build
-from qvae_trt.cli.estimate import measured_like
+from qvae_trt.cli.commands.build import measured_like
 from qvae_trt.profiles import Resolution, load_profiles
 
 
@@ -28,7 +27,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
         measured(mode="profiles", size=None, seconds=900.0),
         measured(flavour="tensorrt_rtx", seconds=9.0),
     )
-    monkeypatch.setattr(estimate, "measured", lambda: rows)
+    monkeypatch.setattr(build, "measured", lambda: rows)
 
 
 @pytest.mark.parametrize(
@@ -75,5 +74,5 @@ def test_what_was_built_here_is_no_estimate(known: None) -> None:
 
 
 def test_the_file_of_what_was_measured_is_read() -> None:
-    assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in estimate.measured())
-    assert {row["part"] for row in estimate.measured()} <= {"encoder", "decoder"}
+    assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in build.measured())
+    assert {row["part"] for row in build.measured()} <= {"encoder", "decoder"}
