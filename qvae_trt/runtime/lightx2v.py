@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from qvae_trt.errors import UsageError
 from qvae_trt.kinds import QWEN_IMAGE
@@ -131,9 +132,8 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
             f"got latents of shape {tuple(latents.shape)}, expected (B, z, 1, h, w), h and w even",
             fix="pictures need sides that are multiples of 16",
         )
-    batch, channels, _, high, wide = latents.shape
-    squares = latents.reshape(batch, channels, high // _PATCH, _PATCH, wide // _PATCH, _PATCH)
-    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * _PATCH * _PATCH)
+    squares = functional.pixel_unshuffle(latents[:, :, 0], _PATCH)
+    return squares.flatten(2).transpose(1, 2).contiguous()
 
 
 def unpack(tokens: torch.Tensor, height: int, width: int, *, frames: int = 1) -> torch.Tensor:
@@ -149,10 +149,8 @@ def unpack(tokens: torch.Tensor, height: int, width: int, *, frames: int = 1) ->
             f"got latents of shape {tuple(tokens.shape)}, expected (B, {expected}, 4z) for"
             f" {width}x{height} pixels" + (f" and {frames} frames" if frames > 1 else "")
         )
-    batch, _, channels = tokens.shape
-    squares = tokens.reshape(batch, frames, high, wide, channels // 4, _PATCH, _PATCH)
-    latents = squares.permute(0, 1, 4, 2, 5, 3, 6)
-    return latents.reshape(batch, frames, channels // 4, high * _PATCH, wide * _PATCH)
+    squares = tokens.reshape(len(tokens), frames, high, wide, -1).movedim(-1, 2)
+    return functional.pixel_shuffle(squares, _PATCH)
 
 
 def from_lightx2v_config(
