@@ -13,45 +13,11 @@ from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, Timing, in
 from qvae_trt.report import charts
 from qvae_trt.report.charts import PART_TITLES
 from qvae_trt.report.numbers import ms, share, size, times
-from qvae_trt.report.templates import say
+from qvae_trt.report.templates import WORDS, say
 
 if TYPE_CHECKING:
     from qvae_trt.profiles import Part
     from qvae_trt.report.svg import Chart
-
-SERVICE_TITLES = {
-    "latents_to_pil": "Latents to a PIL image on the host",
-    "first_use": "First use of a size",
-    "switch": "After a change of size",
-}
-STEP_TITLES = {
-    "decode_ms": "decode",
-    "postprocess_ms": "post-process",
-    "load_ms": "load",
-    "first_run_ms": "first run",
-    "after_switch_ms": "after the change",
-    "steady_ms": "steady",
-}
-MACHINE_TITLES = {
-    "gpu": "GPU",
-    "driver": "driver",
-    "gpu_memory_bytes": "GPU memory",
-    "compute_capability": "compute capability",
-    "multiprocessors": "multiprocessors",
-    "clock_sm_mhz": "SM clock before, MHz",
-    "clock_sm_mhz_end": "SM clock after, MHz",
-    "clock_sm_max_mhz": "SM clock at most, MHz",
-    "clock_memory_mhz": "memory clock, MHz",
-    "power_limit_w": "power limit, W",
-    "temperature_c": "temperature before, °C",
-    "temperature_c_end": "temperature after, °C",
-    "cpu": "CPU",
-    "cpu_count": "CPU cores",
-    "torch_threads": "PyTorch threads",
-    "memory_bytes": "memory",
-    "os": "system",
-    "arch": "architecture",
-}
 
 #: A cell whose p10 and p90 are further apart than this share of its median is marked.
 WIDE_SPREAD = 0.2
@@ -122,7 +88,7 @@ class Report:
         self.title = f"Qwen-Image VAE latency on {self._run.place}"
         self.on_cpu = any(run.device == "cpu" for run in result.runs)
         self.parts = [self._part(part) for part in PART_TITLES if part in result.parts]
-        kinds = in_order((row.kind for row in result.service), SERVICE_TITLES)
+        kinds = in_order((row.kind for row in result.service), WORDS.service_titles)
         self.service = [self._service(kind) for kind in kinds]
         self.notes = list(self._numbers)
         drawn = (charts.latency, charts.speedup, charts.memory, charts.service)
@@ -251,7 +217,7 @@ class Report:
         # Why a path is missing altogether is told beside the latencies.
         served = {row.path for row in self.result.service if row.timing is not None}
         rows = [row for row in self.result.service if row.kind == kind and row.path in served]
-        steps = in_order((step for row in rows for step in row.steps), STEP_TITLES)
+        steps = in_order((step for row in rows for step in row.steps), WORDS.step_titles)
         total = [] if kind == "switch" else ["total"]
         words = ["size", "path"]
         if any(row.previous for row in rows):
@@ -269,10 +235,10 @@ class Report:
                 entries[0] = Entry(text="–", note=self._note(row.notes))
             body.append((*_texts([str(named[word] or "–") for word in words]), *entries))
         return Table(
-            head=(*words, *total, *(STEP_TITLES.get(step, step) for step in steps)),
+            head=(*words, *total, *(WORDS.step_titles.get(step, step) for step in steps)),
             rows=tuple(body),
             words=len(words),
-            title=SERVICE_TITLES.get(kind, kind),
+            title=WORDS.service_titles.get(kind, kind),
             text=say("service", kind),
         )
 
@@ -392,12 +358,12 @@ def mean_text(mean: tuple[float, int] | None) -> str:
 def _machine_rows(run: Run) -> list[tuple[str, str]]:
     """Facts of the machine and the versions, in a fixed order; unknown facts last."""
     rows = []
-    for name in in_order(run.machine, MACHINE_TITLES):
+    for name in in_order(run.machine, WORDS.machine_titles):
         value = run.machine[name]
         if value is not None and name != "gpu_memory_mib":
             is_size = name.endswith("_bytes") and not isinstance(value, str)
             shown = size(float(value)) if is_size else str(value)
-            rows.append((MACHINE_TITLES.get(name, name), shown))
+            rows.append((WORDS.machine_titles.get(name, name), shown))
     rows += [
         *run.versions.items(),
         ("model", run.model),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -25,7 +26,11 @@ def render(
     return _ENVIRONMENT.get_template(name).render(values).strip() + "\n"
 
 
+#: The words of a report: titles by name, and macros for `say`.
+WORDS: Any = _ENVIRONMENT.get_template("words.txt.jinja").module
+
+
 def say(macro: str, *values: object) -> str:
-    """What a macro of `words.txt.jinja` makes of these values."""
-    said: str = getattr(_ENVIRONMENT.get_template("words.txt.jinja").module, macro)(*values)
+    """What a macro of `WORDS` makes of these values."""
+    said: str = getattr(WORDS, macro)(*values)
     return said.strip()
