@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
-from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.autoencoders.vae import (
+    AutoencoderMixin,
+    DecoderOutput,
+    DiagonalGaussianDistribution,
+)
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -46,7 +50,7 @@ class _StandsFor(type):
     __hash__ = type.__hash__
 
 
-class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
+class TrtVae(ModelMixin, AutoencoderMixin, ConfigMixin, metaclass=_StandsFor):
     """Stands where diffusers' `AutoencoderKLQwenImage` or `AutoencoderKLQwenImage21` stands, and
     runs engines.
 
@@ -62,7 +66,8 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
     long as the graph.
 
     `dtype` is what PyTorch computes in where no engine serves, and what pipelines cast latents to.
-    Results have the dtype of the input, whatever the engine's.
+    Results have the dtype of the input, whatever the engine's. Slicing changes nothing: a batch
+    always runs one picture at a time.
     """
 
     config_name = "config.json"
@@ -278,16 +283,6 @@ class TrtVae(ModelMixin, ConfigMixin, metaclass=_StandsFor):
                 wanted[f"tile_sample_stride_{name}"] = stride
         self._tile({**vars(self), **wanted})
         self.__dict__.update(wanted, use_tiling=True)
-
-    def disable_tiling(self) -> None:
-        self.use_tiling = False
-
-    def enable_slicing(self) -> None:
-        """Nothing changes: a batch always runs one picture at a time."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        self.use_slicing = False
 
     def warm_up(self, *sizes: tuple[int, int], parts: Sequence[Part] = PARTS) -> None:
         """Load what serves these sizes and run it, so that the first picture takes no longer than
