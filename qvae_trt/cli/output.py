@@ -203,7 +203,7 @@ def tell(text: str, *, style: str | None = None, on: Console | None = None) -> N
 
 def to_json(data: Mapping[str, object]) -> str:
     """A result as it is printed, and written to files."""
-    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     # Beside the line breaks between values, all that cannot be printed is in texts.
     shown = (
         letter if letter == "\n" or printable(letter) == letter else json.dumps(letter)[1:-1]
@@ -217,9 +217,7 @@ def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    if value is None or isinstance(value, str | int):
-        return value
-    return str(value)
+    return value

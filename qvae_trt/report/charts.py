@@ -4,7 +4,7 @@ another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -74,46 +74,43 @@ def service(result: BenchResult) -> list[Chart]:
 class Shared:
     """One cell that several results have: their medians, None where a result has none."""
 
-    part: Part
     resolution: Resolution
     path: str
     medians: tuple[float | None, ...]
 
 
-def contrasts(results: Sequence[BenchResult]) -> Iterator[Shared]:
-    """Cells measured in at least two of the results, by part, path, then size."""
+def shared(results: Sequence[BenchResult], part: Part) -> list[Shared]:
+    """Cells of a part measured in at least two of the results, by path, then size."""
     sizes = dict.fromkeys(size for result in results for size in result.resolutions)
     paths = dict.fromkeys(path for result in results for path in result.paths)
-    for part, path, resolution in product(PART_TITLES, paths, sizes):
+    found = []
+    for path, resolution in product(paths, sizes):
         cells = [result.cell(part, resolution, path) for result in results]
         medians = tuple(c.timing.median_ms if c and c.timing else None for c in cells)
         if sum(m is not None for m in medians) > 1:
-            yield Shared(part=part, resolution=resolution, path=path, medians=medians)
+            found.append(Shared(resolution=resolution, path=path, medians=medians))
+    return found
 
 
-def contrast(shared: Sequence[Shared], names: Sequence[str]) -> list[Chart]:
-    """Results side by side: for each part the path that most of them share, engines before
-    PyTorch.
-    """
-    made = []
+def contrast(title: str, rows: Sequence[Shared], names: Sequence[str]) -> list[Chart]:
+    """Results side by side: the path of a part that most of them share, engines before PyTorch."""
+    path = next((path for path in _PREFERRED if any(row.path == path for row in rows)), None)
     series = {str(index): name for index, name in enumerate(names)}
-    for part, title in PART_TITLES.items():
-        measured = [row.path for row in shared if row.part == part]
-        path = next((path for path in _PREFERRED if path in measured), None)
-        chart = Chart(
-            title=f"{title}, {path}: latency in ms, less is better",
-            subtitle="the same path in each file; medians",
-            series=tuple(series),
-            text=ms,
-            labels=series,
-        )
-        rows = [row for row in shared if (row.part, row.path) == (part, path)]
-        bars = [
-            {key: Bar(value=m) for key, m in zip(series, row.medians, strict=True) if m is not None}
-            for row in rows
-        ]
-        made += _filled(chart, zip((str(row.resolution) for row in rows), bars, strict=True))
-    return made
+    chart = Chart(
+        title=f"{title}, {path}: latency in ms, less is better",
+        subtitle="the same path in each file; medians",
+        series=tuple(series),
+        text=ms,
+        labels=series,
+    )
+    bars = {
+        str(row.resolution): {
+            key: Bar(value=m) for key, m in zip(series, row.medians, strict=True) if m is not None
+        }
+        for row in rows
+        if row.path == path
+    }
+    return _filled(chart, bars.items())
 
 
 def _each_part(

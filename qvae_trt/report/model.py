@@ -256,13 +256,12 @@ class Contrast:
 
 def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
     """Results side by side, the first one as the baseline; `names` are what each is called."""
-    shared = list(charts.contrasts(results))
-    tables = []
+    tables, drawn = [], []
     for part, title in PART_TITLES.items():
-        rows = tuple(_contrast_row(row) for row in shared if row.part == part)
-        if rows:
-            head = ("size", "path", *names)
+        if shared := charts.shared(results, part):
+            head, rows = ("size", "path", *names), tuple(map(_contrast_row, shared))
             tables.append(Table(head=head, rows=rows, words=2, title=f"{title}, ms"))
+            drawn += charts.contrast(title, shared, names)
     facts = [_telling(result) for result in results]
     differing = [
         (name, *(fact.get(name, "–") for fact in facts))
@@ -272,7 +271,7 @@ def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
     return Contrast(
         tables=tuple(tables),
         differing=_table(("", *names), differing, words=len(names) + 1),
-        charts=charts.contrast(shared, names),
+        charts=drawn,
     )
 
 
