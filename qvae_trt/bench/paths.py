@@ -63,7 +63,6 @@ class Workbench:
     engine_dir: Path | None
     backend: str
     opened: Any = None
-    _scratch: Any = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,9 +109,10 @@ class Workbench:
         """
         if self.device != "cuda" or prepared.weights_bytes is None:
             return None
-        if self._scratch is not None:
-            # An engine's scratch is then allocated, and seen, inside the call.
-            self._scratch.release()
+        from qvae_trt.runtime.memory import shared_scratch
+
+        # An engine's scratch is then allocated, and seen, inside the call.
+        shared_scratch(self._place).release()
         return prepared.weights_bytes + peak_bytes(lambda: prepared.call(value))
 
     def versions(self) -> dict[str, str]:
@@ -122,9 +122,6 @@ class Workbench:
     def close(self) -> None:
         for name in ("_vae", "_folded", "_fused"):
             self.__dict__.pop(name, None)
-        if self._scratch is not None:
-            self._scratch.release()
-            self._scratch = None
         self.empty_caches()
 
     @property
@@ -193,7 +190,6 @@ class Workbench:
 
         from qvae_trt import backends
         from qvae_trt.runtime.engine import Engine
-        from qvae_trt.runtime.memory import shared_scratch
 
         if self.engine_dir is None:
             raise BenchError("no engine folder was given")
@@ -210,14 +206,11 @@ class Workbench:
             asked = {"model": self.model.source, "backend": backend.name}
             command = build_command(mode, *sizes, engine_dir=self.engine_dir, **asked)
             raise EngineError(f"no engine {name}", fix=command)
-        if self._scratch is None and self.device == "cuda":
-            self._scratch = shared_scratch(self._place)
         before = _free_bytes(self.device)
         begin = time.perf_counter()
         weights, vae = self.model.weights_sha256, self.model.kind.name
         wanted = Wanted(backend=backend, weights_sha256=weights, vae=vae)
-        scratch, device = self._scratch, self._place
-        engine: Any = Engine.open(file, Purpose.BENCH, wanted, scratch=scratch, device=device)
+        engine: Any = Engine.open(file, Purpose.BENCH, wanted, device=self._place)
         load_ms = (time.perf_counter() - begin) * 1000.0
         taken = before - _free_bytes(self.device)
         key = engine.sidecar.key
