@@ -127,7 +127,7 @@ def _drawn(charts: Sequence[svg.Chart], width: int, columns: int = 1) -> str:
 
 def _table(shown: Table) -> str:
     """A table in Markdown."""
-    rows = [[_entry(entry) for entry in row] for row in shown.rows]
+    rows = [[_entry(entry) for entry in row] for row in shown.entries]
     if shown.means:
         rows.append(["mean speed-up", *map(mean_text, shown.means)])
     head = [markdown.text(name) for name in shown.head]

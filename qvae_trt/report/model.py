@@ -28,7 +28,7 @@ DETAIL_HEAD = ("size", "path", *_SPREAD, "first call", "memory", "of the floor")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A value in a table.
+    """A value in a table that is more than its text.
 
     Attributes:
         ratio: how many times faster than what it is compared with, printed behind it.
@@ -53,12 +53,17 @@ class Table:
             where there is none; empty for a table without.
     """
 
-    head: tuple[str, ...]
-    rows: tuple[tuple[Entry, ...], ...]
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | Entry]]
     words: int
     title: str = ""
     text: str = ""
-    means: tuple[tuple[float, int] | None, ...] = ()
+    means: Sequence[tuple[float, int] | None] = ()
+
+    @property
+    def entries(self) -> list[list[Entry]]:
+        """The rows, each value an entry."""
+        return [[e if isinstance(e, Entry) else Entry(text=e) for e in row] for row in self.rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +155,7 @@ class Report:
         numbered = [f"Machine, run {number}" for number in range(1, len(runs) + 1)]
         titles = numbered if len(runs) > 1 else ["Machine"]
         return [
-            _table(("", ""), _machine_rows(run), words=2, title=title)
+            Table(head=("", ""), rows=_machine_rows(run), words=2, title=title)
             for run, title in zip(runs, titles, strict=True)
         ]
 
@@ -164,30 +169,31 @@ class Report:
         cells = [cell for cell in result.cells if cell.part == part]
         timed = {cell.path for cell in cells if cell.timing is not None}
         shown = [path for path in result.paths if path in timed]
-        rows, details = [], []
+        rows: list[tuple[str | Entry, ...]] = []
+        details = []
         for resolution in result.resolutions:
             found = {path: result.cell(part, resolution, path) for path in shown}
             if any(found.values()):
                 fastest = result.fastest(part, resolution)
                 entries = [self._latency(cell, path == fastest) for path, cell in found.items()]
-                rows.append((Entry(text=str(resolution)), *entries))
+                rows.append((str(resolution), *entries))
             details += [self._detail(c, c.timing) for c in found.values() if c and c.timing]
         means = [None if path == REFERENCE else result.mean_speedup(part, path) for path in shown]
         return PartTables(
             title=title,
             latencies=Table(
                 head=("size", *shown),
-                rows=tuple(rows),
+                rows=rows,
                 words=1,
                 title=f"{title}, ms",
-                means=tuple(means) if any(means) else (),
+                means=means if any(means) else (),
             ),
             absent=tuple(
                 (path, _absence(cells, path))
                 for path in result.paths
                 if path not in timed and any(cell.path == path for cell in cells)
             ),
-            details=_table(DETAIL_HEAD, details, words=2),
+            details=Table(head=DETAIL_HEAD, rows=details, words=2),
         )
 
     def _latency(self, cell: Cell | None, is_fastest: bool) -> Entry:
@@ -230,13 +236,13 @@ class Report:
             named["processor"] = row.processor
             median = None if row.timing is None else row.timing.median_ms
             figures = [*([median] if total else []), *(row.steps.get(step) for step in steps)]
-            entries = [Entry(text=ms(figure)) for figure in figures]
+            entries: list[str | Entry] = [ms(figure) for figure in figures]
             if row.timing is None and entries:
                 entries[0] = Entry(text="–", note=self._note(row.notes))
-            body.append((*_texts([str(named[word] or "–") for word in words]), *entries))
+            body.append([*(str(named[word] or "–") for word in words), *entries])
         return Table(
             head=(*words, *total, *(WORDS.step_titles.get(step, step) for step in steps)),
-            rows=tuple(body),
+            rows=body,
             words=len(words),
             title=WORDS.service_titles.get(kind, kind),
             text=say("service", kind),
@@ -259,7 +265,7 @@ def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
     tables, drawn = [], []
     for part, title in PART_TITLES.items():
         if shared := charts.shared(results, part):
-            head, rows = ("size", "path", *names), tuple(map(_contrast_row, shared))
+            head, rows = ("size", "path", *names), list(map(_contrast_row, shared))
             tables.append(Table(head=head, rows=rows, words=2, title=f"{title}, ms"))
             drawn += charts.contrast(title, shared, names)
     facts = [_telling(result) for result in results]
@@ -270,12 +276,12 @@ def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
     ]
     return Contrast(
         tables=tuple(tables),
-        differing=_table(("", *names), differing, words=len(names) + 1),
+        differing=Table(head=("", *names), rows=differing, words=len(names) + 1),
         charts=drawn,
     )
 
 
-def _contrast_row(row: charts.Shared) -> tuple[Entry, ...]:
+def _contrast_row(row: charts.Shared) -> tuple[str | Entry, ...]:
     first, *others = row.medians
     best = min(median for median in row.medians if median is not None)
     ratios = [None, *(first / median if first and median else None for median in others)]
@@ -283,7 +289,7 @@ def _contrast_row(row: charts.Shared) -> tuple[Entry, ...]:
         Entry(text=ms(median), ratio=ratio, best=median == best)
         for median, ratio in zip(row.medians, ratios, strict=True)
     )
-    return (*_texts((str(row.resolution), row.path)), *figures)
+    return (str(row.resolution), row.path, *figures)
 
 
 def labels(results: Sequence[BenchResult]) -> list[str]:
@@ -298,24 +304,6 @@ def labels(results: Sequence[BenchResult]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{option[2]} (#{index + 1})" for index, option in enumerate(options)]
-
-
-def _texts(row: Sequence[str]) -> tuple[Entry, ...]:
-    return tuple(Entry(text=text) for text in row)
-
-
-def _table(
-    head: tuple[str, ...], rows: Sequence[Sequence[str]], *, words: int, title: str = ""
-) -> Table:
-    """A table of texts; of a machine's facts, commands and hashes are code."""
-    entries = tuple(
-        tuple(
-            Entry(text=text, code=place > 0 and row[0] in ("command", "weights sha256"))
-            for place, text in enumerate(row)
-        )
-        for row in rows
-    )
-    return Table(head=head, rows=entries, words=words, title=title)
 
 
 def _flavours(result: BenchResult) -> list[str]:
@@ -354,9 +342,9 @@ def mean_text(mean: tuple[float, int] | None) -> str:
     return "" if mean is None else f"{times(mean[0])} ({sizes(mean[1])})"
 
 
-def _machine_rows(run: Run) -> list[tuple[str, str]]:
+def _machine_rows(run: Run) -> list[tuple[str, str | Entry]]:
     """Facts of the machine and the versions, in a fixed order; unknown facts last."""
-    rows = []
+    rows: list[tuple[str, str | Entry]] = []
     for name in in_order(run.machine, WORDS.machine_titles):
         value = run.machine[name]
         if value is not None and name != "gpu_memory_mib":
@@ -366,15 +354,16 @@ def _machine_rows(run: Run) -> list[tuple[str, str]]:
     rows += [
         *run.versions.items(),
         ("model", run.model),
-        ("weights sha256", run.weights_sha256[:16]),
+        ("weights sha256", Entry(text=run.weights_sha256[:16], code=True)),
         ("precision of PyTorch", run.precision),
     ]
     if run.matmul is not None:
         rows.append(("matrix product", f"{float(run.matmul.get('tflops') or 0):.4g} TFLOP/s"))
-    return [*rows, ("measured", run.created), ("command", run.command or "–")]
+    command = Entry(text=run.command or "–", code=True)
+    return [*rows, ("measured", run.created), ("command", command)]
 
 
-def _telling(result: BenchResult) -> dict[str, str]:
+def _telling(result: BenchResult) -> dict[str, str | Entry]:
     """The facts that may explain a difference between two results."""
-    facts = {"engines": ", ".join(_flavours(result)) or "–", **dict(_machine_rows(result.runs[0]))}
+    facts = dict([("engines", ", ".join(_flavours(result)) or "–"), *_machine_rows(result.runs[0])])
     return {name: fact for name, fact in facts.items() if not name.startswith("temperature")}

@@ -149,7 +149,7 @@ def comparison_table(comparison: Changes) -> RenderableType:
 
 
 def _table(shown: Table, title: str) -> RenderableType:
-    rows = [[_entry(entry) for entry in row] for row in shown.rows]
+    rows = [[_entry(entry) for entry in row] for row in shown.entries]
     if shown.means:
         sizes = max(mean[1] for mean in shown.means if mean is not None)
         told = "mean" if sizes == len(rows) else f"mean of {sizes}"
