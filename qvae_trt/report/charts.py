@@ -4,7 +4,7 @@ another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -67,7 +67,7 @@ def service(result: BenchResult) -> list[Chart]:
         series=result.paths,
         text=ms,
     )
-    return _filled(chart, bars.items())
+    return _filled(chart, bars)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ def contrast(title: str, rows: Sequence[Shared], names: Sequence[str]) -> list[C
         for row in rows
         if row.path == path
     }
-    return _filled(chart, bars.items())
+    return _filled(chart, bars)
 
 
 def _each_part(
@@ -134,11 +134,11 @@ def _each_part(
             text=text,
             reference=reference,
         )
-        groups, best = [], {}
+        groups, best = {}, {}
         for size in result.resolutions:
             cells = (result.cell(part, size, path) for path in result.paths)
             bars = {cell.path: drawn for cell in cells if cell and (drawn := bar(cell)) is not None}
-            groups.append((str(size), bars))
+            groups[str(size)] = bars
             best[str(size)] = result.fastest(part, size)
         charts += _filled(chart, groups, best if fastest else None)
     return charts
@@ -146,18 +146,15 @@ def _each_part(
 
 def _filled(
     chart: Chart,
-    groups: Iterable[tuple[str, Mapping[str, Bar]]],
+    groups: Mapping[str, Mapping[str, Bar]],
     best: Mapping[str, str | None] | None = None,
 ) -> list[Chart]:
     """The chart with its bars, the best (else the least) of each group in bold; none without."""
-    filled = []
-    for label, bars in groups:
-        # A single bar has nothing to be compared with.
-        least = min(bars, key=lambda name: bars[name].value) if len(bars) > 1 else None
-        bold = best[label] if best else least
-        if bars:
-            filled.append((label, {n: replace(b, best=n == bold) for n, b in bars.items()}))
-    return [replace(chart, groups=tuple(filled))] if filled else []
+    filled = {label: bars for label, bars in groups.items() if bars}
+    # A single bar has nothing to be compared with.
+    several = {label: bars.items() for label, bars in filled.items() if len(bars) > 1}
+    least = {label: min(bars, key=lambda bar: bar[1].value)[0] for label, bars in several.items()}
+    return [replace(chart, groups=filled, best=best or least)] if filled else []
 
 
 def _whiskered(timing: Timing) -> Bar:

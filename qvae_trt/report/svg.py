@@ -21,23 +21,27 @@ _TEXT = 12.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A value with the whisker from `low` to `high`; `best` prints it bold."""
+    """A value with the whisker from `low` to `high`."""
 
     value: float
     low: float | None = None
     high: float | None = None
-    best: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Groups of bars, one bar a series. A group may lack a series."""
+    """Groups of bars, one bar a series. A group may lack a series.
+
+    Attributes:
+        best: by group, the series whose value is printed bold.
+    """
 
     title: str
     subtitle: str
     series: tuple[str, ...]
     text: Callable[[float], str]
-    groups: tuple[tuple[str, Mapping[str, Bar]], ...] = ()
+    groups: Mapping[str, Mapping[str, Bar]] = field(default_factory=dict)
+    best: Mapping[str, str | None] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     reference: float | None = None
 
@@ -87,7 +91,7 @@ class _Panel:
         self.top = (self.legend[-1][3] if self.legend else below) + 12
         self.groups = []
         y = self.top + 4
-        for label, given in chart.groups:
+        for label, given in chart.groups.items():
             bars = {name: given[name] for name in chart.series if name in given}
             self.groups.append((label, bars, y))
             y += self.step * len(bars) + _GROUP_GAP
@@ -95,7 +99,7 @@ class _Panel:
         self.height = self.bottom + 20
         all_bars = [bar for _, bars, _ in self.groups for bar in bars.values()]
         widths = [text_width(chart.text(bar.value), _TEXT, bold=True) for bar in all_bars]
-        self._left = 10 + max((text_width(label, _TEXT) for label, _ in chart.groups), default=0)
+        self._left = 10 + max((text_width(label, _TEXT) for label in chart.groups), default=0)
         self._span = max(width - self._left - 8 - max(widths, default=0), 40.0)
         most = max([chart.reference or 0, *(max(bar.value, bar.high or 0) for bar in all_bars)])
         self.ticks = ticks_for(most, self._span)
@@ -110,7 +114,7 @@ def _legend(chart: Chart, width: float, y: float) -> list[tuple[str, str, float,
     placed = []
     x = 0.0
     for name in chart.series:
-        if not any(name in bars for _, bars in chart.groups):
+        if not any(name in bars for bars in chart.groups.values()):
             continue
         label = fit(chart.labels.get(name, name), width - 20, _TEXT)
         wide = 18 + text_width(label, _TEXT)

@@ -91,7 +91,8 @@ def test_bars_are_as_long_as_their_values() -> None:
         title="t",
         subtitle="s",
         series=("pytorch", "static"),
-        groups=(("1x1", {"pytorch": Bar(value=100.0), "static": Bar(value=25.0, best=True)}),),
+        groups={"1x1": {"pytorch": Bar(value=100.0), "static": Bar(value=25.0)}},
+        best={"1x1": "static"},
         text=numbers.ms,
         labels={},
     )
@@ -137,3 +138,8 @@ def test_hostile_text_in_a_chart_is_text() -> None:
     root = ET.fromstring(svg.document(charts.latency(evil()), width=960, columns=2))
     assert not list(root.iter(f"{SVG}script"))
     assert root.find(f"{SVG}title") is not None
+
+
+def test_a_bar_alone_is_not_the_best() -> None:
+    text = svg.document(charts.memory(result(paths=("static",))), width=960)
+    assert 'font-weight="700"' not in text
