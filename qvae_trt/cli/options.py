@@ -70,10 +70,7 @@ PROFILES_OPTION: Any = Option(
     None, "--profiles", metavar="FILE", help="A TOML file of profiles. [default: the nine]"
 )
 TIMING_CACHE_OPTION: Any = Option(
-    None,
-    "--timing-cache",
-    metavar="FILE",
-    help="A file that keeps kernel timings between builds.",
+    None, "--timing-cache", metavar="FILE", help="A file that keeps kernel timings between builds."
 )
 PRECISION_OPTION: Any = Option(
     "fp16", "--precision", help="Precision of weights, inputs and outputs."

@@ -34,12 +34,7 @@ from qvae_trt.store import EngineFile, Sidecar, show
 from qvae_trt.verify.bounds import BOUNDS, Bounds, Output
 from qvae_trt.verify.comparison import compare
 from qvae_trt.verify.inputs import LATENTS, PICTURES
-from qvae_trt.verify.reference import (
-    DIFFUSERS_CPU_PIXELS,
-    Outputs,
-    Reference,
-    split_outputs,
-)
+from qvae_trt.verify.reference import DIFFUSERS_CPU_PIXELS, Outputs, Reference, split_outputs
 from qvae_trt.verify.report import ParityRow, VerifyReport, explain
 from qvae_trt.verify.targets import ends_of, left_out, sizes_of
 from qvae_trt.version import __version__

@@ -8,10 +8,7 @@ from qvae_trt.profiles import Profile, Resolution, nearest
 
 
 def sizes_of(
-    profiles: Sequence[Profile],
-    *,
-    asked: Sequence[Resolution] = (),
-    every_profile: bool,
+    profiles: Sequence[Profile], *, asked: Sequence[Resolution] = (), every_profile: bool
 ) -> list[tuple[Resolution, int]]:
     """The sizes to verify an engine at, each with its profile: small sizes first.
 

@@ -43,13 +43,7 @@ def verify(
     from qvae_trt.verify import verify as run
 
     with show_progress("verify") as on_event:
-        report = run(
-            engine_dir,
-            model=model,
-            resolutions=sizes,
-            backend=backend,
-            on_event=on_event,
-        )
+        report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_event=on_event)
     if out is not None:
         write_text(out / "parity.md", report.to_markdown())
         write_text(out / "parity.json", output.to_json(report.to_dict()))
@@ -68,7 +62,4 @@ def draw(report: VerifyReport) -> RenderableType:
         for row in report.rows
     ]
     spare = ("max abs", "rel L2", "cosine", "power", "vs bf16")
-    return Group(
-        table(HEADINGS, rows, title=report.summary, spare=spare),
-        *map(line, report.notes),
-    )
+    return Group(table(HEADINGS, rows, title=report.summary, spare=spare), *map(line, report.notes))
