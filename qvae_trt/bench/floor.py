@@ -52,12 +52,10 @@ def count_flops(module: FoldedVae, part: Part, shape: Sequence[int]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     value = torch.empty(tuple(shape), device="meta")
+    call = module.encode if part == "encoder" else module.decode
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        if part == "encoder":
-            module.encode(value)
-        else:
-            module.decode(value)
+        call(value)
     return int(counter.get_total_flops())
 
 

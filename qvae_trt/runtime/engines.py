@@ -257,13 +257,11 @@ class Engines:
 
     def place(self, device: torch.device) -> tuple[EngineCache, Scratch]:
         """What is loaded on a device, and the scratch memory there."""
-        place = self._places.get(device)
-        if place is None:
-            with self._lock:
-                place = self._places.setdefault(
-                    device, (EngineCache(budget_bytes=self.budget_bytes), shared_scratch(device))
-                )
-        return place
+        with self._lock:
+            if device not in self._places:
+                cache = EngineCache(budget_bytes=self.budget_bytes)
+                self._places[device] = cache, shared_scratch(device)
+            return self._places[device]
 
     def _open(
         self, path: Path, part: Part, choice: Choice, scratch: Scratch, device: torch.device

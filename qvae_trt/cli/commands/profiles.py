@@ -11,6 +11,7 @@ from typer import Argument, Context, Option
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import records
 from qvae_trt.commands import build_command
+from qvae_trt.json_rows import write
 from qvae_trt.kinds import QWEN_IMAGE, Kind
 from qvae_trt.profiles import (
     PARTS,
@@ -39,12 +40,8 @@ def list_(
     ranges = kind.profiles if profiles_file is None else load_profiles(profiles_file)
     data = {
         "static": [{"aspect": aspect, "size": str(size)} for aspect, size in sizes.items()],
-        "profiles": [
-            {"index": index, "min": str(p.min), "opt": str(p.opt), "max": str(p.max)}
-            for index, p in enumerate(ranges)
-        ],
+        "profiles": [{"index": index, **write(profile)} for index, profile in enumerate(ranges)],
     }
-
     output.emit(data, _draw_list)
 
 
