@@ -151,13 +151,11 @@ class Report:
 
     @property
     def machines(self) -> list[Table]:
-        runs = self.result.runs
-        numbered = [f"Machine, run {number}" for number in range(1, len(runs) + 1)]
-        titles = numbered if len(runs) > 1 else ["Machine"]
-        return [
-            Table(head=("", ""), rows=_machine_rows(run), words=2, title=title)
-            for run, title in zip(runs, titles, strict=True)
-        ]
+        tables = []
+        for number, run in enumerate(self.result.runs, 1):
+            title = f"Machine, run {number}" if len(self.result.runs) > 1 else "Machine"
+            tables.append(Table(head=("", ""), rows=_machine_rows(run), words=2, title=title))
+        return tables
 
     def _note(self, reasons: Sequence[str]) -> int:
         """The number of a reason; the same reason gets the same one."""

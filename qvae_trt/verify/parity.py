@@ -161,13 +161,12 @@ class _Parity:
             backend = backends.for_engine(target.path, sidecar)
             backend.can_run().require()
             backend.supports(precision).require()
-        except (ForeignEngineError, BackendError) as error:
-            reason = error.what
-            self.rows.append(row(resolution=target.resolution, status="not run", reason=reason))
-            return
         except QvaeError as error:
-            broken = row(resolution=target.resolution, status="error", reason=error.what)
-            self.rows.append(replace(broken, fix=rebuild(target, None, model=self.model)))
+            refused = row(resolution=target.resolution, status="not run", reason=error.what)
+            if not isinstance(error, ForeignEngineError | BackendError):
+                fix = rebuild(target, None, model=self.model)
+                refused = replace(refused, status="error", fix=fix)
+            self.rows.append(refused)
             return
         self.versions[backend.name] = backend.version()
         names = PICTURES if target.part == "encoder" else LATENTS

@@ -84,9 +84,7 @@ class Reference:
     def __init__(self, model: Model, *, device: torch.device, folded: bool = False) -> None:
         self.device = device
         self._always_folded = folded
-        self.channels = int(model.input_channels)
-        self._vae = model.vae
-        self._kind = model.kind
+        self._model = model
         self._modules: dict[tuple[Source, Dtype], torch.nn.Module] = {}
         self._latents: dict[Resolution, Array] = {}
         self._kept: dict[tuple[Part, str, Resolution, Dtype], tuple[Outputs, Source]] = {}
@@ -113,7 +111,7 @@ class Reference:
         Args:
             x: (1, C, 1, H, W) in [-1, 1], or (1, z, 1, h, w).
         """
-        scale = 1 if part == "encoder" else self._kind.scale
+        scale = 1 if part == "encoder" else self._model.kind.scale
         size = Resolution(x.shape[-2] * scale, x.shape[-1] * scale)
         try:
             return self._run(self.source(size, dtype), part, x, dtype)
@@ -128,10 +126,10 @@ class Reference:
     def input(self, part: Part, name: str, resolution: Resolution) -> Array:
         """The named input of this size; `encoded` is the reference's own mean of the photograph."""
         if part == "encoder":
-            return picture(name, resolution, channels=self.channels)
+            return picture(name, resolution, channels=self._model.input_channels)
         if name == "sampled":
-            config = self._vae.config
-            latents = self._kind.latents_of(resolution)
+            config = self._model.vae.config
+            latents = self._model.kind.latents_of(resolution)
             statistics = {"mean": config.latents_mean, "std": config.latents_std}
             return sampled_latents(resolution, latents, **statistics)
         if resolution not in self._latents:
@@ -168,7 +166,7 @@ class Reference:
         }
 
     def _prove(self) -> Proof:
-        photograph = picture("photograph", PROOF_SIZE, channels=self.channels)
+        photograph = picture("photograph", PROOF_SIZE, channels=self._model.input_channels)
         latents = self._run("diffusers", "encoder", photograph, "fp32")["mean"]
         largest, ratio = 0.0, 0.0
         for part in PARTS:
@@ -197,11 +195,13 @@ class Reference:
     def _module(self, source: Source, dtype: Dtype) -> torch.nn.Module:
         key = (source, dtype)
         if key not in self._modules:
-            made: torch.nn.Module = self._vae if source == "diffusers" else fold(self._vae)
+            made: torch.nn.Module = (
+                self._model.vae if source == "diffusers" else fold(self._model.vae)
+            )
             if dtype == "bf16":
                 # Not ModelMixin.to, which warns of layers that other models keep in fp32.
                 made = torch.nn.Module.to(copy.deepcopy(made), torch.bfloat16)
-            elif made is self._vae and self.device.type != "cpu":
+            elif made is self._model.vae and self.device.type != "cpu":
                 made = copy.deepcopy(made)
             self._modules[key] = made.to(self.device)
         return self._modules[key]
