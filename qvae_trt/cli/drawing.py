@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.cells import cell_len
@@ -30,15 +29,9 @@ _COLOURS = {
 _STYLES = {word: colour for colour, words in _COLOURS.items() for word in words}
 
 
-def table(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str | Text]],
-    *,
-    title: str | None = None,
-    spare: Sequence[str] = (),
-    wraps: Sequence[str] = (),
-) -> RenderableType:
-    """A table; columns of numbers are set to the right, and words of state are coloured.
+class Table:
+    """A table that chooses its columns when it is drawn, because its width is known only then.
+    Columns of numbers are set to the right, and words of state are coloured.
 
     Args:
         headers, rows: as text, which may come from a file.
@@ -47,14 +40,58 @@ def table(
             a line below says so.
         wraps: columns of words that may take several lines; without it the last.
     """
-    shown = [[_styled(cell) for cell in row] for row in rows]
-    heads = tuple(printable(header, lines=False) for header in headers)
-    return _Table(heads, shown, title, tuple(spare), tuple(wraps) or (heads[-1],))
+
+    def __init__(
+        self,
+        headers: Sequence[str],
+        rows: Sequence[Sequence[str | Text]],
+        *,
+        title: str | None = None,
+        spare: Sequence[str] = (),
+        wraps: Sequence[str] = (),
+    ) -> None:
+        names = [printable(header, lines=False) for header in headers]
+        self._title, self._spare, self._wraps = title, spare, wraps or names[-1:]
+        self._columns = [(name, [_styled(row[i]) for row in rows]) for i, name in enumerate(names)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich import box, table
+
+        if self._title is not None:  # Rich would fold its own title at the table's width.
+            yield line(self._title, "bold")
+        kept, left_out = self._columns, []
+        for name in self._spare:
+            if not self._fits(kept, options.max_width):
+                left_out.append(name)
+                kept = [column for column in kept if column[0] != name]
+        whole = self._fits(kept, options.max_width)
+        drawn = table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for name, cells in kept:
+            numbers = bool(cells) and all(_NUMBER(cell.plain) for cell in cells)
+            drawn.add_column(
+                name,
+                justify="right" if numbers else "left",
+                overflow="fold",
+                no_wrap=whole and name not in self._wraps,
+            )
+        for row in zip(*(cells for _, cells in kept), strict=True):
+            drawn.add_row(*row)
+        yield drawn
+        if left_out:
+            words = f"No room for {', '.join(left_out)}: a wider terminal or --json shows them."
+            yield line(words, "dim")
+
+    def _fits(self, columns: Sequence[tuple[str, list[Text]]], width: int) -> bool:
+        needed = _GAP * (len(columns) - 1)
+        for name, cells in columns:
+            longest = max(cell_len(name), *(cell.cell_len for cell in cells), 0)
+            needed += min(longest, _WRAPPED) if name in self._wraps else longest
+        return needed <= width
 
 
 def records(rows: Sequence[Any], columns: Mapping[str, Any], **more: Any) -> RenderableType:
     """A table of plain data. Each column is named by its header, and is the name of a value or a
-    function of the row; None is shown as a dash. `more` goes to `table`.
+    function of the row; None is shown as a dash. `more` goes to `Table`.
     """
 
     def cell(row: Any, column: Any) -> str:
@@ -62,7 +99,7 @@ def records(rows: Sequence[Any], columns: Mapping[str, Any], **more: Any) -> Ren
         return "–" if value is None else str(value)
 
     shown = [[cell(row, column) for column in columns.values()] for row in rows]
-    return table(tuple(columns), shown, **more)
+    return Table(tuple(columns), shown, **more)
 
 
 def counted(states: Iterable[str]) -> str:
@@ -90,55 +127,6 @@ def _styled(cell: str | Text) -> Text:
     if isinstance(cell, Text):
         return cell
     return Text(printable(cell), style=_STYLES.get(cell.split(":")[0], ""))
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A table that chooses its columns when it is drawn, because its width is known only then."""
-
-    headers: tuple[str, ...]
-    rows: Sequence[Sequence[Text]]
-    title: str | None
-    spare: tuple[str, ...]
-    wraps: tuple[str, ...]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self.title is not None:  # Rich would fold its own title at the table's width.
-            yield line(self.title, "bold")
-        left_out: tuple[str, ...] = ()
-        while not self._fits(left_out, options.max_width) and left_out != self.spare:
-            left_out = self.spare[: len(left_out) + 1]
-        yield self._draw(left_out, whole=self._fits(left_out, options.max_width))
-        if left_out:
-            words = f"No room for {', '.join(left_out)}: a wider terminal or --json shows them."
-            yield line(words, "dim")
-
-    def _fits(self, left_out: Sequence[str], width: int) -> bool:
-        needed = -_GAP
-        for index, header in enumerate(self.headers):
-            if header not in left_out or not header:
-                longest = max(cell_len(header), *(row[index].cell_len for row in self.rows), 0)
-                needed += _GAP + (min(longest, _WRAPPED) if header in self.wraps else longest)
-        return needed <= width
-
-    def _draw(self, left_out: Sequence[str], *, whole: bool) -> RenderableType:
-        from rich import box
-        from rich.table import Table
-
-        kept = [i for i, header in enumerate(self.headers) if not header or header not in left_out]
-        drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for index in kept:
-            header = self.headers[index]
-            numbers = bool(self.rows) and all(_NUMBER(row[index].plain) for row in self.rows)
-            drawn.add_column(
-                header,
-                justify="right" if numbers else "left",
-                overflow="fold",
-                no_wrap=whole and header not in self.wraps,
-            )
-        for row in self.rows:
-            drawn.add_row(*(row[index] for index in kept))
-        return drawn
 
 
 # With what may stand behind a number: a speed-up, a note, a unit.

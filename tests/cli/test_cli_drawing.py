@@ -13,7 +13,7 @@ from qvae_trt.bench.compare import compare
 from qvae_trt.cli import app as cli
 from qvae_trt.cli import output
 from qvae_trt.cli.commands.bench import comparison_table
-from qvae_trt.cli.drawing import table
+from qvae_trt.cli.drawing import Table
 from qvae_trt.profiles import Resolution
 
 HEADERS = ("", "engine", "file", "MiB", "why")
@@ -26,19 +26,19 @@ ROWS = [("planned", "encoder 1664x928", FILE, "41.2", "because")]
 
 
 def test_a_table_with_room_has_every_column() -> None:
-    lines = drawn(table(HEADERS, ROWS, spare=("file",)), 100)
+    lines = drawn(Table(HEADERS, ROWS, spare=("file",)), 100)
     assert lines[-1].split("   ")[2] == FILE
 
 
 def test_a_narrow_table_leaves_out_what_may_go_and_says_so() -> None:
-    lines = drawn(table(HEADERS, ROWS, spare=("file", "MiB")), 60)
+    lines = drawn(Table(HEADERS, ROWS, spare=("file", "MiB")), 60)
     assert lines[0].split() == ["engine", "MiB", "why"]
     assert lines[2].split("   ") == ["planned", "encoder 1664x928", "41.2", "because"]
     assert lines[3].startswith("No room for file:")
 
 
 def test_a_table_too_narrow_for_anything_loses_no_text() -> None:
-    lines = drawn(table(HEADERS, ROWS), 40)
+    lines = drawn(Table(HEADERS, ROWS), 40)
     assert max(map(len, lines)) <= 40
     text = "".join("".join(line.split()) for line in lines)
     assert "…" not in text
@@ -47,7 +47,7 @@ def test_a_table_too_narrow_for_anything_loses_no_text() -> None:
 
 def test_long_reasons_wrap_and_cost_no_column() -> None:
     rows = [(*ROWS[0][:4], "a reason of many words " * 8)]
-    lines = drawn(table(HEADERS, rows, spare=("file",)), 80)
+    lines = drawn(Table(HEADERS, rows, spare=("file",)), 80)
     assert "encoder 1664x928" in lines[2]
     assert " ".join(" ".join(lines[2:-1]).split()).count("a reason of") == 8
 

@@ -12,14 +12,15 @@ from typer import Option
 from qvae_trt.bench.compare import check_margin
 from qvae_trt.bench.results import BASELINES, REFERENCE
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import line, table
+from qvae_trt.cli.drawing import Table, line
 from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
 from qvae_trt.report.numbers import ms, times
 
 if TYPE_CHECKING:
     from qvae_trt.bench.compare import Changes
-    from qvae_trt.report.model import Entry, Report, Table
+    from qvae_trt.report.model import Entry, Report
+    from qvae_trt.report.model import Table as Shown
 
 
 def bench(
@@ -138,7 +139,7 @@ def comparison_table(comparison: Changes) -> RenderableType:
         rows.append((change.what, str(change.resolution), line(change.path), *medians, *marked))
     return Group(
         "",
-        table(
+        Table(
             ("what", "size", "path", "old ms", "new ms", "change", ""),
             rows,
             title=f"New against old, margin {comparison.margin:.0%}",
@@ -148,13 +149,13 @@ def comparison_table(comparison: Changes) -> RenderableType:
     )
 
 
-def _table(shown: Table, title: str) -> RenderableType:
+def _table(shown: Shown, title: str) -> RenderableType:
     rows = [[_entry(entry) for entry in row] for row in shown.entries]
     if shown.means:
         sizes = max(mean[1] for mean in shown.means if mean is not None)
         told = "mean" if sizes == len(rows) else f"mean of {sizes}"
         rows.append([Text(told), *(Text("" if m is None else times(m[0])) for m in shown.means)])
-    return Group("", table(shown.head, rows, title=title, wraps=("",)))
+    return Group("", Table(shown.head, rows, title=title, wraps=("",)))
 
 
 def _entry(entry: Entry) -> Text:

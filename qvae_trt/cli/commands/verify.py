@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from typer import Option
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import line, table
+from qvae_trt.cli.drawing import Table, line
 from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
 
@@ -62,4 +62,4 @@ def draw(report: VerifyReport) -> RenderableType:
         for row in report.rows
     ]
     spare = ("max abs", "rel L2", "cosine", "power", "vs bf16")
-    return Group(table(HEADINGS, rows, title=report.summary, spare=spare), *map(line, report.notes))
+    return Group(Table(HEADINGS, rows, title=report.summary, spare=spare), *map(line, report.notes))
