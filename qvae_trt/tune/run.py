@@ -24,9 +24,7 @@ from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_
 from qvae_trt.workers import Child
 
 if TYPE_CHECKING:
-    from qvae_trt.backends import Backend
     from qvae_trt.bench.results import Timing
-    from qvae_trt.model import Model
     from qvae_trt.tune.reference import FoldedReference
     from qvae_trt.verify.inputs import Array
 
@@ -118,57 +116,7 @@ def tune(settings: TuneSettings, *, on_event: OnEvent = ignore) -> TuneResult:
         ModelError, StoreError.
         KeyboardInterrupt: passed on; what was measured is in the file.
     """
-    settings.resolution.check()
-    if not settings.parts:
-        raise UsageError(f"no part to tune: expected one of {', '.join(PARTS)}")
-    backend, precision = backends.get(settings.backend), settings.precision
-    backend.supports(precision).require()
-    backend.can_build().require()
-    backend.can_run().require()
-    default = default_variant(backend.name, backend.version(), precision)
-    asked = [default.changed(text) for text in settings.variants]
-    if not has_levels(backend.name) and any(variant.level is not None for variant in asked):
-        fix = "leave level= out of --variants"
-        raise UsageError(f"{backend.name} has no builder levels", fix=fix)
-    out = settings.out
-    earlier = record.load(out) if out.exists() else None
-
-    from qvae_trt.export import recipe_sha256
-    from qvae_trt.model import load_model
-
-    loaded = load_model(settings.model)
-    recipe, parts = recipe_sha256(), tuple(dict.fromkeys(settings.parts))
-    weights, size = loaded.weights_sha256, settings.resolution
-    subjects = [
-        Subject(part=part, resolution=size, weights_sha256=weights, recipe_sha256=recipe)
-        for part in parts
-    ]
-    latents = loaded.kind.latents_of(size)
-    plans = {
-        part: () if asked else curated(backend.name, precision, part, latents) for part in parts
-    }
-    flat = list(dict.fromkeys([default, *asked]))
-    with (
-        store.lock_engine(out, timeout_s=_LOCK_TIMEOUT_S),
-        workplace() as folder,
-        BuildChild() as child,
-    ):
-        run = _Tuning(
-            settings=settings,
-            backend=backend,
-            model=loaded,
-            default=default,
-            folder=folder,
-            child=child,
-            on_event=on_event,
-            file=TuneFile(key=TuneKey.here(backend, precision), command=settings.command),
-            total=sum(len(flat) + _count(axes, default) for axes in plans.values()),
-        )
-        run.take_over(earlier, recipe)
-        for subject in subjects:
-            run.part(subject, flat, plans[subject.part])
-    rows = tuple(m for m in run.file.measurements if m.subject in subjects)
-    return TuneResult(path=out, file=run.file, rows=rows, default=default, parts=parts)
+    return _Tuning(settings, on_event).run()
 
 
 def fastest(measurements: Sequence[Measurement], default: Variant) -> Measurement | None:
@@ -201,26 +149,63 @@ def _count(axes: Sequence[Axis], default: Variant) -> int:
     return sum(variant != default for variant in tried)
 
 
-@dataclass(kw_only=True)
 class _Tuning:
     """One call of `tune`."""
 
-    settings: TuneSettings
-    backend: Backend
-    model: Model
-    default: Variant
-    folder: Path
-    child: BuildChild
-    on_event: OnEvent
-    file: TuneFile
-    total: int
-    done: int = 0
-    reference: FoldedReference | None = None
+    def __init__(self, settings: TuneSettings, on_event: OnEvent) -> None:
+        from qvae_trt.export import recipe_sha256
+        from qvae_trt.model import load_model
 
-    def take_over(self, earlier: TuneFile | None, recipe: str) -> None:
+        settings.resolution.check()
+        if not settings.parts:
+            raise UsageError(f"no part to tune: expected one of {', '.join(PARTS)}")
+        self.settings, self.on_event = settings, on_event
+        self.backend, precision = backends.get(settings.backend), settings.precision
+        self.backend.supports(precision).require()
+        self.backend.can_build().require()
+        self.backend.can_run().require()
+        self.default = default_variant(self.backend.name, self.backend.version(), precision)
+        asked = [self.default.changed(text) for text in settings.variants]
+        if not has_levels(self.backend.name) and any(v.level is not None for v in asked):
+            fix = "leave level= out of --variants"
+            raise UsageError(f"{self.backend.name} has no builder levels", fix=fix)
+        self.earlier = record.load(settings.out) if settings.out.exists() else None
+        self.file = TuneFile(key=TuneKey.here(self.backend, precision), command=settings.command)
+        self.model = load_model(settings.model)
+        weights, recipe, size = self.model.weights_sha256, recipe_sha256(), settings.resolution
+        self.subjects = [
+            Subject(part=part, resolution=size, weights_sha256=weights, recipe_sha256=recipe)
+            for part in dict.fromkeys(settings.parts)
+        ]
+        latents = self.model.kind.latents_of(size)
+        self.axes = {
+            s.part: () if asked else curated(self.backend.name, precision, s.part, latents)
+            for s in self.subjects
+        }
+        self.flat = list(dict.fromkeys([self.default, *asked]))
+        counts = (len(self.flat) + _count(axes, self.default) for axes in self.axes.values())
+        self.done, self.total = 0, sum(counts)
+        self.reference: FoldedReference | None = None
+
+    def run(self) -> TuneResult:
+        out = self.settings.out
+        with (
+            store.lock_engine(out, timeout_s=_LOCK_TIMEOUT_S),
+            workplace() as self.folder,
+            BuildChild() as self.child,
+        ):
+            self._take_over()
+            for subject in self.subjects:
+                self._part(subject)
+        rows = tuple(m for m in self.file.measurements if m.subject in self.subjects)
+        parts = tuple(self.axes)
+        return TuneResult(path=out, file=self.file, rows=rows, default=self.default, parts=parts)
+
+    def _take_over(self) -> None:
         """Keep what an earlier run measured on this machine, and write the file now, so that one
         that cannot be written is noticed at once.
         """
+        earlier, recipe = self.earlier, self.subjects[0].recipe_sha256
         if earlier is not None:
             other = earlier.key.differences(self.file.key)
             if other:
@@ -234,10 +219,10 @@ class _Tuning:
                 self.file = replace(self.file, choices=kept)
         record.save(self.file, self.settings.out)
 
-    def part(self, subject: Subject, flat: Sequence[Variant], axes: Sequence[Axis]) -> None:
+    def _part(self, subject: Subject) -> None:
         self.reference = None
-        found = [self._one(subject, variant) for variant in flat]
-        for name, values in axes:
+        found = [self._one(subject, variant) for variant in self.flat]
+        for name, values in self.axes[subject.part]:
             best = fastest(found, self.default)
             base = self.default if best is None else best.variant
             variants = [base.changed(f"{name}={value}") for value in values]

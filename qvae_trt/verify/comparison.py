@@ -79,7 +79,7 @@ def compare(
     found: dict[Output, Comparison] = {}
     for name, expected in reference.items():
         limit, value = bounds[name], engine[name]
-        scale = _Scale.of(name, expected)
+        scale = _Scale(name, expected)
         bf16, metrics = _measure(expected, yardstick[name], scale), _measure(expected, value, scale)
         ratio = _ratio(metrics.relative_l2, bf16.relative_l2)
         nans, infs = int(np.isnan(value).sum()), int(np.isinf(value).sum())
@@ -103,30 +103,21 @@ def compare(
     return found
 
 
-@dataclass(frozen=True, slots=True)
 class _Scale:
     """The reference's own size, which the relative metrics are measured by.
 
     Attributes:
+        norm, range: of the reference.
         unit: what the bound of the largest difference is a share of.
         psnr_shift_db: what Polygraphy's PSNR lacks: its peak is the largest value, not the range.
     """
 
-    norm: float
-    range: float
-    unit: float
-    psnr_shift_db: float
-
-    @classmethod
-    def of(cls, name: Output, value: Array) -> _Scale:
+    def __init__(self, name: Output, value: Array) -> None:
         top, bottom = float(value.max()), float(value.min())
-        span = IMAGE_RANGE if name == "images" else max(top - bottom, 1e-12)
-        return cls(
-            norm=float(np.linalg.norm(value.astype(np.float64))),
-            range=span,
-            unit=1.0 if name == "images" else span,
-            psnr_shift_db=20.0 * math.log10(span / (top if top > 0 else 1.0)),
-        )
+        self.norm = float(np.linalg.norm(value.astype(np.float64)))
+        self.range = IMAGE_RANGE if name == "images" else max(top - bottom, 1e-12)
+        self.unit = 1.0 if name == "images" else self.range
+        self.psnr_shift_db = 20.0 * math.log10(self.range / (top if top > 0 else 1.0))
 
 
 def _measure(reference: Array, other: Array, scale: _Scale) -> Metrics:
