@@ -10,9 +10,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from qvae_trt.bench.results import ENGINES, Fact
@@ -27,6 +26,7 @@ from qvae_trt.tensors import DTYPES
 if TYPE_CHECKING:
     import torch
 
+    from qvae_trt.bench.run import BenchSettings
     from qvae_trt.model import Model
 
 
@@ -47,22 +47,19 @@ class Prepared:
     close: Callable[[], None] = lambda: None
 
 
-@dataclass
 class Workbench:
     """Holds the model on the device in its several forms, and opens engines, for as long as a bench
     lasts.
 
     Attributes:
+        precision: what PyTorch runs in: bf16 on a GPU and fp32 on a CPU.
         opened: the backend, once an engine was asked for; else None.
     """
 
-    model: Model
-    _: KW_ONLY
-    device: str
-    precision: Precision
-    engine_dir: Path | None
-    backend: str
-    opened: Any = None
+    def __init__(self, model: Model, settings: BenchSettings, *, device: str) -> None:
+        self.model, self.settings, self.device = model, settings, device
+        self.precision: Precision = "bf16" if device == "cuda" else "fp32"
+        self.opened: Any = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -191,20 +188,21 @@ class Workbench:
         from qvae_trt import backends
         from qvae_trt.runtime.engine import Engine
 
-        if self.engine_dir is None:
+        engine_dir = self.settings.engine_dir
+        if engine_dir is None:
             raise BenchError("no engine folder was given")
         # TensorRT allocates past PyTorch's allocator, which would keep what other paths have freed.
         self.empty_caches()
         if self.opened is None:
-            self.opened = backends.get(self.backend)
+            self.opened = backends.get(self.settings.backend)
         backend = self.opened
         backend.can_run().require()
         sizes = (resolution,) if mode == "static" else ()
-        file = engine_file(self.engine_dir, part, mode, backend.suffix, *sizes)
-        path, name = file.path, str(file.path.relative_to(self.engine_dir))
+        file = engine_file(engine_dir, part, mode, backend.suffix, *sizes)
+        path, name = file.path, str(file.path.relative_to(engine_dir))
         if not file.is_there:
             asked = {"model": self.model.source, "backend": backend.name}
-            command = build_command(mode, *sizes, engine_dir=self.engine_dir, **asked)
+            command = build_command(mode, *sizes, engine_dir=engine_dir, **asked)
             raise EngineError(f"no engine {name}", fix=command)
         before = _free_bytes(self.device)
         begin = time.perf_counter()

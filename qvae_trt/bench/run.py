@@ -17,7 +17,7 @@ from qvae_trt.bench.paths import Prepared, Workbench
 from qvae_trt.bench.service import measure_service, switch
 from qvae_trt.bench.timing import EXPECTED, Call, Limits, clock_for, explain, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
-from qvae_trt.profiles import PARTS, Part, Precision, Resolution
+from qvae_trt.profiles import PARTS, Part, Resolution
 from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.store import measured
 from qvae_trt.tensors import DTYPES
@@ -103,24 +103,17 @@ def bench(
     device = _device(settings.device)
     resolutions, parts, limits = settings.resolutions, settings.parts, settings.limits
     paths = _paths(settings, device)
-    precision: Precision = "bf16" if device == "cuda" else "fp32"
     loaded = load_model(settings.model)
-    work = Workbench(
-        loaded,
-        device=device,
-        precision=precision,
-        engine_dir=settings.engine_dir,
-        backend=settings.backend,
-    )
+    work = Workbench(loaded, settings, device=device)
     # Measured before the facts of the machine, so that its clocks are those of a busy GPU.
-    matmul = matmul_rate(device, getattr(torch, DTYPES[precision]))
+    matmul = matmul_rate(device, work.dtype)
     run = results.Run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=settings.command,
         device=device,
         model=loaded.source,
         weights_sha256=loaded.weights_sha256,
-        precision=precision,
+        precision=work.precision,
         machine=machine_facts(device),
         versions=version_facts(device),
         matmul=matmul,
@@ -128,7 +121,7 @@ def bench(
             "backend": settings.backend,
             "batch": 1,
             **asdict(limits),
-            "dtype": DTYPES[precision],
+            "dtype": DTYPES[work.precision],
             "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
         },
         complete=False,

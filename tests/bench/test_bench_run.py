@@ -35,6 +35,12 @@ OUTSIDE = Resolution(256, 256)
 QUICK = timing.Limits(budget_s=0.02, min_runs=2, max_runs=3, warm_up=1, inputs=2)
 
 
+def workbench(**given: object) -> Workbench:
+    """On a CPU, of the tiny model."""
+    settings = bench_run.BenchSettings(resolutions=(STATIC,), model="bundled:tiny", **given)  # type: ignore[arg-type]
+    return Workbench(ort_engines.tiny(), settings, device="cpu")
+
+
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ort_engines.shared(tmp_path_factory)
@@ -106,13 +112,7 @@ def test_the_default_engine_folder_needs_no_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    work = Workbench(
-        ort_engines.tiny(),
-        device="cpu",
-        precision="fp32",
-        engine_dir=Path("engines"),
-        backend="onnxruntime",
-    )
+    work = workbench(engine_dir=Path("engines"), backend="onnxruntime")
     with pytest.raises(EngineError, match="no engine static/64x64") as found:
         work.prepare("static", "decoder", OTHER)
     assert found.value.fix == (
@@ -283,13 +283,7 @@ def test_what_the_run_time_refuses_is_not_timed(
 def test_an_engine_of_another_device_is_not_timed(
     engines: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = Workbench(
-        ort_engines.tiny(),
-        device="cpu",
-        precision="fp32",
-        engine_dir=engines,
-        backend="onnxruntime",
-    )
+    work = workbench(engine_dir=engines, backend="onnxruntime")
     real = OnnxRuntime.open
 
     def on_a_gpu(self: OnnxRuntime, engine: Path) -> OnnxRuntimeSession:
@@ -310,13 +304,7 @@ def test_a_size_that_no_profile_holds(engines: Path) -> None:
 
 
 def test_paths_give_the_same_picture(engines: Path) -> None:
-    work = Workbench(
-        ort_engines.tiny(),
-        device="cpu",
-        precision="fp32",
-        engine_dir=engines,
-        backend="onnxruntime",
-    )
+    work = workbench(engine_dir=engines, backend="onnxruntime")
     for part in ("encoder", "decoder"):
         value = work.make_inputs(part, STATIC, count=1)[0]  # type: ignore[arg-type]
         with torch.no_grad():
@@ -331,9 +319,7 @@ def test_paths_give_the_same_picture(engines: Path) -> None:
 
 def test_inputs_differ_and_are_repeatable() -> None:
     def made() -> list[torch.Tensor]:
-        work = Workbench(
-            ort_engines.tiny(), device="cpu", precision="fp32", engine_dir=None, backend="auto"
-        )
+        work = workbench(engine_dir=None, backend="auto")
         return work.make_inputs("decoder", STATIC, count=2)
 
     first, second = made(), made()
