@@ -101,7 +101,7 @@ def bench(
     from qvae_trt.model import load_model
 
     device = _device(settings.device)
-    resolutions, parts, limits = settings.resolutions, settings.parts, settings.limits
+    resolutions, parts = settings.resolutions, settings.parts
     paths = _paths(settings, device)
     loaded = load_model(settings.model)
     work = Workbench(loaded, settings, device=device)
@@ -120,7 +120,7 @@ def bench(
         settings={
             "backend": settings.backend,
             "batch": 1,
-            **asdict(limits),
+            **asdict(settings.limits),
             "dtype": DTYPES[work.precision],
             "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
         },
@@ -134,12 +134,12 @@ def bench(
         flops = count_flops(folded, part, loaded.shape(part, size))
         floor_ms = flops / float(matmul["tflops"] or 0.0) / 1e9
         floor = results.Floor(part=part, resolution=size, flops=flops, floor_ms=floor_ms)
-        return {"cells": _measure(work, paths, part, size, limits), "floors": [floor]}
+        return {"cells": _measure(work, paths, part, size), "floors": [floor]}
 
     def in_service(previous: Resolution, size: Resolution) -> dict[str, Sequence[object]]:
-        rows = measure_service(work, paths, size, limits=limits)
+        rows = measure_service(work, paths, size)
         if previous != size:
-            rows += [switch(work, path, previous, size, limits=limits) for path in paths]
+            rows += [switch(work, path, previous, size) for path in paths]
         return {"service": rows}
 
     tasks = [
@@ -244,10 +244,11 @@ def _notes(device: str, settings: BenchSettings) -> tuple[str, ...]:
 
 
 def _measure(
-    work: Workbench, paths: Sequence[str], part: Part, resolution: Resolution, limits: Limits
+    work: Workbench, paths: Sequence[str], part: Part, resolution: Resolution
 ) -> list[results.Cell]:
     """All paths of one part at one size, in turns."""
     work.empty_caches()
+    limits = work.settings.limits
     inputs = work.make_inputs(part, resolution, count=limits.inputs)
     clock = clock_for(work.device)
     calls: dict[str, Call] = {}

@@ -13,7 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing
-from qvae_trt.bench.timing import EXPECTED, Limits, explain, host_clock, measure
+from qvae_trt.bench.timing import EXPECTED, explain, host_clock, measure
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +30,14 @@ _SWITCHES = 5
 
 
 def measure_service(
-    bench: Workbench, paths: Sequence[str], resolution: Resolution, *, limits: Limits
+    bench: Workbench, paths: Sequence[str], resolution: Resolution
 ) -> list[ServiceRow]:
     """First use of a size and steady latents → PIL for every path; a path that cannot run gives a
     row with its reason.
 
     The latents come as the pipeline has them: on the device, in the model's dtype.
     """
-    inputs = bench.make_inputs("decoder", resolution, count=limits.inputs)
+    inputs = bench.make_inputs("decoder", resolution, count=bench.settings.limits.inputs)
     latents = [value.to(bench.dtype) for value in inputs]
     rows: list[ServiceRow] = []
     with ExitStack() as stack:
@@ -61,7 +61,7 @@ def measure_service(
                 steps = {"load_ms": float(load_ms), **steps}
             rows.append(replace(row, timing=Timing.of([sum(steps.values())]), steps=steps))
             ready.append(prepared)
-        rows += _steady(bench, ready, resolution, latents, limits)
+        rows += _steady(bench, ready, resolution, latents)
     return rows
 
 
@@ -83,7 +83,6 @@ def _steady(
     ready: Sequence[Prepared],
     resolution: Resolution,
     latents: Sequence[torch.Tensor],
-    limits: Limits,
 ) -> list[ServiceRow]:
     from diffusers.image_processor import VaeImageProcessor
 
@@ -109,7 +108,7 @@ def _steady(
         steps[name].append((decode_ms, (time.perf_counter() - begin) * 1000.0))
 
     calls = {name: partial(call, name) for name in pairs}
-    samples = measure(calls, clock=host_clock, limits=limits)
+    samples = measure(calls, clock=host_clock, limits=bench.settings.limits)
     rows = []
     for name, (prepared, processor) in pairs.items():
         timing = samples[name].timing
@@ -131,9 +130,7 @@ def _steady(
     return rows
 
 
-def switch(
-    bench: Workbench, path: str, previous: Resolution, resolution: Resolution, *, limits: Limits
-) -> ServiceRow:
+def switch(bench: Workbench, path: str, previous: Resolution, resolution: Resolution) -> ServiceRow:
     """The first decode after a change of size against the second, engines loaded and both sizes
     seen before.
     """
@@ -152,7 +149,8 @@ def switch(
                 runs.append(partial(_decode, bench, prepared, latents))
             first, second = runs
             cost_ms = first()[1] + second()[1]
-            for _ in range(min(_SWITCHES, limits.rounds({path: cost_ms}))):
+            rounds = bench.settings.limits.rounds({path: cost_ms})
+            for _ in range(min(_SWITCHES, rounds)):
                 first()
                 after.append(second()[1])
                 steady.append(second()[1])
