@@ -30,13 +30,14 @@ from qvae_trt.runtime import memory
 from qvae_trt.runtime.cache import Counts, Recent, bare
 from qvae_trt.runtime.fallback import FallbackMode, FiniteCheck, Notices
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.preference import Preference
+from qvae_trt.runtime.preference import fused_first
 from qvae_trt.runtime.pytorch import PyTorchVae, needs_gradient
 from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
     from qvae_trt.model import Model
     from qvae_trt.runtime.engines import Engines
+    from qvae_trt.store.measured import Measured
 
 #: Sides tried, largest first, when a picture does not fit.
 _TILE_SIDES = (1024, 512, 256)
@@ -52,12 +53,12 @@ class Settings:
         fallback: what to do where no engine serves.
         check_nan: treat NaN or infinity in an engine's result as a failed run. Waits for the
             device. What comes out with them is warned of, later.
-        preference: whether the fused path goes before an engine.
+        measured: what is followed where the fused path could go before an engine; None: engines do.
     """
 
     fallback: FallbackMode = "warn"
     check_nan: bool = False
-    preference: Preference = field(default_factory=lambda: Preference("engine", None, None))
+    measured: Measured | None = None
 
 
 class Ladder:
@@ -200,7 +201,7 @@ class Ladder:
             if choice.engine != "static" and choice.engine != "profiles":
                 missing = self._missing(part, choice, mendable=no_engine is None)
                 return _Unserved(tried.problem or missing, failed=tried.problem is not None)
-            faster = None if tried.problem else self.settings.preference.fused_first(part, choice)
+            faster = None if tried.problem else fused_first(self.settings.measured, part, choice)
             if faster is not None and self.pytorch.fused.refusal(x.device) is None:
                 return _Unserved(EngineError(f"the fused path is {faster}"), chosen=True)
             try:
@@ -327,7 +328,7 @@ class Ladder:
         """What serves a size on a device, with the reason for each candidate."""
         engines_here = device.type == self.engines.device_type
         choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
-        faster = self.settings.preference.fused_first(part, choice)
+        faster = fused_first(self.settings.measured, part, choice)
         if choice.engine != "pytorch" and faster is None:
             return choice
         why = self.pytorch.fused.refusal(device)

@@ -29,41 +29,29 @@ def machine_here(backend: Backend | None) -> dict[str, str]:
     return facts
 
 
-class Preference:
-    """Follows what `qvae bench` measured on this machine.
-
-    Args:
-        prefer: `engine`, and nothing is read, or `fastest`.
-        folder: the engine folder, where `measured.json` is.
-        backend: what runs the engines.
+def measured_here(folder: Path, backend: Backend | None) -> measured.Measured | None:
+    """What `qvae bench` measured with the engines of a folder; None, with a warning, where it was
+    on another machine, or never.
     """
-
-    def __init__(self, prefer: Prefer, folder: Path | None, backend: Backend | None) -> None:
-        self._measured: measured.Measured | None = None
-        if prefer == "engine" or folder is None:
-            return
-        path = folder / measured.FILE_NAME
-        try:
-            times = measured.load(path)
-        except StoreError as error:
-            self._warn(error.what)
-            return
-        machine = machine_here(backend)
+    path, machine = folder / measured.FILE_NAME, machine_here(backend)
+    try:
+        times = measured.load(path)
         if times.machine == machine:
-            self._measured = times
-        else:
-            self._warn(f"{path}: measured with {times.machine}, expected {machine}")
+            return times
+        why = f"{path}: measured with {times.machine}, expected {machine}"
+    except StoreError as error:
+        why = error.what
+    text = f"prefer='fastest' takes engines first: {why}\n  fix: qvae bench --resolution WxH"
+    warnings.warn(text, UserWarning, stacklevel=3)
+    return None
 
-    def fused_first(self, part: Part, choice: Choice) -> str | None:
-        """Why the fused path goes before the engine of a choice; None if it does not."""
-        mode = choice.engine
-        if self._measured is None or (mode != "static" and mode != "profiles"):
-            return None
-        times = self._measured.compare(part, choice.resolution, mode)
-        if times is None or times[0] >= times[1]:
-            return None
-        return f"faster here: {times[0]:.1f} ms, the {mode} engine {times[1]:.1f} ms"
 
-    def _warn(self, why: str) -> None:
-        text = f"prefer='fastest' takes engines first: {why}\n  fix: qvae bench --resolution WxH"
-        warnings.warn(text, UserWarning, stacklevel=4)
+def fused_first(times: measured.Measured | None, part: Part, choice: Choice) -> str | None:
+    """Why the fused path goes before the engine of a choice; None if it does not."""
+    mode = choice.engine
+    if times is None or (mode != "static" and mode != "profiles"):
+        return None
+    found = times.compare(part, choice.resolution, mode)
+    if found is None or found[0] >= found[1]:
+        return None
+    return f"faster here: {found[0]:.1f} ms, the {mode} engine {found[1]:.1f} ms"

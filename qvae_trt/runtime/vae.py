@@ -27,7 +27,7 @@ from qvae_trt.runtime import arguments
 from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning
 from qvae_trt.runtime.ladder import Ladder, Settings
-from qvae_trt.runtime.preference import Prefer, Preference
+from qvae_trt.runtime.preference import Prefer, measured_here
 from qvae_trt.runtime.tiling import Tile, usual_overlap
 
 if TYPE_CHECKING:
@@ -503,6 +503,8 @@ def load_vae(
     )
     if device is None and backend != "auto" and engines.device_type == "cpu":
         device = "cpu"
-    preference = Preference(prefer, folder, engines.adapter)
-    settings = Settings(fallback=fallback, check_nan=check_nan, preference=preference)
+    measured = None
+    if prefer == "fastest" and folder is not None:
+        measured = measured_here(folder, engines.adapter)
+    settings = Settings(fallback=fallback, check_nan=check_nan, measured=measured)
     return TrtVae(loaded, engines, settings, device=device, dtype=dtype)
