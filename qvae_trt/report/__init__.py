@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from qvae_trt.bench.results import REFERENCE, BenchResult, save
@@ -15,7 +16,7 @@ from qvae_trt.errors import UsageError
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import write
 from qvae_trt.report import markdown, svg
-from qvae_trt.report.model import Contrast, Entry, Report, Table, contrast, labels, mean_text
+from qvae_trt.report.model import Entry, Report, Table, contrast, labels, mean_text
 from qvae_trt.report.numbers import ms, times
 from qvae_trt.report.templates import render
 
@@ -99,30 +100,19 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
     if not results:
         raise UsageError("nothing to report: expected at least one result")
     names = labels(results)
-    compared = contrast(results, names) if len(results) > 1 else None
-    write_text(out, html_page([Report(result) for result in results], names, compared))
+    values = {
+        "reports": [Report(result) for result in results],
+        "names": names,
+        "contrast": contrast(results, names) if len(results) > 1 else None,
+    }
+    filters = {"times": times, "mean": mean_text, "drawn": partial(svg.document, alone=False)}
+    write_text(out, render("page.html.jinja", filters, **values))
 
 
 def markdown_page(report: Report, *, charts: Sequence[str] = ()) -> str:
     """The whole report of one result; `charts` are file names of pictures beside it."""
     filters = {"text": markdown.text, "table": _table}
     return render("latency.md.jinja", filters, report=report, charts=charts, reference=REFERENCE)
-
-
-def html_page(reports: Sequence[Report], names: Sequence[str], contrast: Contrast | None) -> str:
-    """The document.
-
-    Args:
-        names: what each report is called.
-        contrast: of several reports, what they have in common.
-    """
-    filters: dict[str, Callable[..., object]]
-    filters = {"times": times, "mean": mean_text, "drawn": _drawn}
-    return render("page.html.jinja", filters, reports=reports, names=names, contrast=contrast)
-
-
-def _drawn(charts: Sequence[svg.Chart], width: int, columns: int = 1) -> str:
-    return svg.document(charts, width=width, columns=columns, alone=False)
 
 
 def _table(shown: Table) -> str:

@@ -17,7 +17,6 @@ from qvae_trt.report.templates import WORDS, say
 
 if TYPE_CHECKING:
     from qvae_trt.profiles import Part
-    from qvae_trt.report.svg import Chart
 
 #: A cell whose p10 and p90 are further apart than this share of its median is marked.
 WIDE_SPREAD = 0.2
@@ -247,19 +246,12 @@ class Report:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contrast:
-    """Several results side by side: what they measured in common, and what differs in their
-    machines.
+def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> dict[str, object]:
+    """Results side by side, the first one as the baseline; `names` are what each is called.
+
+    Returns: for the template: `tables` and `charts` of what they measured in common, and the table
+        `differing` of what differs in their machines.
     """
-
-    tables: tuple[Table, ...]
-    differing: Table
-    charts: Sequence[Chart]
-
-
-def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
-    """Results side by side, the first one as the baseline; `names` are what each is called."""
     tables, drawn = [], []
     for part, title in PART_TITLES.items():
         if shared := charts.shared(results, part):
@@ -272,11 +264,8 @@ def contrast(results: Sequence[BenchResult], names: Sequence[str]) -> Contrast:
         for name in dict.fromkeys(name for fact in facts for name in fact)
         if len({fact.get(name) for fact in facts}) > 1
     ]
-    return Contrast(
-        tables=tuple(tables),
-        differing=Table(head=("", *names), rows=differing, words=len(names) + 1),
-        charts=drawn,
-    )
+    differences = Table(head=("", *names), rows=differing, words=len(names) + 1)
+    return {"tables": tables, "differing": differences, "charts": drawn}
 
 
 def _contrast_row(row: charts.Shared) -> tuple[str | Entry, ...]:

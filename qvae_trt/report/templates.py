@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -16,11 +16,9 @@ _ENVIRONMENT = Environment(
 )
 
 
-def render(
-    name: str, filters: Mapping[str, Callable[..., object]] | None = None, **values: object
-) -> str:
-    """Fill in a template. Those of HTML and SVG escape every value; the Markdown ones escape where
-    they say so.
+def render(name: str, filters: Mapping[str, Any] | None = None, **values: object) -> str:
+    """Fill in a template, which may use these functions as filters. Those of HTML and SVG escape
+    every value; the Markdown ones escape where they say so.
     """
     _ENVIRONMENT.filters.update(filters or {})
     return _ENVIRONMENT.get_template(name).render(values).strip() + "\n"
