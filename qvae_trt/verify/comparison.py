@@ -92,14 +92,7 @@ def compare(
             bound = asked[metric]
             passed = seen >= bound if metric in AT_LEAST else seen <= bound
             checks.append(BoundCheck(metric, seen, bound, passed))
-        found[name] = Comparison(
-            metrics=metrics,
-            yardstick=bf16,
-            bf16_ratio=ratio,
-            nans=nans,
-            infs=infs,
-            checks=tuple(checks),
-        )
+        found[name] = Comparison(metrics, bf16, ratio, nans, infs, tuple(checks))
     return found
 
 

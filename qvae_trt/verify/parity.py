@@ -107,7 +107,7 @@ class _Step:
     compared: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
     """One engine and its runs.
 
@@ -180,16 +180,8 @@ class _Parity:
             name = PICTURES[0] if target.part == "encoder" else LATENTS[1]
             ends = ends_of(profiles, every_profile=every_profile, besides=sizes)
             steps += [_Step(size, profile, name, compared=False) for size, profile in ends]
-        self._jobs.append(
-            _Job(
-                target=target,
-                backend=backend,
-                bounds=BOUNDS[precision],
-                row=row,
-                rebuild=partial(rebuild, target, sidecar, model=self.model),
-                steps=steps,
-            )
-        )
+        again = partial(rebuild, target, sidecar, model=self.model)
+        self._jobs.append(_Job(target, backend, BOUNDS[precision], row, again, steps))
 
     def missing(self, resolutions: Sequence[Resolution]) -> None:
         """A row for each size asked for that no engine holds."""
