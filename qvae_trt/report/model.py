@@ -71,7 +71,7 @@ class PartTables:
 
     title: str
     latencies: Table
-    absent: tuple[tuple[str, str], ...]
+    absent: Sequence[tuple[str, str]]
     details: Table
 
 
@@ -176,22 +176,20 @@ class Report:
                 rows.append((str(resolution), *entries))
             details += [self._detail(c, c.timing) for c in found.values() if c and c.timing]
         means = [None if path == REFERENCE else result.mean_speedup(part, path) for path in shown]
-        return PartTables(
-            title=title,
-            latencies=Table(
-                head=("size", *shown),
-                rows=rows,
-                words=1,
-                title=f"{title}, ms",
-                means=means if any(means) else (),
-            ),
-            absent=tuple(
-                (path, _absence(cells, path))
-                for path in result.paths
-                if path not in timed and any(cell.path == path for cell in cells)
-            ),
-            details=Table(head=DETAIL_HEAD, rows=details, words=2),
+        latencies = Table(
+            head=("size", *shown),
+            rows=rows,
+            words=1,
+            title=f"{title}, ms",
+            means=means if any(means) else (),
         )
+        absent = [
+            (path, _absence(cells, path))
+            for path in result.paths
+            if path not in timed and any(cell.path == path for cell in cells)
+        ]
+        detailed = Table(head=DETAIL_HEAD, rows=details, words=2)
+        return PartTables(title=title, latencies=latencies, absent=absent, details=detailed)
 
     def _latency(self, cell: Cell | None, is_fastest: bool) -> Entry:
         if cell is None:

@@ -60,14 +60,8 @@ def document(charts: Sequence[Chart], *, width: int, columns: int = 1, alone: bo
         ]
         panels += row
         top += max(panel.height for panel in row) + gap
-    return render(
-        "chart.svg.jinja",
-        charts=charts,
-        panels=panels,
-        width=width,
-        height=top - gap + margin,
-        alone=alone,
-    )
+    sides = (width, top - gap + margin)
+    return render("chart.svg.jinja", charts=charts, panels=panels, sides=sides, alone=alone)
 
 
 class _Panel:
