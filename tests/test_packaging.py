@@ -77,7 +77,7 @@ def test_wheel_metadata(wheel: Path) -> None:
     always = {re.split(r"[><=; ]", line)[0] for line in requires if "extra ==" not in line}
     assert always == set(
         "torch diffusers onnx onnxscript onnxruntime polygraphy typer rich numpy safetensors "
-        "pillow jinja2".split()
+        "pillow jinja2 pyyaml".split()
     )
     extras = {extra: [] for extra in ("rtx", "gpu", "dev", "docs")}
     for line in requires:
