@@ -33,11 +33,8 @@ def instead(context: Any, typed: Sequence[str], error: Any) -> str | None:
         words = _placed(context, words, stray)
     options, strays = _parsed(context, words)
     takes = {option.name: option for option in context.command.params}
-    if (
-        "mode" in takes
-        and options.get("mode") is None
-        and options.keys() & {"resolution", "aspect"}
-    ):
+    has_size = options.keys() & {"resolution", "aspect"}
+    if "mode" in takes and options.get("mode") is None and has_size:
         words, options["mode"] = ["--mode", "static", *words], "static"
     missing = [name for name, o in takes.items() if o.required and options.get(name) is None]
     if words == list(typed) or strays or missing:

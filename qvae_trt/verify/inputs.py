@@ -76,10 +76,8 @@ def _edges(resolution: Resolution, channels: int) -> NDArray[np.float64]:
     planes = np.ones((channels, height, width))
     for _ in range(14):
         top, left = int(rng.integers(0, height)), int(rng.integers(0, width))
-        bottom, right = (
-            top + int(rng.integers(4, height // 3 + 5)),
-            left + int(rng.integers(4, width // 3 + 5)),
-        )
+        bottom = top + int(rng.integers(4, height // 3 + 5))
+        right = left + int(rng.integers(4, width // 3 + 5))
         planes[:, top:bottom, left:right] = rng.integers(0, 2, (channels, 1, 1))
     for line in range(16, height - 8, 24):  # rows of letter-like strokes, 8 pixels high
         strokes = rng.random((1, 8, width // 2)) < 0.4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -60,11 +59,7 @@ def export(
         "graph": graph,
         "files": [{**write(file), "bytes": file.path.stat().st_size} for file in files],
     }
-    columns: dict[str, Any] = {
-        "file": "path",
-        "MiB": figure("bytes", unit=MIB),
-        "input": _shape("input"),
-    }
+    columns: dict[str, Any] = {"file": "path", "MiB": figure("bytes", unit=MIB), "input": _input}
     output.emit(data, lambda d: records(d["files"], columns))
 
 
@@ -81,5 +76,5 @@ def _check_size(dynamic: bool | None, resolution: Resolution | None) -> None:
     )
 
 
-def _shape(name: str) -> Callable[[Any], str]:
-    return lambda file: "x".join("?" if side < 0 else str(side) for side in file[name]["shape"])
+def _input(file: Any) -> str:
+    return "x".join("?" if side < 0 else str(side) for side in file["input"]["shape"])

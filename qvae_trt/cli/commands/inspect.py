@@ -32,11 +32,8 @@ def inspect(
         output.warn(f"not opened, only its sidecar is shown: {error.what}")
     else:
         backend = opened.backend
-        data["engine"] = {
-            "backend": backend.name,
-            "version": backend.version(),
-            **opened.session.inspect(),
-        }
+        head = {"backend": backend.name, "version": backend.version()}
+        data["engine"] = head | opened.session.inspect()
         opened.session.close()
     output.emit(data, lambda d: tree(d if output.settings.verbose else _short(d)))
 
