@@ -8,13 +8,14 @@ import json
 import math
 import re
 from codecs import BOM_UTF8
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from qvae_trt.errors import QvaeError
+from qvae_trt.errors import printable
 from qvae_trt.files.reading import read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from qvae_trt.files.reading import Fault
@@ -24,12 +25,9 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _MOST = 1 << 62
 # Below this a ratio does: it is what a positive number is at least.
 _LEAST = 1 / _MOST
-_T = TypeVar("_T")
-
-Plain = str | int | float | bool | None
 
 
-def read_object(path: Path, *, most_bytes: int, fault: Fault) -> Table:
+def read_object(path: Path, *, most_bytes: int, fault: Fault) -> Json:
     """The JSON object in a file, as `parse_object` takes it. What `fault` is given begins with the
     path.
     """
@@ -37,7 +35,7 @@ def read_object(path: Path, *, most_bytes: int, fault: Fault) -> Table:
     return parse_object(raw, fault=lambda why: fault(f"{path}: {why}"))
 
 
-def parse_object(raw: bytes, *, fault: Fault) -> Table:
+def parse_object(raw: bytes, *, fault: Fault) -> Json:
     """The JSON object in a file's bytes: UTF-8 with or without a byte order mark, no name twice in
     one object.
 
@@ -51,171 +49,114 @@ def parse_object(raw: bytes, *, fault: Fault) -> Table:
         raise fault("nested too deeply") from error
     except ValueError as error:  # also UnicodeDecodeError, and ints too long to read
         raise fault(str(error)) from error
-    return Table(data, "", fault)
+    top = Json(data, "", fault)
+    top.fields()
+    return top
 
 
 def is_sha256(text: str) -> bool:
     return _SHA256.fullmatch(text) is not None
 
 
-class Table:
-    """Typed access to a JSON object. `where` is its place, with a dot at the end: `key.`."""
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A value of a JSON file, to be read as what it should be.
 
-    def __init__(self, data: object, where: str, fault: Fault) -> None:
-        if not isinstance(data, dict):
-            place = f"{where.rstrip('.')}: " if where else ""
-            raise fault(f"{place}expected a JSON object, found {in_words(data)}")
-        self.data: dict[str, object] = data
-        self.where = where
-        self._fault = fault
-        self._read: set[str] = set()
+    Attributes:
+        place: `key.profiles[0]`; empty for the whole file.
+        fault: makes what is raised of the reason, which begins with the place.
+    """
 
-    def refuse(self, name: str, why: str) -> NoReturn:
-        raise self._fault(f"{self.where}{name}: {why}")
+    value: Any
+    place: str
+    fault: Fault
+
+    def refuse(self, why: str) -> NoReturn:
+        raise self.fault(f"{self.place}: {why}" if self.place else why)
+
+    def expected(self, what: str) -> NoReturn:
+        self.refuse(f"expected {what}, found {in_words(self.value)}")
+
+    def fields(self) -> dict[str, Json]:
+        if not isinstance(self.value, dict):
+            self.expected("a JSON object")
+        return {name: self._inside(name, value) for name, value in self.value.items()}
+
+    def __getitem__(self, name: str) -> Json:
+        return self.fields().get(name) or self._inside(name, None).refuse("missing")
 
     def only(self, *known: str) -> None:
-        for name in self.data:
+        for name, item in self.fields().items():
             if name not in known:
-                self.refuse(ascii(name), "unknown")
+                item.refuse("unknown")
 
-    def end(self) -> None:
-        """Refuse what was not read."""
-        self.only(*self._read)
+    def _inside(self, name: str, value: object) -> Json:
+        shown = printable(name, lines=False)
+        return Json(value, f"{self.place}.{shown}" if self.place else shown, self.fault)
 
-    def value(self, name: str) -> object:
-        self._read.add(name)
-        if name not in self.data:
-            self.refuse(name, "missing")
-        return self.data[name]
+    def items(self, count: int | None = None) -> list[Json]:
+        if not isinstance(self.value, list):
+            self.expected("a list")
+        if count not in (None, len(self.value)):
+            self.refuse(f"expected {count} values, found {len(self.value)}")
+        return [Json(v, f"{self.place}[{i}]", self.fault) for i, v in enumerate(self.value)]
 
-    def text(self, name: str) -> str:
-        value = self.value(name)
-        if not isinstance(value, str) or not _printable(value):
-            self.refuse(name, f"expected text, found {in_words(value)}")
+    def text(self) -> str:
+        # Half a surrogate pair is legal in JSON and cannot be printed.
+        value = self.value
+        if not isinstance(value, str) or any("\ud800" <= one <= "\udfff" for one in value):
+            self.expected("text")
         return value
 
-    def texts(self) -> dict[str, str]:
-        """All of it, where every value is a text."""
-        self._check_names()
-        return {name: self.text(name) for name in self.data}
+    def sha256(self) -> str:
+        if not is_sha256(self.text()):
+            self.expected("64 hexadecimal digits in lower case")
+        return self.text()
 
-    def plain(self) -> dict[str, Plain]:
-        """All of it, where every value is a text, a number, true, false or null."""
-        self._check_names()
-        return {name: self._plain(name) for name in self.data}
+    def flag(self) -> bool:
+        if not isinstance(self.value, bool):
+            self.expected("true or false")
+        return self.value
 
-    def _check_names(self) -> None:
-        for name in self.data:
-            if not _printable(name):
-                self.refuse(ascii(name), "expected a name that can be printed")
-
-    def _plain(self, name: str) -> Plain:
-        value = self.value(name)
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, int | float):
-            self.number(name, least=-math.inf)
-            return value
-        return self.text(name)
-
-    def sha256(self, name: str) -> str:
-        text = self.text(name)
-        if not is_sha256(text):
-            self.refuse(
-                name, f"expected 64 hexadecimal digits in lower case, found {in_words(text)}"
-            )
-        return text
-
-    def parsed(self, name: str, parse: Callable[[str], _T]) -> _T:
-        """A text that `parse` takes, as `str` writes what it makes of it."""
-        text = self.text(name)
-        try:
-            value = parse(text)
-        except QvaeError as error:
-            self.refuse(name, error.what)
-        if str(value) != text:
-            self.refuse(name, f"expected {value}, found {in_words(text)}")
-        return value
-
-    def flag(self, name: str) -> bool:
-        value = self.value(name)
-        if not isinstance(value, bool):
-            self.refuse(name, f"expected true or false, found {in_words(value)}")
-        return value
-
-    def integer(self, name: str, *, least: int = 0, most: float = _MOST) -> int:
-        value = self.value(name)
-        if type(value) is not int or not least <= value <= most:
+    def integer(self, least: int = 0, most: float = _MOST) -> int:
+        if type(self.value) is not int or not least <= self.value <= most:
             wanted = f"{least} or more" if most == math.inf else f"{least} to {most}"
-            self.refuse(name, f"expected a whole number, {wanted}, found {in_words(value)}")
-        return value
+            self.expected(f"a whole number, {wanted}")
+        return self.value
 
     def version(self) -> int:
         """`format_version`; of any size, so that the caller can say that it is a newer one."""
-        return self.integer("format_version", least=1, most=math.inf)
+        return self["format_version"].integer(least=1, most=math.inf)
 
-    def number(self, name: str, *, least: float = 0.0) -> float:
-        value = self.value(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(name, f"expected a number, found {in_words(value)}")
-        least = max(least, -_MOST)
-        if not least <= value <= _MOST:
-            self.refuse(name, f"expected {least:g} to {_MOST:g}, found {in_words(value)}")
-        return float(value)
+    def number(self, least: float = 0.0) -> float:
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            self.expected("a number")
+        if not least <= self.value <= _MOST:
+            too_small = least == _LEAST and self.value < least
+            self.expected("more than 0" if too_small else f"{least:g} to {_MOST:g}")
+        return float(self.value)
 
-    def positive(self, name: str) -> float:
-        number = self.number(name)
-        if number < _LEAST:
-            self.refuse(name, f"expected more than 0, found {in_words(number)}")
-        return number
+    def any_number(self) -> float:
+        return self.number(-_MOST)
 
-    def number_or_none(self, name: str, *, least: float = 0.0) -> float | None:
-        return None if self.value(name) is None else self.number(name, least=least)
+    def positive(self) -> float:
+        return self.number(_LEAST)
 
-    def choice(self, name: str, known: Sequence[_T]) -> _T:
-        value = self.value(name)
-        found = [one for one in known if isinstance(value, str) and value == one]
-        if not found:
-            wanted = ", ".join(map(str, known))
-            self.refuse(name, f"expected one of {wanted}, found {in_words(value)}")
-        return found[0]
-
-    def table(self, name: str) -> Table:
-        return Table(self.value(name), f"{self.where}{name}.", self._fault)
-
-    def table_or_none(self, name: str) -> Table | None:
-        return None if self.value(name) is None else self.table(name)
-
-    def list(self, name: str) -> Sequence[object]:
-        items = self.value(name)
-        if not isinstance(items, list):
-            self.refuse(name, f"expected a list, found {in_words(items)}")
-        return items
-
-    def items(self, name: str, count: int) -> Table:
-        """A list of `count` values, as a table of the names `[0]`, `[1]` and so on."""
-        values = self.list(name)
-        if len(values) != count:
-            self.refuse(name, f"expected {count} values, found {len(values)}")
-        named = {f"[{index}]": value for index, value in enumerate(values)}
-        return Table(named, f"{self.where}{name}", self._fault)
-
-    def lines(self, name: str) -> tuple[str, ...]:
-        """A list of texts."""
-        values = self.list(name)
-        items = self.items(name, len(values))
-        return tuple(items.text(item) for item in items.data)
-
-    def tables(self, name: str) -> Sequence[Table]:
-        return [
-            Table(item, f"{self.where}{name}[{index}].", self._fault)
-            for index, item in enumerate(self.list(name))
-        ]
+    def plain(self) -> str | int | float | bool | None:
+        """A text, a number, true, false or null."""
+        if isinstance(self.value, int | float) and not isinstance(self.value, bool):
+            self.any_number()
+        elif self.value is not None and not isinstance(self.value, bool):
+            return self.text()
+        return self.value
 
 
-def _printable(text: str) -> bool:
-    """Half a surrogate pair is legal in JSON and cannot be printed."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+#: Kinds of values, as the types of fields of rows.
+Fact = Annotated[str | int | float | bool | None, Json.plain]
+Positive = Annotated[float, Json.positive]
+AnyNumber = Annotated[float, Json.any_number]
+Count = Annotated[int, lambda json: json.integer(1)]
+Sha256 = Annotated[str, Json.sha256]
 
 
 def in_words(value: object) -> str:

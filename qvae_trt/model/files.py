@@ -78,13 +78,13 @@ def shard_names(index: Path) -> list[str]:
         ModelError: it cannot be read, is malformed, or names anything but `.safetensors` files.
     """
     fault = partial(ModelError, fix="Fetch the file again.")
-    table = read_object(index, most_bytes=MAX_JSON_BYTES, fault=fault)
-    names = sorted(set(table.table("weight_map").texts().values()))
+    weight_map = read_object(index, most_bytes=MAX_JSON_BYTES, fault=fault)["weight_map"]
+    names = sorted({file.text() for file in weight_map.fields().values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            table.refuse("weight_map", f"names {name!r}, expected .safetensors files beside it")
+            weight_map.refuse(f"names {name!r}, expected .safetensors files beside it")
     if not names:
-        table.refuse("weight_map", "names no file")
+        weight_map.refuse("names no file")
     return names
 
 

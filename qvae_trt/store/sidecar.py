@@ -17,14 +17,14 @@ from qvae_trt.files.json_file import is_sha256, parse_object
 from qvae_trt.files.reading import open_regular, read_bytes, sha256_file, stamp_of
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import BACKENDS, Mode, Part, Precision, Profile
-from qvae_trt.tensors import DTYPES, TensorSpec
+from qvae_trt.tensors import TensorSpec
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qvae_trt.files.json_file import Table
+    from qvae_trt.files.json_file import Json
 
 FORMAT_VERSION = 1
 MAX_SIDECAR_BYTES = 1 << 20
@@ -160,38 +160,27 @@ def parse_sidecar(raw: bytes, *, path: Path) -> Sidecar:
             " written by a newer qvae",
             fix="use that version of qvae, or build the engine again with this one",
         )
-    engine = top.table("engine")
+    engine = top["engine"]
     # What is not read here is left alone: a later qvae may add to this format.
     return json_rows.read(
         Sidecar,
         top,
         format_version=version,
-        key=_read_key(top.table("key")),
-        input=_read_tensor(top.table("input")),
-        output=_read_tensor(top.table("output")),
-        engine_sha256=engine.sha256("sha256"),
-        engine_bytes=engine.integer("bytes"),
+        key=_read_key(top["key"]),
+        engine_sha256=engine["sha256"].sha256(),
+        engine_bytes=engine["bytes"].integer(),
     )
 
 
-def _read_key(table: Table) -> EngineKey:
-    given: dict[str, Any] = {} if "vae" in table.data else {"vae": QWEN_IMAGE.name}
-    key = json_rows.read(EngineKey, table, **given)
+def _read_key(json: Json) -> EngineKey:
+    given: dict[str, Any] = {} if "vae" in json.fields() else {"vae": QWEN_IMAGE.name}
+    key: EngineKey = json_rows.read(EngineKey, json, **given)
     if not key.profiles:
-        table.refuse("profiles", "empty")
-    for profile in key.profiles:
-        if not profile.holds(profile.opt):
-            table.refuse("profiles", f"{profile}: expected min <= opt <= max")
+        json["profiles"].refuse("empty")
+    for profile, item in zip(key.profiles, json["profiles"].items(), strict=True):
+        if profile.fault is not None:
+            item.refuse(profile.fault)
     return key
-
-
-def _read_tensor(table: Table) -> TensorSpec:
-    shape = [side for side in table.list("shape") if type(side) is int and side >= -1]
-    if len(shape) < len(table.list("shape")):
-        table.refuse("shape", "no list of sides")
-    return TensorSpec(
-        table.text("name"), table.choice("dtype", tuple(DTYPES.values())), tuple(shape)
-    )
 
 
 _NOTHING: Mapping[str, object] = {}

@@ -7,11 +7,10 @@ import re
 import pytest
 
 from qvae_trt.errors import EngineError
-from qvae_trt.files.json_file import Table, parse_object
-from qvae_trt.profiles import Resolution
+from qvae_trt.files.json_file import Json, parse_object
 
 
-def table(text: str) -> Table:
+def top(text: str) -> Json:
     return parse_object(text.encode(), fault=EngineError)
 
 
@@ -28,11 +27,11 @@ def table(text: str) -> Table:
 )
 def test_what_is_no_object(text, says):
     with pytest.raises(EngineError, match=says):
-        table(text)
+        top(text)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text():
-    assert table("\ufeff" + '{"a": 1}').integer("a") == 1
+    assert top("\ufeff" + '{"a": 1}')["a"].integer() == 1
 
 
 def test_depth_and_digits():
@@ -60,52 +59,47 @@ def test_depth_and_digits():
         ("number", "1e999", "expected 0 to 4.61169e+18, found Infinity"),
         ("positive", "0", "expected more than 0"),
         ("positive", "1e-320", "expected more than 0"),
-        ("table", "[]", "inner.a: expected a JSON object, found a list"),
-        ("list", "{}", "expected a list, found an object"),
+        ("plain", "[]", "expected text, found a list"),
+        ("plain", "1e999", "found Infinity"),
+        ("fields", "[]", "inner.a: expected a JSON object, found a list"),
+        ("items", "{}", "expected a list, found an object"),
     ],
 )
 def test_a_value_of_another_kind(read, value, says):
-    inner = table('{"inner": {"a": ' + value + "}}").table("inner")
+    inner = top('{"inner": {"a": ' + value + "}}")["inner"]
     with pytest.raises(EngineError, match=re.escape(says)) as caught:
-        getattr(inner, read)("a")
+        getattr(inner["a"], read)()
     assert caught.value.what.startswith("inner.a")
 
 
-@pytest.mark.parametrize(("value", "says"), [("64X48", "expected 64x48"), ("63x48", "width is 63")])
-def test_a_text_that_stands_for_something_else(value, says):
-    with pytest.raises(EngineError, match=says):
-        table(f'{{"a": "{value}"}}').parsed("a", Resolution.parse)
-
-
 def test_values():
-    one = table('{"a": 1, "b": null, "c": {}, "d": [{"e": "64x48"}], "f": "x"}')
-    assert (one.integer("a"), one.number("a"), one.positive("a")) == (1, 1.0, 1.0)
-    nothing = (one.number_or_none, one.table_or_none)
-    assert [read("b") for read in nothing] == [None] * 2
-    (inner,) = one.tables("d")
-    assert (inner.where, inner.parsed("e", Resolution.parse)) == ("d[0].", Resolution(48, 64))
-    assert one.choice("f", ("x", "y")) == "x"
-    with pytest.raises(EngineError, match="f: expected one of y, z"):
-        one.choice("f", ("y", "z"))
-    with pytest.raises(EngineError, match="g: missing"):
-        one.text("g")
-    with pytest.raises(EngineError, match="'c': unknown"):
-        one.end()
-    one.table("c").end()
-    one.end()
+    one = top('{"a": 1, "b": {}, "c": [{"d": -1.5}], "e": null}')
+    assert (one["a"].integer(), one["a"].number(), one["a"].positive()) == (1, 1.0, 1.0)
+    assert (one["a"].plain(), one["e"].plain()) == (1, None)
+    (inner,) = one["c"].items()
+    assert (inner["d"].place, inner["d"].any_number()) == ("c[0].d", -1.5)
+    with pytest.raises(EngineError, match=r"c\[0\]\.g: missing"):
+        inner["g"]
+    with pytest.raises(EngineError, match="c: unknown"):
+        one.only("a", "b", "e")
+    one.only("a", "b", "c", "e")
 
 
-def test_a_list_as_a_table():
-    one = table('{"a": {"b": [1, 2, "x"]}}').table("a")
-    items = one.items("b", 3)
-    assert [items.integer("[0]"), items.integer("[1]"), items.text("[2]")] == [1, 2, "x"]
+def test_a_list():
+    items = top('{"a": {"b": [1, 2, "x"]}}')["a"]["b"]
+    assert [item.place for item in items.items(3)] == ["a.b[0]", "a.b[1]", "a.b[2]"]
     with pytest.raises(EngineError, match=r'a\.b\[2\]: expected a whole number, 0 to 4, found "x"'):
-        items.integer("[2]", most=4)
+        items.items()[2].integer(most=4)
     with pytest.raises(EngineError, match=r"a\.b: expected 2 values, found 3"):
-        one.items("b", 2)
+        items.items(2)
+
+
+def test_a_name_that_cannot_be_printed():
+    with pytest.raises(EngineError, match=r"x\\ny: unknown"):
+        top('{"x\\ny": 1}').only("x")
 
 
 def test_a_version_of_any_size_can_be_told():
-    assert table('{"format_version": 1' + "0" * 40 + "}").version() == 10**40
+    assert top('{"format_version": 1' + "0" * 40 + "}").version() == 10**40
     with pytest.raises(EngineError, match="1 or more, found 0"):
-        table('{"format_version": 0}').version()
+        top('{"format_version": 0}').version()

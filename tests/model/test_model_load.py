@@ -23,6 +23,7 @@ from released_names import original_name, original_name_21
 from safetensors.torch import load_file, save_file
 
 from qvae_trt.errors import ModelError
+from qvae_trt.files.json_file import Json
 from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21
 from qvae_trt.model import (
     BUNDLED_TINY,
@@ -614,7 +615,7 @@ def test_any_json_is_a_configuration_or_a_model_error(raw: object) -> None:
     if isinstance(raw, dict):
         raw = {"_class_name": QWEN_IMAGE.class_name, **raw}
     try:
-        _, config = check_config(raw, where="x")
+        _, config = check_config(Json(raw, "", lambda why: ModelError(f"x: {why}")))
     except ModelError as error:
         assert str(error).startswith("x: ")
     else:
@@ -832,6 +833,7 @@ def hash_of(data: bytes) -> str:
 SCRIPT = """
 import sys, time
 from qvae_trt.errors import ModelError
+from qvae_trt.files.json_file import Json
 from qvae_trt.model import load_model
 import huggingface_hub
 for source in sys.argv[1:]:

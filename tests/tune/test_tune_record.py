@@ -110,7 +110,7 @@ def read_or_refuse(raw: bytes) -> None:
         ),
         (lambda d: d["measurements"][3].update(status="ok"), "does not fit timing and parity"),
         (lambda d: d["measurements"][0]["timing"].update(median_ms=0), "expected more than 0"),
-        (lambda d: d["measurements"][0].update(extra=1), "measurements[0].'extra': unknown"),
+        (lambda d: d["measurements"][0].update(extra=1), "measurements[0].extra: unknown"),
         (lambda d: d["key"].update(precision="int8"), "key.precision: expected one of fp16"),
     ],
 )
