@@ -1,26 +1,25 @@
-"""Frozen dataclasses as JSON objects: written and read by the types of their fields."""
+"""Frozen dataclasses as tables in files: written and read by the types of their fields."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from qvae_trt.errors import QvaeError
-from qvae_trt.files.json_file import Json
-from qvae_trt.profiles import Resolution
+from qvae_trt.files.values import Value
 
 #: Marks a field whose own fields stand beside the others: `Annotated[Subject, FLAT]`. Any other
-#: mark reads the value: `Annotated[str, Json.sha256]`.
+#: mark reads the value: `Annotated[str, Value.sha256]`.
 FLAT = "flat"
 _READERS: dict[Any, Any] = {
-    str: Json.text,
-    bool: Json.flag,
-    int: Json.integer,
-    float: Json.number,
+    str: Value.text,
+    bool: Value.flag,
+    int: Value.integer,
+    float: Value.number,
 }
 
 
@@ -28,7 +27,7 @@ def write(value: Any) -> Any:
     """What JSON takes of a row: fields by their names, sizes as `WxH`, paths as text."""
     if hasattr(value, "canonical"):
         return value.canonical()
-    if isinstance(value, Resolution | Path):
+    if hasattr(value, "parse") or isinstance(value, Path):
         return str(value)
     if is_dataclass(value):
         row: dict[str, Any] = {}
@@ -44,7 +43,7 @@ def write(value: Any) -> Any:
     return value
 
 
-def read(kind: Any, json: Json, *, strict: bool = False, **given: object) -> Any:
+def read(kind: Any, value: Value, *, strict: bool = False, **given: object) -> Any:
     """The value of a type in a file. A row must have every field.
 
     Args:
@@ -52,63 +51,61 @@ def read(kind: Any, json: Json, *, strict: bool = False, **given: object) -> Any
         strict: refuse names that are no field's; else they are left alone.
         given: values of fields that a row does not have, or has in another form.
 
-    Raises: what the fault of `json` makes of the reason.
+    Raises: what the fault of `value` makes of the reason.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return kind.__metadata__[0](json)
+        return kind.__metadata__[0](value)
     if origin in (Union, UnionType):
         (some,) = (one for one in inner if one is not NoneType)
-        return None if json.value is None else read(some, json, strict=strict)
+        return None if value.data is None else read(some, value, strict=strict)
     if origin is Literal:
-        if not isinstance(json.value, str) or json.value not in inner:
-            json.expected(f"one of {', '.join(inner)}")
-        return json.value
+        if not isinstance(value.data, str) or value.data not in inner:
+            value.expected(f"one of {', '.join(inner)}")
+        return value.data
     if origin is tuple:
-        return tuple(read(inner[0], item, strict=strict) for item in json.items())
+        return tuple(read(inner[0], item, strict=strict) for item in value.items())
     if origin is Mapping:
         return {
-            read(inner[0], Json(name, item.place, item.fault)): read(inner[1], item, strict=strict)
-            for name, item in json.fields().items()
+            read(inner[0], replace(item, data=name)): read(inner[1], item, strict=strict)
+            for name, item in value.fields().items()
         }
     if hasattr(kind, "parse"):
-        return _parsed(kind, json)
+        return _parsed(kind, value)
     if is_dataclass(kind):
         if strict:
-            json.only(*_names(kind) - given.keys())
-        return _row(kind, json, strict, given)
-    return _READERS[kind](json)
+            value.only(*(name for name in _names(kind) if name not in given))
+        return _row(kind, value, strict, given)
+    return _READERS[kind](value)
 
 
-def _row(kind: Any, json: Json, strict: bool, given: Mapping[str, object]) -> Any:
+def _row(kind: Any, value: Value, strict: bool, given: Mapping[str, object]) -> Any:
     values = {}
     for name, hint in _hints(kind).items():
         if name in given:
             values[name] = given[name]
         elif _is_flat(hint):
-            values[name] = _row(get_args(hint)[0], json, strict, given)
+            values[name] = _row(get_args(hint)[0], value, strict, given)
         else:
-            values[name] = read(hint, json[name], strict=strict)
+            values[name] = read(hint, value[name], strict=strict)
     return kind(**values)
 
 
-def _names(kind: Any) -> set[str]:
+def _names(kind: Any) -> Iterator[str]:
     """What the fields of a row are called in the file."""
-    names = set()
     for name, hint in _hints(kind).items():
-        names |= _names(get_args(hint)[0]) if _is_flat(hint) else {name}
-    return names
+        yield from _names(get_args(hint)[0]) if _is_flat(hint) else (name,)
 
 
-def _parsed(kind: Any, json: Json) -> Any:
-    """What a text stands for, if it is written as `write` would."""
+def _parsed(kind: Any, value: Value) -> Any:
+    """What a text stands for that says all of it: `write` writes the same, but for capitals."""
     try:
-        value = kind.parse(json.text())
+        parsed = kind.parse(value.text())
     except QvaeError as error:
-        json.refuse(error.what)
-    if write(value) != json.value:
-        json.expected(write(value))
-    return value
+        value.refuse(error.what)
+    if write(parsed) != value.data.strip().lower():
+        value.expected(write(parsed))
+    return parsed
 
 
 def _is_flat(hint: Any) -> bool:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from qvae_trt.errors import ResolutionError, UsageError
-from qvae_trt.files.json_file import in_words
-from qvae_trt.files.toml_file import TomlFile, quoted
+from qvae_trt.files.toml_file import read_toml
+from qvae_trt.files.values import in_words
+from qvae_trt.json_rows import read
 
 Part = Literal["encoder", "decoder"]
 Mode = Literal["static", "profiles"]
@@ -57,7 +58,7 @@ class Resolution:
         if match is None:
             near = meant_size(text)
             raise ResolutionError(
-                f"{quoted(text)} is not a size: expected WIDTHxHEIGHT in pixels",
+                f"{in_words(text)} is not a size: expected WIDTHxHEIGHT in pixels",
                 fix="for example 1664x928 (16:9)" if near is None else f"write it as {near}",
             )
         return cls(height=int(match[2]), width=int(match[1])).check()
@@ -106,7 +107,7 @@ class Profile:
     def fault(self) -> str | None:
         """Why no engine can have this range: its opt is outside. None if it is sound."""
         outside = self.refusal(self.opt)
-        return outside and f"opt: {outside}, expected min <= opt <= max"
+        return outside and f"{outside}, expected min <= opt <= max"
 
     def holds(self, resolution: Resolution) -> bool:
         return self.refusal(resolution) is None
@@ -289,7 +290,7 @@ def parse_aspect(name: str, *, sizes: Mapping[str, Resolution] | None = None) ->
     if name not in known:
         near, other = meant_aspect(name), "any other size: --resolution WIDTHxHEIGHT"
         raise UsageError(
-            f"{quoted(name)} is not a known aspect ratio: expected one of {', '.join(known)}",
+            f"{in_words(name)} is not a known aspect ratio: expected one of {', '.join(known)}",
             fix=f"write it as {near}" if near in known else other,
         )
     return known[name]
@@ -335,32 +336,26 @@ def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
     """
-    file = TomlFile(path or own_file("static.toml"))
-    file.only_keys(file.data, ("sizes",), "")
-    table = file.data.get("sizes")
-    if not isinstance(table, dict) or not table:
-        file.fail('expected a [sizes] table of lines such as "16:9" = "1664x928"', "sizes")
-    sizes: dict[str, Resolution] = {}
-    for aspect, text in table.items():
-        where = ("sizes", aspect)
+    top = read_toml(path or own_file("static.toml"))
+    top.only("sizes")
+    given = top.data.get("sizes")
+    if not isinstance(given, dict) or not given:
+        what = 'expected a [sizes] table of lines such as "16:9" = "1664x928"'
+        top.inside("sizes", given).refuse(what)
+    sizes: dict[str, Resolution] = read(Mapping[str, Resolution], top["sizes"])
+    for (aspect, size), line in zip(sizes.items(), top["sizes"].fields().values(), strict=True):
         sides = _ASPECT.fullmatch(aspect)
         if sides is None:
-            file.fail(
-                f"{quoted(aspect)} is not an aspect ratio: expected two numbers, such as 16:9",
-                *where,
-            )
-        size = _size(file, text, *where)
+            line.refuse("is not an aspect ratio: expected two numbers, such as 16:9")
         wide, high = int(sides[1]), int(sides[2])
         if abs(math.log(size.width * high / (size.height * wide))) > _ASPECT_TOLERANCE:
-            file.fail(
+            line.refuse(
                 f"{size}: width / height is {size.width / size.height:.3f}, expected about"
-                f" {wide / high:.3f} for {aspect} (sides swapped?)",
-                *where,
+                f" {wide / high:.3f} (sides swapped?)"
             )
-        for other, known in sizes.items():
-            if known == size:
-                file.fail(f"{aspect} repeats {other}, {size}", *where)
-        sizes[aspect] = size
+        first = next(other for other, known in sizes.items() if known == size)
+        if first != aspect:
+            line.refuse(f"repeats {first}, {size}")
     return sizes
 
 
@@ -371,39 +366,22 @@ def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
     """
-    file = TomlFile(path or own_file("nine.toml"))
-    file.only_keys(file.data, ("profile",), "")
-    tables = file.data.get("profile")
-    if not isinstance(tables, list) or not tables:
-        file.fail("expected at least one [[profile]] with min, opt and max", "profile")
-    profiles: list[Profile] = []
-    for index, table in enumerate(tables):
-        where = f"profile.{index}"
-        if not isinstance(table, dict):
-            file.fail(f"profile {index} is {in_words(table)}, expected a table", "profile")
-        file.only_keys(table, ("min", "opt", "max"), where)
-        for key in ("min", "opt", "max"):
-            if key not in table:
-                file.fail(f"profile {index} has no {key}", where)
-        profile = Profile(*(_size(file, table[key], where, key) for key in ("min", "opt", "max")))
+    top = read_toml(path or own_file("nine.toml"))
+    top.only("profile")
+    given = top.data.get("profile")
+    if not isinstance(given, list) or not given:
+        what = "expected at least one [[profile]] with min, opt and max"
+        top.inside("profile", given).refuse(what)
+    profiles: tuple[Profile, ...] = read(tuple[Profile, ...], top["profile"], strict=True)
+    for index, (profile, table) in enumerate(zip(profiles, top["profile"].items(), strict=True)):
         if profile.fault is not None:
-            file.fail(f"profile {index}: {profile.fault}", where, "opt")
-        if profile in profiles:
-            file.fail(f"profile {index} repeats profile {profiles.index(profile)}", where)
-        profiles.append(profile)
-    return tuple(profiles)
+            table["opt"].refuse(profile.fault)
+        if profiles.index(profile) < index:
+            table.refuse(f"repeats profile {profiles.index(profile)}")
+    return profiles
 
 
 def own_file(name: str) -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "data" / "profiles" / name
     return installed if installed.is_file() else package.parent / "profiles" / name
-
-
-def _size(file: TomlFile, text: object, *where: str) -> Resolution:
-    if not isinstance(text, str):
-        file.fail(f'{where[-1]} is {in_words(text)}, expected a text "WIDTHxHEIGHT"', *where)
-    try:
-        return Resolution.parse(text)
-    except ResolutionError as error:
-        file.fail(f"{where[-1]}: {error.what}", *where)

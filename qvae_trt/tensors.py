@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 DTypeName = Literal["float16", "bfloat16", "float32"]
 #: -1 stands for one that varies.
-Side = Annotated[int, lambda json: json.integer(-1)]
+Side = Annotated[int, lambda value: value.integer(-1)]
 DTYPES: dict[Precision, DTypeName] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pytest
 
 from qvae_trt.errors import QvaeError, StoreError
-from qvae_trt.files.json_file import AnyNumber, Count, Fact, Json, Positive
+from qvae_trt.files.values import AnyNumber, Count, Fact, Positive, Value
 from qvae_trt.json_rows import FLAT, read, write
 from qvae_trt.profiles import Resolution
 
@@ -42,8 +42,8 @@ FACTS = {"gpu": "x", "count": 1, "none": None, "on": False}
 ROW = Row(INNER, INNER, (INNER,), None, 1, 2.5, -1.0, FACTS, TIMES, ("x",), {"load": 1.0}, True)
 
 
-def top(data: object) -> Json:
-    return Json(data, "", StoreError)
+def top(data: object) -> Value:
+    return Value(data, StoreError)
 
 
 def test_what_is_written_is_read() -> None:
@@ -61,12 +61,12 @@ def test_what_is_written_is_read() -> None:
         ({"ms": 0}, "ms: expected more than 0"),
         ({"kind": "c"}, "kind: expected one of a, b"),
         ({"rows": [{"size": "48x64"}]}, r"rows\[0\].kind: missing"),
-        ({"maybe": 1}, "maybe: expected a JSON object"),
+        ({"maybe": 1}, "maybe: expected a table of names and values"),
         ({"lines": [1]}, r"lines\[0\]: expected text"),
         ({"steps": {"load": "x"}}, "steps.load: expected a number"),
         ({"facts": {"gpu": []}}, "facts.gpu: expected text, found a list"),
         ({"facts": {"\ud800": 1}}, "facts.*: expected text"),
-        ({"times": {"48X64": 1}}, 'times.48X64: expected 48x64, found "48X64"'),
+        ({"times": {"048x64": 1}}, 'times.048x64: expected 48x64, found "048x64"'),
         ({"times": {"48x64": 0}}, "times.48x64: expected more than 0, found 0"),
         ({"size": "48x63"}, "size: 48x63: the height is 63"),
         ({"more": 1}, "more: unknown"),

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from qvae_trt.errors import BenchError
-from qvae_trt.files.json_file import Count, Json, Positive, parse_object
-from qvae_trt.files.json_file import Fact as Fact
+from qvae_trt.files.json_file import parse_object
 from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.values import Count, Positive, Value
+from qvae_trt.files.values import Fact as Fact
 from qvae_trt.files.writing import RESULTS, refusals_named, write_text
 from qvae_trt.json_rows import read, write
 from qvae_trt.profiles import PARTS, Part, Resolution
@@ -38,10 +39,9 @@ ENGINES: Final = ("static", "profiles")
 REFERENCE: Final = "pytorch"
 
 
-def _matmul(json: Json) -> Mapping[str, Fact]:
-    json["tflops"].positive()
-    facts: Mapping[str, Fact] = read(Mapping[str, Fact], json)
-    return facts
+def _matmul(facts: Value) -> Mapping[str, Fact]:
+    facts["tflops"].positive()
+    return read(Mapping[str, Fact], facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +289,7 @@ def load(path: Path) -> BenchResult:
         read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=partial(BenchError, fix=_MAKE_ONE)),
         fault=lambda why: BenchError(f"{path}: malformed bench result: {why}"),
     )
-    found = root.value.get("schema")
+    found = root.data.get("schema")
     if found != SCHEMA:
         raise BenchError(
             f"{path}: this is no bench result: schema is {found!a:.100}, expected {SCHEMA!r}",

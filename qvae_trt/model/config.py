@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from qvae_trt.errors import ModelError, printable
-from qvae_trt.files.json_file import Json, read_object
+from qvae_trt.files.json_file import read_object
+from qvae_trt.files.values import Value
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_named
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _OTHER_CLASSES = {"AutoencoderKLWan": "it decodes videos, and only single frames
 
 
 def read_config(path: Path) -> tuple[Kind, Config]:
-    """The kind and the checked configuration in this `config.json`.
+    """The kind and the checked configuration in this `config.file`.
 
     Raises:
         ModelError: it cannot be read, or is of another class.
@@ -41,26 +42,26 @@ def read_config(path: Path) -> tuple[Kind, Config]:
     return check_config(read_object(path, most_bytes=MAX_JSON_BYTES, fault=ModelError))
 
 
-def check_config(json: Json) -> tuple[Kind, Config]:
-    """The kind, and its constructor's arguments in `json`. Names that the class does not know are
+def check_config(file: Value) -> tuple[Kind, Config]:
+    """The kind, and its constructor's arguments in `file`. Names that the class does not know are
     left out.
     """
-    raw = json.fields()
-    found = json.value.get("_class_name")
+    raw = file.fields()
+    found = file.data.get("_class_name")
     kind = kind_named(found)
     if kind is None:
         reason = _OTHER_CLASSES.get(str(found), "it is not a VAE of the Qwen-Image family")
         named = printable(str(found), lines=False)
-        json.refuse(f"found class {named}, expected {CLASS_NAMES}: {reason}")
+        file.refuse(f"found class {named}, expected {CLASS_NAMES}: {reason}")
     config: Config = {}
     for name, (low, high) in kind.integers.items():
-        if json.value.get(name) is not None:
+        if file.data.get(name) is not None:
             config[name] = raw[name].integer(low, high)
     for name in kind.colours:
         if name in raw:
             config[name] = raw[name].integer(3, 4)
     if len({config.get(name, kind.default_colours) for name in kind.colours}) > 1:
-        json.refuse(f"expected the same number of channels as {' and '.join(kind.colours)}")
+        file.refuse(f"expected the same number of channels as {' and '.join(kind.colours)}")
     for name in kind.flags:
         if name in raw:
             config[name] = raw[name].flag()
@@ -70,12 +71,12 @@ def check_config(json: Json) -> tuple[Kind, Config]:
         flags = raw["temperal_downsample"].items(kind.stages - 1)
         config["temperal_downsample"] = [flag.flag() for flag in flags]
     for name, expected in kind.fixed.items():
-        if json.value.get(name) not in (None, expected):
+        if file.data.get(name) not in (None, expected):
             raw[name].expected(f"{expected}, as {kind.name} has it")
     z_dim = raw["z_dim"].integer() if "z_dim" in raw else kind.z_dim
     for name, neutral, read in (
-        ("latents_mean", 0.0, Json.any_number),
-        ("latents_std", 1.0, Json.positive),
+        ("latents_mean", 0.0, Value.any_number),
+        ("latents_std", 1.0, Value.positive),
     ):
         if name in raw:
             config[name] = [read(item) for item in raw[name].items(z_dim)]
@@ -122,7 +123,7 @@ def infer_config(shapes: Mapping[str, Shape], *, where: str) -> tuple[Kind, Conf
         "temperal_downsample": [f"{s}.{upsampler}.time_conv.weight" in shapes for s in stages[1:]],
     }
     what = f"{where} (from its tensors' shapes)"
-    return check_config(Json(raw | own, "", lambda why: ModelError(f"{what}: {why}")))
+    return check_config(Value(raw | own, lambda why: ModelError(f"{what}: {why}")))
 
 
 def _shape(shapes: Mapping[str, Shape], name: str, ndim: int, where: str) -> Shape:

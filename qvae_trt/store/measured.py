@@ -13,7 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from qvae_trt.errors import StoreError
-from qvae_trt.files.json_file import Positive, read_object
+from qvae_trt.files.json_file import read_object
+from qvae_trt.files.values import Positive
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import read
 from qvae_trt.profiles import PARTS, Resolution

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from qvae_trt import json_rows
 from qvae_trt.commands import option_in, rebuild_command
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError, printable
-from qvae_trt.files.json_file import is_sha256, parse_object
+from qvae_trt.files.json_file import parse_object
 from qvae_trt.files.reading import open_regular, read_bytes, sha256_file, stamp_of
+from qvae_trt.files.values import is_sha256
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import BACKENDS, Mode, Part, Precision, Profile
 from qvae_trt.tensors import TensorSpec
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qvae_trt.files.json_file import Json
+    from qvae_trt.files.values import Value
 
 FORMAT_VERSION = 1
 MAX_SIDECAR_BYTES = 1 << 20
@@ -172,12 +173,12 @@ def parse_sidecar(raw: bytes, *, path: Path) -> Sidecar:
     )
 
 
-def _read_key(json: Json) -> EngineKey:
-    given: dict[str, Any] = {} if "vae" in json.fields() else {"vae": QWEN_IMAGE.name}
-    key: EngineKey = json_rows.read(EngineKey, json, **given)
+def _read_key(table: Value) -> EngineKey:
+    given: dict[str, Any] = {} if "vae" in table.fields() else {"vae": QWEN_IMAGE.name}
+    key: EngineKey = json_rows.read(EngineKey, table, **given)
     if not key.profiles:
-        json["profiles"].refuse("empty")
-    for profile, item in zip(key.profiles, json["profiles"].items(), strict=True):
+        table["profiles"].refuse("empty")
+    for profile, item in zip(key.profiles, table["profiles"].items(), strict=True):
         if profile.fault is not None:
             item.refuse(profile.fault)
     return key

@@ -47,8 +47,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from qvae_trt import store
 from qvae_trt.bench.results import Timing
 from qvae_trt.errors import BenchError
-from qvae_trt.files.json_file import AnyNumber, Sha256, parse_object
+from qvae_trt.files.json_file import parse_object
 from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.values import AnyNumber, Sha256
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import FLAT, read, write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
@@ -222,7 +223,7 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
         choices={
             part: read(TunedVariant, top["choice"][part], strict=True, part=part)
             for part in PARTS
-            if part in top["choice"].value
+            if part in top["choice"].data
         },
     )
     for item, row in zip(top["measurements"].items(), file.measurements, strict=True):

@@ -15,7 +15,7 @@ DEFAULT = "default"
 _MAX_LEVEL = 5
 _FIELDS = tuple(field.name for field in fields(Lowering))
 
-Level = Annotated[int, lambda json: json.integer(0, _MAX_LEVEL)]
+Level = Annotated[int, lambda value: value.integer(0, _MAX_LEVEL)]
 Axis = tuple[str, tuple[str, ...]]
 """A field of a variant, and the values of it that are tried."""
 
