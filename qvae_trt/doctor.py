@@ -20,7 +20,7 @@ from qvae_trt import backends, store
 from qvae_trt.backends import devices
 from qvae_trt.commands import command_line
 from qvae_trt.errors import ForeignEngineError, QvaeError
-from qvae_trt.profiles import BACKENDS
+from qvae_trt.profiles import BACKENDS, MODES
 from qvae_trt.store import show
 from qvae_trt.version import __version__
 
@@ -173,19 +173,14 @@ def _engine_in_words(engine: Path) -> tuple[bool, str]:
 
 def _unreadable(engine_dir: Path) -> Path | None:
     """The first existing folder on the path to the engines that this user may not read."""
-    for parent in engine_dir.absolute().parents:
-        if _locked(parent, os.X_OK):
-            return parent
-    for folder in (engine_dir, engine_dir / "profiles", engine_dir / "static"):
-        if _locked(folder, os.R_OK | os.X_OK):
+    rights = dict.fromkeys(engine_dir.absolute().parents, os.X_OK)
+    folders = (engine_dir, *(engine_dir / mode for mode in MODES), *engine_dir.glob("static/*/"))
+    rights |= dict.fromkeys(folders, os.R_OK | os.X_OK)
+    for folder, right in rights.items():
+        there = os.path.isdir(folder)  # noqa: PTH112  Path.is_dir raises in a locked folder
+        if there and not os.access(folder, right):
             return folder
-    sizes = engine_dir.glob("static/*/")
-    return next((folder for folder in sizes if _locked(folder, os.R_OK | os.X_OK)), None)
-
-
-def _locked(folder: Path, right: int) -> bool:
-    there = os.path.isdir(folder)  # noqa: PTH112  Path.is_dir raises in a locked folder
-    return there and not os.access(folder, right)
+    return None
 
 
 def _torch() -> Check:
@@ -260,11 +255,10 @@ def _disk(engine_dir: Path) -> Check:
 
 
 def _hub() -> Check:
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        what = f"huggingface_hub does not import: {error}"
-        return Check("model", "fail", what, "pip install huggingface_hub")
+    found = _package("huggingface_hub")
+    if found.status == "fail":
+        return found
+    hub = importlib.import_module("huggingface_hub")
     cached = hub.try_to_load_from_cache(_HUB_MODEL, "vae/diffusion_pytorch_model.safetensors")
     if isinstance(cached, str):
         return Check("model", "ok", f"{_HUB_MODEL}: in the hub's cache")

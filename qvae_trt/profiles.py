@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qvae_trt.errors import ResolutionError, UsageError
 from qvae_trt.files.toml_file import read_toml
@@ -162,18 +162,21 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to serve a size, taken or not, and why; `kind` says why not."""
+    """One way to serve a size, and why it is taken or not; `kind` says why not."""
 
     name: str
-    accepted: bool
     reason: str
+    kind: ReasonKind | None = None
     path: Path | None = None
     profile_index: int | None = None
-    kind: ReasonKind | None = None
+
+    @property
+    def accepted(self) -> bool:
+        return self.kind is None
 
     def passed_over(self, reason: str) -> Candidate:
-        """It could serve, and another one comes before it."""
-        return replace(self, accepted=False, reason=reason, kind=ReasonKind.NOT_FIRST)
+        """If it could serve: another one comes before it."""
+        return replace(self, reason=reason, kind=ReasonKind.NOT_FIRST) if self.accepted else self
 
     def __str__(self) -> str:
         return f"{'+' if self.accepted else '-'} {self.name}: {self.reason}"
@@ -187,6 +190,14 @@ class Choice:
     engine: Literal["static", "profiles", "fused", "pytorch"]
     profile_index: int | None
     candidates: tuple[Candidate, ...]
+
+    @classmethod
+    def of_first(cls, resolution: Resolution, candidates: Sequence[Candidate]) -> Choice:
+        """The first that can serve."""
+        first = next(c for c in candidates if c.accepted)
+        passed = (c if c is first else c.passed_over(f"{first.name} is taken") for c in candidates)
+        engine: Any = first.name if first.profile_index is None else "profiles"
+        return cls(resolution, engine, first.profile_index, tuple(passed))
 
     @property
     def path(self) -> Path | None:
@@ -220,21 +231,15 @@ def choose(
     if profiles is None:
         profiles = Refusal(ReasonKind.ABSENT, "no engine with profiles")
     if isinstance(exact, Refusal):
-        found = [Candidate("static", False, exact.reason, kind=exact.kind)]
+        found = [Candidate("static", exact.reason, exact.kind)]
     else:
-        found = [Candidate("static", True, f"built for exactly {resolution}", exact)]
+        found = [Candidate("static", f"built for exactly {resolution}", path=exact)]
     if isinstance(profiles, Refusal):
-        reason, kind = profiles.reason, profiles.kind
-        found.append(Candidate("profiles", False, reason, profiles_path, kind=kind))
+        found.append(Candidate("profiles", profiles.reason, profiles.kind, profiles_path))
     else:
-        found.extend(_weigh(resolution, profiles, profiles_path, is_first=not found[0].accepted))
-    winner = next((c for c in found if c.accepted), None)
-    pytorch = Candidate("pytorch", True, "no engine serves this size")
-    if winner is None:
-        return Choice(resolution, "pytorch", None, (*found, pytorch))
-    found.append(pytorch.passed_over(f"{winner.name} serves this size"))
-    engine: Literal["static", "profiles"] = "static" if winner.profile_index is None else "profiles"
-    return Choice(resolution, engine, winner.profile_index, tuple(found))
+        found.extend(_weigh(resolution, profiles, profiles_path))
+    found.append(Candidate("pytorch", "no engine serves this size"))
+    return Choice.of_first(resolution, found)
 
 
 def with_fused(choice: Choice, fused: str | Refusal) -> Choice:
@@ -243,14 +248,11 @@ def with_fused(choice: Choice, fused: str | Refusal) -> Choice:
     """
     *engines, pytorch = choice.candidates
     if isinstance(fused, Refusal):
-        refused = Candidate("fused", False, fused.reason, kind=fused.kind)
+        refused = Candidate("fused", fused.reason, fused.kind)
         return replace(choice, candidates=(*engines, refused, pytorch))
-    passed = [
-        c.passed_over("holds it, and fused is preferred") if c.accepted else c for c in engines
-    ]
-    last = pytorch.passed_over("fused serves this size")
-    candidates = (*passed, Candidate("fused", True, fused), last)
-    return Choice(choice.resolution, "fused", None, candidates)
+    passed = [engine.passed_over("it can serve, and fused is preferred") for engine in engines]
+    last = replace(pytorch, kind=None)
+    return Choice.of_first(choice.resolution, [*passed, Candidate("fused", fused), last])
 
 
 def nearest(resolution: Resolution, profiles: Sequence[Profile]) -> int | None:
@@ -262,23 +264,20 @@ def nearest(resolution: Resolution, profiles: Sequence[Profile]) -> int | None:
 
 
 def _weigh(
-    resolution: Resolution, profiles: Sequence[Profile], path: Path | None, *, is_first: bool
+    resolution: Resolution, profiles: Sequence[Profile], path: Path | None
 ) -> Iterator[Candidate]:
     best = nearest(resolution, profiles)
     for index, profile in enumerate(profiles):
-        far, refusal = profile.distance(resolution), profile.refusal(resolution)
-        accepted, kind = is_first and index == best, ReasonKind.NOT_FIRST
-        if refusal is not None or best is None:
-            reason, kind = refusal or "", ReasonKind.OUTSIDE
-        elif not is_first:
-            reason = "holds it, and static comes first"
-        elif accepted:
-            reason = f"holds it, nearest opt (distance {far:.3f})"
+        distance, refusal = f"{profile.distance(resolution):.3f}", profile.refusal(resolution)
+        kind = None
+        if refusal is not None:
+            reason, kind = refusal, ReasonKind.OUTSIDE
+        elif index == best:
+            reason = f"holds it, nearest opt (distance {distance})"
         else:
-            least = profiles[best].distance(resolution)
-            reason = f"holds it, further than profile {best} ({far:.3f}, {least:.3f})"
-        name = f"profile {index} {profile.opt}"
-        yield Candidate(name, accepted, reason, path, index, None if accepted else kind)
+            reason = f"holds it, further than profile {best} (distance {distance})"
+            kind = ReasonKind.NOT_FIRST
+        yield Candidate(f"profile {index} {profile.opt}", reason, kind, path, index)
 
 
 # --- names of files -----------------------------------------------------------------------------

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from qvae_trt.errors import BenchError
-from qvae_trt.files.json_file import parse_object
-from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.json_file import read_object
 from qvae_trt.files.values import Count, Positive, Value
 from qvae_trt.files.values import Fact as Fact
 from qvae_trt.files.writing import RESULTS, refusals_named, write_text
@@ -285,10 +284,7 @@ def load(path: Path) -> BenchResult:
     """Read a `latency.json`. Raises BenchError if it is missing, no JSON, or no bench result."""
     if path.is_dir():
         path = path / "latency.json"
-    root = parse_object(
-        read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=partial(BenchError, fix=_MAKE_ONE)),
-        fault=lambda why: BenchError(f"{path}: malformed bench result: {why}"),
-    )
+    root = read_object(path, most_bytes=MAX_FILE_BYTES, fault=partial(BenchError, fix=_MAKE_ONE))
     found = root.data.get("schema")
     if found != SCHEMA:
         raise BenchError(

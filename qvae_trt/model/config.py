@@ -11,7 +11,7 @@ from qvae_trt.files.values import Value
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     Shape = tuple[int, ...]
@@ -53,23 +53,16 @@ def check_config(file: Value) -> tuple[Kind, Config]:
         reason = _OTHER_CLASSES.get(str(found), "it is not a VAE of the Qwen-Image family")
         named = printable(str(found), lines=False)
         file.refuse(f"found class {named}, expected {CLASS_NAMES}: {reason}")
-    config: Config = {}
-    for name, (low, high) in kind.integers.items():
-        if file.data.get(name) is not None:
-            config[name] = raw[name].integer(low, high)
-    for name in kind.colours:
-        if name in raw:
-            config[name] = raw[name].integer(3, 4)
+    readers: dict[str, Callable[[Value], object]] = {
+        **kind.readers,
+        **dict.fromkeys(kind.colours, lambda value: value.integer(3, 4)),
+        "dim_mult": lambda value: [item.integer(1, 64) for item in value.items(kind.stages)],
+        "temperal_downsample": lambda value: [v.flag() for v in value.items(kind.stages - 1)],
+    }
+    values = {name: read(raw[name]) for name, read in readers.items() if name in raw}
+    config: Config = {name: value for name, value in values.items() if value is not None}
     if len({config.get(name, kind.default_colours) for name in kind.colours}) > 1:
         file.refuse(f"expected the same number of channels as {' and '.join(kind.colours)}")
-    for name in kind.flags:
-        if name in raw:
-            config[name] = raw[name].flag()
-    if "dim_mult" in raw:
-        config["dim_mult"] = [item.integer(1, 64) for item in raw["dim_mult"].items(kind.stages)]
-    if "temperal_downsample" in raw:
-        flags = raw["temperal_downsample"].items(kind.stages - 1)
-        config["temperal_downsample"] = [flag.flag() for flag in flags]
     for name, expected in kind.fixed.items():
         if file.data.get(name) not in (None, expected):
             raw[name].expected(f"{expected}, as {kind.name} has it")

@@ -96,18 +96,7 @@ class Sidecar:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """One thing in which an engine is not what is asked for."""
-
-    field: str
-    found: str
-    expected: str
-
-    def __str__(self) -> str:
-        return f"{_ABOUT.get(self.field, self.field)}: found {self.found}, expected {self.expected}"
-
-
+#: What it means that a field is not the one asked for.
 _ABOUT = {
     "flavour": "built by another backend",
     "flavour_version": "built by another version of its backend",
@@ -223,9 +212,8 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
             return sidecar
         if _state(engine) == before:
             break
-    lines = "".join(f"\n  {mismatch}" for mismatch in found)
-    fields = {mismatch.field for mismatch in found}
-    other_model = "weights_sha256" in fields
+    lines = "".join(f"\n  {difference}" for difference in found.values())
+    other_model = "weights_sha256" in found
     command = rebuild_command(
         engine,
         model="MODEL" if other_model else option_in(sidecar.command, "--model"),
@@ -235,7 +223,7 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
     fix = f"rebuild it: {command}{' (MODEL: the one in use)' if other_model else ''}"
     # All that differs between two backends; with more, no backend takes it.
     flavour = sidecar.key.flavour
-    if flavour in BACKENDS and {"flavour"} <= fields <= {"flavour", "flavour_version"}:
+    if flavour in BACKENDS and {"flavour"} <= found.keys() <= {"flavour", "flavour_version"}:
         fix = f"backend={flavour!r} (--backend {flavour}) takes it; or {fix}"
     raise StaleEngineError(f"{engine}: not the engine asked for:{lines}", fix=fix)
 
@@ -249,8 +237,9 @@ def _state(engine: Path) -> tuple[object, ...]:
     return *signature(engine), stamp_of(next_sidecar_path(engine))
 
 
-def differences(found: EngineKey, expected: Mapping[str, object]) -> list[Mismatch]:
-    """What keeps an engine from being the one expected; None in `expected` fits anything.
+def differences(found: EngineKey, expected: Mapping[str, object]) -> dict[str, str]:
+    """What keeps an engine from being the one expected, in words, by the names of fields; None in
+    `expected` fits anything.
 
     An engine built for `"any"` GPU fits every GPU, and one without compute capability every
     capability.
@@ -258,15 +247,19 @@ def differences(found: EngineKey, expected: Mapping[str, object]) -> list[Mismat
     unknown = sorted(set(expected) - set(KEY_FIELDS))
     if unknown:
         raise ValueError(f"no fields of EngineKey: {', '.join(unknown)}")
-    mismatches = []
+    different = {}
     for name in KEY_FIELDS:
         want, have = expected.get(name), getattr(found, name)
         if want is None or want == have:
             continue
         if (name == "gpu" and have == ANY_GPU) or (name == "compute_capability" and have is None):
             continue
-        mismatches.append(Mismatch(name, show(have), show(want)))
-    return mismatches
+        different[name] = _difference(name, show(have), show(want))
+    return different
+
+
+def _difference(name: str, found: str, expected: str) -> str:
+    return f"{_ABOUT[name]}: found {found}, expected {expected}"
 
 
 def next_sidecar_if_valid(engine: Path) -> Sidecar | None:
@@ -283,15 +276,17 @@ def next_sidecar_if_valid(engine: Path) -> Sidecar | None:
         return None  # the caller reads the ordinary sidecar, and reports on that
 
 
-def _differences_of_file(engine: Path, sidecar: Sidecar) -> list[Mismatch]:
+def _differences_of_file(engine: Path, sidecar: Sidecar) -> dict[str, str]:
     with _readable(engine):
         size = engine.stat().st_size
         if size != sidecar.engine_bytes:
-            return [Mismatch("engine_bytes", f"{size} bytes", f"{sidecar.engine_bytes} bytes")]
+            size_words, bytes_words = f"{size} bytes", f"{sidecar.engine_bytes} bytes"
+            return {"engine_bytes": _difference("engine_bytes", size_words, bytes_words)}
         digest = sha256_file(engine)
     if digest != sidecar.engine_sha256:
-        return [Mismatch("engine_sha256", show(digest), show(sidecar.engine_sha256))]
-    return []
+        words = _difference("engine_sha256", show(digest), show(sidecar.engine_sha256))
+        return {"engine_sha256": words}
+    return {}
 
 
 @contextmanager
