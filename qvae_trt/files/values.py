@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from qvae_trt.errors import printable
@@ -55,7 +55,7 @@ class Value:
         self.refuse(f"expected {what}, found {in_words(self.data)}")
 
     def inside(self, key: str | int, data: object) -> Value:
-        return replace(self, data=data, keys=(*self.keys, key))
+        return Value(data, self.fault, (*self.keys, key), self.where)
 
     def fields(self) -> dict[str, Value]:
         if not isinstance(self.data, dict):
