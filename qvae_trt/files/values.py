@@ -99,9 +99,12 @@ class Value:
             self.expected(f"a whole number, {wanted}")
         return self.data
 
-    def version(self) -> int:
-        """`format_version`; of any size, so that the caller can say that it is a newer one."""
-        return self["format_version"].integer(least=1, most=math.inf)
+    def check_version(self, newest: int) -> None:
+        """Whether `format_version` is one that can be read."""
+        version = self["format_version"]
+        if version.integer(least=1, most=math.inf) > newest:
+            found = in_words(version.data)
+            version.refuse(f"{found}, expected at most {newest}: written by a newer qvae")
 
     def number(self, least: float = 0.0) -> float:
         if isinstance(self.data, bool) or not isinstance(self.data, int | float):

@@ -70,8 +70,7 @@ def load(path: Path) -> Measured:
     """
     fault = partial(StoreError, fix="delete it, and run qvae bench")
     top = read_object(path, most_bytes=_MAX_BYTES, fault=fault)
-    if top.version() != _VERSION:
-        raise fault(f"{path}: format {top.version()}, expected {_VERSION}")
+    top.check_version(_VERSION)
     sizes = Mapping[Resolution, Mapping[Way, Positive]]
     medians = {part: read(sizes, top[part]) for part in PARTS}
     return Measured(read(Mapping[str, str], top["machine"]), medians)

@@ -143,19 +143,12 @@ def parse_sidecar(raw: bytes, *, path: Path) -> Sidecar:
         )
 
     top = parse_object(raw, fault=malformed)
-    version = top.version()
-    if version > FORMAT_VERSION:
-        raise EngineError(
-            f"{path}: sidecar of format {version}, expected at most {FORMAT_VERSION}:"
-            " written by a newer qvae",
-            fix="use that version of qvae, or build the engine again with this one",
-        )
+    top.check_version(FORMAT_VERSION)
     engine = top["engine"]
     # What is not read here is left alone: a later qvae may add to this format.
     return json_rows.read(
         Sidecar,
         top,
-        format_version=version,
         key=_read_key(top["key"]),
         engine_sha256=engine["sha256"].sha256(),
         engine_bytes=engine["bytes"].integer(),

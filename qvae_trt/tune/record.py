@@ -206,13 +206,7 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
         )
 
     top = parse_object(raw, fault=malformed)
-    version = top.version()
-    if version > FORMAT_VERSION:
-        raise BenchError(
-            f"{path}: a tune file of format {version}, expected {FORMAT_VERSION}: written by a "
-            "newer qvae",
-            fix="use that version of qvae, or run qvae tune again",
-        )
+    top.check_version(FORMAT_VERSION)
     top.only("format_version", "qvae_version", "command", "key", "choice", "measurements")
     top["choice"].only(*PARTS)
     file = TuneFile(

@@ -95,7 +95,7 @@ def test_a_missing_field_is_named(name):
 def test_a_newer_format_is_said_to_be_one(version):
     with pytest.raises(EngineError, match="newer qvae") as caught:
         _parse({"format_version": version})
-    assert f"format {version}, expected at most 1" in caught.value.what
+    assert f"format_version: {version}, expected at most 1" in caught.value.what
     assert caught.value.fix is not None
 
 

@@ -96,7 +96,10 @@ def read_or_refuse(raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(format_version=2), "of format 2, expected 1: written by a newer qvae"),
+        (
+            lambda d: d.update(format_version=2),
+            "2, expected at most 1: written by a newer qvae",
+        ),
         (lambda d: d["choice"]["decoder"].update(level=3), "choice.decoder: not among"),
         (lambda d: d["measurements"].append(d["measurements"][0]), "one variant twice"),
         (lambda d: d["measurements"][1].update(status="broken"), "choice.decoder: not among"),
