@@ -20,7 +20,7 @@ from qvae_trt import backends, store
 from qvae_trt.backends import devices
 from qvae_trt.commands import command_line
 from qvae_trt.errors import ForeignEngineError, QvaeError
-from qvae_trt.profiles import BACKENDS, MODES
+from qvae_trt.profiles import BACKENDS
 from qvae_trt.store import show
 from qvae_trt.version import __version__
 
@@ -157,14 +157,19 @@ def _engine_in_words(engine: Path) -> tuple[bool, str]:
 
 def _unreadable(engine_dir: Path) -> Path | None:
     """The first existing folder on the path to the engines that this user may not read."""
-    rights = dict.fromkeys(engine_dir.absolute().parents, os.X_OK)
-    folders = (engine_dir, *(engine_dir / mode for mode in MODES), *engine_dir.glob("static/*/"))
-    rights |= dict.fromkeys(folders, os.R_OK | os.X_OK)
-    for folder, right in rights.items():
-        there = os.path.isdir(folder)  # noqa: PTH112  Path.is_dir raises in a locked folder
-        if there and not os.access(folder, right):
+    for parent in engine_dir.absolute().parents:
+        if _locked(parent, os.X_OK):
+            return parent
+    for folder in (engine_dir, engine_dir / "profiles", engine_dir / "static"):
+        if _locked(folder, os.R_OK | os.X_OK):
             return folder
-    return None
+    sizes = engine_dir.glob("static/*/")
+    return next((folder for folder in sizes if _locked(folder, os.R_OK | os.X_OK)), None)
+
+
+def _locked(folder: Path, right: int) -> bool:
+    there = os.path.isdir(folder)  # noqa: PTH112  Path.is_dir raises in a locked folder
+    return there and not os.access(folder, right)
 
 
 def _torch() -> Check:
