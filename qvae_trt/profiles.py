@@ -70,10 +70,14 @@ class Resolution:
                 raise ResolutionError(
                     f"{self}: the {name} is {side}, expected {SIDE_MULTIPLE} to {MAX_SIDE}"
                 )
+        return self.check_multiple(SIDE_MULTIPLE)
+
+    def check_multiple(self, step: int, *, whose: str = "") -> Resolution:
+        """Itself, if both sides are multiples of `step`; else ResolutionError."""
         for name, side in (("width", self.width), ("height", self.height)):
-            if side % SIDE_MULTIPLE:
+            if side % step:
                 raise ResolutionError(
-                    f"{self}: the {name} is {side}, expected a multiple of {SIDE_MULTIPLE}",
+                    f"{self}: the {name} is {side}, expected a multiple of {step}{whose}",
                     fix=f"the nearest size that every engine takes is {self.rounded(16)}",
                 )
         return self

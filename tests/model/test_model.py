@@ -157,7 +157,7 @@ def test_random_2_1_keeps_values_of_use() -> None:
 
 
 def test_full_2_1_has_the_published_widths() -> None:
-    from qvae_trt.model.load import SEEDED
+    from qvae_trt.model import SEEDED
     from qvae_trt.model.seeded import empty_vae
 
     kind, config = SEEDED[RANDOM_FULL_21]
