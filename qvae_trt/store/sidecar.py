@@ -179,8 +179,7 @@ def read_sidecar(engine: Path) -> Sidecar:
         ForeignEngineError: there is none.
         EngineError: malformed, from a newer format, or unreadable.
     """
-    following = next_sidecar_if_valid(engine)
-    return following if following is not None else _read(engine, sidecar_path(engine))
+    return next_sidecar_if_valid(engine) or _read(engine, sidecar_path(engine))
 
 
 def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> Sidecar:
