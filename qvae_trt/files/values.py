@@ -104,7 +104,9 @@ class Value:
         version = self["format_version"]
         if version.integer(least=1, most=math.inf) > newest:
             found = in_words(version.data)
-            version.refuse(f"{found}, expected at most {newest}: written by a newer qvae")
+            version.refuse(
+                f"{found}, expected at most {newest}: written by a newer qvae; use that one"
+            )
 
     def number(self, least: float = 0.0) -> float:
         if isinstance(self.data, bool) or not isinstance(self.data, int | float):
