@@ -199,9 +199,8 @@ class Choice:
     def of_first(cls, resolution: Resolution, candidates: Sequence[Candidate]) -> Choice:
         """The first that can serve."""
         first = next(c for c in candidates if c.accepted)
-        passed = (
-            c if c is first else c.passed_over(f"{first.name} serves this size") for c in candidates
-        )
+        reason = f"{first.name} serves this size"
+        passed = (c if c is first else c.passed_over(reason) for c in candidates)
         engine: Any = first.name if first.profile_index is None else "profiles"
         return cls(resolution, engine, first.profile_index, tuple(passed))
 
