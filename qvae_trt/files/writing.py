@@ -86,20 +86,14 @@ def refusals_named(action: str, path: Path, *, option: str = ENGINES) -> Iterato
     except OSError as error:
         if error.errno is None:  # a library's own complaint, not the file system's
             raise
-        raise _refusal(action, path, error, option) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = f"cannot {action} {path}: {error.strerror or error}{_free(path) if full else ''}"
+        named = GRAPHS if is_in_workplace(path) else option
+        raise StoreError(what, fix=os_fix(error, path.parent, option=named)) from error
     except ValueError as error:
         if "embedded null" not in str(error):
             raise
         raise StoreError(f"cannot {action} {str(path)!r}: {error}") from error
-
-
-def _refusal(action: str, path: Path, error: OSError, option: str) -> StoreError:
-    if is_in_workplace(path):
-        option = GRAPHS
-    what = f"cannot {action} {path}: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = f"{what}{_free(path)}"
-    return StoreError(what, fix=os_fix(error, path.parent, option=option))
 
 
 def _free(path: Path) -> str:

@@ -239,19 +239,19 @@ def differences(found: EngineKey, expected: Mapping[str, object]) -> dict[str, s
     unknown = sorted(set(expected) - set(KEY_FIELDS))
     if unknown:
         raise ValueError(f"no fields of EngineKey: {', '.join(unknown)}")
-    different = {}
+    different: dict[str, str] = {}
     for name in KEY_FIELDS:
         want, have = expected.get(name), getattr(found, name)
         if want is None or want == have:
             continue
         if (name == "gpu" and have == ANY_GPU) or (name == "compute_capability" and have is None):
             continue
-        different[name] = _difference(name, show(have), show(want))
+        different |= _difference(name, show(have), show(want))
     return different
 
 
-def _difference(name: str, found: str, expected: str) -> str:
-    return f"{_ABOUT[name]}: found {found}, expected {expected}"
+def _difference(name: str, found: str, expected: str) -> dict[str, str]:
+    return {name: f"{_ABOUT[name]}: found {found}, expected {expected}"}
 
 
 def next_sidecar_if_valid(engine: Path) -> Sidecar | None:
@@ -272,12 +272,10 @@ def _differences_of_file(engine: Path, sidecar: Sidecar) -> dict[str, str]:
     with _readable(engine):
         size = engine.stat().st_size
         if size != sidecar.engine_bytes:
-            size_words, bytes_words = f"{size} bytes", f"{sidecar.engine_bytes} bytes"
-            return {"engine_bytes": _difference("engine_bytes", size_words, bytes_words)}
+            return _difference("engine_bytes", f"{size} bytes", f"{sidecar.engine_bytes} bytes")
         digest = sha256_file(engine)
     if digest != sidecar.engine_sha256:
-        words = _difference("engine_sha256", show(digest), show(sidecar.engine_sha256))
-        return {"engine_sha256": words}
+        return _difference("engine_sha256", show(digest), show(sidecar.engine_sha256))
     return {}
 
 
