@@ -162,4 +162,4 @@ def os_fix(error: OSError, folder: Path | str, *, option: str = "") -> str | Non
 
 
 #: The errors, which the package has too.
-__all__ = [name for name in globals() if name.endswith("Error")]
+__all__ = sorted(name for name in globals() if name.endswith("Error"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from qvae_trt.errors import ResolutionError
 from qvae_trt.files.values import Value
 from qvae_trt.profiles import Profile, Resolution, load_profiles, load_static_sizes, own_file
 
@@ -64,7 +65,13 @@ class Kind:
         Raises:
             ResolutionError: a side is no multiple of `scale`.
         """
-        size.check_multiple(self.scale, whose=f", as {self.name} needs")
+        for name, side in (("width", size.width), ("height", size.height)):
+            if side % self.scale:
+                raise ResolutionError(
+                    f"{size}: the {name} is {side}, expected a multiple of {self.scale}, as"
+                    f" {self.name} needs",
+                    fix=f"the nearest size that it takes is {size.rounded(self.scale)}",
+                )
         return size.height // self.scale, size.width // self.scale
 
 

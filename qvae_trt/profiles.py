@@ -70,14 +70,10 @@ class Resolution:
                 raise ResolutionError(
                     f"{self}: the {name} is {side}, expected {SIDE_MULTIPLE} to {MAX_SIDE}"
                 )
-        return self.check_multiple(SIDE_MULTIPLE)
-
-    def check_multiple(self, step: int, *, whose: str = "") -> Resolution:
-        """Itself, if both sides are multiples of `step`; else ResolutionError."""
         for name, side in (("width", self.width), ("height", self.height)):
-            if side % step:
+            if side % SIDE_MULTIPLE:
                 raise ResolutionError(
-                    f"{self}: the {name} is {side}, expected a multiple of {step}{whose}",
+                    f"{self}: the {name} is {side}, expected a multiple of {SIDE_MULTIPLE}",
                     fix=f"the nearest size that every engine takes is {self.rounded(16)}",
                 )
         return self
@@ -195,15 +191,6 @@ class Choice:
     profile_index: int | None
     candidates: tuple[Candidate, ...]
 
-    @classmethod
-    def of_first(cls, resolution: Resolution, candidates: Sequence[Candidate]) -> Choice:
-        """The first that can serve."""
-        first = next(c for c in candidates if c.accepted)
-        reason = f"{first.name} serves this size"
-        passed = (c if c is first else c.passed_over(reason) for c in candidates)
-        engine: Any = first.name if first.profile_index is None else "profiles"
-        return cls(resolution, engine, first.profile_index, tuple(passed))
-
     @property
     def path(self) -> Path | None:
         """The engine file, where the caller named one."""
@@ -244,7 +231,7 @@ def choose(
     else:
         found.extend(_weigh(resolution, profiles, profiles_path))
     found.append(Candidate("pytorch", "no engine serves this size"))
-    return Choice.of_first(resolution, found)
+    return _first(resolution, found)
 
 
 def with_fused(choice: Choice, fused: str | Refusal) -> Choice:
@@ -257,7 +244,16 @@ def with_fused(choice: Choice, fused: str | Refusal) -> Choice:
         return replace(choice, candidates=(*engines, refused, pytorch))
     passed = [engine.passed_over("it can serve, and fused is preferred") for engine in engines]
     last = replace(pytorch, kind=None)
-    return Choice.of_first(choice.resolution, [*passed, Candidate("fused", fused), last])
+    return _first(choice.resolution, [*passed, Candidate("fused", fused), last])
+
+
+def _first(resolution: Resolution, candidates: Sequence[Candidate]) -> Choice:
+    """The choice of the first that can serve."""
+    first = next(c for c in candidates if c.accepted)
+    reason = f"{first.name} serves this size"
+    passed = (c if c is first else c.passed_over(reason) for c in candidates)
+    engine: Any = first.name if first.profile_index is None else "profiles"
+    return Choice(resolution, engine, first.profile_index, tuple(passed))
 
 
 def nearest(resolution: Resolution, profiles: Sequence[Profile]) -> int | None:

@@ -103,8 +103,10 @@ class Value:
         """Whether `format_version` is one that can be read."""
         version = self["format_version"]
         if version.integer(least=1, most=math.inf) > newest:
-            what = f"{in_words(version.data)}, expected at most {newest}"
-            version.refuse(f"{what}: written by a newer qvae; use that one")
+            found = in_words(version.data)
+            version.refuse(
+                f"{found}, expected at most {newest}: written by a newer qvae; use that one"
+            )
 
     def number(self, least: float = 0.0) -> float:
         if isinstance(self.data, bool) or not isinstance(self.data, int | float):
