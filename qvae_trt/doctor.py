@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
@@ -49,28 +49,12 @@ class Check:
     fix: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """All checks, in reading order."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Nothing failed; warnings are allowed."""
-        return all(check.status != "fail" for check in self.checks)
-
-    def to_dict(self) -> dict[str, object]:
-        checks = [asdict(check) for check in self.checks]
-        return {"qvae": __version__, "ok": self.ok, "checks": checks}
-
-
-def diagnose(engine_dir: Path) -> Diagnosis:
-    """Look at everything; takes seconds, since torch is imported."""
+def diagnose(engine_dir: Path) -> tuple[Check, ...]:
+    """Look at everything, in reading order; takes seconds, since torch is imported."""
     found = [_python(), _gpu(), *_backends(), _auto()]
     found += [_torch(), _fused(), *map(_package, ("diffusers", "onnx", "polygraphy"))]
     found += [_disk(engine_dir), _engines(engine_dir), _hub()]
-    return Diagnosis(tuple(found))
+    return tuple(found)
 
 
 def _python() -> Check:
@@ -260,11 +244,10 @@ def _disk(engine_dir: Path) -> Check:
 
 
 def _hub() -> Check:
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        what = f"huggingface_hub does not import: {error}"
-        return Check("model", "fail", what, "pip install huggingface_hub")
+    found = _package("huggingface_hub")
+    if found.status == "fail":
+        return found
+    hub = importlib.import_module("huggingface_hub")
     cached = hub.try_to_load_from_cache(_HUB_MODEL, "vae/diffusion_pytorch_model.safetensors")
     if isinstance(cached, str):
         return Check("model", "ok", f"{_HUB_MODEL}: in the hub's cache")

@@ -12,25 +12,6 @@ import os
 import unicodedata
 from pathlib import Path
 
-__all__ = [
-    "BackendError",
-    "BenchError",
-    "BuildError",
-    "DeviceMemoryError",
-    "EngineError",
-    "ExecutionError",
-    "ForeignEngineError",
-    "ModelError",
-    "ParityError",
-    "PictureError",
-    "ProfileError",
-    "QvaeError",
-    "ResolutionError",
-    "StaleEngineError",
-    "StoreError",
-    "UsageError",
-]
-
 # Of Unicode: control, format, half a surrogate pair, and the separators of lines and paragraphs.
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
@@ -145,7 +126,9 @@ def expected(error: Exception) -> QvaeError | None:
         return error
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
-        return StoreError(f"{where}{error.strerror or error}", fix=_os_fix(error))
+        named = isinstance(error.filename, str | os.PathLike)
+        folder = str(Path(error.filename).parent) if named else "that folder"
+        return StoreError(f"{where}{error.strerror or error}", fix=os_fix(error, folder))
     smaller = "or take a smaller size"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
         fix = f"close other programs on it, {smaller}"
@@ -156,15 +139,27 @@ def expected(error: Exception) -> QvaeError | None:
     return None
 
 
-def _os_fix(error: OSError) -> str | None:
+def os_fix(error: OSError, folder: Path | str, *, option: str = "") -> str | None:
+    """What helps where the system refused something in a folder; `option` names another one."""
+    elsewhere = f"or name another folder{': ' if option else ''}{option}"
     match error.errno:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return "free some space, or name another folder"
-        case errno.EACCES | errno.EPERM if isinstance(error.filename, str | os.PathLike):
-            return f"let this user into {Path(error.filename).parent}, or name another folder"
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"free some space, {elsewhere}"
+        case errno.EFBIG:
+            return f"raise the limit on file sizes (ulimit -f), {elsewhere}"
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return "name a folder that this user may write to, or change its permissions"
+            return f"let this user read and write {folder}, {elsewhere}"
+        case errno.EISDIR | errno.ENOTDIR | errno.ENOTEMPTY | errno.EEXIST | errno.ELOOP:
+            return f"move what stands in the way, {elsewhere}"
+        case errno.ENAMETOOLONG:
+            return f"use a shorter path, {elsewhere}"
+        case errno.ENOLCK | errno.ENOSYS | errno.EOPNOTSUPP:
+            return f"this file system cannot do that: use another one, {elsewhere}"
         case errno.ENOENT:
-            return "check the path"
+            return f"check the path, {elsewhere}"
         case _:
             return None
+
+
+#: The errors, which the package has too.
+__all__ = sorted(name for name in globals() if name.endswith("Error"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from qvae_trt.errors import ResolutionError
+from qvae_trt.files.values import Value
 from qvae_trt.profiles import Profile, Resolution, load_profiles, load_static_sizes, own_file
 
 
@@ -21,9 +22,8 @@ class Kind:
         colours: what the configuration calls the number of a picture's channels; where it has
             several names, all must have the same number.
         default_colours: that number where a configuration leaves it out.
-        integers: the least and the most of the other whole numbers in the configuration; they keep
-            a damaged file from asking for terabytes.
-        flags: names of its booleans.
+        readers: of the other values in the configuration. The bounds of its whole numbers keep a
+            damaged file from asking for terabytes.
         fixed: what the configuration must have where it says something.
         step: what its pipelines round the sides of pictures to.
         hub_id: of its weights.
@@ -37,8 +37,7 @@ class Kind:
     z_dim: int
     colours: tuple[str, ...]
     default_colours: int
-    integers: Mapping[str, tuple[int, int]]
-    flags: tuple[str, ...] = ()
+    readers: Mapping[str, Callable[[Value], object]]
     fixed: Mapping[str, object] = field(default_factory=dict)
     step: int
     hub_id: str
@@ -76,7 +75,11 @@ class Kind:
         return size.height // self.scale, size.width // self.scale
 
 
-_INTEGERS = {"base_dim": (1, 1024), "z_dim": (1, 256), "num_res_blocks": (1, 16)}
+def _up_to(most: int) -> Callable[[Value], int | None]:
+    return lambda value: None if value.data is None else value.integer(1, most)
+
+
+_NUMBERS = {"base_dim": _up_to(1024), "z_dim": _up_to(256), "num_res_blocks": _up_to(16)}
 
 QWEN_IMAGE = Kind(
     name="Qwen-Image",
@@ -85,7 +88,7 @@ QWEN_IMAGE = Kind(
     z_dim=16,
     colours=("input_channels",),
     default_colours=3,
-    integers=_INTEGERS,
+    readers=_NUMBERS,
     fixed={"attn_scales": []},
     step=16,
     hub_id="Qwen/Qwen-Image",
@@ -100,8 +103,7 @@ QWEN_IMAGE_21 = Kind(
     z_dim=64,
     colours=("in_channels", "out_channels"),
     default_colours=4,
-    integers={**_INTEGERS, "decoder_base_dim": (1, 1024)},
-    flags=("is_residual",),
+    readers={**_NUMBERS, "decoder_base_dim": _up_to(1024), "is_residual": Value.flag},
     fixed={"attn_scales": [], "patch_size": 1, "scale_factor_spatial": 16},
     step=32,
     hub_id="Qwen/Qwen-Image-2.1",

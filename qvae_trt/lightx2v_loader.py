@@ -9,7 +9,7 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from qvae_trt.files.toml_file import TomlFile
+from qvae_trt.files.toml_file import read_toml
 from qvae_trt.profiles import MAX_SIDE, Resolution, own_file
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _EDIT_PIXELS, _EDIT_RATIO = 1024 * 1024, 4
 
 @lru_cache(maxsize=1)
 def _rules() -> dict[str, Any]:
-    return TomlFile(own_file("lightx2v.toml")).data
+    return read_toml(own_file("lightx2v.toml")).data
 
 
 def static_folders() -> dict[str, Resolution]:

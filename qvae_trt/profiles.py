@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qvae_trt.errors import ResolutionError, UsageError
-from qvae_trt.files.json_file import in_words
-from qvae_trt.files.toml_file import TomlFile, quoted
+from qvae_trt.files.toml_file import read_toml
+from qvae_trt.files.values import in_words
+from qvae_trt.json_rows import read
 
 Part = Literal["encoder", "decoder"]
 Mode = Literal["static", "profiles"]
@@ -57,7 +58,7 @@ class Resolution:
         if match is None:
             near = meant_size(text)
             raise ResolutionError(
-                f"{quoted(text)} is not a size: expected WIDTHxHEIGHT in pixels",
+                f"{in_words(text)} is not a size: expected WIDTHxHEIGHT in pixels",
                 fix="for example 1664x928 (16:9)" if near is None else f"write it as {near}",
             )
         return cls(height=int(match[2]), width=int(match[1])).check()
@@ -106,7 +107,7 @@ class Profile:
     def fault(self) -> str | None:
         """Why no engine can have this range: its opt is outside. None if it is sound."""
         outside = self.refusal(self.opt)
-        return outside and f"opt: {outside}, expected min <= opt <= max"
+        return outside and f"{outside}, expected min <= opt <= max"
 
     def holds(self, resolution: Resolution) -> bool:
         return self.refusal(resolution) is None
@@ -161,18 +162,21 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to serve a size, taken or not, and why; `kind` says why not."""
+    """One way to serve a size, and why it is taken or not; `kind` says why not."""
 
     name: str
-    accepted: bool
     reason: str
+    kind: ReasonKind | None = None
     path: Path | None = None
     profile_index: int | None = None
-    kind: ReasonKind | None = None
+
+    @property
+    def accepted(self) -> bool:
+        return self.kind is None
 
     def passed_over(self, reason: str) -> Candidate:
-        """It could serve, and another one comes before it."""
-        return replace(self, accepted=False, reason=reason, kind=ReasonKind.NOT_FIRST)
+        """If it could serve: another one comes before it."""
+        return replace(self, reason=reason, kind=ReasonKind.NOT_FIRST) if self.accepted else self
 
     def __str__(self) -> str:
         return f"{'+' if self.accepted else '-'} {self.name}: {self.reason}"
@@ -219,21 +223,15 @@ def choose(
     if profiles is None:
         profiles = Refusal(ReasonKind.ABSENT, "no engine with profiles")
     if isinstance(exact, Refusal):
-        found = [Candidate("static", False, exact.reason, kind=exact.kind)]
+        found = [Candidate("static", exact.reason, exact.kind)]
     else:
-        found = [Candidate("static", True, f"built for exactly {resolution}", exact)]
+        found = [Candidate("static", f"built for exactly {resolution}", path=exact)]
     if isinstance(profiles, Refusal):
-        reason, kind = profiles.reason, profiles.kind
-        found.append(Candidate("profiles", False, reason, profiles_path, kind=kind))
+        found.append(Candidate("profiles", profiles.reason, profiles.kind, profiles_path))
     else:
-        found.extend(_weigh(resolution, profiles, profiles_path, is_first=not found[0].accepted))
-    winner = next((c for c in found if c.accepted), None)
-    pytorch = Candidate("pytorch", True, "no engine serves this size")
-    if winner is None:
-        return Choice(resolution, "pytorch", None, (*found, pytorch))
-    found.append(pytorch.passed_over(f"{winner.name} serves this size"))
-    engine: Literal["static", "profiles"] = "static" if winner.profile_index is None else "profiles"
-    return Choice(resolution, engine, winner.profile_index, tuple(found))
+        found.extend(_weigh(resolution, profiles, profiles_path))
+    found.append(Candidate("pytorch", "no engine serves this size"))
+    return _first(resolution, found)
 
 
 def with_fused(choice: Choice, fused: str | Refusal) -> Choice:
@@ -242,14 +240,20 @@ def with_fused(choice: Choice, fused: str | Refusal) -> Choice:
     """
     *engines, pytorch = choice.candidates
     if isinstance(fused, Refusal):
-        refused = Candidate("fused", False, fused.reason, kind=fused.kind)
+        refused = Candidate("fused", fused.reason, fused.kind)
         return replace(choice, candidates=(*engines, refused, pytorch))
-    passed = [
-        c.passed_over("holds it, and fused is preferred") if c.accepted else c for c in engines
-    ]
-    last = pytorch.passed_over("fused serves this size")
-    candidates = (*passed, Candidate("fused", True, fused), last)
-    return Choice(choice.resolution, "fused", None, candidates)
+    passed = [engine.passed_over("it can serve, and fused is preferred") for engine in engines]
+    last = replace(pytorch, kind=None)
+    return _first(choice.resolution, [*passed, Candidate("fused", fused), last])
+
+
+def _first(resolution: Resolution, candidates: Sequence[Candidate]) -> Choice:
+    """The choice of the first that can serve."""
+    first = next(c for c in candidates if c.accepted)
+    reason = f"{first.name} serves this size"
+    passed = (c if c is first else c.passed_over(reason) for c in candidates)
+    engine: Any = first.name if first.profile_index is None else "profiles"
+    return Choice(resolution, engine, first.profile_index, tuple(passed))
 
 
 def nearest(resolution: Resolution, profiles: Sequence[Profile]) -> int | None:
@@ -261,23 +265,20 @@ def nearest(resolution: Resolution, profiles: Sequence[Profile]) -> int | None:
 
 
 def _weigh(
-    resolution: Resolution, profiles: Sequence[Profile], path: Path | None, *, is_first: bool
+    resolution: Resolution, profiles: Sequence[Profile], path: Path | None
 ) -> Iterator[Candidate]:
     best = nearest(resolution, profiles)
     for index, profile in enumerate(profiles):
-        far, refusal = profile.distance(resolution), profile.refusal(resolution)
-        accepted, kind = is_first and index == best, ReasonKind.NOT_FIRST
-        if refusal is not None or best is None:
-            reason, kind = refusal or "", ReasonKind.OUTSIDE
-        elif not is_first:
-            reason = "holds it, and static comes first"
-        elif accepted:
-            reason = f"holds it, nearest opt (distance {far:.3f})"
+        distance, refusal = f"{profile.distance(resolution):.3f}", profile.refusal(resolution)
+        kind = None
+        if refusal is not None:
+            reason, kind = refusal, ReasonKind.OUTSIDE
+        elif index == best:
+            reason = f"holds it, nearest opt (distance {distance})"
         else:
-            least = profiles[best].distance(resolution)
-            reason = f"holds it, further than profile {best} ({far:.3f}, {least:.3f})"
-        name = f"profile {index} {profile.opt}"
-        yield Candidate(name, accepted, reason, path, index, None if accepted else kind)
+            reason = f"holds it, further than profile {best} (distance {distance})"
+            kind = ReasonKind.NOT_FIRST
+        yield Candidate(f"profile {index} {profile.opt}", reason, kind, path, index)
 
 
 # --- names of files -----------------------------------------------------------------------------
@@ -289,7 +290,7 @@ def parse_aspect(name: str, *, sizes: Mapping[str, Resolution] | None = None) ->
     if name not in known:
         near, other = meant_aspect(name), "any other size: --resolution WIDTHxHEIGHT"
         raise UsageError(
-            f"{quoted(name)} is not a known aspect ratio: expected one of {', '.join(known)}",
+            f"{in_words(name)} is not a known aspect ratio: expected one of {', '.join(known)}",
             fix=f"write it as {near}" if near in known else other,
         )
     return known[name]
@@ -335,32 +336,26 @@ def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
     """
-    file = TomlFile(path or own_file("static.toml"))
-    file.only_keys(file.data, ("sizes",), "")
-    table = file.data.get("sizes")
-    if not isinstance(table, dict) or not table:
-        file.fail('expected a [sizes] table of lines such as "16:9" = "1664x928"', "sizes")
-    sizes: dict[str, Resolution] = {}
-    for aspect, text in table.items():
-        where = ("sizes", aspect)
+    top = read_toml(path or own_file("static.toml"))
+    top.only("sizes")
+    given = top.data.get("sizes")
+    if not isinstance(given, dict) or not given:
+        what = 'expected a [sizes] table of lines such as "16:9" = "1664x928"'
+        top.inside("sizes", given).refuse(what)
+    sizes: dict[str, Resolution] = read(Mapping[str, Resolution], top["sizes"])
+    for (aspect, size), line in zip(sizes.items(), top["sizes"].fields().values(), strict=True):
         sides = _ASPECT.fullmatch(aspect)
         if sides is None:
-            file.fail(
-                f"{quoted(aspect)} is not an aspect ratio: expected two numbers, such as 16:9",
-                *where,
-            )
-        size = _size(file, text, *where)
+            line.refuse("is not an aspect ratio: expected two numbers, such as 16:9")
         wide, high = int(sides[1]), int(sides[2])
         if abs(math.log(size.width * high / (size.height * wide))) > _ASPECT_TOLERANCE:
-            file.fail(
+            line.refuse(
                 f"{size}: width / height is {size.width / size.height:.3f}, expected about"
-                f" {wide / high:.3f} for {aspect} (sides swapped?)",
-                *where,
+                f" {wide / high:.3f} (sides swapped?)"
             )
-        for other, known in sizes.items():
-            if known == size:
-                file.fail(f"{aspect} repeats {other}, {size}", *where)
-        sizes[aspect] = size
+        first = next(other for other, known in sizes.items() if known == size)
+        if first != aspect:
+            line.refuse(f"repeats {first}, {size}")
     return sizes
 
 
@@ -371,39 +366,22 @@ def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
     """
-    file = TomlFile(path or own_file("nine.toml"))
-    file.only_keys(file.data, ("profile",), "")
-    tables = file.data.get("profile")
-    if not isinstance(tables, list) or not tables:
-        file.fail("expected at least one [[profile]] with min, opt and max", "profile")
-    profiles: list[Profile] = []
-    for index, table in enumerate(tables):
-        where = f"profile.{index}"
-        if not isinstance(table, dict):
-            file.fail(f"profile {index} is {in_words(table)}, expected a table", "profile")
-        file.only_keys(table, ("min", "opt", "max"), where)
-        for key in ("min", "opt", "max"):
-            if key not in table:
-                file.fail(f"profile {index} has no {key}", where)
-        profile = Profile(*(_size(file, table[key], where, key) for key in ("min", "opt", "max")))
+    top = read_toml(path or own_file("nine.toml"))
+    top.only("profile")
+    given = top.data.get("profile")
+    if not isinstance(given, list) or not given:
+        what = "expected at least one [[profile]] with min, opt and max"
+        top.inside("profile", given).refuse(what)
+    profiles: tuple[Profile, ...] = read(tuple[Profile, ...], top["profile"], strict=True)
+    for index, (profile, table) in enumerate(zip(profiles, top["profile"].items(), strict=True)):
         if profile.fault is not None:
-            file.fail(f"profile {index}: {profile.fault}", where, "opt")
-        if profile in profiles:
-            file.fail(f"profile {index} repeats profile {profiles.index(profile)}", where)
-        profiles.append(profile)
-    return tuple(profiles)
+            table["opt"].refuse(profile.fault)
+        if profiles.index(profile) < index:
+            table.refuse(f"repeats profile {profiles.index(profile)}")
+    return profiles
 
 
 def own_file(name: str) -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "data" / "profiles" / name
     return installed if installed.is_file() else package.parent / "profiles" / name
-
-
-def _size(file: TomlFile, text: object, *where: str) -> Resolution:
-    if not isinstance(text, str):
-        file.fail(f'{where[-1]} is {in_words(text)}, expected a text "WIDTHxHEIGHT"', *where)
-    try:
-        return Resolution.parse(text)
-    except ResolutionError as error:
-        file.fail(f"{where[-1]}: {error.what}", *where)

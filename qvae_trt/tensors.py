@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 if TYPE_CHECKING:
     from qvae_trt.profiles import Precision
 
 DTypeName = Literal["float16", "bfloat16", "float32"]
+#: -1 stands for one that varies.
+Side = Annotated[int, lambda value: value.integer(-1)]
 DTYPES: dict[Precision, DTypeName] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An engine's input or output; -1 stands for a side that varies."""
+    """An engine's input or output."""
 
     name: str
     dtype: DTypeName
-    shape: tuple[int, ...]
+    shape: tuple[Side, ...]
 
 
 @dataclass(frozen=True, slots=True)

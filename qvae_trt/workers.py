@@ -41,14 +41,7 @@ _SECONDS_BETWEEN = 0.1
 
 
 class ChildError(Exception):
-    """A bug in another process. Its cause has the traceback from there."""
-
-
-class _TraceError(Exception):
-    """A traceback of another process, as text."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
+    """A bug in another process. Its note is the traceback from there."""
 
 
 # --- the parent ---------------------------------------------------------------------------------
@@ -115,8 +108,6 @@ class Child:
                     return event[0]
                 if kind == "error":
                     raise event[0]
-                if kind == "bug":
-                    raise ChildError(event[0]) from _TraceError(event[1])
                 if not progress(*event):
                     raise KeyboardInterrupt
             how = _how_it_died(self._running.process.wait(), self._makes)
@@ -212,10 +203,11 @@ def _answered(pipe: Connection, task: Callable[..., Any], arguments: Any) -> boo
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone
     except Exception as error:  # noqa: BLE001  the boundary of this process
-        if (failure := expected(error)) is not None:
-            say("error", failure)
-        else:
-            say("bug", f"{type(error).__name__}: {error}", traceback.format_exc())
+        failure: Exception | None = expected(error)
+        if failure is None:
+            failure = ChildError(f"{type(error).__name__}: {error}")
+            failure.add_note(traceback.format_exc())
+        say("error", failure)
     else:
         say("done", outcome)
         return True

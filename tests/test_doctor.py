@@ -27,7 +27,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def check(name: str, folder: Path) -> doctor.Check:
-    return next(c for c in doctor.diagnose(folder).checks if c.name == name)
+    return next(c for c in doctor.diagnose(folder) if c.name == name)
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ class FakeBackend:
 
 def test_every_check_has_a_state_and_each_problem_a_fix(tmp_path: Path) -> None:
     found = doctor.diagnose(tmp_path)
-    names = [c.name for c in found.checks]
+    names = [c.name for c in found]
     assert {"python", "gpu", *BACKENDS, "torch", "fused path", "disk", "model"} <= set(names)
     assert len(names) == len(set(names))
-    for c in found.checks:
+    for c in found:
         assert c.status in {"ok", "warn", "fail"}
         assert c.detail
         assert c.status == "ok" or c.fix, f"{c.name} says nothing that helps"
@@ -71,7 +71,7 @@ def test_a_machine_without_a_gpu_is_no_failure(no_gpu: None, tmp_path: Path) -> 
     found = check("gpu", tmp_path)
     assert found.status == "warn"
     assert "libcuda" in found.detail
-    assert doctor.diagnose(tmp_path).ok
+    assert all(c.status != "fail" for c in doctor.diagnose(tmp_path))
 
 
 def test_a_gpu_is_described(gpu: None, tmp_path: Path) -> None:
@@ -166,9 +166,8 @@ def test_without_onnxruntime_nothing_is_left(
 
     monkeypatch.setattr(backends, "get", absent)
     found = doctor.diagnose(tmp_path)
-    states = {c.name: c.status for c in found.checks}
+    states = {c.name: c.status for c in found}
     assert (states["tensorrt"], states["onnxruntime"]) == ("warn", "fail")
-    assert not found.ok
 
 
 def test_both_onnxruntimes_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

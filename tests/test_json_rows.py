@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import pytest
 
 from qvae_trt.errors import QvaeError, StoreError
-from qvae_trt.files.json_file import Table
-from qvae_trt.json_rows import FLAT, AnyNumber, Count, Positive, read, write
+from qvae_trt.files.values import AnyNumber, Count, Fact, Positive, Value
+from qvae_trt.json_rows import FLAT, read, write
 from qvae_trt.profiles import Resolution
 
 
@@ -28,18 +28,22 @@ class Row:
     maybe: Inner | None
     count: Count
     ms: Positive
-    change: AnyNumber
+    change: AnyNumber | None
+    facts: Mapping[str, Fact]
+    times: Mapping[Resolution, Positive]
     lines: tuple[str, ...]
     steps: Mapping[str, float]
     done: bool
 
 
 INNER = Inner(Resolution(64, 48), "a")
-ROW = Row(INNER, INNER, (INNER,), None, 1, 2.5, -1.0, ("x",), {"load": 1.0}, True)
+TIMES = {Resolution(64, 48): 1.0}
+FACTS = {"gpu": "x", "count": 1, "none": None, "on": False}
+ROW = Row(INNER, INNER, (INNER,), None, 1, 2.5, -1.0, FACTS, TIMES, ("x",), {"load": 1.0}, True)
 
 
-def table(data: object) -> Table:
-    return Table(data, "", StoreError)
+def top(data: object) -> Value:
+    return Value(data, StoreError)
 
 
 def test_what_is_written_is_read() -> None:
@@ -47,7 +51,7 @@ def test_what_is_written_is_read() -> None:
     assert data["size"] == "48x64"
     assert data["inner"] == {"size": "48x64", "kind": "a"}
     assert "flat" not in data
-    assert read(Row, table(data), strict=True) == ROW
+    assert read(Row, top(data), strict=True) == ROW
 
 
 @pytest.mark.parametrize(
@@ -57,19 +61,27 @@ def test_what_is_written_is_read() -> None:
         ({"ms": 0}, "ms: expected more than 0"),
         ({"kind": "c"}, "kind: expected one of a, b"),
         ({"rows": [{"size": "48x64"}]}, r"rows\[0\].kind: missing"),
-        ({"maybe": 1}, "maybe: expected a JSON object"),
+        ({"maybe": 1}, "maybe: expected a table of names and values"),
         ({"lines": [1]}, r"lines\[0\]: expected text"),
         ({"steps": {"load": "x"}}, "steps.load: expected a number"),
-        ({"more": 1}, "'more': unknown"),
-        ({"inner": {"size": "48x64", "kind": "a", "more": 1}}, "inner.'more': unknown"),
+        ({"facts": {"gpu": []}}, "facts.gpu: expected text, found a list"),
+        ({"facts": {"\ud800": 1}}, "facts.*: expected text"),
+        ({"times": {"048x64": 1}}, 'times.048x64: expected 48x64, found "048x64"'),
+        ({"times": {"48x64": 0}}, "times.48x64: expected more than 0, found 0"),
+        ({"size": "48x63"}, "size: 48x63: the height is 63"),
+        ({"more": 1}, "more: unknown"),
+        ({"flat": {}}, "flat: unknown"),
+        ({"inner": {"size": "48x64", "kind": "a", "more": 1}}, "inner.more: unknown"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(change: dict[str, object], words: str) -> None:
     with pytest.raises(QvaeError, match=words):
-        read(Row, table(write(ROW) | change), strict=True)
+        read(Row, top(write(ROW) | change), strict=True)
 
 
 def test_a_field_that_is_given_is_not_read() -> None:
     data = write(ROW)
     del data["done"]
-    assert read(Row, table(data), done=True) == ROW
+    assert read(Row, top(data), done=True, strict=True) == ROW
+    with pytest.raises(QvaeError, match="done: unknown"):
+        read(Row, top(write(ROW)), done=True, strict=True)

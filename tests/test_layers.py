@@ -20,9 +20,9 @@ PACKAGE = Path(qvae_trt.__file__).parent
 # From the bottom up.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("version", "errors", "progress", "interrupts"),
-    ("commands", "files"),
+    ("commands", "files", "json_rows"),
     ("profiles",),
-    ("tensors", "kinds", "lowerings", "lightx2v_loader", "json_rows"),
+    ("tensors", "kinds", "lowerings", "lightx2v_loader"),
     ("store", "workers"),
     ("backends", "model", "images"),
     ("folding", "opening"),

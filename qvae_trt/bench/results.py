@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from qvae_trt.errors import BenchError
-from qvae_trt.files.json_file import Plain, Table, parse_object
-from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.json_file import read_object
+from qvae_trt.files.values import Count, Positive, Value
+from qvae_trt.files.values import Fact as Fact
 from qvae_trt.files.writing import RESULTS, refusals_named, write_text
-from qvae_trt.json_rows import Count, Positive, read, write
+from qvae_trt.json_rows import read, write
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 SCHEMA: Final = "qvae/latency"
@@ -36,14 +37,10 @@ BASELINES_ON_CPU: Final = ("pytorch", "folded")
 ENGINES: Final = ("static", "profiles")
 REFERENCE: Final = "pytorch"
 
-Fact = Plain
 
-
-def _matmul(table: Table, name: str) -> Mapping[str, Fact] | None:
-    facts = table.table_or_none(name)
-    if facts is not None:
-        facts.positive("tflops")
-    return None if facts is None else facts.plain()
+def _matmul(facts: Value) -> Mapping[str, Fact]:
+    facts["tflops"].positive()
+    return read(Mapping[str, Fact], facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +163,7 @@ class Run:
     precision: str
     machine: Mapping[str, Fact] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    matmul: Annotated[Mapping[str, Fact] | None, _matmul] = None
+    matmul: Annotated[Mapping[str, Fact], _matmul] | None = None
     settings: Mapping[str, Fact] = field(default_factory=dict)
     complete: bool = True
     notes: tuple[str, ...] = ()
@@ -287,35 +284,32 @@ def load(path: Path) -> BenchResult:
     """Read a `latency.json`. Raises BenchError if it is missing, no JSON, or no bench result."""
     if path.is_dir():
         path = path / "latency.json"
-    root = parse_object(
-        read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=partial(BenchError, fix=_MAKE_ONE)),
-        fault=lambda why: BenchError(f"{path}: malformed bench result: {why}"),
-    )
+    root = read_object(path, most_bytes=MAX_FILE_BYTES, fault=partial(BenchError, fix=_MAKE_ONE))
     found = root.data.get("schema")
     if found != SCHEMA:
         raise BenchError(
             f"{path}: this is no bench result: schema is {found!a:.100}, expected {SCHEMA!r}",
             fix=_MAKE_ONE,
         )
-    version = root.integer("version")
+    version = root["version"].integer()
     if version != VERSION:
         raise BenchError(
             f"{path}: schema version {version}, this qvae reads version {VERSION}",
             fix="pip install --upgrade qvae-trt" if version > VERSION else "run qvae bench again",
         )
     # What is not read here is left alone: a later qvae may add to this format.
-    result = read(BenchResult, root)
+    result: BenchResult = read(BenchResult, root)
     if not result.runs:
-        root.refuse("runs", "expected at least one run, found none")
+        root["runs"].refuse("expected at least one run, found none")
     for name in ("cells", "floors", "service", "ties"):
         for row in getattr(result, name):
             if row.run >= len(result.runs):
-                root.refuse(name, f"a row names run {row.run}, there are {len(result.runs)}")
+                root[name].refuse(f"a row names run {row.run}, there are {len(result.runs)}")
     seen: set[tuple[Part, Resolution, str]] = set()
     for cell in result.cells:
         key = (cell.part, cell.resolution, cell.path)
         if key in seen:
-            root.refuse("cells", f"{key[0]} {key[1]} {key[2]} is there more than once")
+            root["cells"].refuse(f"{key[0]} {key[1]} {key[2]} is there more than once")
         seen.add(key)
     return result
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision
     from qvae_trt.progress import OnEvent, Progress
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +106,8 @@ def build(
             child = None
         elif child is None:
             child = stack.enter_context(BuildChild())
-        run = _Build(jobs, settings, backend, model, on_event, child, graphs)
+        make = backend.build if child is None else partial(child.build, backend.name)
+        run = _Build(jobs, settings, backend, model, on_event, make, graphs)
         return [run.result(job, index) for index, job in enumerate(jobs)]
 
 
@@ -122,7 +120,7 @@ class _Build:
     backend: Backend
     model: Model
     on_event: OnEvent
-    child: BuildChild | None
+    make: Callable[..., BuildOutcome]
     graphs: Graphs
 
     def result(self, job: Job, index: int) -> JobResult:
@@ -199,7 +197,7 @@ class _Build:
                 level=self._level(job.part),
                 timing_cache=self.settings.timing_cache,
             )
-            outcome = self._run_backend(exported.path, temporary, spec, progress)
+            outcome = self.make(exported.path, temporary, spec, progress=progress)
             seconds = time.perf_counter() - started
             whole_key = store.EngineKey(**key, onnx_sha256=exported.sha256)  # type: ignore[arg-type]
             written = store.write_engine(
@@ -236,13 +234,6 @@ class _Build:
     def _graph_spec(self, job: Job) -> GraphSpec:
         lowering = self._lowering(job.part)
         return GraphSpec(job.part, job.resolution, lowering, self.settings.precision)
-
-    def _run_backend(
-        self, onnx: Path, out: Path, spec: BuildSpec, progress: Progress
-    ) -> BuildOutcome:
-        if self.child is not None:
-            return self.child.build(self.backend.name, onnx, out, spec, progress=progress)
-        return self.backend.build(onnx, out, spec, progress=progress)
 
     # --- what is there and what it should be ----------------------------------------------------
 
@@ -283,7 +274,9 @@ class _Build:
         except QvaeError as error:
             if not job.path.exists() and not job.path.is_symlink():
                 return "not built yet", None
-            return _one_line(error), _sidecar_or_none(job.path)
+            with suppress(QvaeError):  # of a malformed one, the error tells
+                return _one_line(error), store.read_sidecar(job.path)
+            return _one_line(error), None
         built, level = sidecar.build_flags.get("level"), self._level(job.part)
         if level is not None and built is not None and built != str(level):
             return f"built with another level: found {built}, expected {level}", sidecar
@@ -302,11 +295,3 @@ def _one_line(error: QvaeError) -> str:
     ):  # one line a difference, below a line that names the file
         return "; ".join(line.strip() for line in error.what.splitlines()[1:]) or error.what
     return error.what
-
-
-def _sidecar_or_none(path: Path) -> store.Sidecar | None:
-    try:
-        return store.read_sidecar(path)
-    except QvaeError as error:
-        _log.debug("%s", error)
-        return None

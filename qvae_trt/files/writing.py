@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qvae_trt.errors import StoreError
+from qvae_trt.errors import StoreError, os_fix
 from qvae_trt.files.reading import check_replaceable
 
 _PREFIX = "qvae-build-"
@@ -38,15 +38,13 @@ def workplace() -> Iterator[Path]:
 
 def _claim() -> tuple[Path, int]:
     while True:
-        try:
+        place = Path(tempfile.gettempdir(), f"{_PREFIX}*")
+        with refusals_named("make", place, option=GRAPHS):
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            if Path(tempfile.gettempdir()).is_dir():
-                continue  # another build took it for a leftover before it was opened
-            raise _refused(error) from error
-        except OSError as error:
-            raise _refused(error) from error
+        except FileNotFoundError:
+            continue  # another build took it for a leftover before it was opened
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.is_dir():
             return folder, lock
@@ -75,13 +73,6 @@ def sweep() -> None:
                 os.close(lock)
 
 
-def _refused(error: OSError) -> StoreError:
-    return StoreError(
-        f"no temporary folder for a graph: {error.strerror}",
-        fix="set TMPDIR to a folder with space that this user may write to",
-    )
-
-
 ENGINES, RESULTS, GRAPHS = "--engine-dir DIR", "--out", "TMPDIR=DIR"
 
 
@@ -95,34 +86,14 @@ def refusals_named(action: str, path: Path, *, option: str = ENGINES) -> Iterato
     except OSError as error:
         if error.errno is None:  # a library's own complaint, not the file system's
             raise
-        raise _refusal(action, path, error, option) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = f"cannot {action} {path}: {error.strerror or error}{_free(path) if full else ''}"
+        named = GRAPHS if is_in_workplace(path) else option
+        raise StoreError(what, fix=os_fix(error, path.parent, option=named)) from error
     except ValueError as error:
         if "embedded null" not in str(error):
             raise
         raise StoreError(f"cannot {action} {str(path)!r}: {error}") from error
-
-
-def _refusal(action: str, path: Path, error: OSError, option: str) -> StoreError:
-    if is_in_workplace(path):
-        option = GRAPHS
-    elsewhere = f"or name another folder: {option}"
-    what = f"cannot {action} {path}: {error.strerror or error}"
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return StoreError(f"{what}{_free(path)}", fix=f"make room there, {elsewhere}")
-        case errno.EFBIG:
-            fix = f"raise the limit on file sizes (ulimit -f), {elsewhere}"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            fix = f"make {path.parent} writable, {elsewhere}"
-        case errno.EISDIR | errno.ENOTDIR | errno.ENOTEMPTY | errno.EEXIST | errno.ELOOP:
-            fix = f"move what stands in the way, {elsewhere}"
-        case errno.ENAMETOOLONG:
-            fix = f"use a shorter path: {option}"
-        case errno.ENOLCK | errno.ENOSYS | errno.EOPNOTSUPP:
-            fix = f"this file system has no locks; name a folder on another: {option}"
-        case _:
-            return StoreError(what)
-    return StoreError(what, fix=fix)
 
 
 def _free(path: Path) -> str:

@@ -7,7 +7,7 @@ cache, else the network, or an error within seconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -78,13 +78,13 @@ def shard_names(index: Path) -> list[str]:
         ModelError: it cannot be read, is malformed, or names anything but `.safetensors` files.
     """
     fault = partial(ModelError, fix="Fetch the file again.")
-    table = read_object(index, most_bytes=MAX_JSON_BYTES, fault=fault)
-    names = sorted(set(table.table("weight_map").texts().values()))
+    weight_map = read_object(index, most_bytes=MAX_JSON_BYTES, fault=fault)["weight_map"]
+    names = sorted({file.text() for file in weight_map.fields().values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            table.refuse("weight_map", f"names {name!r}, expected .safetensors files beside it")
+            weight_map.refuse(f"names {name!r}, expected .safetensors files beside it")
     if not names:
-        table.refuse("weight_map", "names no file")
+        weight_map.refuse("names no file")
     return names
 
 
@@ -130,75 +130,67 @@ def fetch(repo: str) -> Path:
     seconds to answer before anything is downloaded: its client's own retries would take half a
     minute to say that it is not there.
     """
-    return _cached(repo) or _download(repo)
-
-
-def _cached(repo: str) -> Path | None:
-    from huggingface_hub import errors, hf_hub_download
-
-    for folder in _FOLDERS:
-        held = partial(hf_hub_download, repo, subfolder=folder, local_files_only=True)
-        try:
-            config = held(CONFIG_NAME)
-            _have_weights(held, cached=True)
-        except errors.LocalEntryNotFoundError:
-            continue
-        except errors.HFValidationError as error:
-            raise ModelError(f"{repo}: is not a hub id: {error}") from error
-        return Path(config).parent
-    return None
-
-
-def _download(repo: str) -> Path:
-    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    for folder in _FOLDERS:
-        fetched = partial(hf_hub_download, repo, subfolder=folder, etag_timeout=_ANSWER_SECONDS)
-        try:
-            url = hf_hub_url(repo, CONFIG_NAME, subfolder=folder)
-            get_hf_file_metadata(url, timeout=_ANSWER_SECONDS)
-            config = Path(fetched(CONFIG_NAME))
-            if folder is not None or b"_class_name" in config.read_bytes():
-                read_config(config)  # another class is refused before its weights are fetched
-            _have_weights(fetched, cached=False)
-        except ModelError:
-            raise
-        except errors.GatedRepoError as error:
-            raise ModelError(
-                f"{repo}: the hub asks for permission first",
-                fix=f"Accept its terms and log in with `hf auth login`. {OFFLINE_CHOICES}",
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise ModelError(
-                f"{repo}: no such folder here, and the hub has no such public repository",
-                fix=OFFLINE_CHOICES,
-            ) from error
-        except errors.LocalEntryNotFoundError as error:
-            raise _unreachable(repo, error) from error
-        except errors.EntryNotFoundError:
-            continue
-        # The client lets through its HTTP library's own classes, and that library has changed.
-        except Exception as error:
-            raise _unreachable(repo, error) from error
-        return config.parent
-    raise ModelError(
-        f"{repo}: found no VAE, expected vae/{CONFIG_NAME} and vae/{WEIGHTS_NAME}",
-        fix=OFFLINE_CHOICES,
-    )
-
-
-def _have_weights(have: Callable[[str], str], *, cached: bool) -> None:
-    """Have the files that the repository's shard index names; without an index the one file."""
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import errors
 
     try:
-        names = shard_names(Path(have(INDEX_NAME)))
-    except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError) and not cached:
-            raise  # the hub did not answer
-        names = [WEIGHTS_NAME]
-    for name in names:
-        have(name)
+        found = _from_hub(repo, cached=True) or _from_hub(repo, cached=False)
+    except ModelError:
+        raise
+    except errors.HFValidationError as error:
+        raise ModelError(f"{repo}: is not a hub id: {error}") from error
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"{repo}: the hub asks for permission first",
+            fix=f"Accept its terms and log in with `hf auth login`. {OFFLINE_CHOICES}",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{repo}: no such folder here, and the hub has no such public repository",
+            fix=OFFLINE_CHOICES,
+        ) from error
+    # The client lets through its HTTP library's own classes, and that library has changed.
+    except Exception as error:
+        raise _unreachable(repo, error) from error
+    if found is None:
+        raise ModelError(
+            f"{repo}: found no VAE, expected vae/{CONFIG_NAME} and vae/{WEIGHTS_NAME}",
+            fix=OFFLINE_CHOICES,
+        )
+    return found
+
+
+def _from_hub(repo: str, *, cached: bool) -> Path | None:
+    """The folder, whole, from the cache alone or with what has to be downloaded; None where there
+    is no VAE.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    # With the network, this one says that the hub did not answer.
+    unanswered = () if cached else errors.LocalEntryNotFoundError
+    for folder in _FOLDERS:
+        options = {"subfolder": folder, "etag_timeout": _ANSWER_SECONDS}
+        have = partial(hf_hub_download, repo, local_files_only=cached, **options)
+        try:
+            if not cached:
+                url = hf_hub_url(repo, CONFIG_NAME, subfolder=folder)
+                get_hf_file_metadata(url, timeout=_ANSWER_SECONDS)
+            config = Path(have(CONFIG_NAME))
+            if folder is not None or b"_class_name" in config.read_bytes():
+                read_config(config)  # another class is refused before its weights are fetched
+            try:
+                names = shard_names(Path(have(INDEX_NAME)))
+            except unanswered:
+                raise
+            except errors.EntryNotFoundError:
+                names = [WEIGHTS_NAME]
+            for name in names:
+                have(name)
+        except unanswered:
+            raise
+        except errors.EntryNotFoundError:
+            continue
+        return config.parent
+    return None
 
 
 def _unreachable(repo: str, error: Exception) -> ModelError:

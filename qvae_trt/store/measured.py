@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from qvae_trt.errors import StoreError
 from qvae_trt.files.json_file import read_object
+from qvae_trt.files.values import Positive
 from qvae_trt.files.writing import write_text
+from qvae_trt.json_rows import read
 from qvae_trt.profiles import PARTS, Resolution
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from qvae_trt.profiles import Mode, Part
@@ -67,19 +69,11 @@ def load(path: Path) -> Measured:
         StoreError: it is missing or malformed.
     """
     fault = partial(StoreError, fix="delete it, and run qvae bench")
-    table = read_object(path, most_bytes=_MAX_BYTES, fault=fault)
-    if table.version() != _VERSION:
-        raise fault(f"{path}: format {table.version()}, expected {_VERSION}")
-    medians: dict[Part, dict[Resolution, Medians]] = {}
-    for part in PARTS:
-        sizes = table.table(part)
-        medians[part] = {}
-        for text in sizes.data:
-            row = sizes.table(text)
-            row.only(*WAYS)
-            times: Medians = {way: row.positive(way) for way in WAYS if way in row.data}
-            medians[part][Resolution.parse(text)] = times
-    return Measured(table.table("machine").texts(), medians)
+    top = read_object(path, most_bytes=_MAX_BYTES, fault=fault)
+    top.check_version(_VERSION)
+    sizes = Mapping[Resolution, Mapping[Way, Positive]]
+    medians = {part: read(sizes, top[part]) for part in PARTS}
+    return Measured(read(Mapping[str, str], top["machine"]), medians)
 
 
 def remember(

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 from qvae_trt import json_rows
 from qvae_trt.commands import option_in, rebuild_command
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError, printable
-from qvae_trt.files.json_file import is_sha256, parse_object
+from qvae_trt.files.json_file import parse_object
 from qvae_trt.files.reading import open_regular, read_bytes, sha256_file, stamp_of
+from qvae_trt.files.values import is_sha256
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import BACKENDS, Mode, Part, Precision, Profile
-from qvae_trt.tensors import DTYPES, TensorSpec
+from qvae_trt.tensors import TensorSpec
 from qvae_trt.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qvae_trt.files.json_file import Table
+    from qvae_trt.files.values import Value
 
 FORMAT_VERSION = 1
 MAX_SIDECAR_BYTES = 1 << 20
@@ -95,18 +96,7 @@ class Sidecar:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """One thing in which an engine is not what is asked for."""
-
-    field: str
-    found: str
-    expected: str
-
-    def __str__(self) -> str:
-        return f"{_ABOUT.get(self.field, self.field)}: found {self.found}, expected {self.expected}"
-
-
+#: What it means that a field is not the one asked for.
 _ABOUT = {
     "flavour": "built by another backend",
     "flavour_version": "built by another version of its backend",
@@ -153,45 +143,27 @@ def parse_sidecar(raw: bytes, *, path: Path) -> Sidecar:
         )
 
     top = parse_object(raw, fault=malformed)
-    version = top.version()
-    if version > FORMAT_VERSION:
-        raise EngineError(
-            f"{path}: sidecar of format {version}, expected at most {FORMAT_VERSION}:"
-            " written by a newer qvae",
-            fix="use that version of qvae, or build the engine again with this one",
-        )
-    engine = top.table("engine")
+    top.check_version(FORMAT_VERSION)
+    engine = top["engine"]
     # What is not read here is left alone: a later qvae may add to this format.
     return json_rows.read(
         Sidecar,
         top,
-        format_version=version,
-        key=_read_key(top.table("key")),
-        input=_read_tensor(top.table("input")),
-        output=_read_tensor(top.table("output")),
-        engine_sha256=engine.sha256("sha256"),
-        engine_bytes=engine.integer("bytes"),
+        key=_read_key(top["key"]),
+        engine_sha256=engine["sha256"].sha256(),
+        engine_bytes=engine["bytes"].integer(),
     )
 
 
-def _read_key(table: Table) -> EngineKey:
-    given: dict[str, Any] = {} if "vae" in table.data else {"vae": QWEN_IMAGE.name}
-    key = json_rows.read(EngineKey, table, **given)
+def _read_key(table: Value) -> EngineKey:
+    given: dict[str, Any] = {} if "vae" in table.fields() else {"vae": QWEN_IMAGE.name}
+    key: EngineKey = json_rows.read(EngineKey, table, **given)
     if not key.profiles:
-        table.refuse("profiles", "empty")
-    for profile in key.profiles:
-        if not profile.holds(profile.opt):
-            table.refuse("profiles", f"{profile}: expected min <= opt <= max")
+        table["profiles"].refuse("empty")
+    for profile, item in zip(key.profiles, table["profiles"].items(), strict=True):
+        if profile.fault is not None:
+            item.refuse(profile.fault)
     return key
-
-
-def _read_tensor(table: Table) -> TensorSpec:
-    shape = [side for side in table.list("shape") if type(side) is int and side >= -1]
-    if len(shape) < len(table.list("shape")):
-        table.refuse("shape", "no list of sides")
-    return TensorSpec(
-        table.text("name"), table.choice("dtype", tuple(DTYPES.values())), tuple(shape)
-    )
 
 
 _NOTHING: Mapping[str, object] = {}
@@ -207,8 +179,7 @@ def read_sidecar(engine: Path) -> Sidecar:
         ForeignEngineError: there is none.
         EngineError: malformed, from a newer format, or unreadable.
     """
-    following = next_sidecar_if_valid(engine)
-    return following if following is not None else _read(engine, sidecar_path(engine))
+    return next_sidecar_if_valid(engine) or _read(engine, sidecar_path(engine))
 
 
 def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> Sidecar:
@@ -233,9 +204,8 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
             return sidecar
         if _state(engine) == before:
             break
-    lines = "".join(f"\n  {mismatch}" for mismatch in found)
-    fields = {mismatch.field for mismatch in found}
-    other_model = "weights_sha256" in fields
+    lines = "".join(f"\n  {difference}" for difference in found.values())
+    other_model = "weights_sha256" in found
     command = rebuild_command(
         engine,
         model="MODEL" if other_model else option_in(sidecar.command, "--model"),
@@ -245,7 +215,7 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
     fix = f"rebuild it: {command}{' (MODEL: the one in use)' if other_model else ''}"
     # All that differs between two backends; with more, no backend takes it.
     flavour = sidecar.key.flavour
-    if flavour in BACKENDS and {"flavour"} <= fields <= {"flavour", "flavour_version"}:
+    if flavour in BACKENDS and {"flavour"} <= found.keys() <= {"flavour", "flavour_version"}:
         fix = f"backend={flavour!r} (--backend {flavour}) takes it; or {fix}"
     raise StaleEngineError(f"{engine}: not the engine asked for:{lines}", fix=fix)
 
@@ -259,8 +229,9 @@ def _state(engine: Path) -> tuple[object, ...]:
     return *signature(engine), stamp_of(next_sidecar_path(engine))
 
 
-def differences(found: EngineKey, expected: Mapping[str, object]) -> list[Mismatch]:
-    """What keeps an engine from being the one expected; None in `expected` fits anything.
+def differences(found: EngineKey, expected: Mapping[str, object]) -> dict[str, str]:
+    """What keeps an engine from being the one expected, in words, by the names of fields; None in
+    `expected` fits anything.
 
     An engine built for `"any"` GPU fits every GPU, and one without compute capability every
     capability.
@@ -268,15 +239,19 @@ def differences(found: EngineKey, expected: Mapping[str, object]) -> list[Mismat
     unknown = sorted(set(expected) - set(KEY_FIELDS))
     if unknown:
         raise ValueError(f"no fields of EngineKey: {', '.join(unknown)}")
-    mismatches = []
+    different: dict[str, str] = {}
     for name in KEY_FIELDS:
         want, have = expected.get(name), getattr(found, name)
         if want is None or want == have:
             continue
         if (name == "gpu" and have == ANY_GPU) or (name == "compute_capability" and have is None):
             continue
-        mismatches.append(Mismatch(name, show(have), show(want)))
-    return mismatches
+        different |= _difference(name, show(have), show(want))
+    return different
+
+
+def _difference(name: str, found: str, expected: str) -> dict[str, str]:
+    return {name: f"{_ABOUT[name]}: found {found}, expected {expected}"}
 
 
 def next_sidecar_if_valid(engine: Path) -> Sidecar | None:
@@ -293,15 +268,15 @@ def next_sidecar_if_valid(engine: Path) -> Sidecar | None:
         return None  # the caller reads the ordinary sidecar, and reports on that
 
 
-def _differences_of_file(engine: Path, sidecar: Sidecar) -> list[Mismatch]:
+def _differences_of_file(engine: Path, sidecar: Sidecar) -> dict[str, str]:
     with _readable(engine):
         size = engine.stat().st_size
         if size != sidecar.engine_bytes:
-            return [Mismatch("engine_bytes", f"{size} bytes", f"{sidecar.engine_bytes} bytes")]
+            return _difference("engine_bytes", f"{size} bytes", f"{sidecar.engine_bytes} bytes")
         digest = sha256_file(engine)
     if digest != sidecar.engine_sha256:
-        return [Mismatch("engine_sha256", show(digest), show(sidecar.engine_sha256))]
-    return []
+        return _difference("engine_sha256", show(digest), show(sidecar.engine_sha256))
+    return {}
 
 
 @contextmanager

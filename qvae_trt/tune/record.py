@@ -49,8 +49,9 @@ from qvae_trt.bench.results import Timing
 from qvae_trt.errors import BenchError
 from qvae_trt.files.json_file import parse_object
 from qvae_trt.files.reading import read_bytes
+from qvae_trt.files.values import AnyNumber, Sha256
 from qvae_trt.files.writing import write_text
-from qvae_trt.json_rows import FLAT, AnyNumber, Sha256, read, write
+from qvae_trt.json_rows import FLAT, read, write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune.variants import Variant
 from qvae_trt.version import __version__
@@ -112,7 +113,7 @@ class Subject:
 class Parity:
     """The worst output's distance from the fp32 network."""
 
-    psnr_db: AnyNumber
+    psnr_db: AnyNumber | None
     relative_l2: float | None
 
 
@@ -205,38 +206,29 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
         )
 
     top = parse_object(raw, fault=malformed)
-    version = top.version()
-    if version > FORMAT_VERSION:
-        raise BenchError(
-            f"{path}: a tune file of format {version}, expected {FORMAT_VERSION}: written by a "
-            "newer qvae",
-            fix="use that version of qvae, or run qvae tune again",
-        )
-    choices = top.table("choice")
-    choices.only(*PARTS)
+    top.check_version(FORMAT_VERSION)
+    top.only("format_version", "qvae_version", "command", "key", "choice", "measurements")
+    top["choice"].only(*PARTS)
     file = TuneFile(
-        qvae_version=top.text("qvae_version"),
-        command=top.text("command"),
-        key=read(TuneKey, top.table("key"), strict=True),
-        measurements=tuple(
-            read(Measurement, table, strict=True) for table in top.tables("measurements")
-        ),
+        qvae_version=top["qvae_version"].text(),
+        command=top["command"].text(),
+        key=read(TuneKey, top["key"], strict=True),
+        measurements=read(tuple[Measurement, ...], top["measurements"], strict=True),
         choices={
-            part: read(TunedVariant, choices.table(part), strict=True, part=part)
+            part: read(TunedVariant, top["choice"][part], strict=True, part=part)
             for part in PARTS
-            if part in choices.data
+            if part in top["choice"].data
         },
     )
-    top.end()
-    for table, row in zip(top.tables("measurements"), file.measurements, strict=True):
+    for item, row in zip(top["measurements"].items(), file.measurements, strict=True):
         if (row.timing is not None and row.parity is not None) is (row.status == "failed"):
-            table.refuse("status", f"{row.status} does not fit timing and parity")
+            item["status"].refuse(f"{row.status} does not fit timing and parity")
     if len({(m.subject, m.variant) for m in file.measurements}) < len(file.measurements):
-        top.refuse("measurements", "one variant twice")
+        top["measurements"].refuse("one variant twice")
     for part in file.choices:
         measurement = file.chosen(part)
         if measurement is None or measurement.status != "ok":
-            choices.refuse(part, "not among the measurements that are ok")
+            top["choice"][part].refuse("not among the measurements that are ok")
     return file
 
 

@@ -9,34 +9,23 @@ from qvae_trt.errors import UsageError
 from qvae_trt.lowerings import Lowering, choose_lowering
 
 if TYPE_CHECKING:
-    from qvae_trt.files.json_file import Table
     from qvae_trt.profiles import Part, Precision
 
 DEFAULT = "default"
 _MAX_LEVEL = 5
 _FIELDS = tuple(field.name for field in fields(Lowering))
 
+Level = Annotated[int, lambda value: value.integer(0, _MAX_LEVEL)]
 Axis = tuple[str, tuple[str, ...]]
 """A field of a variant, and the values of it that are tried."""
-
-
-def _lowering(table: Table, name: str) -> Lowering:
-    """A lowering from a file. It must name every field, so that a file of a qvae with other fields
-    is refused.
-    """
-    return Lowering.parse(table.parsed(name, lambda text: Lowering.parse(text).canonical()))
-
-
-def _level_or_none(table: Table, name: str) -> int | None:
-    return None if table.value(name) is None else table.integer(name, most=_MAX_LEVEL)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to build an engine. `level` None is TensorRT's own default."""
 
-    lowering: Annotated[Lowering, _lowering]
-    level: Annotated[int | None, _level_or_none] = None
+    lowering: Lowering
+    level: Level | None = None
 
     def __str__(self) -> str:
         """All of it, as :meth:`changed` reads it."""

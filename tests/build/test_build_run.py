@@ -360,7 +360,9 @@ def test_an_engine_that_cannot_be_looked_at_does_not_stop_the_others(
     assert (built.status, failed.status) == ("built", "failed")
     assert failed.reason == f"{jobs[1].path}: Permission denied"
     assert failed.error is not None
-    assert str(failed.error.fix).startswith(f"let this user into {jobs[1].path.parent}, or ")
+    assert str(failed.error.fix).startswith(
+        f"let this user read and write {jobs[1].path.parent}, or "
+    )
     assert NoneAhead.started == []
 
 

@@ -237,7 +237,7 @@ def test_an_engine_that_cannot_be_read_is_one_failed_row(tmp_path: Path) -> None
     failed, built = json.loads(ran.stdout)["engines"]
     assert (failed["status"], built["status"]) == ("failed", "built")
     assert "Permission denied" in failed["reason"]
-    assert failed["fix"] == f"let this user into {locked}, or name another folder"
+    assert failed["fix"] == f"let this user read and write {locked}, or name another folder"
 
 
 def test_doctor_of_a_folder_that_cannot_be_entered(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ INSTRUMENTED = [
     "qvae_trt.profiles",
     "qvae_trt.files.toml_file",
     "qvae_trt.files.json_file",
+    "qvae_trt.files.values",
     "qvae_trt.json_rows",
     "qvae_trt.store.sidecar",
     "qvae_trt.tune.record",

@@ -178,7 +178,7 @@ def test_a_malformed_sidecar(built, text):
 def test_a_sidecar_of_a_newer_format(built):
     path = sidecar_path(built.path)
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(EngineError, match="format 2, expected at most 1"):
+    with pytest.raises(EngineError, match="format_version: 2, expected at most 1"):
         check_engine(built.path)
 
 

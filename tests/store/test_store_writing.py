@@ -405,7 +405,7 @@ def test_a_read_only_folder(open_folder, first):
         ):
             with pytest.raises(StoreError, match="Permission denied") as caught:
                 call()
-            assert f"make {path.parent} writable" in caught.value.fix
+            assert f"read and write {path.parent}, or" in caught.value.fix
         if not first:
             assert check_engine(path) == old
 

@@ -93,7 +93,10 @@ def read_or_refuse(raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(format_version=2), "of format 2, expected 1: written by a newer qvae"),
+        (
+            lambda d: d.update(format_version=2),
+            "2, expected at most 1: written by a newer qvae",
+        ),
         (lambda d: d["choice"]["decoder"].update(level=3), "choice.decoder: not among"),
         (lambda d: d["measurements"].append(d["measurements"][0]), "one variant twice"),
         (lambda d: d["measurements"][1].update(status="broken"), "choice.decoder: not among"),
@@ -107,7 +110,7 @@ def read_or_refuse(raw: bytes) -> None:
         ),
         (lambda d: d["measurements"][3].update(status="ok"), "does not fit timing and parity"),
         (lambda d: d["measurements"][0]["timing"].update(median_ms=0), "expected more than 0"),
-        (lambda d: d["measurements"][0].update(extra=1), "measurements[0].'extra': unknown"),
+        (lambda d: d["measurements"][0].update(extra=1), "measurements[0].extra: unknown"),
         (lambda d: d["key"].update(precision="int8"), "key.precision: expected one of fp16"),
     ],
 )

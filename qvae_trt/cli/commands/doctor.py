@@ -10,15 +10,18 @@ from rich.text import Text
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import records
+from qvae_trt.json_rows import write
+from qvae_trt.version import __version__
 
 
 def doctor(engine_dir: Path = options.ENGINE_DIR_OPTION) -> int:
     """Check this machine and show fixes."""
     from qvae_trt.doctor import diagnose
 
-    diagnosis = diagnose(engine_dir)
-    output.emit(diagnosis.to_dict(), _draw)
-    return 0 if diagnosis.ok else 1
+    checks = diagnose(engine_dir)
+    ok = all(check.status != "fail" for check in checks)
+    output.emit({"qvae": __version__, "ok": ok, "checks": write(checks)}, _draw)
+    return 0 if ok else 1
 
 
 def _draw(data: dict[str, Any]) -> RenderableType:

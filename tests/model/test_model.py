@@ -23,6 +23,7 @@ from released_names import original_name, original_name_21
 from safetensors.torch import load_file, save_file
 
 from qvae_trt.errors import ModelError
+from qvae_trt.files.values import Value
 from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21
 from qvae_trt.model import (
     BUNDLED_TINY,
@@ -156,7 +157,7 @@ def test_random_2_1_keeps_values_of_use() -> None:
 
 
 def test_full_2_1_has_the_published_widths() -> None:
-    from qvae_trt.model.load import SEEDED
+    from qvae_trt.model import SEEDED
     from qvae_trt.model.seeded import empty_vae
 
     kind, config = SEEDED[RANDOM_FULL_21]
@@ -329,7 +330,7 @@ def test_an_index_may_name_the_one_file(copy: Path) -> None:
     ("text", "words"),
     [
         ("", "Expecting value"),
-        ("[]", "expected a JSON object"),
+        ("[]", "expected a table of names"),
         ("{}", "weight_map: missing"),
         ('{"weight_map": {}}', "names no file"),
         ('{"weight_map": {"a": 1}}', "expected text"),
@@ -614,7 +615,7 @@ def test_any_json_is_a_configuration_or_a_model_error(raw: object) -> None:
     if isinstance(raw, dict):
         raw = {"_class_name": QWEN_IMAGE.class_name, **raw}
     try:
-        _, config = check_config(raw, where="x")
+        _, config = check_config(Value(raw, lambda why: ModelError(f"x: {why}")))
     except ModelError as error:
         assert str(error).startswith("x: ")
     else:
@@ -832,6 +833,7 @@ def hash_of(data: bytes) -> str:
 SCRIPT = """
 import sys, time
 from qvae_trt.errors import ModelError
+from qvae_trt.files.values import Value
 from qvae_trt.model import load_model
 import huggingface_hub
 for source in sys.argv[1:]:

@@ -1,0 +1,151 @@
+"""Values from files, read strictly: what is missing, of another type or out of range is refused
+with its place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from qvae_trt.errors import printable
+
+if TYPE_CHECKING:
+    from qvae_trt.files.reading import Fault
+
+    #: The names and indices that lead to a value.
+    Keys = tuple[str | int, ...]
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+# Above this a count turns to infinity, or an OverflowError, where it is divided or compared.
+_MOST = 1 << 62
+# Below this a ratio does: it is what a positive number is at least.
+_LEAST = 1 / _MOST
+
+
+def place_of(keys: Keys) -> str:
+    """`cells[0].timing: `, which a reason follows; empty for the whole file."""
+    steps = (f"[{k}]" if isinstance(k, int) else f".{printable(k, lines=False)}" for k in keys)
+    return "".join(steps).removeprefix(".") + (": " if keys else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value in a file, to be read as what it should be.
+
+    Attributes:
+        data: as the parser gave it.
+        fault: makes what is raised of its place and the reason.
+        keys: where it is.
+        where: its place in words.
+    """
+
+    data: Any
+    fault: Fault
+    keys: Keys = ()
+    where: Callable[[Keys], str] = place_of
+
+    def refuse(self, why: str) -> NoReturn:
+        raise self.fault(self.where(self.keys) + why)
+
+    def expected(self, what: str) -> NoReturn:
+        self.refuse(f"expected {what}, found {in_words(self.data)}")
+
+    def inside(self, key: str | int, data: object) -> Value:
+        return Value(data, self.fault, (*self.keys, key), self.where)
+
+    def fields(self) -> dict[str, Value]:
+        if not isinstance(self.data, dict):
+            self.expected("a table of names and values")
+        return {name: self.inside(name, data) for name, data in self.data.items()}
+
+    def items(self, count: int | None = None) -> list[Value]:
+        if not isinstance(self.data, list):
+            self.expected("a list")
+        if count not in (None, len(self.data)):
+            self.refuse(f"expected {count} values, found {len(self.data)}")
+        return [self.inside(index, data) for index, data in enumerate(self.data)]
+
+    def __getitem__(self, name: str) -> Value:
+        return self.fields().get(name) or self.inside(name, None).refuse("missing")
+
+    def only(self, *known: str) -> None:
+        for name, value in self.fields().items():
+            if name not in known:
+                value.refuse(f"unknown, expected {', '.join(known)}")
+
+    def text(self) -> str:
+        # Half a surrogate pair is legal in JSON and cannot be printed.
+        if not isinstance(self.data, str) or any("\ud800" <= one <= "\udfff" for one in self.data):
+            self.expected("text")
+        return self.data
+
+    def sha256(self) -> str:
+        if not is_sha256(self.text()):
+            self.expected("64 hexadecimal digits in lower case")
+        return self.text()
+
+    def flag(self) -> bool:
+        if not isinstance(self.data, bool):
+            self.expected("true or false")
+        return self.data
+
+    def integer(self, least: int = 0, most: float = _MOST) -> int:
+        if type(self.data) is not int or not least <= self.data <= most:
+            wanted = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            self.expected(f"a whole number, {wanted}")
+        return self.data
+
+    def check_version(self, newest: int) -> None:
+        """Whether `format_version` is one that can be read."""
+        version = self["format_version"]
+        if version.integer(least=1, most=math.inf) > newest:
+            found = in_words(version.data)
+            version.refuse(
+                f"{found}, expected at most {newest}: written by a newer qvae; use that one"
+            )
+
+    def number(self, least: float = 0.0) -> float:
+        if isinstance(self.data, bool) or not isinstance(self.data, int | float):
+            self.expected("a number")
+        if not least <= self.data <= _MOST:
+            too_small = least == _LEAST and self.data < least
+            self.expected("more than 0" if too_small else f"{least:g} to {_MOST:g}")
+        return float(self.data)
+
+    def any_number(self) -> float:
+        return self.number(-_MOST)
+
+    def positive(self) -> float:
+        return self.number(_LEAST)
+
+    def plain(self) -> str | int | float | bool | None:
+        """A text, a number, true, false or null."""
+        if isinstance(self.data, int | float) and not isinstance(self.data, bool):
+            self.any_number()
+        elif self.data is not None and not isinstance(self.data, bool):
+            return self.text()
+        return self.data
+
+
+#: Kinds of values, as the types of fields of rows.
+Fact = Annotated[str | int | float | bool | None, Value.plain]
+Positive = Annotated[float, Value.positive]
+AnyNumber = Annotated[float, Value.any_number]
+Count = Annotated[int, lambda value: value.integer(1)]
+Sha256 = Annotated[str, Value.sha256]
+
+
+def is_sha256(text: str) -> bool:
+    return _SHA256.fullmatch(text) is not None
+
+
+def in_words(data: object) -> str:
+    """A value as JSON has it; of a long one the beginning, of a list or an object the kind."""
+    if isinstance(data, list | dict):
+        return "a list" if isinstance(data, list) else "an object"
+    text = json.dumps(data, default=repr)
+    return text if len(text) <= 60 else f"{text[:57]}..."
