@@ -35,6 +35,8 @@ from qvae_trt.runtime.pytorch import PyTorchVae, needs_gradient
 from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qvae_trt.model import Model
     from qvae_trt.runtime.engines import Engines
     from qvae_trt.store.measured import Measured
@@ -191,7 +193,7 @@ class Ladder:
         try:
             size.check()
         except ResolutionError as error:
-            return _Unserved(error)
+            return _Unserved(partial(bare, error))
         no_engine = self._no_engine(x)
         unfit: dict[str, str] = dict.fromkeys(MODES, no_engine) if no_engine else {}
         tried = call.tried.setdefault(size, _Tried(unfit))
@@ -199,11 +201,13 @@ class Ladder:
             chosen = self.engines.choose(part, size, tried.unfit)
             choice = chosen.choice
             if choice.engine != "static" and choice.engine != "profiles":
-                missing = self._missing(part, choice, mendable=no_engine is None)
-                return _Unserved(tried.problem or missing, failed=tried.problem is not None)
+                if tried.problem is not None:
+                    return _Unserved(partial(bare, tried.problem), failed=True)
+                return _Unserved(partial(self._missing, part, choice, mendable=no_engine is None))
             faster = None if tried.problem else fused_first(self.settings.measured, part, choice)
             if faster is not None and self.pytorch.fused.refusal(x.device) is None:
-                return _Unserved(EngineError(f"the fused path is {faster}"), chosen=True)
+                why = partial(EngineError, f"the fused path is {faster}")
+                return _Unserved(why, chosen=True)
             try:
                 y = self.engines.serve(part, chosen, x)
                 if y is None:
@@ -403,16 +407,22 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class _Unserved:
-    """Why no engine gave a result.
+    """No engine gave a result.
 
     Attributes:
+        why: makes the error. That costs as much as launching a small picture, and where the fused
+            path serves, nobody reads it.
         failed: one that is there could not.
         chosen: the fused path is preferred.
     """
 
-    error: QvaeError
+    why: Callable[[], QvaeError]
     failed: bool = False
     chosen: bool = False
+
+    @property
+    def error(self) -> QvaeError:
+        return self.why()
 
 
 class _TooBigError(Exception):
