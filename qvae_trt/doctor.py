@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
@@ -246,7 +246,7 @@ def _disk(engine_dir: Path) -> Check:
 def _hub() -> Check:
     found = _package("huggingface_hub")
     if found.status == "fail":
-        return found
+        return replace(found, name="model")
     hub = importlib.import_module("huggingface_hub")
     cached = hub.try_to_load_from_cache(_HUB_MODEL, "vae/diffusion_pytorch_model.safetensors")
     if isinstance(cached, str):

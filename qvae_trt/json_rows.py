@@ -98,12 +98,13 @@ def _names(kind: Any) -> Iterator[str]:
 
 
 def _parsed(kind: Any, value: Value) -> Any:
-    """What a text stands for that says all of it: `write` writes the same, but for capitals."""
+    """What a text stands for; in what no person writes, as `write` writes it."""
+    text = value.text()
     try:
-        parsed = kind.parse(value.text())
+        parsed = kind.parse(text)
     except QvaeError as error:
         value.refuse(error.what)
-    if write(parsed) != value.data.strip().lower():
+    if not value.by_hand and write(parsed) != text:
         value.expected(write(parsed))
     return parsed
 

@@ -69,6 +69,9 @@ def test_what_is_written_is_read() -> None:
         ({"times": {"048x64": 1}}, 'times.048x64: expected 48x64, found "048x64"'),
         ({"times": {"48x64": 0}}, "times.48x64: expected more than 0, found 0"),
         ({"size": "48x63"}, "size: 48x63: the height is 63"),
+        ({"size": "48X64"}, '^size: expected 48x64, found "48X64"$'),
+        ({"size": " 48x64"}, "^size: expected 48x64"),
+        ({"size": 5}, "^size: expected text, found 5$"),
         ({"more": 1}, "more: unknown"),
         ({"flat": {}}, "flat: unknown"),
         ({"inner": {"size": "48x64", "kind": "a", "more": 1}}, "inner.more: unknown"),
@@ -85,3 +88,9 @@ def test_a_field_that_is_given_is_not_read() -> None:
     assert read(Row, top(data), done=True, strict=True) == ROW
     with pytest.raises(QvaeError, match="done: unknown"):
         read(Row, top(write(ROW)), done=True, strict=True)
+
+
+@pytest.mark.parametrize("text", ["48X64", " 48x64 ", "048x64"])
+def test_people_may_write_a_size_as_they_like(text: str) -> None:
+    data = write(INNER) | {"size": text}
+    assert read(Inner, Value(data, StoreError, by_hand=True)) == INNER

@@ -164,6 +164,13 @@ def test_a_profiles_file(tmp_path):
         (GOOD.replace('"512x512"', "true"), 3, "opt: expected text, found true"),
         (GOOD.replace('"512x512"', "[512, 512]"), 3, "opt: expected text, found a list"),
         (GOOD.replace("512x512", "513x512"), 3, "multiple of 8"),
+        (GOOD.replace("512x512", "513x512").replace("\n", "\r\n").encode(), 3, "multiple of 8"),
+        (
+            GOOD.replace("512x512", "513x512") + '[[profile]]\nmin = """\\\n8x8"""\nopt = "8x8"\n',
+            3,
+            "multiple of 8",
+        ),
+        (GOOD.replace("512x512", "512×512"), 3, '"512×512" is not a size'),
         (GOOD.replace("512x512", "512"), 3, "is not a size"),
         (GOOD.replace("512x512", "0x512"), 3, "the width is 0"),
         (

@@ -140,4 +140,4 @@ def tree(value: object) -> RenderableType:
     text = yaml.safe_dump(
         value, sort_keys=False, allow_unicode=True, width=_ENDLESS, default_flow_style=None
     )
-    return Text(printable(text.rstrip()))
+    return Text(printable(text.rstrip()), no_wrap=True, overflow="ignore")

@@ -32,7 +32,7 @@ def read_toml(path: Path) -> Value:
 
     raw = read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=ProfileError).removeprefix(BOM_UTF8)
     try:
-        text = raw.decode()
+        text = raw.decode().replace("\r\n", "\n")
         data = tomllib.loads(text)
     except UnicodeDecodeError as error:
         fail_at(raw[: error.start].count(b"\n") + 1, "not UTF-8")
@@ -50,13 +50,14 @@ def read_toml(path: Path) -> Value:
     def where(keys: Keys) -> str:
         return f", line {_line(text, keys)}: {place_of(keys)}"
 
-    return Value(data, lambda why: ProfileError(f"{path}{why}"), where=where)
+    return Value(data, lambda why: ProfileError(f"{path}{why}"), where=where, by_hand=True)
 
 
 def _line(text: str, keys: Keys) -> int:
     """The line at which a value stands, or what holds it where it is missing.
 
-    tomllib gives no positions. It is the first line after which the file, cut off there, has it.
+    tomllib gives no positions. Of the lines with its name, it is the first after which the file,
+    cut off there, has it; of a value of several lines, where the last of those begins.
     """
     lines = text.split("\n")
 
@@ -71,4 +72,7 @@ def _line(text: str, keys: Keys) -> int:
 
     while not has(len(lines)):
         keys = keys[:-1]
-    return bisect_left(range(1, len(lines) + 1), True, key=has) + 1
+    name = next((key for key in reversed(keys) if isinstance(key, str)), "")
+    # A name with an escape stands in no line as it is read.
+    ends = [count for count, line in enumerate(lines, 1) if name in line] or [1]
+    return ends[min(bisect_left(ends, True, key=has), len(ends) - 1)]

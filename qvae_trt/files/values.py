@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from qvae_trt.errors import printable
@@ -28,7 +28,7 @@ _LEAST = 1 / _MOST
 
 def place_of(keys: Keys) -> str:
     """`cells[0].timing: `, which a reason follows; empty for the whole file."""
-    steps = (f"[{k}]" if isinstance(k, int) else f".{printable(k, lines=False)}" for k in keys)
+    steps = (f"[{k}]" if isinstance(k, int) else f".{printable(k[:60], lines=False)}" for k in keys)
     return "".join(steps).removeprefix(".") + (": " if keys else "")
 
 
@@ -41,12 +41,14 @@ class Value:
         fault: makes what is raised of its place and the reason.
         keys: where it is.
         where: its place in words.
+        by_hand: people write such files.
     """
 
     data: Any
     fault: Fault
     keys: Keys = ()
     where: Callable[[Keys], str] = place_of
+    by_hand: bool = False
 
     def refuse(self, why: str) -> NoReturn:
         raise self.fault(self.where(self.keys) + why)
@@ -55,7 +57,7 @@ class Value:
         self.refuse(f"expected {what}, found {in_words(self.data)}")
 
     def inside(self, key: str | int, data: object) -> Value:
-        return Value(data, self.fault, (*self.keys, key), self.where)
+        return replace(self, data=data, keys=(*self.keys, key))
 
     def fields(self) -> dict[str, Value]:
         if not isinstance(self.data, dict):
@@ -105,7 +107,7 @@ class Value:
         if version.integer(least=1, most=math.inf) > newest:
             found = in_words(version.data)
             version.refuse(
-                f"{found}, expected at most {newest}: written by a newer qvae; use that one"
+                f"{found}, expected at most {newest}: written by a newer qvae, which reads it"
             )
 
     def number(self, least: float = 0.0) -> float:
@@ -147,5 +149,5 @@ def in_words(data: object) -> str:
     """A value as JSON has it; of a long one the beginning, of a list or an object the kind."""
     if isinstance(data, list | dict):
         return "a list" if isinstance(data, list) else "an object"
-    text = json.dumps(data, default=repr)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    text = json.dumps(data, default=repr, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"

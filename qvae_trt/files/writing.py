@@ -41,10 +41,10 @@ def _claim() -> tuple[Path, int]:
         place = Path(tempfile.gettempdir(), f"{_PREFIX}*")
         with refusals_named("make", place, option=GRAPHS):
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        try:
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # another build took it for a leftover before it was opened
+            try:
+                lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # another build took it for a leftover before it was opened
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.is_dir():
             return folder, lock

@@ -65,7 +65,8 @@ def check_config(file: Value) -> tuple[Kind, Config]:
         file.refuse(f"expected the same number of channels as {' and '.join(kind.colours)}")
     for name, expected in kind.fixed.items():
         if file.data.get(name) not in (None, expected):
-            raw[name].expected(f"{expected}, as {kind.name} has it")
+            found = f"{file.data[name]}"[:60]
+            raw[name].refuse(f"expected {expected}, as {kind.name} has it, found {found}")
     z_dim = raw["z_dim"].integer() if "z_dim" in raw else kind.z_dim
     for name, neutral, read in (
         ("latents_mean", 0.0, Value.any_number),

@@ -133,11 +133,13 @@ def fetch(repo: str) -> Path:
     from huggingface_hub import errors
 
     try:
-        found = _from_hub(repo, cached=True) or _from_hub(repo, cached=False)
-    except ModelError:
-        raise
+        found = _from_hub(repo, cached=True)
     except errors.HFValidationError as error:
         raise ModelError(f"{repo}: is not a hub id: {error}") from error
+    try:
+        found = found or _from_hub(repo, cached=False)
+    except ModelError:
+        raise
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{repo}: the hub asks for permission first",

@@ -125,9 +125,10 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
     """(B, z, 1, h, w) → (B, h/2 * w/2, 4z): squares of 2x2 latents become tokens.
 
     Raises:
-        UsageError: other dimensions, or an odd side.
+        UsageError: other dimensions, an odd side, or nothing in it.
     """
-    if latents.ndim != 5 or latents.shape[2] != 1 or latents.shape[3] % 2 or latents.shape[4] % 2:
+    shape = latents.shape
+    if len(shape) != 5 or shape[2] != 1 or shape[3] % 2 or shape[4] % 2 or not latents.numel():
         raise UsageError(
             f"got latents of shape {tuple(latents.shape)}, expected (B, z, 1, h, w), h and w even",
             fix="pictures need sides that are multiples of 16",
@@ -149,7 +150,8 @@ def unpack(tokens: torch.Tensor, height: int, width: int, *, frames: int = 1) ->
             f"got latents of shape {tuple(tokens.shape)}, expected (B, {expected}, 4z) for"
             f" {width}x{height} pixels" + (f" and {frames} frames" if frames > 1 else "")
         )
-    squares = tokens.reshape(len(tokens), frames, high, wide, -1).movedim(-1, 2)
+    shape = len(tokens), frames, high, wide, tokens.shape[2]
+    squares = tokens.reshape(shape).movedim(-1, 2)
     return functional.pixel_shuffle(squares, _PATCH)
 
 

@@ -309,6 +309,9 @@ def test_what_is_no_tensor_is_refused_in_words(engine_dir, value):
 
 
 def test_odd_latents_cannot_be_packed(engine_dir):
+    for shape in ((0, 16, 1, 4, 4), (1, 16, 1, 0, 4)):
+        with pytest.raises(UsageError, match=r"got latents of shape \("):
+            pack(torch.zeros(shape))
     with pytest.raises(UsageError, match="multiples of 16"):
         make(engine_dir / "static").encode_vae_image(torch.zeros(1, 16, 1, 7, 12))
     with pytest.raises(UsageError, match="auto_height is None"):

@@ -89,6 +89,13 @@ def test_tf32_is_off_for_the_reference_and_as_before_after_it():
         torch.backends.cuda.matmul.allow_tf32 = before[1]
 
 
+def test_tf32_is_off_where_pytorchs_flags_are_frozen(monkeypatch):
+    """As after `torch.backends.disable_global_flags()`."""
+    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
+    with exact_fp32():
+        assert not torch.backends.cudnn.allow_tf32
+
+
 def test_a_layered_vae_gets_pictures_of_four_channels():
     from diffusers import AutoencoderKLQwenImage
 
