@@ -12,7 +12,7 @@
 #   bench-encoder, bench-decoder         every path at every size: the seven static ones, the nine opts, four between them
 #   service                              latents to PIL, first use and change of size, at the seven sizes
 #   parity                               every engine at every size against PyTorch fp32
-#   kernels                              each kernel of the fused path against its floor
+#   kernels                              each kernel of the fused path against its floor, its convolutions by width
 #   first-use                            first uses of the fused path: of a process, of a size, after offload
 #   layers                               every layer of the static pair at 1328x1328
 #   attention                            forms of attention with ranges: planned memory, compiler or not, milliseconds
@@ -82,7 +82,9 @@ step() {
       for size in "${static[@]}" "${others[@]}"; do
         once "parity/$size" "${qvae[@]}" verify "${served[@]}" --resolution "$size" --out "$out/parity/$size"
       done ;;
-    kernels) once kernels "${python[@]}" "$here/kernels.py" --out "$out/kernels" ;;
+    kernels)
+      once kernels "${python[@]}" "$here/kernels.py" --out "$out/kernels"
+      once convolutions "${python[@]}" "$here/convolutions.py" --out "$out/convolutions.json" ;;
     first-use)
       once first-use-cold env TRITON_CACHE_DIR="$out/triton" "${python[@]}" "$here/first_use.py" --out "$out/first_use_cold.json"
       once first-use-warm env TRITON_CACHE_DIR="$out/triton" "${python[@]}" "$here/first_use.py" --out "$out/first_use_warm.json" ;;
