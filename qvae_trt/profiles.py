@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from qvae_trt.errors import ResolutionError, UsageError
 from qvae_trt.files.toml_file import read_toml
-from qvae_trt.files.values import in_words
+from qvae_trt.files.values import Value, in_words
 from qvae_trt.json_rows import read
 
 Part = Literal["encoder", "decoder"]
@@ -330,20 +330,26 @@ def engine_path(
 # --- reading the files --------------------------------------------------------------------------
 
 
+def _only(path: Path, name: str, kind: type, expected: str) -> Value:
+    """The one value that a TOML file may hold, which is of this kind and not empty."""
+    top = read_toml(path)
+    top.only(name)
+    value = top.inside(name, top.data.get(name))
+    if not isinstance(value.data, kind) or not value.data:
+        value.refuse(expected)
+    return value
+
+
 def load_static_sizes(path: Path | None = None) -> dict[str, Resolution]:
     """The static sizes by aspect (`"16:9"`), in the file's order; by default Qwen-Image's.
 
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
     """
-    top = read_toml(path or own_file("static.toml"))
-    top.only("sizes")
-    given = top.data.get("sizes")
-    if not isinstance(given, dict) or not given:
-        what = 'expected a [sizes] table of lines such as "16:9" = "1664x928"'
-        top.inside("sizes", given).refuse(what)
-    sizes: dict[str, Resolution] = read(Mapping[str, Resolution], top["sizes"])
-    for (aspect, size), line in zip(sizes.items(), top["sizes"].fields().values(), strict=True):
+    what = 'expected a [sizes] table of lines such as "16:9" = "1664x928"'
+    table = _only(path or own_file("static.toml"), "sizes", dict, what)
+    sizes: dict[str, Resolution] = read(Mapping[str, Resolution], table)
+    for (aspect, size), line in zip(sizes.items(), table.fields().values(), strict=True):
         sides = _ASPECT.fullmatch(aspect)
         if sides is None:
             line.refuse("is not an aspect ratio: expected two numbers, such as 16:9")
@@ -366,14 +372,10 @@ def load_profiles(path: Path | None = None) -> tuple[Profile, ...]:
     Raises:
         ProfileError: the file cannot be read or is malformed; names the file and the line.
     """
-    top = read_toml(path or own_file("nine.toml"))
-    top.only("profile")
-    given = top.data.get("profile")
-    if not isinstance(given, list) or not given:
-        what = "expected at least one [[profile]] with min, opt and max"
-        top.inside("profile", given).refuse(what)
-    profiles: tuple[Profile, ...] = read(tuple[Profile, ...], top["profile"], strict=True)
-    for index, (profile, table) in enumerate(zip(profiles, top["profile"].items(), strict=True)):
+    what = "expected at least one [[profile]] with min, opt and max"
+    tables = _only(path or own_file("nine.toml"), "profile", list, what)
+    profiles: tuple[Profile, ...] = read(tuple[Profile, ...], tables, strict=True)
+    for index, (profile, table) in enumerate(zip(profiles, tables.items(), strict=True)):
         if profile.fault is not None:
             table["opt"].refuse(profile.fault)
         if profiles.index(profile) < index:

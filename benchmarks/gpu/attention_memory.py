@@ -8,14 +8,18 @@ channels with random weights, and exact. It stands between two convolutions that
 in the network: behind a Gather or before an Unsqueeze the compiler takes it, and fails.
 
   static           the package's graph of the one size 1632x1088
-  package          the package's graph with ranges: values less the mean of a sample of them
+  package          the package's graph with ranges: values less the mean of a sample of them, 14
+                   runs, each after all results of the one before
+  seven, twenty-eight
+                   the same with as many runs
+  one-zero         as seven, but each after one value of the one before
   unpadded         no centre, keys as many as there are
   no-centre        keys filled up to a multiple of 8, with zeros by a clamp
   half-centre      the same, and the values less their mean, summed in fp16
   half-centre-inter, unpadded-inter
                    every k-th query is one run: no slice cuts tokens into runs
-  select           the package's centre; every k-th query is one run, taken by a product with zeros
-                   and ones; all of a run's result makes the zeros for the next: no slice of queries
+  select           as seven, but every k-th query is one run, taken by a product with zeros and
+                   ones: no slice of queries
   whole            as package, but all queries in one run
   scan             a centre summed in float32, zeros by Expand, and a loop of the network as runs
   barrier          the same centre and zeros; the zero that is made of one run for the next goes
@@ -41,6 +45,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +56,7 @@ from torch.nn import functional as F
 
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec
+from qvae_trt.bench.timing import cuda_clock
 from qvae_trt.export import onnx_of
 from qvae_trt.folding import attention
 from qvae_trt.folding.attention import Attention
@@ -69,7 +75,7 @@ if TYPE_CHECKING:
 
 #: Up to 48,128 tokens, the most of all profiles; 27,744 at opt.
 PROFILE = Profile(*map(Resolution.parse, ("1088x608", "1632x1088", "2048x1504")))
-#: Of the package's forms; the others have as many runs.
+#: Of the package's forms. The others have its runs in a graph of one size, 7, or `times` as many.
 LOWERING = choose_lowering("tensorrt", "8.6.1", "fp16")
 RUNS, WARM_UP = 15, 3
 
@@ -83,12 +89,16 @@ class Form:
         zeros: what makes the values of the keys that fill up; None fills up no keys.
         runs: parts of a `stack`, every k-th query (`inter`, and by a product `select`), the
             `whole`, or turns of a `loop`.
+        times: how often as many runs as in a graph of one size.
+        behind: a run waits for `one` value of the run before, or for `all`.
         barrier: what orders the runs goes through a convolution.
     """
 
     centre: Literal["float32", "half", "sample"] | None = None
     zeros: Literal["expand", "clamp"] | None = None
     runs: Literal["stack", "inter", "select", "whole", "loop"] = "stack"
+    times: int = 1
+    behind: Literal["one", "all"] = "one"
     barrier: bool = False
 
 
@@ -96,12 +106,15 @@ class Form:
 FORMS: dict[str, Form | None] = {
     "static": None,
     "package": None,
+    "seven": Form(centre="sample", behind="all"),
+    "twenty-eight": Form(centre="sample", behind="all", times=4),
+    "one-zero": Form(centre="sample"),
     "half-centre": Form(centre="half", zeros="clamp"),
     "no-centre": Form(zeros="clamp"),
     "half-centre-inter": Form(centre="half", zeros="clamp", runs="inter"),
     "unpadded": Form(),
     "unpadded-inter": Form(runs="inter"),
-    "select": Form(centre="sample", runs="select"),
+    "select": Form(centre="sample", runs="select", behind="all"),
     "whole": Form(runs="whole"),
     "scan": Form(centre="float32", zeros="expand", runs="loop"),
     "barrier": Form(centre="float32", zeros="expand", barrier=True),
@@ -169,7 +182,7 @@ class Candidate(nn.Module):
 
         if self.form.runs == "whole":
             return mix(query)
-        chunks = LOWERING.attention_chunks
+        chunks = self.form.times * LOWERING.attention_chunks
         query = torch.cat([query, query[:, : filling_to(chunks, tokens)]], dim=1)
         if self.form.runs in ("inter", "select"):
             rows = query.reshape(1, -1, chunks * channels)
@@ -191,7 +204,7 @@ class Candidate(nn.Module):
         mixed = [mix(runs[0])]
         for run in runs[1:]:
             zero = mixed[-1].clamp(0, 0)
-            if self.form.runs != "select":
+            if self.form.behind == "one":
                 zero = zero.narrow(1, 0, 1).narrow(2, 0, 1)
             if self.form.barrier:
                 zero = F.conv2d(zero[None], self.one)[0]
@@ -316,14 +329,8 @@ def run(
     for name, shape in {"opt": opt, "max": largest}.items():
         random = torch.Generator("cuda").manual_seed(0)
         x = torch.randn(shape, device="cuda", generator=random).half()
-        taken = []
-        for _ in range(WARM_UP + RUNS):
-            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begun.record()
-            y = loaded.run(x)
-            ended.record()
-            torch.cuda.synchronize()
-            taken.append(begun.elapsed_time(ended))
+        taken = [cuda_clock(partial(loaded.run, x))[0] for _ in range(WARM_UP + RUNS)]
+        y = loaded.run(x)
         with torch.no_grad():
             exact = wanted(x[:, :, 0].float())[:, :, None]
         told[f"{name}_ms"] = round(statistics.median(taken[WARM_UP:]), 3)

@@ -9,16 +9,15 @@ channels last, milliseconds between two CUDA events, median of 9 runs after 3.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
+from recording import record
 from torch.nn import functional as F
 
-from qvae_trt.bench.machine import machine_facts, version_facts
+from qvae_trt.bench.timing import cuda_clock
 
 #: Channels in and out, and the side of the picture: of Qwen-Image at 1328x1328, of Qwen-Image-2.1
 #: at 2048x2048 (its decoder, then its encoder).
@@ -36,14 +35,8 @@ RUNS, WARM_UP = 9, 3
 def milliseconds(channels: int, out: int, side: int) -> float:
     x = random(1, channels, side, side)
     weight = random(out, channels, 3, 3)
-    taken = []
-    for _ in range(WARM_UP + RUNS):
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        F.conv2d(x, weight, padding=1)
-        ended.record()
-        torch.cuda.synchronize()
-        taken.append(begun.elapsed_time(ended))
+    convolve = partial(F.conv2d, x, weight, padding=1)
+    taken = [cuda_clock(convolve)[0] for _ in range(WARM_UP + RUNS)]
     return round(statistics.median(taken[WARM_UP:]), 3)
 
 
@@ -65,14 +58,5 @@ def measure() -> list[dict[str, Any]]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
-    facts = {"machine": machine_facts("cuda"), "versions": version_facts("cuda")}
-    out.write_text(json.dumps({"convolutions": measure(), **facts}, indent=1) + "\n", "utf-8")
-    print(out.read_text("utf-8"))
-
-
 if __name__ == "__main__":
-    main()
+    record("convolutions", measure, about=__doc__)

@@ -9,17 +9,14 @@ milliseconds on the host, from an idle device to an idle device, with random:ful
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from recording import record
 
 import qvae_trt
-from qvae_trt.bench.machine import machine_facts, version_facts
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Resolution
@@ -76,14 +73,5 @@ def measure() -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
-    facts = {"machine": machine_facts("cuda"), "versions": version_facts("cuda")}
-    out.write_text(json.dumps({"milliseconds": measure(), **facts}, indent=1) + "\n", "utf-8")
-    print(out.read_text("utf-8"))
-
-
 if __name__ == "__main__":
-    main()
+    record("milliseconds", measure, about=__doc__)

@@ -73,6 +73,6 @@ def _line(text: str, keys: Keys) -> int:
     while not has(len(lines)):
         keys = keys[:-1]
     name = next((key for key in reversed(keys) if isinstance(key, str)), "")
-    # A name with an escape stands in no line as it is read.
+    # No line has a name that is written with an escape.
     ends = [count for count, line in enumerate(lines, 1) if name in line] or [1]
     return ends[min(bisect_left(ends, True, key=has), len(ends) - 1)]

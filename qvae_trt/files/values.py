@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from qvae_trt.errors import printable
@@ -24,6 +24,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _MOST = 1 << 62
 # Below this a ratio does: it is what a positive number is at least.
 _LEAST = 1 / _MOST
+_TABLE = "a table of names and values"
 
 
 def place_of(keys: Keys) -> str:
@@ -57,11 +58,11 @@ class Value:
         self.refuse(f"expected {what}, found {in_words(self.data)}")
 
     def inside(self, key: str | int, data: object) -> Value:
-        return replace(self, data=data, keys=(*self.keys, key))
+        return Value(data, self.fault, (*self.keys, key), self.where, self.by_hand)
 
     def fields(self) -> dict[str, Value]:
         if not isinstance(self.data, dict):
-            self.expected("a table of names and values")
+            self.expected(_TABLE)
         return {name: self.inside(name, data) for name, data in self.data.items()}
 
     def items(self, count: int | None = None) -> list[Value]:
@@ -72,7 +73,11 @@ class Value:
         return [self.inside(index, data) for index, data in enumerate(self.data)]
 
     def __getitem__(self, name: str) -> Value:
-        return self.fields().get(name) or self.inside(name, None).refuse("missing")
+        if not isinstance(self.data, dict):
+            self.expected(_TABLE)
+        if name not in self.data:
+            self.inside(name, None).refuse("missing")
+        return self.inside(name, self.data[name])
 
     def only(self, *known: str) -> None:
         for name, value in self.fields().items():

@@ -156,7 +156,8 @@ def _in_turn(query: Tensor, chunks: int, mix: Callable[[Tensor], Tensor]) -> Ten
     for run in _runs(query, chunks if of_one_size else 2 * chunks):
         if mixed:
             # Zeros made of the run before: else all scores are computed first, and held at once.
-            # With ranges of all of it: 8.6 copies results once more if a part of them is cut out.
+            # With ranges they are made of the whole run: TensorRT 8.6 copies a result once more
+            # where a part is cut out of it.
             before = mixed[-1]
             if of_one_size:
                 before = before.narrow(1, 0, 1).narrow(2, 0, 1)

@@ -24,8 +24,11 @@ SIZES = ((8, 12), (4, 4), (5, 9))
 FILLED = {
     "static": 0,
     "whole": 0,
-    **dict.fromkeys(("package", "select", "unpadded", "unpadded-inter"), 2),
+    **dict.fromkeys(("package", "seven", "twenty-eight", "one-zero", "select"), 2),
+    **dict.fromkeys(("unpadded", "unpadded-inter"), 2),
 }
+#: Their centre is the mean of a sample.
+SAMPLED = ("static", "package", "seven", "twenty-eight", "one-zero", "select")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_a_form_is_exact_and_has_the_operations_that_it_names(
     kinds = [node.op_type for node in proto.graph.node]
     in_float32 = name in ("scan", "barrier")
     assert ("Expand" in kinds) == in_float32
-    has_centre = in_float32 or "half-centre" in name or name in ("static", "package", "select")
+    has_centre = in_float32 or "half-centre" in name or name in SAMPLED
     assert ("ReduceMean" in kinds) == has_centre
     assert ("Scan" in kinds) == (name == "scan")
     in_norm, around = 2, 2
