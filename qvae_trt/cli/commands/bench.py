@@ -15,7 +15,6 @@ from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import Table, line
 from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
-from qvae_trt.report.numbers import ms, times
 
 if TYPE_CHECKING:
     from qvae_trt.bench.compare import Changes
@@ -130,6 +129,8 @@ def screen(report: Report) -> RenderableType:
 
 def comparison_table(comparison: Changes) -> RenderableType:
     """Every latency of a comparison; what left the margin is named, and coloured."""
+    from qvae_trt.report.numbers import ms
+
     rows = []
     for change in comparison.changes:
         direction = comparison.direction(change)
@@ -150,6 +151,8 @@ def comparison_table(comparison: Changes) -> RenderableType:
 
 
 def _table(shown: Shown, title: str) -> RenderableType:
+    from qvae_trt.report.numbers import times
+
     rows = [[_entry(entry) for entry in row] for row in shown.entries]
     if shown.means:
         sizes = max(mean[1] for mean in shown.means if mean is not None)
@@ -159,6 +162,8 @@ def _table(shown: Shown, title: str) -> RenderableType:
 
 
 def _entry(entry: Entry) -> Text:
+    from qvae_trt.report.numbers import times
+
     shown = line(entry.text, "bold" if entry.best else "")
     if entry.ratio is not None:
         shown.append(f" {times(entry.ratio)}", style=_shade(entry.ratio))
