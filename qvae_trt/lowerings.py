@@ -37,8 +37,7 @@ class Lowering:
         attention: `fused` is PyTorch's scaled_dot_product_attention; `softmax` cuts the queries
             into `attention_chunks` runs, one after the other, so that no N x N score matrix is ever
             held; `exp` does the same with the softmax's division behind the second product.
-        attention_chunks: into how many runs the queries are cut, twice as many in a graph with
-            ranges; unused by `fused`.
+        attention_chunks: into how many runs the queries are cut; unused by `fused`.
     """
 
     upsample: Upsample = "resize"
@@ -60,9 +59,12 @@ class Lowering:
     @property
     def fewest_latents(self) -> int:
         """Height times width of the smallest latents that a graph of any size takes: it fills the
-        runs of queries up with some of the queries, and there must be as many.
+        runs of queries up with some of the queries, `exp` also the keys to a multiple of 8 with
+        some of the keys, and at most with each of them once.
         """
-        return 1 if self.attention == "fused" else self.attention_chunks
+        if self.attention == "fused":
+            return 1
+        return max((self.attention_chunks + 1) // 2, 4 if self.attention == "exp" else 1)
 
     def canonical(self) -> str:
         """The lowering as text, e.g. `upsample=resize,norm=fp32,attention=softmax,…`."""

@@ -642,6 +642,7 @@ def _make_classes(trt: Any, state: State) -> list[type]:
     class ICudaEngine(_Base):
         def __init__(self, data: dict[str, Any], logger: Any) -> None:
             self._data, self._logger = data, logger
+            self._has_context = False
             state.live["ICudaEngine"] += 1
 
         def __del__(self) -> None:
@@ -707,7 +708,9 @@ def _make_classes(trt: Any, state: State) -> list[type]:
 
         def __init__(self, engine: Any, logger: Any, *, owns: bool) -> None:
             self._engine, self._logger, self._owns = engine, logger, owns
-            self._profile, self._shape = 0, None
+            # The first context has profile 0; a later one must be given one of its own.
+            self._profile, self._shape = (-1 if engine._has_context else 0), None
+            engine._has_context = True
             self._addresses: dict[str, int] = {}
             self._memory: tuple[int, int] | None = None
             self._updated = False

@@ -8,10 +8,15 @@ channels with random weights, and exact. It stands between two convolutions that
 in the network: behind a Gather or before an Unsqueeze the compiler takes it, and fails.
 
   static           the package's graph of the one size 1632x1088
-  package          the package's graph with ranges: values less the mean of a sample of them, 14
-                   runs, each after all results of the one before
-  seven, twenty-eight
+  package          the package's graph with ranges: values less the mean of a sample of them, 7
+                   runs, each after all results of the one before; queries and keys are filled up,
+                   and the filled ones cut out of tensors that are longer by a constant
+  package-10, package-14
                    the same with as many runs
+  keys-as-they-are the same with 7 runs and no keys filled up
+  seven, fourteen, twenty-eight
+                   likewise, but the queries are filled up with as many as are missing: a number
+                   that TensorRT takes for much larger than it is
   one-zero         as seven, but each after one value of the one before
   unpadded         no centre, keys as many as there are
   no-centre        keys filled up to a multiple of 8, with zeros by a clamp
@@ -44,7 +49,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,7 +80,7 @@ if TYPE_CHECKING:
 
 #: Up to 48,128 tokens, the most of all profiles; 27,744 at opt.
 PROFILE = Profile(*map(Resolution.parse, ("1088x608", "1632x1088", "2048x1504")))
-#: Of the package's forms. The others have its runs in a graph of one size, 7, or `times` as many.
+#: The package's. Forms of the script have as many runs, or `times` as many.
 LOWERING = choose_lowering("tensorrt", "8.6.1", "fp16")
 RUNS, WARM_UP = 15, 3
 
@@ -87,6 +92,7 @@ class Form:
     Attributes:
         centre: where the mean of the values is summed, if it is taken off at all.
         zeros: what makes the values of the keys that fill up; None fills up no keys.
+        bounded: queries are filled up by a constant and cut, not by what is missing.
         runs: parts of a `stack`, every k-th query (`inter`, and by a product `select`), the
             `whole`, or turns of a `loop`.
         times: how often as many runs as in a graph of one size.
@@ -100,13 +106,18 @@ class Form:
     times: int = 1
     behind: Literal["one", "all"] = "one"
     barrier: bool = False
+    bounded: bool = False
 
 
-#: None is the package's own.
-FORMS: dict[str, Form | None] = {
-    "static": None,
-    "package": None,
+#: A number is the package's own form with as many runs.
+FORMS: dict[str, Form | int] = {
+    "static": LOWERING.attention_chunks,
+    "package": LOWERING.attention_chunks,
+    "package-10": 10,
+    "package-14": 14,
+    "keys-as-they-are": Form(centre="sample", behind="all", bounded=True),
     "seven": Form(centre="sample", behind="all"),
+    "fourteen": Form(centre="sample", behind="all", times=2),
     "twenty-eight": Form(centre="sample", behind="all", times=4),
     "one-zero": Form(centre="sample"),
     "half-centre": Form(centre="half", zeros="clamp"),
@@ -126,16 +137,18 @@ FORMS: dict[str, Form | None] = {
 class Candidate(nn.Module):
     """(1, C, 1, h, w) → the same: attention in a form, on the weights of `block`."""
 
-    def __init__(self, block: nn.Module, form: Form | None) -> None:
+    def __init__(self, block: nn.Module, form: Form | int) -> None:
         super().__init__()
-        self.attention, self.form = Attention(block, LOWERING), form
+        runs = form if isinstance(form, int) else LOWERING.attention_chunks
+        self.attention = Attention(block, replace(LOWERING, attention_chunks=runs))
+        self.form = None if isinstance(form, int) else form
         channels = self.attention.query.weight.shape[0]
         self.first, self.last = identity(channels), identity(channels)
         bias = self.attention.value.bias.detach()
         self.scale = float(bias[channels])  # of the column of ones beside the values
         self.register_buffer("real", (torch.arange(len(bias)) < channels).to(bias.dtype))
         self.register_buffer("one", torch.ones(1, 1, 1, 1))
-        if form and form.runs == "select":
+        if self.form and self.form.runs == "select":
             every = torch.eye(LOWERING.attention_chunks * channels).split(channels, dim=1)
             for index, columns in enumerate(every):
                 self.register_buffer(f"of_run_{index}", columns.clone())
@@ -183,7 +196,11 @@ class Candidate(nn.Module):
         if self.form.runs == "whole":
             return mix(query)
         chunks = self.form.times * LOWERING.attention_chunks
-        query = torch.cat([query, query[:, : filling_to(chunks, tokens)]], dim=1)
+        missing = filling_to(chunks, tokens)
+        more = query[:, : chunks if self.form.bounded else missing]
+        query = torch.cat([query, more], dim=1)
+        if self.form.bounded:
+            query = query.narrow(1, 0, tokens + missing)
         if self.form.runs in ("inter", "select"):
             rows = query.reshape(1, -1, chunks * channels)
             if self.form.runs == "inter":

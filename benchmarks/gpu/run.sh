@@ -41,7 +41,7 @@ SIZES=${SIZES:-$(own 'load_static_sizes().values()')}
 OTHERS=${OTHERS:-$(own '(p.opt for p in load_profiles())') 1376x768 1184x896 1248x832 672x384}
 read -ra static <<< "$SIZES"
 read -ra others <<< "$OTHERS"
-forms=(static package seven twenty-eight one-zero half-centre no-centre half-centre-inter unpadded unpadded-inter select whole scan barrier half-centre-barrier half-centre-inter-barrier)
+forms=(static package package-10 package-14 keys-as-they-are seven fourteen twenty-eight one-zero half-centre no-centre half-centre-inter unpadded unpadded-inter select whole scan barrier half-centre-barrier half-centre-inter-barrier)
 served=(--model "$model" --backend "$backend" --engine-dir "$engines")
 
 failed=0

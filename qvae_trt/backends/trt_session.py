@@ -1,4 +1,4 @@
-"""A TensorRT engine on the GPU, with one execution context that owns no scratch memory; and
+"""A TensorRT engine on the GPU, with execution contexts that own no scratch memory; and
 TensorRT's log messages, which become part of the exceptions that they explain.
 """
 
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 from qvae_trt.backends.protocol import ALIGNMENT_BYTES, check_shape, describe
 from qvae_trt.errors import DeviceMemoryError, EngineError, ExecutionError, QvaeError
@@ -141,8 +141,28 @@ def _scratch_of_engine(engine: Any) -> int:
     return int(engine.device_memory_size if size is None else size)
 
 
+@dataclass(slots=True)
+class _Context:
+    """The execution context of one profile, and how its last run has left it.
+
+    Attributes:
+        shape: of the input; `()` where none is set.
+        needed_bytes: of scratch, for that shape.
+        scratch: address and bytes that it was handed.
+    """
+
+    handle: Any
+    shape: tuple[int, ...] = ()
+    needed_bytes: int = 0
+    scratch: tuple[int, int] | None = None
+
+
 class TensorRTSession:
-    """`backends.Session` on a CUDA device. One thread at a time."""
+    """`backends.Session` on a CUDA device. One thread at a time.
+
+    Each profile in use has an execution context of its own: to set another profile, and then the
+    shape, in one that has run takes milliseconds each time. None of them owns scratch memory.
+    """
 
     device_type: Literal["cuda", "cpu"] = "cuda"
     capturable = True
@@ -152,42 +172,56 @@ class TensorRTSession:
         self._runtime, self._engine = runtime, engine  # the context is valid only as long as these
         self.input, self.output = _read_tensors(trt, engine)
         self.ranges = _read_ranges(engine, self.input)
-        strategy = getattr(trt, "ExecutionContextAllocationStrategy", None)
-        with log.listen() as heard:
+        self._contexts: dict[int, _Context] = {}  # by profile
+        self._selected = _Context(self._create_context())
+
+    def _create_context(self) -> Any:
+        strategy = getattr(self._trt, "ExecutionContextAllocationStrategy", None)
+        with self._log.listen() as heard:
             if strategy is None:  # 8.6
-                context = engine.create_execution_context_without_device_memory()
+                context = self._engine.create_execution_context_without_device_memory()
             else:
-                context = engine.create_execution_context(strategy.USER_MANAGED)
+                context = self._engine.create_execution_context(strategy.USER_MANAGED)
         if context is None:
             raise heard.explain(EngineError, "TensorRT made no execution context")
         # Engines keep the details of their layers for `qvae inspect`; a marker for each of them at
         # every run would cost time.
-        context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
-        self._context = context
-        self._profile, self._shape = 0, cast("tuple[int, ...]", ())
-        self._needed_bytes = 0
-        self._scratch: tuple[int, int] | None = None
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
+        return context
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:
-        """Sets profile and input shape.
+        """Takes the context of a profile, and sets the input's shape in it unless it has that one.
 
         Returns: scratch bytes, of exactly this shape from TensorRT 10 on; on 8.6, which cannot say,
             the engine's largest.
         Raises: EngineError (no such profile, shape outside it), ExecutionError, DeviceMemoryError.
         """
-        if (profile, shape) == (self._profile, self._shape):
-            return self._needed_bytes
-        context = self._context
-        check_shape(self, shape, profile)
-        self._shape, self._scratch = (), None
+        selected = self._contexts.get(profile)
+        if selected is None or selected.shape != shape:
+            check_shape(self, shape, profile)
+            selected = selected or self._context_of(profile, stream)
+            self._set_shape(selected, shape)
+        self._selected = selected
+        return selected.needed_bytes
+
+    def _context_of(self, profile: int, stream: int) -> _Context:
+        """A context for a profile that has none; the first is the one that was made at loading."""
+        context = _Context(self._create_context()) if self._contexts else self._selected
+        handle = context.handle
         with self._log.listen() as heard:
-            if context.active_optimization_profile != profile and (
-                not context.set_optimization_profile_async(profile, stream)
+            if handle.active_optimization_profile != profile and (
+                not handle.set_optimization_profile_async(profile, stream)
             ):
                 raise heard.explain(ExecutionError, f"TensorRT refused profile {profile}")
-            if not context.set_input_shape(self.input.name, shape):
+        self._contexts[profile] = context
+        return context
+
+    def _set_shape(self, context: _Context, shape: tuple[int, ...]) -> None:
+        context.shape, context.scratch = (), None
+        with self._log.listen() as heard:
+            if not context.handle.set_input_shape(self.input.name, shape):
                 raise heard.explain(ExecutionError, f"TensorRT refused the shape {list(shape)}")
-            update = getattr(context, "update_device_memory_size_for_shapes", None)
+            update = getattr(context.handle, "update_device_memory_size_for_shapes", None)
             most = _scratch_of_engine(self._engine)
             needed = most if update is None else int(update())
         # 0 is what TensorRT answers where it fails.
@@ -195,17 +229,15 @@ class TensorRTSession:
             raise heard.explain(
                 ExecutionError, f"TensorRT does not say how much scratch {list(shape)} takes"
             )
-        self._needed_bytes = needed
-        self._profile, self._shape = profile, shape
-        return needed
+        context.needed_bytes, context.shape = needed, shape
 
     def output_shape(self) -> tuple[int, ...]:
         """The output's shape for the selected input. EngineError where TensorRT cannot tell."""
-        shape = tuple(self._context.get_tensor_shape(self.output.name))
+        shape = tuple(self._selected.handle.get_tensor_shape(self.output.name))
         if not shape or min(shape) <= 0:
             raise EngineError(
-                f"{self.output.name} has shape {list(shape)} for input {list(self._shape)}: "
-                "expected positive sides"
+                f"{self.output.name} has shape {list(shape)} for input"
+                f" {list(self._selected.shape)}: expected positive sides"
             )
         return shape
 
@@ -216,33 +248,33 @@ class TensorRTSession:
 
         Raises: EngineError (too little or unaligned scratch), ExecutionError, DeviceMemoryError.
         """
-        context = self._context
-        if scratch_bytes < self._needed_bytes or scratch_ptr % ALIGNMENT_BYTES:
+        context, handle = self._selected, self._selected.handle
+        if scratch_bytes < context.needed_bytes or scratch_ptr % ALIGNMENT_BYTES:
             raise EngineError(
                 f"scratch of {scratch_bytes} bytes at {scratch_ptr:#x}: expected "
-                f"{self._needed_bytes} bytes, aligned to {ALIGNMENT_BYTES}"
+                f"{context.needed_bytes} bytes, aligned to {ALIGNMENT_BYTES}"
             )
         with self._log.listen() as heard:
-            if self._needed_bytes and self._scratch != (scratch_ptr, scratch_bytes):
-                hand_over = getattr(context, "set_device_memory", None)
+            if context.needed_bytes and context.scratch != (scratch_ptr, scratch_bytes):
+                hand_over = getattr(handle, "set_device_memory", None)
                 if hand_over is not None:
                     hand_over(scratch_ptr, scratch_bytes)
                 else:  # 8.6, and 10 before 10.1
-                    context.device_memory = scratch_ptr
+                    handle.device_memory = scratch_ptr
                 if heard.errors:  # neither returns anything; the run would use what it had before
                     raise heard.explain(ExecutionError, "TensorRT refused its scratch memory")
-                self._scratch = (scratch_ptr, scratch_bytes)
+                context.scratch = (scratch_ptr, scratch_bytes)
             for tensor, pointer in ((self.input, input_ptr), (self.output, output_ptr)):
-                if not context.set_tensor_address(tensor.name, pointer):
-                    self._scratch = None
+                if not handle.set_tensor_address(tensor.name, pointer):
+                    context.scratch = None
                     raise heard.explain(
                         ExecutionError, f"TensorRT refused the address of {tensor.name}"
                     )
-            done = context.execute_async_v3(stream)
+            done = handle.execute_async_v3(stream)
         if not done or heard.errors:
-            self._scratch = None
+            context.scratch = None
             raise heard.explain(
-                ExecutionError, f"the engine failed on {self.input.name} {list(self._shape)}"
+                ExecutionError, f"the engine failed on {self.input.name} {list(context.shape)}"
             )
 
     def inspect(self) -> dict[str, object]:
@@ -261,8 +293,9 @@ class TensorRTSession:
         }
 
     def close(self) -> None:
-        """Frees context, engine and their device memory, in that order."""
-        self._context = None
+        """Frees contexts, engine and their device memory, in that order."""
+        self._contexts.clear()
+        self._selected = _Context(None)
         self._engine = None
         self._runtime = None
 

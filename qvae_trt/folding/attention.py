@@ -68,7 +68,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, chunks: int) -> Tensor:
     Args:
         query: (B, N, C), already scaled by 1 / sqrt(C).
         key, value: (B, N, C).
-        chunks: how many runs, where N is as much; twice as many in a graph with ranges.
+        chunks: how many runs, where N is as much.
 
     Returns:
         (B, N, C).
@@ -145,15 +145,13 @@ def _mean(value: Tensor) -> Tensor:
 def _in_turn(query: Tensor, chunks: int, mix: Callable[[Tensor], Tensor]) -> Tensor:
     """`mix` of one run of queries after the other, joined. (B, N, C) → (B, N, C).
 
-    A graph with ranges gets twice as many runs, since memory is planned for its largest size: at
-    48,128 tokens TensorRT 8.6 plans 4.3 GB for this block with 7 runs, 2.3 with 14 and 1.3 with 28
-    (benchmarks/h100/attention_forms.json); for the whole network TensorRT-RTX plans 2.5 GB with 16
-    (benchmarks/rtx/scratch.json).
+    With ranges, memory is planned for the largest size: at 48,128 tokens TensorRT 8.6 plans 2.2 GB
+    for this block with 7 runs and 1.2 with 14 (benchmarks/h100/attention_forms.json).
     """
     tokens = query.shape[1]
     of_one_size = type(tokens) is int
     mixed: list[Tensor] = []
-    for run in _runs(query, chunks if of_one_size else 2 * chunks):
+    for run in _runs(query, chunks):
         if mixed:
             # Zeros made of the run before: else all scores are computed first, and held at once.
             # With ranges they are made of the whole run: TensorRT 8.6 copies a result once more
@@ -177,21 +175,32 @@ def _runs(query: Tensor, chunks: int) -> list[Tensor]:
         cuts = [tokens * index // chunks for index in range(chunks + 1)]
         return [query.narrow(1, start, stop - start) for start, stop in itertools.pairwise(cuts)]
     # All of one size: TensorRT shares no memory between runs whose sizes are different symbols.
-    padding = (tokens // chunks + 1) * chunks - tokens
-    padded = torch.cat([query, query[:, :padding]], dim=1)
-    stacked = padded.reshape(chunks, -1, query.shape[2])  # an engine's batch is 1
+    filled = _fill(query, (tokens // chunks + 1) * chunks, most=chunks)
+    stacked = filled.reshape(chunks, -1, query.shape[2])  # an engine's batch is 1
     return [stacked.narrow(0, index, 1) for index in range(chunks)]
 
 
 def _align_tokens(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Pad keys and values to whole 16-byte rows of scores, as fast products need them.
 
-    It repeats real keys, so that no row maximum changes; its values and denominators are 0. A graph
-    with ranges pads nothing: with padding, 8.6 plans 8.3 GB for 48,128 tokens, without it 4.3.
+    It repeats real keys, so that no row maximum changes; its values and denominators are 0. Without
+    it TensorRT 8.6 takes 10.8 in place of 5.9 ms for 27,556 tokens.
     """
     tokens = key.shape[1]
-    if type(tokens) is not int or tokens % _ALIGNMENT == 0:
+    if type(tokens) is int and tokens % _ALIGNMENT == 0:
         return key, value
-    padding = -tokens % _ALIGNMENT
-    key = torch.cat([key, key[:, :padding]], dim=1)
-    return key, torch.cat([value, torch.zeros_like(value[:, :padding])], dim=1)
+    whole = (tokens + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+    return _fill(key, whole, most=_ALIGNMENT), _fill(value, whole, most=_ALIGNMENT, zeros=True)
+
+
+def _fill(tensor: Tensor, tokens: int, *, most: int, zeros: bool = False) -> Tensor:
+    """(B, N, C) → (B, `tokens`, C), with the first tokens, or zeros, behind: at most `most` more.
+
+    In a graph with ranges the result is cut out of a tensor that is longer by a constant. TensorRT
+    bounds each term of a size by itself: a filling of `tokens - N` might be nearly as long as N,
+    and memory is planned for that.
+    """
+    fixed = type(tokens) is int
+    filling = tensor[:, : tokens - tensor.shape[1] if fixed else most]
+    filled = torch.cat([tensor, torch.zeros_like(filling) if zeros else filling], dim=1)
+    return filled if fixed else filled.narrow(1, 0, tokens)

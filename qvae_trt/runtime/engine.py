@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -70,6 +71,7 @@ class Engine:
         # The scratch buffer of the last run: at the first run on another one TensorRT may do work
         # that cannot be captured.
         self._ran_on: int | None = None
+        self._profiles_run: set[int] = set()
         self._closed = False
 
     @classmethod
@@ -165,7 +167,10 @@ class Engine:
         """`run` of an input that is as the engine takes it, on a stream; None on the CPU."""
         handle = 0 if stream is None else stream.cuda_stream
         with self._scratch.turn(stream):
-            size = self._live().select(tuple(x.shape), profile, handle)
+            # The first run of a profile makes its execution context, as loading does.
+            with nullcontext() if profile in self._profiles_run else captures.none():
+                size = self._live().select(tuple(x.shape), profile, handle)
+            self._profiles_run.add(profile)
             pointer = self._scratch.reserve(size, stream)
             y = self._output()
             if not self._replay(x, y, pointer, size, handle):

@@ -104,16 +104,21 @@ def test_running_needs_a_gpu(backend: backends.Backend, graph: Path, tmp_path: P
         backend.open(tmp_path / "e.trt")
 
 
-@pytest.mark.parametrize("ranged", [False, True], ids=["static", "profile"])
+@pytest.mark.parametrize(
+    ("form", "ranged"), [("tensorrt_rtx", False), ("tensorrt_rtx", True), ("tensorrt", True)]
+)
 @pytest.mark.parametrize("part", PARTS)
 def test_attention_never_holds_all_scores(
     backend: backends.Backend,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     part: Part,
+    form: str,
     ranged: bool,
 ) -> None:
-    """By TensorRT's own account: 57,600 x 57,600 scores in fp16 are 6.6 GB, an eighth 0.8 GB."""
+    """By TensorRT's own account: 57,600 x 57,600 scores in fp16 are 6.6 GB, an eighth 0.8 GB. Two
+    such tensors live at once. `tensorrt` is the form for 8.6, whose own plans need a GPU.
+    """
     heard: list[str] = []
 
     def listening(log: Any) -> Any:
@@ -130,7 +135,7 @@ def test_attention_never_holds_all_scores(
         part,
         tmp_path / "g.onnx",
         resolution=None if ranged else largest,
-        lowering=choose_lowering("tensorrt_rtx", backend.version(), "fp16"),
+        lowering=choose_lowering(form, "8.6.1", "fp16"),
     )
     shapes = job.ranges(model)
     backend.build(
@@ -140,4 +145,4 @@ def test_attention_never_holds_all_scores(
     )
     found = re.findall(r"Total Activation Memory: (\d+) bytes", "\n".join(heard))
     assert len(found) == 1
-    assert int(found[0]) < 3.0e9
+    assert int(found[0]) < 2.4e9

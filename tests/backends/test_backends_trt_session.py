@@ -149,11 +149,29 @@ def test_select_is_free_the_second_time(trt: Any, session: backends.Session) -> 
     assert len(trt.fake.calls) == before
 
 
-def test_profile_is_switched_only_when_it_changes(trt: Any, session: backends.Session) -> None:
-    for shape, profile in (((1, 4, 1, 8, 8), 0), ((1, 4, 1, 9, 9), 0), ((1, 4, 1, 9, 9), 1)):
-        session.select(shape, profile, 5)
+def test_back_to_a_profile_and_its_size_sets_nothing(trt: Any, session: backends.Session) -> None:
+    """Each profile keeps a context of its own, with its shape and its scratch."""
+    sizes = ((1, 4, 1, 8, 8), 1), ((1, 4, 1, 20, 20), 0)
+    for shape, profile in sizes:
+        assert (run(session, shape, profile) == 2).all()
+    assert trt.fake.live["IExecutionContext"] == 2
     switched = [c.args for c in trt.fake.of("IExecutionContext.set_optimization_profile_async")]
-    assert switched == [(1, 5)]
+    assert switched == [(1, 7), (0, 7)]
+    before = len(trt.fake.calls)
+    for shape, profile in sizes * 2:
+        assert (run(session, shape, profile) == 2).all()
+    again = {name.split(".")[1] for name in trt.fake.names()[before:]}
+    assert again == {"get_tensor_shape", "set_tensor_address", "execute_async_v3"}
+
+
+def test_another_size_of_a_profile_sets_the_shape_alone(
+    trt: Any, session: backends.Session
+) -> None:
+    for shape in ((1, 4, 1, 8, 8), (1, 4, 1, 9, 9), (1, 4, 1, 8, 8)):
+        session.select(shape, 0, 5)
+    assert len(trt.fake.of("IExecutionContext.set_input_shape")) == 3
+    assert not trt.fake.of("IExecutionContext.set_optimization_profile_async")
+    assert trt.fake.live["IExecutionContext"] == 1
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,12 @@ SIZES = ((8, 12), (4, 4), (5, 9))
 FILLED = {
     "static": 0,
     "whole": 0,
-    **dict.fromkeys(("package", "seven", "twenty-eight", "one-zero", "select"), 2),
-    **dict.fromkeys(("unpadded", "unpadded-inter"), 2),
+    **dict.fromkeys(("seven", "fourteen", "twenty-eight", "one-zero", "select"), 2),
+    **dict.fromkeys(("unpadded", "unpadded-inter", "keys-as-they-are"), 2),
 }
 #: Their centre is the mean of a sample.
-SAMPLED = ("static", "package", "seven", "twenty-eight", "one-zero", "select")
+PACKAGE = ("static", "package", "package-10", "package-14")
+SAMPLED = (*PACKAGE, "seven", "fourteen", "twenty-eight", "one-zero", "select", "keys-as-they-are")
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from qvae_trt.opening import Wanted
 from qvae_trt.runtime import engine as engine_module
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.engines import Engines
+from qvae_trt.runtime.graphs import captures
 from qvae_trt.runtime.memory import Scratch
 from qvae_trt.tensors import ShapeRange
 
@@ -36,6 +37,25 @@ def file(tmp_path):
 
 def make(file, session: FakeSession) -> Engine:
     return engine_of(session, file)
+
+
+def test_the_first_run_of_a_profile_waits_for_a_capture_and_the_next_does_not(file):
+    """Of another thread: it makes an execution context, which would void the capture."""
+    engine = make(file, FakeSession(RANGE * 2))
+    x, done = torch.ones(1, 3, 1, 8, 8), threading.Event()
+
+    def run_both() -> None:
+        for profile in (0, 1):
+            engine.run(x, profile=profile)
+        done.set()
+
+    engine.run(x, profile=0)
+    with captures.one() as alone:
+        assert alone
+        engine.run(x, profile=0)
+        threading.Thread(target=run_both, daemon=True).start()
+        assert not done.wait(0.2)
+    assert done.wait(30)
 
 
 def test_the_result_belongs_to_the_caller(file):
