@@ -18,7 +18,7 @@ from qvae_trt.bench.results import ENGINES, Fact
 from qvae_trt.bench.timing import make_inputs, peak_bytes
 from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError
-from qvae_trt.opening import Purpose, Wanted
+from qvae_trt.opening import Wanted
 from qvae_trt.profiles import Mode, Part, Precision, Resolution, nearest
 from qvae_trt.store import engine_file
 from qvae_trt.tensors import DTYPES
@@ -208,7 +208,7 @@ class Workbench:
         begin = time.perf_counter()
         weights, vae = self.model.weights_sha256, self.model.kind.name
         wanted = Wanted(backend=backend, weights_sha256=weights, vae=vae)
-        engine: Any = Engine.open(file, Purpose.BENCH, wanted, device=self._place)
+        engine: Any = Engine.open(file, wanted, device=self._place)
         load_ms = (time.perf_counter() - begin) * 1000.0
         taken = before - _free_bytes(self.device)
         key = engine.sidecar.key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 import weakref
 from collections import deque
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from qvae_trt import backends
 from qvae_trt.errors import EngineError, ExecutionError
 from qvae_trt.kinds import scale_of
-from qvae_trt.opening import ANY, Purpose, Wanted, open_engine
+from qvae_trt.opening import ANY, Wanted, open_engine
 from qvae_trt.profiles import Profile, Resolution
 from qvae_trt.runtime.graphs import CapturedRun, captures
 from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_scratch
@@ -76,7 +77,6 @@ class Engine:
     def open(
         cls,
         engine: EngineFile | Path,
-        purpose: Purpose = Purpose.SERVE,
         wanted: Wanted = ANY,
         *,
         scratch: Scratch | None = None,
@@ -86,7 +86,7 @@ class Engine:
         """Check an engine file against its sidecar, and load it.
 
         Args:
-            engine, purpose, wanted: see `opening.check`.
+            engine, wanted: see `opening.check`.
             scratch: whose turns it takes; without one, its device's shared one.
             device: the CUDA device to load on; without one, the current one.
             cuda_graph: capture a static engine at its second run and replay it afterwards.
@@ -98,7 +98,10 @@ class Engine:
         """
         free_dropped()
         with on(device):  # GPUs of one machine may differ
-            opened = open_engine(engine, purpose, wanted, loading=captures.none)
+            opened = open_engine(engine, wanted, loading=captures.none)
+        if opened.sidecar is None:
+            what = f"{opened.path}: no sidecar says what it is; loaded because it was asked for"
+            warnings.warn(what, stacklevel=2)
         where = opened.session.device_type
         if device is not None and device.type != where:
             opened.session.close()

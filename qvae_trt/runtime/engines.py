@@ -20,7 +20,7 @@ from qvae_trt.errors import (
     ForeignEngineError,
     QvaeError,
 )
-from qvae_trt.opening import Purpose, Wanted, check
+from qvae_trt.opening import Wanted, check
 from qvae_trt.profiles import BACKENDS, MODES, ReasonKind, Refusal, choose, engine_path
 from qvae_trt.runtime.cache import EngineCache, Failures, Recent, Signature, bare
 from qvae_trt.runtime.engine import Engine, free_dropped
@@ -173,7 +173,7 @@ class Engines:
             try:
                 self._failures.check(choice.path, device, resolution)
                 with on(device):  # GPUs of one machine may differ
-                    check(_engine_file(choice, part), Purpose.SERVE, self._wanted)
+                    check(_engine_file(choice, part), self._wanted)
                 break
             except (EngineError, BackendError) as error:
                 unfit[choice.engine] = str(error)

@@ -15,7 +15,6 @@ import torch
 
 from qvae_trt.bench.timing import Limits, clock_for, make_inputs, measure, peak_bytes
 from qvae_trt.errors import BenchError
-from qvae_trt.opening import Purpose
 from qvae_trt.runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -38,8 +37,7 @@ def run_engine(
     Raises:
         QvaeError: the engine does not load or does not run.
     """
-    opened = Engine.open(path, Purpose.BENCH)
-    with closing(opened) as engine, torch.inference_mode():
+    with closing(Engine.open(path)) as engine, torch.inference_mode():
         progress("run", 0, 2)
         tensors = [torch.from_numpy(array).to(engine.device) for array in inputs]
         memory_bytes = None

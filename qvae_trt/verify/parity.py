@@ -26,7 +26,7 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.model import Model, load_model
-from qvae_trt.opening import Purpose, Wanted
+from qvae_trt.opening import Wanted
 from qvae_trt.profiles import BACKENDS, Part, Resolution
 from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.runtime.engine import Engine
@@ -199,7 +199,7 @@ class _Parity:
             try:
                 weights, vae = self.model.weights_sha256, self.model.kind.name
                 wanted = Wanted(backend=job.backend, weights_sha256=weights, vae=vae)
-                engine = Engine.open(target, Purpose.VERIFY, wanted)
+                engine = Engine.open(target, wanted)
             except QvaeError as error:
                 self._done += len(job.steps)
                 fix = None if isinstance(error, StaleEngineError) else error.fix

@@ -17,17 +17,18 @@ def inspect(
     engine: Path = Argument(..., metavar="ENGINE", help="An engine file, .trt or .onnx."),
 ) -> None:
     """Show what is in an engine file: key, profiles, layers, memory."""
-    from qvae_trt.opening import Purpose, check, open_engine
+    from qvae_trt.opening import Wanted, check, open_engine
 
     engine = _engine(engine)
-    sidecar = check(engine, Purpose.INSPECT)
+    anything = Wanted(allow_foreign=True)
+    sidecar = check(engine, anything)
     data: dict[str, Any] = {"path": str(engine), "bytes": engine.stat().st_size}
     if sidecar is None:
         output.warn("no sidecar says who built this engine or for what")
     else:
         data["sidecar"] = sidecar.to_dict()
     try:
-        opened = open_engine(engine, Purpose.INSPECT)
+        opened = open_engine(engine, anything)
     except BackendError as error:
         output.warn(f"not opened, only its sidecar is shown: {error.what}")
     else:
