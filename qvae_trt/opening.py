@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
 from qvae_trt.errors import EngineError, ForeignEngineError
-from qvae_trt.store import EngineFile
+from qvae_trt.store import EngineFile, Sidecar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
     from qvae_trt.backends import Backend, Session
-    from qvae_trt.store import Sidecar
 
 # How often an engine that is replaced while it is loaded is looked at again.
 _LOOKS = 5

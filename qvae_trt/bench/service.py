@@ -12,14 +12,16 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import torch
+from diffusers.image_processor import VaeImageProcessor
+
 from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing
 from qvae_trt.bench.timing import EXPECTED, explain, host_clock, measure
+from qvae_trt.profiles import Resolution
+from qvae_trt.runtime.image_processor import QvaeImageProcessor
 
 if TYPE_CHECKING:
-    import torch
-
     from qvae_trt.bench.paths import Prepared, Workbench
-    from qvae_trt.profiles import Resolution
 
 LATENTS_TO_PIL = "latents_to_pil"
 FIRST_USE = "first_use"
@@ -69,8 +71,6 @@ def _decode(
     bench: Workbench, prepared: Prepared, latents: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
     """The picture, and the milliseconds until it was there."""
-    import torch
-
     begin = time.perf_counter()
     pixels = prepared.call(latents.to(prepared.dtype))
     if bench.device == "cuda":
@@ -84,10 +84,6 @@ def _steady(
     resolution: Resolution,
     latents: Sequence[torch.Tensor],
 ) -> list[ServiceRow]:
-    from diffusers.image_processor import VaeImageProcessor
-
-    from qvae_trt.runtime.image_processor import QvaeImageProcessor
-
     # Diffusers' own post-processing, as the pipelines set it up, and qvae's.
     step = bench.model.kind.step
     tools: dict[str, Any] = {STOCK: VaeImageProcessor(vae_scale_factor=step)}

@@ -8,15 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from subprocess import SubprocessError
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+import torch
 
 from qvae_trt.bench.results import Timing
 from qvae_trt.errors import QvaeError, UsageError
-
-if TYPE_CHECKING:
-    import torch
-
-    from qvae_trt.profiles import Part
+from qvae_trt.profiles import Part
 
 #: What may empty a cell: an expected failure, a device out of memory, a compiler or a library that
 #: is missing. Anything else is a bug and ends the bench.
@@ -80,8 +78,6 @@ def cuda_clock(call: Callable[[], object]) -> tuple[float, float]:
     """The time between two CUDA events on the current stream, and the host's time until the device
     is done.
     """
-    import torch
-
     first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
@@ -103,8 +99,6 @@ def make_inputs(part: Part, shape: Sequence[int], *, count: int, seed: int) -> l
 
     Noise, because a GPU draws the most power, and so clocks lowest, on data without pattern.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     if part == "encoder":
         return [torch.rand(shape, generator=generator) * 2 - 1 for _ in range(count)]
@@ -113,8 +107,6 @@ def make_inputs(part: Part, shape: Sequence[int], *, count: int, seed: int) -> l
 
 def peak_bytes(call: Callable[[], object]) -> int:
     """The most memory that a call takes on the GPU, beyond what is there before it."""
-    import torch
-
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
@@ -11,13 +12,10 @@ import torch
 
 from qvae_trt.errors import UsageError
 from qvae_trt.model import existing_path
-from qvae_trt.profiles import MODES, Resolution
+from qvae_trt.profiles import MODES, Mode, Resolution
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
-
-    from qvae_trt.profiles import Mode
 
 
 def check_word(name: str, word: object, words: Sequence[str]) -> None:

@@ -6,20 +6,19 @@ import math
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from qvae_trt.errors import DeviceMemoryError, ForeignEngineError, QvaeError, StaleEngineError
+from qvae_trt.profiles import Resolution
 from qvae_trt.store import signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
     import torch
 
-    from qvae_trt.profiles import Resolution
     from qvae_trt.runtime.engine import Engine
 
     # None: loading the engine failed, and not the run of a size.

@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,16 +16,12 @@ import torch
 from qvae_trt import backends
 from qvae_trt.errors import EngineError, ExecutionError
 from qvae_trt.kinds import scale_of
-from qvae_trt.opening import ANY, Wanted, open_engine
-from qvae_trt.profiles import Profile, Resolution
+from qvae_trt.opening import ANY, Opened, Wanted, open_engine
+from qvae_trt.profiles import Part, Profile, Resolution
 from qvae_trt.runtime.graphs import CapturedRun, captures
 from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_scratch
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from qvae_trt.opening import Opened
-    from qvae_trt.profiles import Part
     from qvae_trt.store import EngineFile
 
 _LOG = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,14 +20,23 @@ from qvae_trt.errors import (
     QvaeError,
 )
 from qvae_trt.opening import Wanted, check
-from qvae_trt.profiles import BACKENDS, MODES, ReasonKind, Refusal, choose, engine_path
+from qvae_trt.profiles import (
+    BACKENDS,
+    MODES,
+    Choice,
+    Mode,
+    Part,
+    Profile,
+    ReasonKind,
+    Refusal,
+    Resolution,
+    choose,
+    engine_path,
+)
 from qvae_trt.runtime.cache import EngineCache, Failures, Recent, Signature, bare
 from qvae_trt.runtime.engine import Engine, free_dropped
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import Scratch, on, shared_scratch
-
-if TYPE_CHECKING:
-    from qvae_trt.profiles import Choice, Mode, Part, Profile, Resolution
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+from torch import Tensor
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 #: Modes whose pixels Pillow does not copy out of the array it is given.
 _MAPPED_MODES = frozenset({"L", "RGBA"})

@@ -7,6 +7,7 @@ in the folder.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,8 +36,6 @@ from qvae_trt.runtime.pytorch import PyTorchVae, needs_gradient
 from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from qvae_trt.model import Model
     from qvae_trt.runtime.engines import Engines
     from qvae_trt.store.measured import Measured

@@ -17,6 +17,7 @@ from qvae_trt.errors import UsageError
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lightx2v_loader import static_folders
 from qvae_trt.model import load_model
+from qvae_trt.profiles import Mode, Resolution
 from qvae_trt.runtime.arguments import named_folder
 from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.image_processor import QvaeImageProcessor
@@ -26,7 +27,6 @@ from qvae_trt.runtime.vae import TrtVae
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from qvae_trt.profiles import Mode, Resolution
     from qvae_trt.runtime.fallback import FallbackMode
 
 #: Two latents on each side make one token.

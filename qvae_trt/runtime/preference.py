@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from qvae_trt.errors import StoreError
+from qvae_trt.profiles import Choice, Part
 from qvae_trt.store import measured
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from qvae_trt.backends import Backend
-    from qvae_trt.profiles import Choice, Part
 
 Prefer = Literal["engine", "fastest"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,13 @@ from qvae_trt import fused
 from qvae_trt.errors import BackendError, QvaeError
 from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.kinds import kind_of
+from qvae_trt.profiles import Part
 from qvae_trt.runtime.cache import Recent
 from qvae_trt.runtime.graphs import captures, capturing
 from qvae_trt.runtime.memory import keep_while_read, made_for_all, on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from diffusers import AutoencoderKLQwenImage
-
-    from qvae_trt.profiles import Part
 
 
 #: Above it a run takes longer than its launches.
@@ -78,7 +76,7 @@ class FusedPath:
     def run(self, part: Part, x: torch.Tensor) -> torch.Tensor:
         """(1, C, 1, H, W) of any floating dtype → (1, C', 1, H', W'), where `refusal` is None."""
         with self._lock:
-            network = self._network(x.device)
+            network = self.network(x.device)
             if capturing(x):
                 self._captured = True
             else:
@@ -112,12 +110,14 @@ class FusedPath:
         except BackendError as error:
             return error
 
-    def _network(self, device: torch.device) -> fused.FusedVae:
-        if device not in self._placed:
-            with made_for_all(device):
-                host: Any = self._checked[device]
-                self._placed[device] = copy.deepcopy(host).to(device)
-        return self._placed[device]
+    def network(self, device: torch.device) -> fused.FusedVae:
+        """On a device, where `refusal` is None."""
+        with self._lock:
+            if device not in self._placed:
+                with made_for_all(device):
+                    host: Any = self._checked[device]
+                    self._placed[device] = copy.deepcopy(host).to(device)
+            return self._placed[device]
 
     def _replays_on(self, device: torch.device) -> _Replays:
         with self._lock:
@@ -232,14 +232,19 @@ class PyTorchVae:
         """(1, C, 1, H, W) → (1, C', 1, H', W') on x's device, computed in `dtype`."""
         x = x.to(dtype)
         with self._lock:
-            self._move(x.device, dtype)
-            if self._folded is None:
-                with made_for_all(x.device):
-                    folded: Any = fold(self._source)
-                    self._folded = folded.to(x.device, dtype, memory_format=torch.channels_last)
-            network: FoldedVae = self._folded
+            network = self.folded_network(x.device, dtype)
             keep_while_read(network, x.device)
         return network.encode(x) if part == "encoder" else network.decode(x)
+
+    def folded_network(self, device: torch.device, dtype: torch.dtype) -> FoldedVae:
+        """Of qvae, there, in this dtype."""
+        with self._lock:
+            self._move(device, dtype)
+            if self._folded is None:
+                with made_for_all(device):
+                    folded: Any = fold(self._source)
+                    self._folded = folded.to(device, dtype, memory_format=torch.channels_last)
+            return self._folded
 
     def video(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Several frames, through diffusers' own Conv3d VAE: (B, C, T, H, W) → moments, or pixels
@@ -258,7 +263,9 @@ class PyTorchVae:
             self._move(device, dtype)
             if self._video is None:
                 with made_for_all(device):
-                    self._video = copy.deepcopy(self._source).to(device, dtype)
+                    # That of diffusers warns of modules kept in float32, though none is.
+                    to: Any = torch.nn.Module.to
+                    self._video = to(copy.deepcopy(self._source), device, dtype)
             return self._video
 
     def release(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -22,7 +23,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from qvae_trt.errors import ModelError, UsageError
 from qvae_trt.kinds import kind_named
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
-from qvae_trt.profiles import PARTS, Resolution
+from qvae_trt.profiles import PARTS, Choice, Part, Resolution
 from qvae_trt.runtime import arguments
 from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning
@@ -31,12 +32,9 @@ from qvae_trt.runtime.preference import Prefer, measured_here
 from qvae_trt.runtime.tiling import Tile, usual_overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from diffusers import AutoencoderKLQwenImage
 
     from qvae_trt.backends import Backend
-    from qvae_trt.profiles import Choice, Part
 
 __all__ = ["FallbackWarning", "TrtVae", "load_vae"]
 

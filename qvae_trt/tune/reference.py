@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qvae_trt.profiles import Part, Precision, Resolution
 from qvae_trt.tune.record import Parity
 from qvae_trt.verify.bounds import BOUNDS
 from qvae_trt.verify.comparison import compare
-from qvae_trt.verify.inputs import LATENTS, PICTURES
+from qvae_trt.verify.inputs import LATENTS, PICTURES, Array
 from qvae_trt.verify.reference import Reference, split_outputs
 from qvae_trt.verify.report import explain
 
 if TYPE_CHECKING:
     from qvae_trt.model import Model
-    from qvae_trt.profiles import Part, Precision, Resolution
-    from qvae_trt.verify.inputs import Array
 
 
 class FoldedReference:

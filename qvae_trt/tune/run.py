@@ -14,18 +14,21 @@ from qvae_trt.bench.timing import Limits
 from qvae_trt.build import BuildSettings, JobResult, build, plan_static
 from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
+from qvae_trt.export import recipe_sha256
 from qvae_trt.files.writing import workplace
 from qvae_trt.json_rows import write
+from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.progress import Event, OnEvent, Progress, ignore, stages
 from qvae_trt.tune import record
+from qvae_trt.tune.measuring import run_engine
 from qvae_trt.tune.record import Measurement, Subject, TunedVariant, TuneFile, TuneKey
+from qvae_trt.tune.reference import FoldedReference
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
 from qvae_trt.workers import Child
 
 if TYPE_CHECKING:
     from qvae_trt.bench.results import Timing
-    from qvae_trt.tune.reference import FoldedReference
     from qvae_trt.verify.inputs import Array
 
 #: A variant must be faster than the default by more than this: measurements that are minutes apart
@@ -133,8 +136,6 @@ def measure_in_child(
     engine: Path, inputs: Sequence[Array], limits: Limits, *, progress: Progress
 ) -> tuple[Sequence[Array], Timing, int | None]:
     """`measuring.run_engine` in a process of its own, which ends with this call."""
-    from qvae_trt.tune.measuring import run_engine
-
     with Child("measuring", makes="result", fix="qvae doctor") as child:
         measured: tuple[list[Array], Timing, int | None]
         measured = child.call(run_engine, engine, inputs, limits, progress=progress)
@@ -153,9 +154,6 @@ class _Tuning:
     """One call of `tune`."""
 
     def __init__(self, settings: TuneSettings, on_event: OnEvent) -> None:
-        from qvae_trt.export import recipe_sha256
-        from qvae_trt.model import load_model
-
         settings.resolution.check()
         if not settings.parts:
             raise UsageError(f"no part to tune: expected one of {', '.join(PARTS)}")
@@ -275,8 +273,6 @@ class _Tuning:
         progress = stages(self.on_event, event)
         try:
             if self.reference is None:
-                from qvae_trt.tune.reference import FoldedReference
-
                 progress("PyTorch fp32", 0, 0)
                 size = self.settings.resolution
                 self.reference = FoldedReference(self.model, subject.part, size)

@@ -86,10 +86,11 @@ class Bench:
         self.inputs: dict[str, Any] = {}
         monkeypatch.setattr(running, "build", self.build)
         monkeypatch.setattr(running, "measure_in_child", self.child)
-        monkeypatch.setattr("qvae_trt.tune.reference.FoldedReference", lambda *_: self)
-        monkeypatch.setattr("qvae_trt.export.recipe_sha256", lambda: "c" * 64)
+        monkeypatch.setattr(running, "FoldedReference", lambda *_: self)
+        monkeypatch.setattr(running, "recipe_sha256", lambda: "c" * 64)
         monkeypatch.setattr(
-            "qvae_trt.model.load_model",
+            running,
+            "load_model",
             lambda source: SimpleNamespace(
                 source=source, weights_sha256=self.weights, kind=QWEN_IMAGE
             ),

@@ -72,13 +72,15 @@ def bench(
     from qvae_trt import report
     from qvae_trt.bench import compare as comparing
     from qvae_trt.bench import results
-    from qvae_trt.bench import run as measuring
-    from qvae_trt.bench.timing import Limits
 
     old = None if compare is None else results.load(compare)
     parts = options.parse_parts(part)
     if old is not None:
         comparing.check_comparable(old, sizes, parts, service=service)
+
+    from qvae_trt.bench import run as measuring  # takes a second: PyTorch
+    from qvae_trt.bench.timing import Limits
+
     settings = measuring.BenchSettings(
         resolutions=sizes,
         model=model,
