@@ -269,11 +269,12 @@ def _measure(
                 weights_bytes=prepared.weights_bytes,
                 detail={**prepared.detail, "first_ms": wall_ms or device_ms},
             )
-        samples = measure(calls, clock=clock, limits=limits)
-    for path, found in samples.items():
-        timing = found.timing
-        peak = None if timing is None else cells[path].peak_bytes
-        cells[path] = replace(cells[path], timing=timing, peak_bytes=peak, notes=found.notes)
+        measured_paths = measure(calls, clock=clock, limits=limits)
+    for path, found in measured_paths.items():
+        if isinstance(found, str):
+            cells[path] = replace(cells[path], peak_bytes=None, notes=(found,))
+        else:
+            cells[path] = replace(cells[path], timing=found)
     return list(cells.values())
 
 

@@ -104,25 +104,17 @@ def _steady(
         steps[name].append((decode_ms, (time.perf_counter() - begin) * 1000.0))
 
     calls = {name: partial(call, name) for name in pairs}
-    samples = measure(calls, clock=host_clock, limits=bench.settings.limits)
+    measured = measure(calls, clock=host_clock, limits=bench.settings.limits)
     rows = []
     for name, (prepared, processor) in pairs.items():
-        timing = samples[name].timing
-        medians = {}
-        if timing is not None:
-            decode_ms, postprocess_ms = zip(*steps[name][-timing.runs :], strict=True)
-            medians = {"decode_ms": median(decode_ms), "postprocess_ms": median(postprocess_ms)}
-        rows.append(
-            ServiceRow(
-                kind=LATENTS_TO_PIL,
-                path=prepared.name,
-                resolution=resolution,
-                processor=processor,
-                timing=timing,
-                steps=medians,
-                notes=samples[name].notes,
-            )
-        )
+        row = ServiceRow(kind=LATENTS_TO_PIL, path=prepared.name, resolution=resolution)
+        row, found = replace(row, processor=processor), measured[name]
+        if isinstance(found, str):
+            rows.append(replace(row, notes=(found,)))
+            continue
+        decode_ms, postprocess_ms = zip(*steps[name][-found.runs :], strict=True)
+        medians = {"decode_ms": median(decode_ms), "postprocess_ms": median(postprocess_ms)}
+        rows.append(replace(row, timing=found, steps=medians))
     return rows
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from subprocess import SubprocessError
 from typing import Final
 
@@ -115,51 +115,30 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return int(torch.cuda.max_memory_allocated() - before)
 
 
-@dataclass(slots=True)
-class Samples:
-    """What one path has shown so far. A path that fails keeps the reason and takes no more
-    turns.
-    """
-
-    device_ms: list[float] = field(default_factory=list)
-    wall_ms: list[float] = field(default_factory=list)
-    failure: str | None = None
-
-    @property
-    def timing(self) -> Timing | None:
-        if self.failure is not None or not self.device_ms:
-            return None
-        return Timing.of(self.device_ms, wall_ms=self.wall_ms)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return () if self.failure is None else (self.failure,)
-
-
 Call = Callable[[int], object]
 """Runs a path once on the input with this index; what it returns is dropped."""
 
 
-def measure(calls: Mapping[str, Call], *, clock: Clock, limits: Limits) -> dict[str, Samples]:
+def measure(calls: Mapping[str, Call], *, clock: Clock, limits: Limits) -> dict[str, Timing | str]:
     """Time several paths in turns: each round runs every path once, beginning with another path
     each time.
 
     So a falling clock or another program on the machine affects all paths equally. What is
     EXPECTED empties one cell instead of ending the bench.
+
+    Returns: how long each takes; for one that failed, which takes no more turns, the reason.
     """
-    samples = {name: Samples() for name in calls}
+    samples: dict[str, list[tuple[float, float | None]]] = {name: [] for name in calls}
+    failures: dict[str, str] = {}
 
     def turn(name: str, index: int) -> float:
         try:
             device_ms, wall_ms = clock(lambda: calls[name](index % limits.inputs))
         except EXPECTED as error:
-            samples[name].failure = explain(error)
+            failures[name] = explain(error)
             return 0.0
-        samples[name].device_ms.append(device_ms)
-        if wall_ms is None:
-            return device_ms
-        samples[name].wall_ms.append(wall_ms)
-        return wall_ms
+        samples[name].append((device_ms, wall_ms))
+        return device_ms if wall_ms is None else wall_ms
 
     cost_ms: dict[str, float] = {}
     for name in calls:
@@ -167,20 +146,21 @@ def measure(calls: Mapping[str, Call], *, clock: Clock, limits: Limits) -> dict[
         for index in range(limits.warm_up):
             cost_ms[name] = turn(name, index)
             spent_ms += cost_ms[name]
-            if samples[name].failure is not None:
-                del cost_ms[name]
+            # A call of seconds is warm after the first; more would only double the wait.
+            if name in failures or spent_ms > limits.budget_s * 1000.0:
                 break
-            if spent_ms > limits.budget_s * 1000.0:
-                # A call of seconds is warm after the first; more would only double the wait.
-                break
-        samples[name].device_ms.clear()
-        samples[name].wall_ms.clear()
+        samples[name].clear()
 
-    order = list(cost_ms)
-    rounds = limits.rounds(cost_ms) if order else 0
+    order = [name for name in calls if name not in failures]
+    rounds = limits.rounds({name: cost_ms[name] for name in order}) if order else 0
     for index in range(rounds):
         shift = index % len(order)
         for name in order[shift:] + order[:shift]:
-            if samples[name].failure is None:
+            if name not in failures:
                 turn(name, index)
-    return samples
+    return {name: failures.get(name) or _timing(found) for name, found in samples.items()}
+
+
+def _timing(samples: Sequence[tuple[float, float | None]]) -> Timing:
+    wall_ms = [wall for _, wall in samples if wall is not None]
+    return Timing.of([device for device, _ in samples], wall_ms=wall_ms)

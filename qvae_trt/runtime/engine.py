@@ -76,7 +76,6 @@ class Engine:
         engine: EngineFile | Path,
         wanted: Wanted = ANY,
         *,
-        scratch: Scratch | None = None,
         device: torch.device | None = None,
         cuda_graph: bool = False,
     ) -> Engine:
@@ -84,7 +83,6 @@ class Engine:
 
         Args:
             engine, wanted: see `opening.check`.
-            scratch: whose turns it takes; without one, its device's shared one.
             device: the CUDA device to load on; without one, the current one.
             cuda_graph: capture a static engine at its second run and replay it afterwards.
 
@@ -103,7 +101,7 @@ class Engine:
         if device is not None and device.type != where:
             opened.session.close()
             raise EngineError(f"{opened.path}: runs on {where}, the tensors are on {device.type}")
-        return cls(opened, scratch=scratch, device=device, cuda_graph=cuda_graph)
+        return cls(opened, device=device, cuda_graph=cuda_graph)
 
     @property
     def part(self) -> Part:

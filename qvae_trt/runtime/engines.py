@@ -143,7 +143,7 @@ class Engines:
         before = None if unfit else self._choices.get((part, resolution))
         if before is not None and before[0] == files:
             return before[1]
-        choice = self._weigh(resolution, *paths, files, unfit or {})
+        choice = self._weigh(part, resolution, *paths, files, unfit or {})
         chosen = Chosen(choice, None if choice.path is None else files[choice.path])
         if choice.path is not None and not unfit:  # else the reasons depend on other files, too
             self._choices[part, resolution] = files, chosen
@@ -151,6 +151,7 @@ class Engines:
 
     def _weigh(
         self,
+        part: Part,
         resolution: Resolution,
         exact: Path | None,
         wide: Path | None,
@@ -164,7 +165,7 @@ class Engines:
         file = refused.get("profiles") or _present(wide, resolution)
         ranges: tuple[Profile, ...] | Refusal
         try:
-            ranges = file if isinstance(file, Refusal) else self._profiles(file, files[file])
+            ranges = file if isinstance(file, Refusal) else self._profiles(part, file, files[file])
         except (EngineError, BackendError) as error:
             ranges = _refused(error.what)
         return choose(resolution, static=static, profiles=ranges, profiles_path=wide)
@@ -200,11 +201,11 @@ class Engines:
         choice, path = chosen.choice, chosen.choice.path
         if path is None or chosen.files is None:
             raise EngineError(f"no engine serves the {part} at {choice.resolution}")
-        cache, scratch = self.place(x.device)
+        cache, _ = self.place(x.device)
         inside = capturing(x)
         if not inside:
             self._failures.check(path, x.device, choice.resolution)
-        load = partial(self._open, path, part, choice, scratch, x.device)
+        load = partial(self._open, _engine_file(choice, part), x.device)
         last = inside
         while True:
             try:
@@ -271,25 +272,16 @@ class Engines:
                 self._places[device] = cache, shared_scratch(device)
             return self._places[device]
 
-    def _open(
-        self, path: Path, part: Part, choice: Choice, scratch: Scratch, device: torch.device
-    ) -> Engine:
-        self._failures.check(path, device)  # another thread may have tried meanwhile
-        files = store.signature(path)
+    def _open(self, file: store.EngineFile, device: torch.device) -> Engine:
+        self._failures.check(file.path, device)  # another thread may have tried meanwhile
+        files = store.signature(file.path)
         try:
-            return Engine.open(
-                _engine_file(choice, part),
-                wanted=self._wanted,
-                # On the CPU nothing is shared, and two engines may run at once.
-                scratch=scratch if device.type == "cuda" else None,
-                device=device,
-                cuda_graph=self.cuda_graphs,
-            )
+            return Engine.open(file, self._wanted, device=device, cuda_graph=self.cuda_graphs)
         except (EngineError, BackendError) as error:
-            self._failures.note(path, device, error, files)
+            self._failures.note(file.path, device, error, files)
             raise
 
-    def _profiles(self, path: Path, files: Signature) -> tuple[Profile, ...]:
+    def _profiles(self, part: Part, path: Path, files: Signature) -> tuple[Profile, ...]:
         """The ranges of a profiles engine: its sidecar's, or a foreign engine's own."""
         before = self._ranges.get(path)
         if before is not None and before[0] == files:
@@ -299,13 +291,8 @@ class Engines:
         except ForeignEngineError:
             if not self.allow_foreign:
                 raise
-            place = torch.device(self.device_type)
-            self._failures.check(path, place)
-            try:
-                engine = Engine.open(path, wanted=self._wanted)
-            except (EngineError, BackendError) as error:
-                self._failures.note(path, place, error, files)
-                raise
+            file = store.EngineFile(path, part, "profiles")
+            engine = self._open(file, torch.device(self.device_type))
             engine.close()
             ranges = engine.profiles
         self._ranges[path] = (files, ranges)

@@ -174,7 +174,7 @@ class Ladder:
         if isinstance(y, _Unserved):
             where = f"{call.part} {self._size(call.part, x)}"
             if capturing(x) and not self.pytorch.fused.has_run(call.part, x):
-                _refuse_captured(where, x, y.error)
+                _refuse_captured(where, x, y.why())
             self._tell(where, x, y)
             free_then = self._too_big.get((call.part, x.shape))
             if free_then is not None and memory.free_bytes(x.device) < 1.25 * free_then:
@@ -300,17 +300,17 @@ class Ladder:
         """Report that PyTorch serves, where users should know; with `fallback="raise"`, raise."""
         wanted = bool(self.engines.folders)
         if needs_gradient(x):
-            self.notices.give(where, unserved.error, instead="the folded network in PyTorch")
+            self.notices.give(where, unserved.why(), instead="the folded network in PyTorch")
             return
         why = self.pytorch.fused.refusal(x.device)
         if why is not None:
-            error = unserved.error if wanted else why
+            error = unserved.why() if wanted else why
             # Without engines it is one thing to know, and not one for each size.
             self.notices.give(where if wanted else "without engines", error, instead="PyTorch")
         elif self.notices.mode == "raise" and wanted and not unserved.chosen:
-            self.notices.give(where, unserved.error, instead="the fused path")
+            self.notices.give(where, unserved.why(), instead="the fused path")
         elif unserved.failed:
-            self.notices.note(where, unserved.error, instead="the fused path")
+            self.notices.note(where, unserved.why(), instead="the fused path")
 
     def _check(self, part: Part, x: object) -> None:
         """UsageError for what neither an engine nor PyTorch can take, or would read wrongly."""
@@ -418,10 +418,6 @@ class _Unserved:
     why: Callable[[], QvaeError]
     failed: bool = False
     chosen: bool = False
-
-    @property
-    def error(self) -> QvaeError:
-        return self.why()
 
 
 class _TooBigError(Exception):

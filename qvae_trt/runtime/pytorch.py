@@ -6,7 +6,6 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
 _MOST_PIXELS = 768 * 768
 _KEPT = 32
 
-_Key = tuple["Part", torch.Size, torch.dtype]
+_Key = tuple[Part, torch.Size, torch.dtype]
+#: With the input that it reads, and the output that it writes.
+_Replay = tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]
 
 
 class FusedPath:
@@ -126,13 +127,6 @@ class FusedPath:
             return self._replays[device]
 
 
-@dataclass(frozen=True, slots=True)
-class _Replay:
-    graph: torch.cuda.CUDAGraph
-    x: torch.Tensor
-    y: torch.Tensor
-
-
 class _Replays:
     """Captured runs on one device.
 
@@ -159,18 +153,19 @@ class _Replays:
             if replay is None and key in self._seen:
                 replay = self._capture(key, x, call)
             if replay is not None:
-                return self._replay(key, replay, x)
+                self._replays.move_to_end(key)
+                return self._replay(replay, x)
             self._seen[key] = None
         return call(x)
 
-    def _replay(self, key: _Key, replay: _Replay, x: torch.Tensor) -> torch.Tensor:
-        self._replays.move_to_end(key)
+    def _replay(self, replay: _Replay, x: torch.Tensor) -> torch.Tensor:
+        graph, source, result = replay
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(self._last)
         with torch.no_grad():
-            replay.x.copy_(x)
-            replay.graph.replay()
-            y = replay.y.clone()
+            source.copy_(x)
+            graph.replay()
+            y = result.clone()
         self._last.record(stream)
         return y
 
@@ -192,8 +187,8 @@ class _Replays:
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
                     y = call(source)
-        replay = self._replays[key] = _Replay(graph, source, y)
-        return replay
+        self._replays[key] = graph, source, y
+        return self._replays[key]
 
     def close(self) -> None:
         """Free all captured runs, once the last replay is over."""

@@ -380,11 +380,10 @@ class TrtVae(ModelMixin, AutoencoderMixin, ConfigMixin, metaclass=_StandsFor):
 
     def _tile(self, attributes: Mapping[str, Any]) -> Tile:
         """The tile that `tile_sample_…` describe. UsageError if they describe none."""
-        lengths, strides = (
-            [attributes[f"tile_sample_{which}_{axis}"] for axis in ("height", "width")]
-            for which in ("min", "stride")
-        )
-        for side, stride in zip(lengths, strides, strict=True):
+        tile: dict[str, int] = {}
+        for axis in ("height", "width"):
+            side = attributes[f"tile_sample_min_{axis}"]
+            stride = attributes[f"tile_sample_stride_{axis}"]
             if not (arguments.whole(side) and arguments.whole(stride)):
                 raise UsageError(
                     f"tiles of {side!r} pixels every {stride!r}: expected whole numbers"
@@ -395,12 +394,8 @@ class TrtVae(ModelMixin, AutoencoderMixin, ConfigMixin, metaclass=_StandsFor):
                     f" {self.kind.scale} or more, and a stride from 1 to that side",
                     fix="give enable_tiling the sides alone, and it chooses the strides",
                 )
-        return Tile(
-            height=lengths[0],
-            width=lengths[1],
-            overlap_height=lengths[0] - strides[0],
-            overlap_width=lengths[1] - strides[1],
-        )
+            tile |= {axis: side, f"overlap_{axis}": side - stride}
+        return Tile(**tile)
 
 
 def _load_again(

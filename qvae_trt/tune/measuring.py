@@ -50,7 +50,7 @@ def run_engine(
         values = [value.to(engine.device, dtype) for value in made]
         calls = {"engine": lambda index: engine.run(values[index])}
         clock = clock_for(engine.device.type)
-        found = measure(calls, clock=clock, limits=limits)["engine"]
-    if found.timing is None:
-        raise BenchError(found.failure or "the engine could not be timed")
-    return outputs, found.timing, memory_bytes
+        timing = measure(calls, clock=clock, limits=limits)["engine"]
+    if isinstance(timing, str):
+        raise BenchError(timing)
+    return outputs, timing, memory_bytes
