@@ -21,7 +21,7 @@ from qvae_trt.errors import BackendError, StoreError, UsageError
 from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Part, Resolution
 from qvae_trt.progress import Event, OnEvent, ignore
-from qvae_trt.runtime.preference import machine_here
+from qvae_trt.runtime.vae import machine_here
 from qvae_trt.store import measured
 from qvae_trt.tensors import DTYPES
 

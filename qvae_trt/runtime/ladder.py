@@ -31,7 +31,6 @@ from qvae_trt.runtime import memory
 from qvae_trt.runtime.cache import Counts, Recent, bare
 from qvae_trt.runtime.fallback import FallbackMode, FiniteCheck, Notices
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.preference import fused_first
 from qvae_trt.runtime.pytorch import PyTorchVae, needs_gradient
 from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
 
@@ -203,7 +202,7 @@ class Ladder:
                 if tried.problem is not None:
                     return _Unserved(partial(bare, tried.problem), failed=True)
                 return _Unserved(partial(self._missing, part, choice, mendable=no_engine is None))
-            faster = None if tried.problem else fused_first(self.settings.measured, part, choice)
+            faster = None if tried.problem else _fused_first(self.settings.measured, part, choice)
             if faster is not None and self.pytorch.fused.refusal(x.device) is None:
                 why = partial(EngineError, f"the fused path is {faster}")
                 return _Unserved(why, chosen=True)
@@ -331,7 +330,7 @@ class Ladder:
         """What serves a size on a device, with the reason for each candidate."""
         engines_here = device.type == self.engines.device_type
         choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
-        faster = fused_first(self.settings.measured, part, choice)
+        faster = _fused_first(self.settings.measured, part, choice)
         if choice.engine != "pytorch" and faster is None:
             return choice
         why = self.pytorch.fused.refusal(device)
@@ -422,6 +421,17 @@ class _Unserved:
 
 class _TooBigError(Exception):
     """It does not fit in memory at once."""
+
+
+def _fused_first(times: Measured | None, part: Part, choice: Choice) -> str | None:
+    """Why the fused path goes before the engine of a choice; None if it does not."""
+    mode = choice.engine
+    if times is None or (mode != "static" and mode != "profiles"):
+        return None
+    found = times.compare(part, choice.resolution, mode)
+    if found is None or found[0] >= found[1]:
+        return None
+    return f"faster here: {found[0]:.1f} ms, the {mode} engine {found[1]:.1f} ms"
 
 
 def _mistake(x: object, channels: int, least: int) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -20,7 +21,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from qvae_trt.errors import ModelError, UsageError
+from qvae_trt.errors import ModelError, StoreError, UsageError
 from qvae_trt.kinds import kind_named
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS, Choice, Part, Resolution
@@ -28,8 +29,8 @@ from qvae_trt.runtime import arguments
 from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning
 from qvae_trt.runtime.ladder import Ladder, Settings
-from qvae_trt.runtime.preference import Prefer, measured_here
 from qvae_trt.runtime.tiling import Tile, usual_overlap
+from qvae_trt.store import measured
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from qvae_trt.backends import Backend
 
 __all__ = ["FallbackWarning", "TrtVae", "load_vae"]
+
+Prefer = Literal["engine", "fastest"]
 
 
 class _StandsFor(type):
@@ -496,8 +499,35 @@ def load_vae(
     )
     if device is None and backend != "auto" and engines.device_type == "cpu":
         device = "cpu"
-    measured = None
+    times = None
     if prefer == "fastest" and folder is not None:
-        measured = measured_here(folder, engines.adapter)
-    settings = Settings(fallback=fallback, check_nan=check_nan, measured=measured)
+        times = measured_here(folder, engines.adapter)
+    settings = Settings(fallback=fallback, check_nan=check_nan, measured=times)
     return TrtVae(loaded, engines, settings, device=device, dtype=dtype)
+
+
+def machine_here(backend: Backend | None) -> dict[str, str]:
+    """What a measured time holds for: GPU, PyTorch and what runs the engines."""
+    facts = {"torch": str(torch.__version__)}
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    if backend is not None:
+        facts[backend.name] = backend.version()
+    return facts
+
+
+def measured_here(folder: Path, backend: Backend | None) -> measured.Measured | None:
+    """What `qvae bench` measured with the engines of a folder; None, with a warning, where it was
+    on another machine, or never.
+    """
+    path, machine = folder / measured.FILE_NAME, machine_here(backend)
+    try:
+        times = measured.load(path)
+        if times.machine == machine:
+            return times
+        why = f"{path}: measured with {times.machine}, expected {machine}"
+    except StoreError as error:
+        why = error.what
+    text = f"prefer='fastest' takes engines first: {why}\n  fix: qvae bench --resolution WxH"
+    warnings.warn(text, UserWarning, stacklevel=3)
+    return None
