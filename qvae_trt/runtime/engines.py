@@ -45,11 +45,13 @@ class Chosen:
 
     Attributes:
         choice: it, with the reason for each candidate.
-        files: the `signature` of its file at that time; the profile is one of that engine.
+        file: where it is, if it is an engine.
+        files: the `signature` of that file at that time; the profile is one of that engine.
     """
 
     choice: Choice
-    files: Signature | None
+    file: store.EngineFile
+    files: Signature
 
 
 @dataclass(eq=False)
@@ -137,38 +139,31 @@ class Engines:
             resolution: of the picture.
             unfit: modes that were tried, with what went wrong.
         """
-        paths = self.path(part, "static", resolution), self.path(part, "profiles")
+        exact, wide = self.path(part, "static", resolution), self.path(part, "profiles")
         # An engine that was built, replaced or removed since then is seen by its files.
-        files = {path: store.signature(path) for path in paths if path is not None}
+        files = {path: store.signature(path) for path in (exact, wide) if path is not None}
         before = None if unfit else self._choices.get((part, resolution))
         if before is not None and before[0] == files:
             return before[1]
-        choice = self._weigh(part, resolution, *paths, files, unfit or {})
-        chosen = Chosen(choice, None if choice.path is None else files[choice.path])
+        out = dict.fromkeys(MODES, self.refusal.what) if self.refusal is not None else unfit or {}
+        refused = {mode: _refused(reason) for mode, reason in out.items()}
+        static = refused.get("static") or _present(exact, resolution)
+        found = refused.get("profiles") or _present(wide, resolution)
+        ranges: tuple[Profile, ...] | Refusal
+        try:
+            ranges = self._profiles(part, found, files[found]) if isinstance(found, Path) else found
+        except (EngineError, BackendError) as error:
+            ranges = _refused(error.what)
+        choice = choose(
+            resolution, static={resolution: static}, profiles=ranges, profiles_path=wide
+        )
+        mode: Mode = "static" if choice.engine == "static" else "profiles"
+        size = resolution if mode == "static" else None
+        path = choice.path or Path()
+        chosen = Chosen(choice, store.EngineFile(path, part, mode, size), files.get(path, ()))
         if choice.path is not None and not unfit:  # else the reasons depend on other files, too
             self._choices[part, resolution] = files, chosen
         return chosen
-
-    def _weigh(
-        self,
-        part: Part,
-        resolution: Resolution,
-        exact: Path | None,
-        wide: Path | None,
-        files: Mapping[Path, Signature],
-        unfit: Mapping[str, str],
-    ) -> Choice:
-        if self.refusal is not None:
-            unfit = dict.fromkeys(MODES, self.refusal.what)
-        refused = {mode: _refused(reason) for mode, reason in unfit.items()}
-        static = {resolution: refused.get("static") or _present(exact, resolution)}
-        file = refused.get("profiles") or _present(wide, resolution)
-        ranges: tuple[Profile, ...] | Refusal
-        try:
-            ranges = file if isinstance(file, Refusal) else self._profiles(part, file, files[file])
-        except (EngineError, BackendError) as error:
-            ranges = _refused(error.what)
-        return choose(resolution, static=static, profiles=ranges, profiles_path=wide)
 
     def checked_choice(
         self, part: Part, resolution: Resolution, device: torch.device | None = None
@@ -178,15 +173,15 @@ class Engines:
         """
         device = torch.device(self.device_type) if device is None else device
         unfit: dict[str, str] = {}
-        while (choice := self.choose(part, resolution, unfit).choice).path is not None:
+        while (chosen := self.choose(part, resolution, unfit)).choice.path is not None:
             try:
-                self._failures.check(choice.path, device, resolution)
+                self._failures.check(chosen.file.path, device, resolution)
                 with on(device):  # GPUs of one machine may differ
-                    check(_engine_file(choice, part), self._wanted)
+                    check(chosen.file, self._wanted)
                 break
             except (EngineError, BackendError) as error:
-                unfit[choice.engine] = str(error)
-        return choice
+                unfit[chosen.file.mode] = str(error)
+        return chosen.choice
 
     def serve(self, part: Part, chosen: Chosen, x: torch.Tensor) -> torch.Tensor | None:
         """Run the chosen engine: (1, C, 1, H, W) → (1, C', 1, H', W'), in the engine's dtype.
@@ -198,14 +193,12 @@ class Engines:
             EngineError: it cannot be loaded, or fails. Either is remembered, so that what would
                 fail again is not tried again; but not what goes wrong inside a caller's capture.
         """
-        choice, path = chosen.choice, chosen.choice.path
-        if path is None or chosen.files is None:
-            raise EngineError(f"no engine serves the {part} at {choice.resolution}")
+        choice, path = chosen.choice, chosen.file.path
         cache, _ = self.place(x.device)
         inside = capturing(x)
         if not inside:
             self._failures.check(path, x.device, choice.resolution)
-        load = partial(self._open, _engine_file(choice, part), x.device)
+        load = partial(self._open, chosen.file, x.device)
         last = inside
         while True:
             try:
@@ -297,12 +290,6 @@ class Engines:
             ranges = engine.profiles
         self._ranges[path] = (files, ranges)
         return ranges
-
-
-def _engine_file(choice: Choice, part: Part) -> store.EngineFile:
-    mode: Mode = "static" if choice.engine == "static" else "profiles"
-    size = choice.resolution if mode == "static" else None
-    return store.EngineFile(choice.path or Path(), part, mode, size)
 
 
 def _refused(reason: str) -> Refusal:
