@@ -5,9 +5,9 @@ matmul rate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import AutoencoderKLQwenImage
 from torch.utils.flop_counter import FlopCounterMode
 
 from qvae_trt.bench.results import Fact, Timing
@@ -15,10 +15,6 @@ from qvae_trt.bench.timing import clock_for
 from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.lowerings import Lowering
 from qvae_trt.profiles import Part
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLQwenImage
-
 
 _SIDE = {"cuda": 8192, "cpu": 1024}
 _REPEATS = 10

@@ -11,14 +11,11 @@ import subprocess
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from qvae_trt.bench.results import Fact
 from qvae_trt.version import __version__
-
-if TYPE_CHECKING:
-    from qvae_trt.bench.results import Fact
 
 _QUERY = (
     ("driver", "driver_version"),

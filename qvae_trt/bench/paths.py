@@ -20,6 +20,7 @@ from qvae_trt.bench.results import ENGINES, Fact
 from qvae_trt.bench.timing import make_inputs, peak_bytes
 from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError
+from qvae_trt.model import Model
 from qvae_trt.opening import Wanted
 from qvae_trt.profiles import Mode, Part, Precision, Resolution, nearest
 from qvae_trt.runtime.engine import Engine
@@ -30,7 +31,6 @@ from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
     from qvae_trt.bench.run import BenchSettings
-    from qvae_trt.model import Model
 
 
 @dataclass(slots=True, kw_only=True)

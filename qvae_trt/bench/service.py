@@ -10,18 +10,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
+from qvae_trt.bench.paths import Prepared, Workbench
 from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing
 from qvae_trt.bench.timing import EXPECTED, explain, host_clock, measure
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime.image_processor import QvaeImageProcessor
-
-if TYPE_CHECKING:
-    from qvae_trt.bench.paths import Prepared, Workbench
 
 LATENTS_TO_PIL = "latents_to_pil"
 FIRST_USE = "first_use"

@@ -10,19 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
+
+import torch
 
 from qvae_trt.errors import DeviceMemoryError, ForeignEngineError, QvaeError, StaleEngineError
 from qvae_trt.profiles import Resolution
+from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import signature
 
-if TYPE_CHECKING:
-    import torch
-
-    from qvae_trt.runtime.engine import Engine
-
-    # None: loading the engine failed, and not the run of a size.
-    _Place = tuple[Path, torch.device, Resolution | None]
+# None: loading the engine failed, and not the run of a size.
+_Place = tuple[Path, torch.device, Resolution | None]
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")

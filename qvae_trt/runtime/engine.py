@@ -9,7 +9,6 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,9 +19,7 @@ from qvae_trt.opening import ANY, Opened, Wanted, open_engine
 from qvae_trt.profiles import Part, Profile, Resolution
 from qvae_trt.runtime.graphs import CapturedRun, captures
 from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_scratch
-
-if TYPE_CHECKING:
-    from qvae_trt.store import EngineFile
+from qvae_trt.store import EngineFile
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -46,7 +43,6 @@ class Engine:
         self,
         opened: Opened,
         *,
-        scratch: Scratch | None = None,
         device: torch.device | None = None,
         cuda_graph: bool = False,
     ) -> None:
@@ -56,7 +52,7 @@ class Engine:
         self.device = device or torch.empty(0, device=session.device_type).device
         self.bytes = self.path.stat().st_size
         self.captured = False
-        self._scratch = shared_scratch(self.device) if scratch is None else scratch
+        self._scratch = shared_scratch(self.device)
         self.wants_graph = (
             cuda_graph and self.device.type == "cuda" and self.static and session.capturable
         )

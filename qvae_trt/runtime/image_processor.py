@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 #: Modes whose pixels Pillow does not copy out of the array it is given.
 _MAPPED_MODES = frozenset({"L", "RGBA"})

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -26,18 +26,16 @@ from qvae_trt.errors import (
     ResolutionError,
     UsageError,
 )
+from qvae_trt.model import Model
 from qvae_trt.profiles import MODES, Choice, Part, ReasonKind, Refusal, Resolution, with_fused
 from qvae_trt.runtime import memory
 from qvae_trt.runtime.cache import Counts, Recent, bare
+from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.fallback import FallbackMode, FiniteCheck, Notices
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.pytorch import PyTorchVae, needs_gradient
 from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
-
-if TYPE_CHECKING:
-    from qvae_trt.model import Model
-    from qvae_trt.runtime.engines import Engines
-    from qvae_trt.store.measured import Measured
+from qvae_trt.store.measured import Measured
 
 #: Sides tried, largest first, when a picture does not fit.
 _TILE_SIDES = (1024, 512, 256)

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch.nn import functional
 
 from qvae_trt.errors import UsageError
@@ -20,14 +21,10 @@ from qvae_trt.model import load_model
 from qvae_trt.profiles import Mode, Resolution
 from qvae_trt.runtime.arguments import named_folder
 from qvae_trt.runtime.engines import Engines
+from qvae_trt.runtime.fallback import FallbackMode
 from qvae_trt.runtime.image_processor import QvaeImageProcessor
 from qvae_trt.runtime.ladder import Settings
 from qvae_trt.runtime.vae import TrtVae
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from qvae_trt.runtime.fallback import FallbackMode
 
 #: Two latents on each side make one token.
 _PATCH = 2

@@ -6,9 +6,10 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKLQwenImage
 from torch.autograd.forward_ad import unpack_dual
 
 from qvae_trt import fused
@@ -19,10 +20,6 @@ from qvae_trt.profiles import Part
 from qvae_trt.runtime.cache import Recent
 from qvae_trt.runtime.graphs import captures, capturing
 from qvae_trt.runtime.memory import keep_while_read, made_for_all, on
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLQwenImage
-
 
 #: Above it a run takes longer than its launches.
 _MOST_PIXELS = 768 * 768
@@ -60,8 +57,6 @@ class FusedPath:
         The first call for a device puts the weights there and compares a small picture with the
         folded network.
         """
-        if device == torch.device("cuda") and torch.cuda.is_available():
-            device = torch.device("cuda", torch.cuda.current_device())
         with self._lock:
             if device not in self._checked:
                 self._checked[device] = self._check(device)

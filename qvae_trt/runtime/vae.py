@@ -8,9 +8,10 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from diffusers import AutoencoderKLQwenImage
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.autoencoders.vae import (
     AutoencoderMixin,
@@ -21,6 +22,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
+from qvae_trt.backends import Backend
 from qvae_trt.errors import ModelError, StoreError, UsageError
 from qvae_trt.kinds import kind_named
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
@@ -31,11 +33,6 @@ from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning
 from qvae_trt.runtime.ladder import Ladder, Settings
 from qvae_trt.runtime.tiling import Tile, usual_overlap
 from qvae_trt.store import measured
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLQwenImage
-
-    from qvae_trt.backends import Backend
 
 __all__ = ["FallbackWarning", "TrtVae", "load_vae"]
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits, clock_for, make_inputs, measure, peak_bytes
 from qvae_trt.errors import BenchError
+from qvae_trt.progress import Progress
 from qvae_trt.runtime.engine import Engine
-
-if TYPE_CHECKING:
-    from qvae_trt.bench.results import Timing
-    from qvae_trt.progress import Progress
-    from qvae_trt.verify.inputs import Array
+from qvae_trt.verify.inputs import Array
 
 
 def run_engine(

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
+from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits
 from qvae_trt.build import BuildSettings, JobResult, build, plan_static
 from qvae_trt.build.children import BuildChild
@@ -25,11 +25,8 @@ from qvae_trt.tune.measuring import run_engine
 from qvae_trt.tune.record import Measurement, Subject, TunedVariant, TuneFile, TuneKey
 from qvae_trt.tune.reference import FoldedReference
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
+from qvae_trt.verify.inputs import Array
 from qvae_trt.workers import Child
-
-if TYPE_CHECKING:
-    from qvae_trt.bench.results import Timing
-    from qvae_trt.verify.inputs import Array
 
 #: A variant must be faster than the default by more than this: measurements that are minutes apart
 #: differ by as much, and a change of variant makes every engine stale.
