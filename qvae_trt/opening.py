@@ -6,14 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
 from qvae_trt.errors import EngineError, ForeignEngineError
 from qvae_trt.store import EngineFile, Sidecar
-
-if TYPE_CHECKING:
-    from qvae_trt.backends import Backend, Session
 
 # How often an engine that is replaced while it is loaded is looked at again.
 _LOOKS = 5
@@ -30,7 +26,7 @@ class Wanted:
             this only for engines that you built.
     """
 
-    backend: Backend | None = None
+    backend: backends.Backend | None = None
     weights_sha256: str | None = None
     vae: str | None = None
     allow_foreign: bool = False
@@ -51,8 +47,8 @@ class Opened:
     path: Path
     files: tuple[object, ...]
     sidecar: Sidecar | None
-    backend: Backend
-    session: Session
+    backend: backends.Backend
+    session: backends.Session
 
 
 def check(engine: EngineFile | Path, wanted: Wanted = ANY) -> Sidecar | None:
