@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,8 +39,7 @@ class Prepared:
     """One path, ready to run: `call` takes what `make_inputs` makes and returns the output on the
     same device.
 
-    `weights_bytes` is what stays on the device between calls. `close` gives back what only this
-    path holds.
+    `weights_bytes` is what stays on the device between calls.
     """
 
     name: str
@@ -47,7 +47,6 @@ class Prepared:
     call: Callable[[torch.Tensor], torch.Tensor]
     weights_bytes: int | None = None
     detail: dict[str, Fact] = field(default_factory=dict)
-    close: Callable[[], None] = lambda: None
 
 
 class Workbench:
@@ -67,12 +66,12 @@ class Workbench:
         self._place = torch.empty(0, device=device).device
         self._networks = PyTorchVae(model.vae)
 
-    def prepare(self, name: str, part: Part, resolution: Resolution) -> Prepared:
-        """Make a path ready. Raises one of EXPECTED where it cannot be measured here; the message
-        is the reason.
+    def prepare(self, name: str, part: Part, resolution: Resolution, stack: ExitStack) -> Prepared:
+        """Make a path ready; what only this path holds is given back at the end of `stack`. Raises
+        one of EXPECTED where it cannot be measured here; the message is the reason.
         """
         if name in ENGINES:
-            return self._engine(cast("Mode", name), part, resolution)
+            return self._engine(cast("Mode", name), part, resolution, stack)
         if name == "pytorch":
             dtype, modules, call = self.dtype, *self._shipped(part)
         else:
@@ -151,7 +150,7 @@ class Workbench:
         torch._dynamo.reset()
         return torch.compile(call, dynamic=False)
 
-    def _engine(self, mode: Mode, part: Part, resolution: Resolution) -> Prepared:
+    def _engine(self, mode: Mode, part: Part, resolution: Resolution, stack: ExitStack) -> Prepared:
         engine_dir = self.settings.engine_dir
         if engine_dir is None:
             raise BenchError("no engine folder was given")
@@ -172,13 +171,12 @@ class Workbench:
         begin = time.perf_counter()
         weights, vae = self.model.weights_sha256, self.model.kind.name
         wanted = Wanted(backend=backend, weights_sha256=weights, vae=vae)
-        engine: Any = Engine.open(file, wanted, device=self._place)
+        engine: Any = stack.enter_context(closing(Engine.open(file, wanted, device=self._place)))
         load_ms = (time.perf_counter() - begin) * 1000.0
         taken = before - _free_bytes(self.device)
         key = engine.sidecar.key
         profile = nearest(resolution, key.profiles)
         if profile is None:
-            engine.close()
             raise EngineError(f"no profile of {path.name} holds {resolution}")
         detail: dict[str, Fact] = {
             "engine": name,
@@ -198,7 +196,6 @@ class Workbench:
             # What the driver shows (load_bytes) has the library's own start in it, the first time.
             weights_bytes=path.stat().st_size if self.device == "cuda" else None,
             detail=detail,
-            close=engine.close,
         )
 
 

@@ -250,8 +250,7 @@ def _measure(
             cell = results.Cell(part=part, resolution=resolution, path=path)
             try:
                 with ExitStack() as opened:
-                    prepared = work.prepare(path, part, resolution)
-                    opened.callback(prepared.close)
+                    prepared = work.prepare(path, part, resolution, opened)
                     values = [value.to(prepared.dtype) for value in inputs]
                     call = _turn(prepared, values)
                     # Compilation, kernel loading, allocation: what the first call of a size costs.

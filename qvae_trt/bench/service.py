@@ -48,8 +48,7 @@ def measure_service(
             row = ServiceRow(kind=FIRST_USE, path=path, resolution=resolution)
             try:
                 with ExitStack() as opened:
-                    prepared = bench.prepare(path, "decoder", resolution)
-                    opened.callback(prepared.close)
+                    prepared = bench.prepare(path, "decoder", resolution, opened)
                     # Loading and the first decode; post-processing has no first time of its own.
                     steps = {"first_run_ms": _decode(bench, prepared, latents[0])[1]}
                     stack.enter_context(opened.pop_all())
@@ -129,8 +128,7 @@ def switch(bench: Workbench, path: str, previous: Resolution, resolution: Resolu
         try:
             runs = []
             for size in (previous, resolution):
-                prepared = bench.prepare(path, "decoder", size)
-                stack.callback(prepared.close)
+                prepared = bench.prepare(path, "decoder", size, stack)
                 latents = bench.make_inputs("decoder", size, count=1)[0].to(prepared.dtype)
                 runs.append(partial(_decode, bench, prepared, latents))
             first, second = runs

@@ -458,8 +458,7 @@ def _refuse_captured(where: str, x: torch.Tensor, why: QvaeError) -> None:
 
 def _traced() -> bool:
     """Inside `torch.jit.trace`, `torch.export` or `make_fx`: what engines do leaves no trace."""
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return tracing or get_proxy_mode() is not None
+    return torch.jit.is_tracing() or get_proxy_mode() is not None  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _has_memory(x: torch.Tensor) -> bool:

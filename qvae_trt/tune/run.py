@@ -137,9 +137,7 @@ def measure_in_child(
 ) -> tuple[Sequence[Array], Timing, int | None]:
     """`run_engine` in a process of its own, which ends with this call."""
     with Child("measuring", makes="result", fix="qvae doctor") as child:
-        measured: tuple[list[Array], Timing, int | None]
-        measured = child.call(run_engine, engine, inputs, limits, progress=progress)
-    return measured
+        return child.call(run_engine, engine, inputs, limits, progress=progress)
 
 
 def run_engine(
