@@ -104,8 +104,10 @@ def _steady(
     measured = measure(calls, clock=host_clock, limits=bench.settings.limits)
     rows = []
     for name, (prepared, processor) in pairs.items():
-        row = ServiceRow(kind=LATENTS_TO_PIL, path=prepared.name, resolution=resolution)
-        row, found = replace(row, processor=processor), measured[name]
+        row = ServiceRow(
+            kind=LATENTS_TO_PIL, path=prepared.name, resolution=resolution, processor=processor
+        )
+        found = measured[name]
         if isinstance(found, str):
             rows.append(replace(row, notes=(found,)))
             continue

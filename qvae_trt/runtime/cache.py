@@ -20,8 +20,8 @@ from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import signature
 
 Signature = tuple[object, ...]
-# None: loading the engine failed, and not the run of a size.
-_Place = tuple[Path, torch.device, Resolution | None]
+#: An engine, where, and which size; None: its loading, and not a run.
+Place = tuple[Path, torch.device, Resolution | None]
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -190,13 +190,14 @@ class Failures:
     """
 
     def __init__(self) -> None:
-        self._failed: Recent[_Place, _Failure] = Recent()
+        self._failed: Recent[Place, _Failure] = Recent()
         self._lock = threading.Lock()
 
-    def check(self, path: Path, device: torch.device, size: Resolution | None = None) -> None:
+    def check(self, place: Place) -> None:
         """Raise what loading this engine failed with, or running this size, unless its files have
         changed since.
         """
+        path, device, size = place
         for failing in dict.fromkeys((None, size)):
             known = self._failed.get((path, device, failing))
             if known is None or time.monotonic() >= known.until:
@@ -204,26 +205,12 @@ class Failures:
             if known.files == signature(path):
                 raise bare(known.error)
 
-    def note(
-        self,
-        path: Path,
-        device: torch.device,
-        error: QvaeError,
-        files: Signature,
-        size: Resolution | None = None,
-    ) -> None:
-        """The engine could not be loaded, or a run of it failed.
-
-        Args:
-            path: the engine.
-            device: where.
-            error: what was raised.
-            files: their `signature` before the attempt.
-            size: of the picture, where a run failed: another size may run.
+    def note(self, place: Place, error: QvaeError, files: Signature) -> None:
+        """The engine could not be loaded, or a run of this size failed: another may run. `files`:
+        its `signature` before the attempt.
         """
         if isinstance(error, DeviceMemoryError):
             return
-        place = path, device, size
         with self._lock:
             before = self._failed.get(place)
             in_a_row = 1 if before is None or before.files != files else before.in_a_row + 1
@@ -232,10 +219,11 @@ class Failures:
                 until = math.inf
             self._failed[place] = _Failure(files, bare(error), in_a_row, until)
 
-    def clear(self, path: Path, device: torch.device, size: Resolution) -> None:
+    def clear(self, place: Place) -> None:
         """A run of this size went well, and so did loading the engine."""
+        path, device, _ = place
         self._failed.pop((path, device, None), None)
-        self._failed.pop((path, device, size), None)
+        self._failed.pop(place, None)
 
     def forget(self) -> None:
         """Everything may be tried again."""

@@ -175,7 +175,7 @@ class Engines:
         unfit: dict[str, str] = {}
         while (chosen := self.choose(part, resolution, unfit)).choice.path is not None:
             try:
-                self._failures.check(chosen.file.path, device, resolution)
+                self._failures.check((chosen.file.path, device, resolution))
                 with on(device):  # GPUs of one machine may differ
                     check(chosen.file, self._wanted)
                 break
@@ -194,10 +194,11 @@ class Engines:
                 fail again is not tried again; but not what goes wrong inside a caller's capture.
         """
         choice, path = chosen.choice, chosen.file.path
+        place = path, x.device, choice.resolution
         cache, _ = self.place(x.device)
         inside = capturing(x)
         if not inside:
-            self._failures.check(path, x.device, choice.resolution)
+            self._failures.check(place)
         load = partial(self._open, chosen.file, x.device)
         last = inside
         while True:
@@ -219,11 +220,11 @@ class Engines:
                     raise
             except ExecutionError as error:
                 if not inside:
-                    self._failures.note(path, x.device, error, chosen.files, choice.resolution)
+                    self._failures.note(place, error, chosen.files)
                     cache.discard(path)
                 raise
             else:
-                self._failures.clear(path, x.device, choice.resolution)
+                self._failures.clear(place)
                 return y
             self.make_room(x.device)
             last = True
@@ -266,12 +267,13 @@ class Engines:
             return self._places[device]
 
     def _open(self, file: store.EngineFile, device: torch.device) -> Engine:
-        self._failures.check(file.path, device)  # another thread may have tried meanwhile
+        loading = file.path, device, None
+        self._failures.check(loading)  # another thread may have tried meanwhile
         files = store.signature(file.path)
         try:
             return Engine.open(file, self._wanted, device=device, cuda_graph=self.cuda_graphs)
         except (EngineError, BackendError) as error:
-            self._failures.note(file.path, device, error, files)
+            self._failures.note(loading, error, files)
             raise
 
     def _profiles(self, part: Part, path: Path, files: Signature) -> tuple[Profile, ...]:
