@@ -11,24 +11,20 @@ import platform
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from qvae_trt import backends, store
-from qvae_trt.backends import devices
+from qvae_trt.backends import Verdict, devices
 from qvae_trt.commands import command_line
 from qvae_trt.errors import ForeignEngineError, QvaeError
 from qvae_trt.profiles import BACKENDS
 from qvae_trt.store import show
 from qvae_trt.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from qvae_trt.backends import Verdict
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -6,16 +6,12 @@ Read in LightX2V at f8aee98; its names and numbers are in `profiles/lightx2v.tom
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qvae_trt.files.toml_file import read_toml
-from qvae_trt.profiles import MAX_SIDE, Resolution, own_file
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from qvae_trt.profiles import Profile
+from qvae_trt.profiles import MAX_SIDE, Profile, Resolution, own_file
 
 #: A request may name any side in between (`min_custom_size`, `max_custom_size` of its runner).
 LEAST_SIDE, MOST_SIDE = 256, 1664

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt.backends import devices
 from qvae_trt.backends.devices import Device
-from qvae_trt.backends.protocol import BuildOutcome, Verdict, check_shape, describe
+from qvae_trt.backends.protocol import (
+    BuildOutcome,
+    BuildSpec,
+    Session,
+    Verdict,
+    check_shape,
+    describe,
+)
 from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import (
     BackendError,
@@ -28,17 +35,14 @@ from qvae_trt.errors import (
     ForeignEngineError,
 )
 from qvae_trt.files.writing import refusals_named, workplace
-from qvae_trt.progress import silent
-from qvae_trt.tensors import ShapeRange, TensorSpec
+from qvae_trt.progress import Progress, silent
+from qvae_trt.tensors import DTypeName, ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qvae_trt.backends.protocol import BuildSpec, Session
     from qvae_trt.profiles import Precision
-    from qvae_trt.progress import Progress
-    from qvae_trt.tensors import DTypeName
 
 RANGES_KEY = "qvae.ranges"
 _DTYPES: dict[str, DTypeName] = {

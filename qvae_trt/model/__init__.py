@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from qvae_trt.errors import ModelError
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_of
 from qvae_trt.model import weights
-from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
+from qvae_trt.model.config import CONFIG_NAME, Config, infer_config, read_config
 from qvae_trt.model.files import OFFLINE_CHOICES, PICKLES, fetch, weight_files
 from qvae_trt.model.seeded import empty_vae
 from qvae_trt.model.seeded import random_vae as random_vae
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
     from torch import Tensor
 
-    from qvae_trt.model.config import Config
     from qvae_trt.model.weights import Headers
     from qvae_trt.profiles import Part, Resolution
 

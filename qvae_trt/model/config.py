@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from qvae_trt.errors import ModelError, printable
 from qvae_trt.files.json_file import read_object
 from qvae_trt.files.values import Value
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_named
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    Shape = tuple[int, ...]
-    #: Arguments of the class's constructor.
-    Config = dict[str, object]
+Shape = tuple[int, ...]
+#: Arguments of the class's constructor.
+Config = dict[str, object]
 
 CLASS_NAMES = " or ".join(kind.class_name for kind in KINDS)
 CONFIG_NAME = "config.json"

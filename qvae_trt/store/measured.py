@@ -10,19 +10,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from qvae_trt.errors import StoreError
 from qvae_trt.files.json_file import read_object
 from qvae_trt.files.values import Positive
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import read
-from qvae_trt.profiles import PARTS, Resolution
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from qvae_trt.profiles import Mode, Part
+from qvae_trt.profiles import PARTS, Mode, Part, Resolution
 
 FILE_NAME = "measured.json"
 Way = Literal["fused", "static", "profiles"]

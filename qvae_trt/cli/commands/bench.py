@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from typer import Option
 
-from qvae_trt.bench.compare import check_margin
+from qvae_trt.bench.compare import Changes, check_margin
 from qvae_trt.bench.results import BASELINES, REFERENCE
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import Table, line
@@ -17,7 +17,6 @@ from qvae_trt.cli.events import show_progress
 from qvae_trt.profiles import Resolution
 
 if TYPE_CHECKING:
-    from qvae_trt.bench.compare import Changes
     from qvae_trt.report.model import Entry, Report
     from qvae_trt.report.model import Table as Shown
 
