@@ -33,6 +33,7 @@ DATA = {
     "qvae_trt/data/profiles/static.toml",
     "qvae_trt/data/templates/chart.svg.jinja",
     "qvae_trt/data/templates/colours.svg.jinja",
+    "qvae_trt/data/templates/config.pbtxt.jinja",
     "qvae_trt/data/templates/latency.md.jinja",
     "qvae_trt/data/templates/page.css",
     "qvae_trt/data/templates/page.html.jinja",
