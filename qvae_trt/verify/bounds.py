@@ -10,10 +10,9 @@ share of that range.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from qvae_trt.profiles import Precision
+from qvae_trt.profiles import Precision
 
 Output = Literal["images", "mean", "logvar"]
 

@@ -9,18 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from polygraphy import comparator
 from polygraphy.logger import G_LOGGER
 
 from qvae_trt.verify.bounds import IMAGE_RANGE, Bounds, Output
-
-if TYPE_CHECKING:
-    from qvae_trt.verify.inputs import Array
-    from qvae_trt.verify.reference import Outputs
-
+from qvae_trt.verify.inputs import Array
+from qvae_trt.verify.reference import Outputs
 
 #: The metrics whose bound is the least that is allowed; of the others it is the most.
 AT_LEAST = ("psnr_db", "cosine", "power")

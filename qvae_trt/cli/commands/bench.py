@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from typer import Option
 
-from qvae_trt.bench.compare import Changes, check_margin
-from qvae_trt.bench.results import BASELINES, REFERENCE
+from qvae_trt.bench import compare as comparing
+from qvae_trt.bench.results import BASELINES, REFERENCE, load, set_aside
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import Table, line
 from qvae_trt.cli.events import show_progress
@@ -60,7 +60,7 @@ def bench(
     options.need(
         bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024"
     )
-    check_margin(margin)
+    comparing.check_margin(margin)
     missing = options.no_folder(engine_dir, sizes[0], backend=backend, model=model)
     if missing is not None:
         # PyTorch alone is worth measuring, but not for somebody who mistyped a folder.
@@ -69,12 +69,10 @@ def bench(
         output.warn(f"engines are not measured: {missing}")
 
     from qvae_trt import report
-    from qvae_trt.bench import compare as comparing
-    from qvae_trt.bench import results
     from qvae_trt.bench import run as measuring
     from qvae_trt.bench.timing import Limits
 
-    old = None if compare is None else results.load(compare)
+    old = None if compare is None else load(compare)
     parts = options.parse_parts(part)
     if old is not None:
         comparing.check_comparable(old, sizes, parts, service=service)
@@ -90,7 +88,7 @@ def bench(
         limits=Limits(budget_s=budget),
         command=output.settings.command,
     )
-    kept = results.set_aside(out / "latency.json")
+    kept = set_aside(out / "latency.json")
     if kept is not None:
         output.tell(f"an earlier result was there, and is now {kept}")
     with show_progress("bench") as on_event:
@@ -126,7 +124,7 @@ def screen(report: Report) -> RenderableType:
     )
 
 
-def comparison_table(comparison: Changes) -> RenderableType:
+def comparison_table(comparison: comparing.Changes) -> RenderableType:
     """Every latency of a comparison; what left the margin is named, and coloured."""
     from qvae_trt.report.numbers import ms
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from typer import Argument, Option
 
+from qvae_trt.bench import compare
+from qvae_trt.bench.results import REFERENCE, BenchResult, load
 from qvae_trt.cli import output
-
-if TYPE_CHECKING:
-    from qvae_trt.bench.results import BenchResult
 
 
 def report(
@@ -31,8 +29,6 @@ def report(
 
     Results of several machines, or from before and after a change, are shown side by side.
     """
-    from qvae_trt.bench import compare
-    from qvae_trt.bench.results import load
     from qvae_trt.report import write_html, write_tables
 
     loaded = [load(path) for path in results]
@@ -56,8 +52,6 @@ def _measured_again(results: Sequence[BenchResult]) -> list[str]:
     """The paths that several results measured. A merge keeps the first of each; `pytorch` is left
     out, since its others become ties.
     """
-    from qvae_trt.bench.results import REFERENCE
-
     seen = Counter(
         (cell.path, cell.part, cell.resolution)
         for result in results
