@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -81,17 +82,13 @@ def remember(
     Raises:
         StoreError: it cannot be written.
     """
-    kept: dict[Part, dict[Resolution, Medians]] = {part: {} for part in PARTS}
-    try:
+    before = Measured({})
+    with suppress(StoreError):
         before = load(path)
-    except StoreError:
-        before = None
-    if before is not None and before.machine == machine:
-        kept.update(before.medians)
-    for part, sizes in medians.items():
-        for size, times in sizes.items():
-            kept[part][size] = {**kept[part].get(size, {}), **times}
     data: dict[str, object] = {"format_version": _VERSION, "machine": dict(machine)}
     for part in PARTS:
-        data[part] = {str(size): times for size, times in sorted(kept[part].items())}
+        kept = before.medians.get(part, {}) if before.machine == machine else {}
+        for size, times in medians.get(part, {}).items():
+            kept[size] = {**kept.get(size, {}), **times}
+        data[part] = {str(size): times for size, times in sorted(kept.items())}
     write_text(path, json.dumps(data, indent=1) + "\n")

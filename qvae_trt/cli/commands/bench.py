@@ -1,16 +1,18 @@
-"""`qvae bench`."""
+"""`qvae bench`, and `qvae report` of what it measured."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
-from typer import Option
+from typer import Argument, Option
 
 from qvae_trt.bench import compare as comparing
-from qvae_trt.bench.results import BASELINES, REFERENCE, load, set_aside
+from qvae_trt.bench.results import BASELINES, REFERENCE, BenchResult, load, set_aside
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import Table, line
 from qvae_trt.cli.events import show_progress
@@ -68,9 +70,9 @@ def bench(
             raise missing
         output.warn(f"engines are not measured: {missing}")
 
-    from qvae_trt import report
     from qvae_trt.bench import run as measuring
     from qvae_trt.bench.timing import Limits
+    from qvae_trt.report import Report, write_tables
 
     old = None if compare is None else load(compare)
     parts = options.parse_parts(part)
@@ -93,10 +95,10 @@ def bench(
         output.tell(f"an earlier result was there, and is now {kept}")
     with show_progress("bench") as on_event:
         result = measuring.bench(settings, out=out, on_event=on_event)
-    written = report.write_tables(result, out)
+    written = write_tables(result, out)
     data: dict[str, object] = result.to_dict()
     changes = None if old is None else comparing.compare(old, result, margin)
-    shown = [screen(report.Report(result))]
+    shown = [screen(Report(result))]
     if changes is not None:
         data["comparison"] = changes.to_dict()
         shown.append(comparison_table(changes))
@@ -173,3 +175,51 @@ def _shade(ratio: float) -> str:
     if ratio < 0.98:
         return "red"
     return "bold green" if ratio >= 2 else "green" if ratio > 1.02 else "yellow"
+
+
+def report(
+    results: list[Path] = Argument(
+        ..., metavar="RESULTS...", help="latency.json files of qvae bench, or their folders."
+    ),
+    out: Path = Option(Path("report.html"), metavar="FILE", help="The page to write."),
+    merge: Path | None = Option(
+        None,
+        metavar="DIR",
+        help="Merge all results into one table, and write its latency.md, .json, .csv and .svg "
+        "here. For runs of one machine and model, such as torch.compile and the engines.",
+    ),
+) -> None:
+    """Write one page of tables and charts.
+
+    Results of several machines, or from before and after a change, are shown side by side.
+    """
+    from qvae_trt.report import write_html, write_tables
+
+    loaded = [load(path) for path in results]
+    written: list[Path] = []
+    if merge is not None:
+        for cell in _measured_again(loaded):
+            output.warn(f"in several files, the first is kept: {cell}")
+        loaded = [comparing.merge(loaded)]
+        written = write_tables(loaded[0], merge)
+    write_html(loaded, out)
+    written.append(out)
+    data = {
+        "path": str(out),
+        "results": list(map(str, results)),
+        "written": list(map(str, written)),
+    }
+    output.emit(data, lambda d: "\n".join(d["written"]))
+
+
+def _measured_again(results: Sequence[BenchResult]) -> list[str]:
+    """The paths that several results measured. A merge keeps the first of each; `pytorch` is left
+    out, since its others become ties.
+    """
+    seen = Counter(
+        (cell.path, cell.part, cell.resolution)
+        for result in results
+        for cell in result.cells
+        if cell.timing is not None and cell.path != REFERENCE
+    )
+    return sorted({f"{path} {part}" for (path, part, _), count in seen.items() if count > 1})
