@@ -26,6 +26,7 @@ DATA = {
     "qvae_trt/data/latency.schema.json",
     "qvae_trt/data/pictures/README.md",
     "qvae_trt/data/pictures/astronaut.jpg",
+    "qvae_trt/data/profiles/kinds.toml",
     "qvae_trt/data/profiles/lightx2v.toml",
     "qvae_trt/data/profiles/nine-2.1.toml",
     "qvae_trt/data/profiles/nine.toml",
