@@ -42,8 +42,7 @@ class BuildChild(Child):
         self, backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
     ) -> BuildOutcome:
         """`Backend.build` there, with the same results and errors, and those of `call`."""
-        outcome: BuildOutcome = self.call(_build, backend, onnx, out, spec, progress=progress)
-        return outcome
+        return self.call(_build, backend, onnx, out, spec, progress=progress)
 
 
 def _build(

@@ -223,8 +223,7 @@ def measured() -> list[dict[str, Any]]:
     None for one with profiles.
     """
     text = files("qvae_trt").joinpath("data/builds.json").read_text("utf-8")
-    engines: list[dict[str, Any]] = json.loads(text)["engines"]
-    return engines
+    return json.loads(text)["engines"]
 
 
 def draw(data: dict[str, Any]) -> RenderableType:
