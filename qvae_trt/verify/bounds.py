@@ -21,7 +21,17 @@ IMAGE_RANGE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class Metrics:
+    """How far a result is from the reference. `max_abs` in the tensor's own units."""
+
+    psnr_db: float
+    cosine: float
+    relative_l2: float
+    max_abs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds(Metrics):
     """What an engine of one precision may differ by, on one of its outputs.
 
     Attributes:
@@ -34,10 +44,6 @@ class Bounds:
             input.
     """
 
-    psnr_db: float
-    cosine: float
-    relative_l2: float
-    max_abs: float
     bf16_ratio: float
 
 

@@ -14,22 +14,12 @@ import numpy as np
 from polygraphy import comparator
 from polygraphy.logger import G_LOGGER
 
-from qvae_trt.verify.bounds import IMAGE_RANGE, Bounds, Output
+from qvae_trt.verify.bounds import IMAGE_RANGE, Bounds, Metrics, Output
 from qvae_trt.verify.inputs import Array
 from qvae_trt.verify.reference import Outputs
 
 #: The metrics whose bound is the least that is allowed; of the others it is the most.
 AT_LEAST = ("psnr_db", "cosine", "power")
-
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """How far a result is from the reference. `max_abs` in the tensor's own units."""
-
-    psnr_db: float
-    cosine: float
-    relative_l2: float
-    max_abs: float
 
 
 @dataclass(frozen=True, slots=True)

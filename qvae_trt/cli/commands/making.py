@@ -15,7 +15,6 @@ from typer import Option
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import MIB, counted, figure, records
-from qvae_trt.cli.events import show_progress
 from qvae_trt.json_rows import write
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
 from qvae_trt.profiles import Precision, Resolution, load_profiles, load_static_sizes, parse_aspect
@@ -56,7 +55,7 @@ def export(
     loaded = load_model(model)
     how: dict[str, Any] = {"precision": precision, "graph": graph, "resolution": resolution}
     files = []
-    with show_progress("export") as on_event:
+    with output.show_progress("export") as on_event:
         for index, (name, path) in enumerate(targets.items()):
             event = partial(Event, index=index, count=len(targets))
             on_event(event(kind="start", text=name))
@@ -176,7 +175,7 @@ def build(
         dry_run=dry_run,
         command=output.settings.command,
     )
-    with show_progress() as on_event:
+    with output.show_progress() as on_event:
         results = building.build(jobs, settings, on_event=on_event)
     # What was measured is the full architecture of Qwen-Image.
     full = model != "bundled:tiny" and kind == QWEN_IMAGE
@@ -303,7 +302,7 @@ def tune(
         force=force,
         command=output.settings.command,
     )
-    with show_progress() as on_event:
+    with output.show_progress() as on_event:
         result = running.tune(settings, on_event=on_event)
     stale = list(map(str, built_otherwise(result.file, engine_dir))) if out is None else []
     output.emit({**result.to_dict(), "stale": stale}, _draw_variants)

@@ -15,7 +15,6 @@ from qvae_trt.bench import compare as comparing
 from qvae_trt.bench.results import BASELINES, REFERENCE, BenchResult, load, set_aside
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import Table, line
-from qvae_trt.cli.events import show_progress
 from qvae_trt.files.writing import check_writable, write_text
 from qvae_trt.profiles import Resolution
 
@@ -48,7 +47,7 @@ def verify(
 
     from qvae_trt.verify import verify as run
 
-    with show_progress("verify") as on_event:
+    with output.show_progress("verify") as on_event:
         report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_event=on_event)
     if out is not None:
         write_text(out / "parity.md", report.to_markdown())
@@ -141,7 +140,7 @@ def bench(
     kept = set_aside(out / "latency.json")
     if kept is not None:
         output.tell(f"an earlier result was there, and is now {kept}")
-    with show_progress("bench") as on_event:
+    with output.show_progress("bench") as on_event:
         result = measuring.bench(settings, out=out, on_event=on_event)
     written = write_tables(result, out)
     data: dict[str, object] = result.to_dict()
