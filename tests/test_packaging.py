@@ -22,6 +22,7 @@ BIN = Path(sys.executable).parent
 # Everything in the wheel that is no module, but for the dist-info folder.
 DATA = {
     "qvae_trt/py.typed",
+    "qvae_trt/data/bounds.toml",
     "qvae_trt/data/builds.json",
     "qvae_trt/data/latency.schema.json",
     "qvae_trt/data/pictures/README.md",
