@@ -67,13 +67,9 @@ class JobResult:
     @property
     def outcome(self) -> str:
         """In words, as an event tells it; nothing of a dry run, whose table says it all."""
-        match self.status:
-            case "failed":
-                return f"failed: {self.reason}"
-            case "built":
-                return f"built in {self.seconds:.1f} s"
-            case _:
-                return "kept" if self.status == "kept" else ""
+        built = f"built in {self.seconds or 0:.1f} s"
+        words = {"failed": f"failed: {self.reason}", "built": built, "kept": "kept"}
+        return words.get(self.status, "")
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""

@@ -132,7 +132,7 @@ def results_only() -> Iterator[None]:
     settings.results = outer or sys.stdout
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.showwarning = _tell_warning
+            warnings.showwarning = lambda message, *_where, **_more: warn(str(message))
             yield
     finally:
         settings.results = outer
@@ -141,10 +141,6 @@ def results_only() -> Iterator[None]:
 def warn(text: str) -> None:
     """A warning for the person, on stderr."""
     tell(f"warning: {text}", style="yellow")
-
-
-def _tell_warning(message: Warning | str, *_where: object, **_more: object) -> None:
-    warn(str(message))
 
 
 def emit(data: Mapping[str, Any], draw: Callable[[Any], RenderableType]) -> None:
