@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qvae_trt.backends import devices
 from qvae_trt.backends.devices import Device
-from qvae_trt.backends.protocol import (
-    BuildOutcome,
-    BuildSpec,
-    Session,
-    Verdict,
-    check_shape,
-    describe,
-)
+from qvae_trt.backends.protocol import BuildOutcome, Verdict, check_shape, describe
 from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import (
     BackendError,
@@ -42,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from qvae_trt.backends.protocol import BuildSpec, Session
     from qvae_trt.profiles import Precision
 
 RANGES_KEY = "qvae.ranges"
