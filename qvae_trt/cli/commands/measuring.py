@@ -117,14 +117,15 @@ def bench(
             raise missing
         output.warn(f"engines are not measured: {missing}")
 
-    from qvae_trt.bench import run as measuring
-    from qvae_trt.bench.timing import Limits
-    from qvae_trt.report import Report, write_tables
-
     old = None if compare is None else load(compare)
     parts = options.parse_parts(part)
     if old is not None:
         comparing.check_comparable(old, sizes, parts, service=service)
+
+    from qvae_trt.bench import run as measuring
+    from qvae_trt.bench.timing import Limits
+    from qvae_trt.report import Report, write_tables
+
     settings = measuring.BenchSettings(
         resolutions=sizes,
         model=model,
