@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -38,9 +37,6 @@ from qvae_trt.verify.reference import DIFFUSERS_CPU_PIXELS, Outputs, Reference, 
 from qvae_trt.verify.report import ParityRow, VerifyReport, explain
 from qvae_trt.verify.targets import ends_of, left_out, sizes_of
 from qvae_trt.version import __version__
-
-if TYPE_CHECKING:
-    from qvae_trt.backends import Backend
 
 
 def verify(
@@ -116,7 +112,7 @@ class _Job:
     """
 
     target: EngineFile
-    backend: Backend
+    backend: backends.Backend
     bounds: Mapping[Output, Bounds]
     row: Callable[..., ParityRow]
     rebuild: Callable[..., str]
