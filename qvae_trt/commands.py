@@ -5,14 +5,22 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
 from qvae_trt.errors import printable
 
 _PARTS = ("encoder", "decoder")
-_DEFAULTS = {"--model": "Qwen/Qwen-Image", "--backend": "auto", "--engine-dir": "engines"}
+#: What else a build is asked for, in this order, and the defaults. Where an environment variable
+#: sets one, a hint names the value all the same: its line may be copied to a shell without that.
+_OPTIONS = {
+    "part": None,
+    "model": "Qwen/Qwen-Image",
+    "backend": "auto",
+    "precision": "fp16",
+    "engine_dir": "engines",
+}
 _SIZE = re.compile(r"[0-9]{1,20}x[0-9]{1,20}")
 
 
@@ -23,34 +31,18 @@ def build_command(mode: str, *sizes: object, **asked: object) -> str:
         asked: `part`, `model`, `backend`, `precision`, `engine_dir`; what is None or the default
             is left out.
     """
-    return command_line(_build(mode, *sizes, **asked))
+    return command_line(_build(mode, sizes, asked))
 
 
-def _build(
-    mode: str,
-    *sizes: object,
-    part: object = None,
-    model: object = None,
-    backend: object = None,
-    precision: object = None,
-    engine_dir: object = None,
-) -> list[str]:
+def _build(mode: str, sizes: Iterable[object], asked: Mapping[str, object]) -> list[str]:
     words = ["qvae", "build", "--mode", mode]
     for size in sizes:
         words += ["--resolution", str(size)]
-    given = {"--part": part, "--model": model, "--backend": backend}
-    given |= {"--precision": None if precision == "fp16" else precision, "--engine-dir": engine_dir}
-    for name, value in given.items():
-        is_usual = str(value) == _DEFAULTS.get(name) and _variable(name) not in os.environ
-        words += [] if value is None or is_usual else [name, str(value)]
+    for name, default in _OPTIONS.items():
+        value, option = asked.get(name), "--" + name.replace("_", "-")
+        is_usual = str(value) == default and f"QVAE_{name.upper()}" not in os.environ
+        words += [] if value is None or is_usual else [option, str(value)]
     return words
-
-
-def _variable(option: str) -> str:
-    """The environment variable that may set an option's default. Where it does, a hint names the
-    value all the same, since the line may be copied to a shell without it.
-    """
-    return "QVAE_" + option[2:].upper().replace("-", "_")
 
 
 def command_line(words: Iterable[str]) -> str:
@@ -94,7 +86,7 @@ def rebuild_command(
     words = _words(built_by)
     into = Path(option_in(built_by, "--engine-dir") or "engines")
     if words[:2] != ["qvae", "build"] or into.absolute() != engine_dir.absolute():
-        words = _build(mode, *sizes, part=part, engine_dir=engine_dir, **asked)
+        words = _build(mode, sizes, {**asked, "part": part, "engine_dir": engine_dir})
     return command_line([*words, *(["--force"] if force and "--force" not in words else [])])
 
 

@@ -11,24 +11,20 @@ import platform
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from qvae_trt import backends, store
-from qvae_trt.backends import devices
+from qvae_trt.backends import Verdict, devices
 from qvae_trt.commands import command_line
 from qvae_trt.errors import ForeignEngineError, QvaeError
 from qvae_trt.profiles import BACKENDS
 from qvae_trt.store import show
 from qvae_trt.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from qvae_trt.backends import Verdict
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -102,13 +98,10 @@ def _onnxruntime_twice() -> Iterator[Check]:
     with suppress(metadata.PackageNotFoundError):
         for name in ("onnxruntime", "onnxruntime-gpu"):
             metadata.version(name)
-        yield Check(
-            "onnxruntime-gpu",
-            "warn",
-            "onnxruntime and onnxruntime-gpu are both installed, in one folder",
-            "pip uninstall -y onnxruntime && "
-            "pip install --force-reinstall --no-deps onnxruntime-gpu",
-        )
+        detail = "onnxruntime and onnxruntime-gpu are both installed, in one folder"
+        again = "pip install --force-reinstall --no-deps onnxruntime-gpu"
+        fix = f"pip uninstall -y onnxruntime && {again}"
+        yield Check("onnxruntime-gpu", "warn", detail, fix)
 
 
 def _auto() -> Check:
@@ -214,9 +207,8 @@ def _package(name: str) -> Check:
         return Check(name, "ok", metadata.version(name))
     except (ImportError, OSError, metadata.PackageNotFoundError) as error:
         # OSError: a shared library that does not load.
-        return Check(
-            name, "fail", f"does not import: {error}", f"pip install --force-reinstall {name}"
-        )
+        fix = f"pip install --force-reinstall {name}"
+        return Check(name, "fail", f"does not import: {error}", fix)
 
 
 def _disk(engine_dir: Path) -> Check:
@@ -237,9 +229,8 @@ def _disk(engine_dir: Path) -> Check:
     if free < _SMALLEST_BYTES:
         return Check("disk", "fail", detail, f"free some space, or {fix}")
     if free < _ENGINES_BYTES:
-        return Check(
-            "disk", "warn", f"{detail}; all engines together may need 4 GiB", "free some space"
-        )
+        detail = f"{detail}; all engines together may need 4 GiB"
+        return Check("disk", "warn", detail, "free some space")
     return Check("disk", "ok", detail)
 
 
@@ -253,9 +244,5 @@ def _hub() -> Check:
         return Check("model", "ok", f"{_HUB_MODEL}: in the hub's cache")
     offline = " and HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else ""
     fix = f"hf download {_HUB_MODEL} --include 'vae/*'; offline: --model bundled:tiny"
-    return Check(
-        "model",
-        "warn",
-        f"{_HUB_MODEL}: not in the hub's cache{offline} (the hub was not asked)",
-        fix,
-    )
+    detail = f"{_HUB_MODEL}: not in the hub's cache{offline} (the hub was not asked)"
+    return Check("model", "warn", detail, fix)

@@ -6,22 +6,20 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from qvae_trt.commands import command_line
 from qvae_trt.errors import PictureError, StoreError
 from qvae_trt.files.reading import open_regular
 from qvae_trt.files.writing import replace_file
 from qvae_trt.kinds import scale_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Channels = Literal[3, 4]
 

@@ -1,12 +1,14 @@
-"""The kinds of VAE that are known, and all that they differ in, as data."""
+"""The kinds of VAE that are known, as `profiles/kinds.toml` describes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from qvae_trt.errors import ResolutionError
-from qvae_trt.files.values import Value
+from qvae_trt.files.toml_file import read_toml
+from qvae_trt.json_rows import read
 from qvae_trt.profiles import Profile, Resolution, load_profiles, load_static_sizes, own_file
 
 
@@ -22,8 +24,9 @@ class Kind:
         colours: what the configuration calls the number of a picture's channels; where it has
             several names, all must have the same number.
         default_colours: that number where a configuration leaves it out.
-        readers: of the other values in the configuration. The bounds of its whole numbers keep a
-            damaged file from asking for terabytes.
+        most: of the other whole numbers in the configuration: a damaged file may not ask for
+            terabytes.
+        flags: what it calls what is true or false.
         fixed: what the configuration must have where it says something.
         step: what its pipelines round the sides of pictures to.
         hub_id: of its weights.
@@ -37,8 +40,9 @@ class Kind:
     z_dim: int
     colours: tuple[str, ...]
     default_colours: int
-    readers: Mapping[str, Callable[[Value], object]]
-    fixed: Mapping[str, object] = field(default_factory=dict)
+    most: Mapping[str, int]
+    flags: tuple[str, ...]
+    fixed: Mapping[str, Annotated[Any, lambda value: value.data]]
     step: int
     hub_id: str
     sizes_file: str
@@ -75,43 +79,8 @@ class Kind:
         return size.height // self.scale, size.width // self.scale
 
 
-def _up_to(most: int) -> Callable[[Value], int | None]:
-    return lambda value: None if value.data is None else value.integer(1, most)
-
-
-_NUMBERS = {"base_dim": _up_to(1024), "z_dim": _up_to(256), "num_res_blocks": _up_to(16)}
-
-QWEN_IMAGE = Kind(
-    name="Qwen-Image",
-    class_name="AutoencoderKLQwenImage",
-    stages=4,
-    z_dim=16,
-    colours=("input_channels",),
-    default_colours=3,
-    readers=_NUMBERS,
-    fixed={"attn_scales": []},
-    step=16,
-    hub_id="Qwen/Qwen-Image",
-    sizes_file="static.toml",
-    profiles_file="nine.toml",
-    video=True,
-)
-QWEN_IMAGE_21 = Kind(
-    name="Qwen-Image-2.1",
-    class_name="AutoencoderKLQwenImage21",
-    stages=5,
-    z_dim=64,
-    colours=("in_channels", "out_channels"),
-    default_colours=4,
-    readers={**_NUMBERS, "decoder_base_dim": _up_to(1024), "is_residual": Value.flag},
-    fixed={"attn_scales": [], "patch_size": 1, "scale_factor_spatial": 16},
-    step=32,
-    hub_id="Qwen/Qwen-Image-2.1",
-    sizes_file="static-2.1.toml",
-    profiles_file="nine-2.1.toml",
-    video=False,
-)
-KINDS = (QWEN_IMAGE, QWEN_IMAGE_21)
+KINDS: tuple[Kind, ...] = read(tuple[Kind, ...], read_toml(own_file("kinds.toml"))["kind"])
+QWEN_IMAGE, QWEN_IMAGE_21 = KINDS
 _BY_CLASS = {kind.class_name: kind for kind in KINDS}
 
 

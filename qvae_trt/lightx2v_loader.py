@@ -6,16 +6,12 @@ Read in LightX2V at f8aee98; its names and numbers are in `profiles/lightx2v.tom
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qvae_trt.files.toml_file import read_toml
-from qvae_trt.profiles import MAX_SIDE, Resolution, own_file
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from qvae_trt.profiles import Profile
+from qvae_trt.profiles import MAX_SIDE, Profile, Resolution, own_file
 
 #: A request may name any side in between (`min_custom_size`, `max_custom_size` of its runner).
 LEAST_SIDE, MOST_SIDE = 256, 1664
@@ -23,21 +19,17 @@ LEAST_SIDE, MOST_SIDE = 256, 1664
 _GRID = 16
 #: Editing makes about one megapixel of a picture, up to 4:1.
 _EDIT_PIXELS, _EDIT_RATIO = 1024 * 1024, 4
-
-
-@lru_cache(maxsize=1)
-def _rules() -> dict[str, Any]:
-    return read_toml(own_file("lightx2v.toml")).data
+_RULES: dict[str, Any] = read_toml(own_file("lightx2v.toml")).data
 
 
 def static_folders() -> dict[str, Resolution]:
     """Its name of a static pair's folder → the size of the pictures that it opens it for."""
-    return {name: _size(text) for name, text in _rules()["folders"].items()}
+    return {name: _size(text) for name, text in _RULES["folders"].items()}
 
 
 def profile_opts() -> list[Resolution]:
     """The opts that it picks a profile by, in its order; not all are sizes that the VAE takes."""
-    return [_size(text) for text in _rules()["profiles"]["opts"]]
+    return [_size(text) for text in _RULES["profiles"]["opts"]]
 
 
 def _size(text: str) -> Resolution:

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from qvae_trt import backends, store
 from qvae_trt.errors import EngineError, ForeignEngineError
-from qvae_trt.store import EngineFile
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
-    from qvae_trt.backends import Backend, Session
-    from qvae_trt.store import Sidecar
+from qvae_trt.store import EngineFile, Sidecar
 
 # How often an engine that is replaced while it is loaded is looked at again.
 _LOOKS = 5
-
-
-class Purpose(Enum):
-    """What an engine is opened for. To serve, to verify and to bench take the same engines: those
-    that were built for this place, backend, machine and weights. To inspect takes any.
-    """
-
-    SERVE = auto()
-    VERIFY = auto()
-    BENCH = auto()
-    INSPECT = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +22,11 @@ class Wanted:
     Attributes:
         backend: what is to run it; None: what its sidecar or its suffix says.
         weights_sha256, vae: of the VAE, and the name of its kind; None takes any.
-        allow_foreign: serve one without a sidecar, too. Deserialising an engine runs its code: use
+        allow_foreign: take one without a sidecar, too. Deserialising an engine runs its code: use
             this only for engines that you built.
     """
 
-    backend: Backend | None = None
+    backend: backends.Backend | None = None
     weights_sha256: str | None = None
     vae: str | None = None
     allow_foreign: bool = False
@@ -67,13 +47,13 @@ class Opened:
     path: Path
     files: tuple[object, ...]
     sidecar: Sidecar | None
-    backend: Backend
-    session: Session
+    backend: backends.Backend
+    session: backends.Session
 
 
-def check(engine: EngineFile | Path, purpose: Purpose, wanted: Wanted = ANY) -> Sidecar | None:
-    """The sidecar of an engine that may be opened; None for one of unknown origin, which may be
-    inspected, and served if that is allowed.
+def check(engine: EngineFile | Path, wanted: Wanted = ANY) -> Sidecar | None:
+    """The sidecar of an engine that may be opened; None for one of unknown origin, if that is
+    allowed. What serves, is verified and is timed is checked in this one way.
 
     Args:
         engine: with its place, which decides what it must be; a path alone takes any whole engine.
@@ -81,21 +61,20 @@ def check(engine: EngineFile | Path, purpose: Purpose, wanted: Wanted = ANY) -> 
     Raises: as `store.check_engine`.
     """
     expected: dict[str, object] = {}
-    if isinstance(engine, EngineFile) and purpose is not Purpose.INSPECT:
+    if isinstance(engine, EngineFile):
         expected |= {} if wanted.backend is None else wanted.backend.identity()
         expected |= engine.place
         expected |= {"vae": wanted.vae, "weights_sha256": wanted.weights_sha256}
     try:
         return store.check_engine(_path(engine), expected=expected)
     except ForeignEngineError:
-        if purpose is Purpose.INSPECT or (purpose is Purpose.SERVE and wanted.allow_foreign):
-            return None
-        raise
+        if not wanted.allow_foreign:
+            raise
+        return None
 
 
 def open_engine(
     engine: EngineFile | Path,
-    purpose: Purpose,
     wanted: Wanted = ANY,
     *,
     loading: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -110,10 +89,7 @@ def open_engine(
     path = _path(engine)
     for _ in range(_LOOKS):
         files = store.signature(path)  # it or its sidecar may be replaced while the other is read
-        sidecar = check(engine, purpose, wanted)
-        if sidecar is None and purpose is Purpose.SERVE:
-            what = f"{path}: no sidecar says what it is; loaded because it was asked for"
-            warnings.warn(what, stacklevel=3)
+        sidecar = check(engine, wanted)
         backend = wanted.backend or backends.for_engine(path, sidecar)
         with loading():
             session = backend.open(path)

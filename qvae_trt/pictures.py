@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from qvae_trt import images
 from qvae_trt.errors import PictureError, ResolutionError, UsageError
@@ -24,10 +25,6 @@ from qvae_trt.kinds import scale_of
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS, Part, Resolution
 from qvae_trt.runtime.vae import FallbackWarning, TrtVae, load_vae
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 #: A picture is padded past its own multiple of 16 up to this many times its pixels.
 MAX_PADDING = 1.5

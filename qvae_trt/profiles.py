@@ -217,9 +217,8 @@ def choose(
             there is no such engine.
         profiles_path: the profiles engine, passed through to the candidates.
     """
-    exact = static.get(resolution)
-    if exact is None:
-        exact = Refusal(ReasonKind.ABSENT, f"no static engine of {resolution}")
+    no_static = Refusal(ReasonKind.ABSENT, f"no static engine of {resolution}")
+    exact = static.get(resolution, no_static)
     if profiles is None:
         profiles = Refusal(ReasonKind.ABSENT, "no engine with profiles")
     if isinstance(exact, Refusal):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from qvae_trt import store
 from qvae_trt.commands import build_command
 from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named, write_text
-from qvae_trt.profiles import MODES, Mode, Part
-
-if TYPE_CHECKING:
-    from qvae_trt.tensors import TensorSpec
+from qvae_trt.profiles import Mode, Part
+from qvae_trt.report.templates import render
 
 Backend = Literal["tensorrt", "onnxruntime"]
 
@@ -22,7 +19,6 @@ _FILES: dict[Backend, tuple[str, str]] = {
     "tensorrt": (".trt", "model.plan"),
     "onnxruntime": (".onnx", "model.onnx"),
 }
-_TYPES = {"float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "float32": "TYPE_FP32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,44 +87,11 @@ def make_repository(
         else:
             place_file(file.path, model, link=link)
             # In this order: a server that polls finds no configuration without its model.
-            write_text(config, configuration(name, backend, sidecar))
+            text = render(
+                "config.pbtxt.jinja", model=name, backend=backend, file=file_name, sidecar=sidecar
+            )
+            write_text(config, text)
         models.append(
             ServedModel(name=name, part=file.part, mode=file.mode, engine=file.path, **found)
         )
     return models
-
-
-def configuration(name: str, backend: Backend, sidecar: store.Sidecar) -> str:
-    """The config.pbtxt of one engine.
-
-    The batch is a side like the others here, since engines take one picture: max_batch_size is 0.
-    """
-    lines = [
-        f'name: "{name}"',
-        f'backend: "{backend}"',
-        f'default_model_filename: "{_FILES[backend][1]}"',
-        "max_batch_size: 0",
-        _tensor("input", sidecar.input),
-        _tensor("output", sidecar.output),
-    ]
-    if backend == "tensorrt" and sidecar.key.mode == MODES[1]:
-        # One instance that holds all profiles: Triton gives a request to any idle instance, and
-        # only within one does it look for the profile that holds the request's shape.
-        indices = json.dumps([str(index) for index in range(len(sidecar.key.profiles))])
-        lines.append(f"instance_group [ {{ count: 1 kind: KIND_GPU profile: {indices} }} ]")
-        # Else the scratch memory of each profile would be as large as the largest profile's.
-        lines.append(
-            'parameters { key: "execution_context_allocation_strategy"'
-            ' value: { string_value: "ON_PROFILE_CHANGE" } }'
-        )
-    elif backend == "tensorrt":
-        lines.append("instance_group [ { count: 1 kind: KIND_GPU } ]")
-    else:
-        lines.append("instance_group [ { count: 1 } ]")  # on a GPU where there is one
-    return "\n".join(lines) + "\n"
-
-
-def _tensor(which: str, tensor: TensorSpec) -> str:
-    dims = ", ".join(map(str, tensor.shape))
-    kind = _TYPES[tensor.dtype]
-    return f'{which} [ {{ name: "{tensor.name}" data_type: {kind} dims: [ {dims} ] }} ]'

@@ -12,7 +12,7 @@ from qvae_trt.export import export_onnx, recipe_sha256
 from qvae_trt.files.writing import staged
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lowerings import choose_lowering
-from qvae_trt.model import BUNDLED_TINY, RANDOM_TINY_21, Model, load_model
+from qvae_trt.model import BUNDLED_TINY, Model, load_model
 from qvae_trt.profiles import PARTS, Mode, Part, Precision, Profile, Resolution, engine_path
 from qvae_trt.tensors import ShapeRange
 
@@ -30,7 +30,7 @@ def tiny() -> Model:
 
 @lru_cache(maxsize=1)
 def tiny_21() -> Model:
-    return load_model(RANDOM_TINY_21)
+    return load_model("random:tiny-2.1")
 
 
 def shape(part: Part, size: Resolution, model: Model | None = None) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 @every_kind
 def test_the_description_is_that_of_the_class(kind: Kind) -> None:
     parameters = inspect.signature(getattr(diffusers, kind.class_name)).parameters
-    assert {*kind.colours, *kind.readers, *kind.fixed} <= set(parameters)
+    assert {*kind.colours, *kind.most, *kind.flags, *kind.fixed} <= set(parameters)
     vae = empty_vae({}, kind)
     assert kind_of(vae) == kind
     assert (len(vae.config.dim_mult), vae.config.z_dim) == (kind.stages, kind.z_dim)

@@ -1,4 +1,4 @@
-"""What may be opened for what: the same engines serve, are verified and are timed."""
+"""Which engines may be opened."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import pytest
 
 from qvae_trt import backends, store
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError
-from qvae_trt.opening import Purpose, Wanted, check, open_engine
+from qvae_trt.opening import Wanted, check, open_engine
+from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import EngineFile
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-RUNS = (Purpose.SERVE, Purpose.VERIFY, Purpose.BENCH)
 
 
 @pytest.fixture
@@ -31,46 +30,42 @@ def engine(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> EngineFi
     return EngineFile(path, source.part, source.mode, source.resolution)
 
 
-@pytest.mark.parametrize("purpose", Purpose)
-def test_an_engine_in_order_opens_for_everything(engine, purpose):
+def test_an_engine_in_order_opens(engine):
     weights = ort_engines.tiny().weights_sha256
     wanted = Wanted(backend=backends.get("onnxruntime"), weights_sha256=weights)
-    opened = open_engine(engine, purpose, wanted)
+    opened = open_engine(engine, wanted)
     assert opened.sidecar is not None
     assert opened.files == store.signature(engine.path)
     assert opened.session.inspect()["operations"]
     opened.session.close()
 
 
-@pytest.mark.parametrize("purpose", RUNS)
-def test_what_does_not_serve_is_neither_verified_nor_timed(engine, purpose):
+def test_what_was_built_for_something_else_does_not_open(engine):
     backend = backends.get("onnxruntime")
     with pytest.raises(StaleEngineError, match="built from other weights"):
-        open_engine(engine, purpose, Wanted(backend=backend, weights_sha256="0" * 64))
+        open_engine(engine, Wanted(backend=backend, weights_sha256="0" * 64))
     misplaced = EngineFile(engine.path, "encoder", "static", engine.resolution)
     with pytest.raises(StaleEngineError, match="the other half"):
-        open_engine(misplaced, purpose, Wanted(backend=backend))
-    assert check(misplaced, Purpose.INSPECT) is not None
+        open_engine(misplaced, Wanted(backend=backend))
+    assert check(misplaced.path) is not None
 
 
-def test_an_engine_of_unknown_origin_is_inspected_and_served_if_that_is_allowed(engine):
+def test_an_engine_of_unknown_origin_opens_if_that_is_allowed(engine):
     store.sidecar_path(engine.path).unlink()
-    for purpose in RUNS:
-        with pytest.raises(ForeignEngineError):
-            open_engine(engine, purpose)
-    for purpose in (Purpose.VERIFY, Purpose.BENCH):
-        with pytest.raises(ForeignEngineError):
-            open_engine(engine, purpose, Wanted(allow_foreign=True))
+    with pytest.raises(ForeignEngineError):
+        open_engine(engine)
+    allowed = Wanted(allow_foreign=True)
+    opened = open_engine(engine, allowed)
+    assert opened.sidecar is None
+    opened.session.close()
     with pytest.warns(UserWarning, match="loaded because it was asked for"):
-        open_engine(engine, Purpose.SERVE, Wanted(allow_foreign=True)).session.close()
-    assert open_engine(engine, Purpose.INSPECT).sidecar is None
+        Engine.open(engine, allowed).close()
 
 
-@pytest.mark.parametrize("purpose", Purpose)
-def test_a_damaged_engine_opens_for_nothing(engine, purpose):
+def test_a_damaged_engine_does_not_open(engine):
     engine.path.write_bytes(engine.path.read_bytes()[:-1])
     with pytest.raises(StaleEngineError, match="cut short"):
-        open_engine(engine, purpose)
+        open_engine(engine)
     engine.path.unlink()
     with pytest.raises(EngineError, match="no such file"):
-        open_engine(engine, purpose)
+        open_engine(engine)

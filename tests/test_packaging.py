@@ -22,10 +22,12 @@ BIN = Path(sys.executable).parent
 # Everything in the wheel that is no module, but for the dist-info folder.
 DATA = {
     "qvae_trt/py.typed",
+    "qvae_trt/data/bounds.toml",
     "qvae_trt/data/builds.json",
     "qvae_trt/data/latency.schema.json",
     "qvae_trt/data/pictures/README.md",
     "qvae_trt/data/pictures/astronaut.jpg",
+    "qvae_trt/data/profiles/kinds.toml",
     "qvae_trt/data/profiles/lightx2v.toml",
     "qvae_trt/data/profiles/nine-2.1.toml",
     "qvae_trt/data/profiles/nine.toml",
@@ -33,6 +35,7 @@ DATA = {
     "qvae_trt/data/profiles/static.toml",
     "qvae_trt/data/templates/chart.svg.jinja",
     "qvae_trt/data/templates/colours.svg.jinja",
+    "qvae_trt/data/templates/config.pbtxt.jinja",
     "qvae_trt/data/templates/latency.md.jinja",
     "qvae_trt/data/templates/page.css",
     "qvae_trt/data/templates/page.html.jinja",

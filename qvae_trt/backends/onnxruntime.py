@@ -28,8 +28,8 @@ from qvae_trt.errors import (
     ForeignEngineError,
 )
 from qvae_trt.files.writing import refusals_named, workplace
-from qvae_trt.progress import silent
-from qvae_trt.tensors import ShapeRange, TensorSpec
+from qvae_trt.progress import Progress, silent
+from qvae_trt.tensors import DTypeName, ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from qvae_trt.backends.protocol import BuildSpec, Session
     from qvae_trt.profiles import Precision
-    from qvae_trt.progress import Progress
-    from qvae_trt.tensors import DTypeName
 
 RANGES_KEY = "qvae.ranges"
 _DTYPES: dict[str, DTypeName] = {
@@ -165,15 +163,9 @@ class OnnxRuntime:
         providers: list[object] = list(self._providers())
         if self.uses_cuda:  # which takes the first GPU otherwise, wherever the tensors are
             providers[0] = (_CUDA, {"device_id": devices.current_index()})
-        try:
+        fix = f"build it again: {_rebuild(path)} --force"
+        with _failures_named(f"{path}: onnxruntime {self.version()} does not load it", kind, fix):
             return self._ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            if not _is_from_onnxruntime(error):
-                raise
-            text = f"{path}: onnxruntime {self.version()} does not load it: {_first_line(error)}"
-            if _is_memory(error):
-                raise DeviceMemoryError(text) from error
-            raise kind(text, fix=f"build it again: {_rebuild(path)} --force") from error
 
 
 class OnnxRuntimeSession:
@@ -230,13 +222,8 @@ class OnnxRuntimeSession:
         ):
             dtype = numpy.dtype(tensor.dtype)
             bind(tensor.name, self.device_type, self._device_id, dtype, sides, pointer)
-        try:
+        with _failures_named(f"the engine failed on {list(self._selected)}", ExecutionError):
             self._session.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            if not _is_from_onnxruntime(error):
-                raise
-            text = f"the engine failed on {list(self._selected)}: {_first_line(error)}"
-            raise (DeviceMemoryError if _is_memory(error) else ExecutionError)(text) from error
 
     def inspect(self) -> dict[str, object]:
         """Tensors, profiles, providers and the count of each operation."""
@@ -271,6 +258,25 @@ def _describe(session: Any) -> tuple[TensorSpec, TensorSpec]:
         shape = tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
         found.append(TensorSpec(tensor.name, dtype, shape))
     return found[0], found[1]
+
+
+@contextmanager
+def _failures_named(
+    what: str, kind: type[BuildError | EngineError], fix: str | None = None
+) -> Iterator[None]:
+    """What onnxruntime raises inside as an error of a kind, or as one of memory."""
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions share no base but Exception
+        theirs = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+        if not theirs:
+            raise
+        text = str(error).strip()
+        what = f"{what}: {(text.splitlines() or ['no reason given'])[0][:600]}"
+        memory = ("bad_alloc", "failed to allocate", "out of memory")
+        if any(sign in text.lower() for sign in memory):
+            raise DeviceMemoryError(what) from error
+        raise kind(what, fix=fix) from error
 
 
 @contextmanager
@@ -364,16 +370,3 @@ def _read_ranges(
             fix=f"build it again: {_rebuild(engine)} --force",
         ) from error
     return ranges, (before, after)
-
-
-def _is_from_onnxruntime(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
-
-
-def _is_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return any(sign in text for sign in ("bad_alloc", "failed to allocate", "out of memory"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:600]

@@ -5,17 +5,16 @@ matmul rate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
+from diffusers import AutoencoderKLQwenImage
+from torch.utils.flop_counter import FlopCounterMode
 
 from qvae_trt.bench.results import Fact, Timing
 from qvae_trt.bench.timing import clock_for
-
-if TYPE_CHECKING:
-    import torch
-    from diffusers import AutoencoderKLQwenImage
-
-    from qvae_trt.folding import FoldedVae
-    from qvae_trt.profiles import Part
+from qvae_trt.folding import FoldedVae, fold
+from qvae_trt.lowerings import Lowering
+from qvae_trt.profiles import Part
 
 _SIDE = {"cuda": 8192, "cpu": 1024}
 _REPEATS = 10
@@ -28,19 +27,9 @@ def on_meta(vae: AutoencoderKLQwenImage) -> FoldedVae:
     Upsampling is written as resize + convolution and attention as plain products, so that the floor
     stays the same whichever lowering an engine was built with.
     """
-    import torch
-
-    from qvae_trt.folding import fold
-    from qvae_trt.lowerings import Lowering
-
+    plain = Lowering(upsample="resize", norm="native", attention="softmax", attention_chunks=1)
     with torch.device("meta"):
-        blank = type(vae).from_config(vae.config)
-        return fold(
-            blank,
-            lowering=Lowering(
-                upsample="resize", norm="native", attention="softmax", attention_chunks=1
-            ),
-        )
+        return fold(type(vae).from_config(vae.config), lowering=plain)
 
 
 def count_flops(module: FoldedVae, part: Part, shape: Sequence[int]) -> int:
@@ -48,9 +37,6 @@ def count_flops(module: FoldedVae, part: Part, shape: Sequence[int]) -> int:
 
     module: what `on_meta` made; shape: of the input.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     value = torch.empty(tuple(shape), device="meta")
     call = module.encode if part == "encoder" else module.decode
     counter = FlopCounterMode(display=False)
@@ -63,8 +49,6 @@ def matmul_rate(device: str, dtype: torch.dtype) -> dict[str, Fact]:
     """TFLOP/s of one square product: 8192³ on a GPU, 1024³ on a CPU, the fastest of ten after a
     warm-up.
     """
-    import torch
-
     side = _SIDE[device]
     generator = torch.Generator(device=device).manual_seed(0)
     left, right = (

@@ -11,12 +11,11 @@ import subprocess
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from qvae_trt.bench.results import Fact
 from qvae_trt.version import __version__
-
-if TYPE_CHECKING:
-    from qvae_trt.bench.results import Fact
 
 _QUERY = (
     ("driver", "driver_version"),
@@ -31,8 +30,6 @@ _QUERY = (
 
 def machine_facts(device: str) -> dict[str, Fact]:
     """Names, sizes and clocks of this machine. `device` is "cuda" or "cpu"."""
-    import torch
-
     facts: dict[str, Fact] = {
         "os": f"{platform.system()} {platform.release()}",
         "arch": platform.machine(),
@@ -55,8 +52,6 @@ def machine_facts(device: str) -> dict[str, Fact]:
 
 def gpu_id() -> str | None:
     """The current GPU as `nvidia-smi --id` takes it; None where torch does not know."""
-    import torch
-
     uuid = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", None)
     return None if uuid is None else f"GPU-{uuid}"
 
@@ -102,8 +97,6 @@ def cpu_name() -> str:
 
 def version_facts(device: str) -> dict[str, str]:
     """Versions of all that takes part, without importing an inference library."""
-    import torch
-
     versions = {
         "qvae": __version__,
         "python": platform.python_version(),

@@ -4,30 +4,34 @@ timed.
 
 from __future__ import annotations
 
-import copy
+import gc
 import importlib.util
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
+from qvae_trt import backends
 from qvae_trt.bench.results import ENGINES, Fact
 from qvae_trt.bench.timing import make_inputs, peak_bytes
 from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError
-from qvae_trt.opening import Purpose, Wanted
+from qvae_trt.model import Model
+from qvae_trt.opening import Wanted
 from qvae_trt.profiles import Mode, Part, Precision, Resolution, nearest
+from qvae_trt.runtime.engine import Engine
+from qvae_trt.runtime.memory import shared_scratch
+from qvae_trt.runtime.pytorch import PyTorchVae
 from qvae_trt.store import engine_file
 from qvae_trt.tensors import DTYPES
 
 if TYPE_CHECKING:
-    import torch
-
     from qvae_trt.bench.run import BenchSettings
-    from qvae_trt.model import Model
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,8 +39,7 @@ class Prepared:
     """One path, ready to run: `call` takes what `make_inputs` makes and returns the output on the
     same device.
 
-    `weights_bytes` is what stays on the device between calls. `close` gives back what only this
-    path holds.
+    `weights_bytes` is what stays on the device between calls.
     """
 
     name: str
@@ -44,7 +47,6 @@ class Prepared:
     call: Callable[[torch.Tensor], torch.Tensor]
     weights_bytes: int | None = None
     detail: dict[str, Fact] = field(default_factory=dict)
-    close: Callable[[], None] = lambda: None
 
 
 class Workbench:
@@ -52,31 +54,28 @@ class Workbench:
     lasts.
 
     Attributes:
-        precision: what PyTorch runs in: bf16 on a GPU and fp32 on a CPU.
+        precision, dtype: what PyTorch runs in: bf16 on a GPU and fp32 on a CPU.
         opened: the backend, once an engine was asked for; else None.
     """
 
     def __init__(self, model: Model, settings: BenchSettings, *, device: str) -> None:
         self.model, self.settings, self.device = model, settings, device
         self.precision: Precision = "bf16" if device == "cuda" else "fp32"
+        self.dtype: torch.dtype = getattr(torch, DTYPES[self.precision])
         self.opened: Any = None
+        self._place = torch.empty(0, device=device).device
+        self._networks = PyTorchVae(model.vae)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        import torch
-
-        return cast("torch.dtype", getattr(torch, DTYPES[self.precision]))
-
-    def prepare(self, name: str, part: Part, resolution: Resolution) -> Prepared:
-        """Make a path ready. Raises one of EXPECTED where it cannot be measured here; the message
-        is the reason.
+    def prepare(self, name: str, part: Part, resolution: Resolution, stack: ExitStack) -> Prepared:
+        """Make a path ready; what only this path holds is given back at the end of `stack`. Raises
+        one of EXPECTED where it cannot be measured here; the message is the reason.
         """
         if name in ENGINES:
-            return self._engine(cast("Mode", name), part, resolution)
+            return self._engine(cast("Mode", name), part, resolution, stack)
         if name == "pytorch":
             dtype, modules, call = self.dtype, *self._shipped(part)
         else:
-            network = self._fused if name == "fused" else self._folded
+            network: Any = self._network(name)
             dtype = network.dtype if name == "fused" else self.dtype
             modules = [network.encoder if part == "encoder" else network.decoder]
             call = network.encode if part == "encoder" else network.decode
@@ -93,10 +92,6 @@ class Workbench:
     def empty_caches(self) -> None:
         """Give freed memory back, so that one size's leftovers neither help nor hinder the next."""
         if self.device == "cuda":
-            import gc
-
-            import torch
-
             gc.collect()
             torch.cuda.empty_cache()
 
@@ -106,8 +101,6 @@ class Workbench:
         """
         if self.device != "cuda" or prepared.weights_bytes is None:
             return None
-        from qvae_trt.runtime.memory import shared_scratch
-
         # An engine's scratch is then allocated, and seen, inside the call.
         shared_scratch(self._place).release()
         return prepared.weights_bytes + peak_bytes(lambda: prepared.call(value))
@@ -117,44 +110,21 @@ class Workbench:
         return {} if self.opened is None else {self.opened.name: self.opened.version()}
 
     def close(self) -> None:
-        for name in ("_vae", "_folded", "_fused"):
-            self.__dict__.pop(name, None)
+        self._networks.release()
         self.empty_caches()
 
-    @property
-    def _place(self) -> torch.device:
-        import torch
-
-        index = f":{torch.cuda.current_device()}" if self.device == "cuda" else ""
-        return torch.device(f"{self.device}{index}")
-
-    @cached_property
-    def _vae(self) -> Any:
-        import torch
-
-        # Module's own `to`: that of diffusers warns of modules kept in float32, though none is.
-        vae = copy.deepcopy(self.model.vae)
-        return torch.nn.Module.to(vae, device=self.device, dtype=self.dtype)
-
-    @cached_property
-    def _folded(self) -> Any:
-        import torch
-
-        from qvae_trt.folding import fold
-
-        folded: Any = fold(self.model.vae)
-        folded = folded.to(device=self.device, dtype=self.dtype)
-        return folded.to(memory_format=torch.channels_last)
-
-    @cached_property
-    def _fused(self) -> Any:
-        from qvae_trt import fused
-
-        return fused.load(self.model.vae, self._place)
+    def _network(self, name: str) -> Any:
+        """The fused network, else the folded one."""
+        if name != "fused":
+            return self._networks.folded_network(self._place, self.dtype)
+        why = self._networks.fused.refusal(self._place)
+        if why is not None:
+            raise why
+        return self._networks.fused.network(self._place)
 
     def _shipped(self, part: Part) -> tuple[list[Any], Callable[[torch.Tensor], torch.Tensor]]:
         """The modules of a part, and how diffusers calls them."""
-        vae = self._vae
+        vae: Any = self._networks.shipped(self._place, self.dtype)
         if part == "encoder":
             modules = [vae.encoder, vae.quant_conv]
             return modules, lambda value: vae.encode(value).latent_dist.parameters
@@ -162,8 +132,6 @@ class Workbench:
         return modules, lambda value: vae.decode(value, return_dict=False)[0]
 
     def _compile(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        import torch
-
         if self.device != "cuda":
             compiler = os.environ.get("CXX", "g++")
             if shutil.which(compiler) is None:
@@ -182,12 +150,7 @@ class Workbench:
         torch._dynamo.reset()
         return torch.compile(call, dynamic=False)
 
-    def _engine(self, mode: Mode, part: Part, resolution: Resolution) -> Prepared:
-        import torch
-
-        from qvae_trt import backends
-        from qvae_trt.runtime.engine import Engine
-
+    def _engine(self, mode: Mode, part: Part, resolution: Resolution, stack: ExitStack) -> Prepared:
         engine_dir = self.settings.engine_dir
         if engine_dir is None:
             raise BenchError("no engine folder was given")
@@ -208,13 +171,12 @@ class Workbench:
         begin = time.perf_counter()
         weights, vae = self.model.weights_sha256, self.model.kind.name
         wanted = Wanted(backend=backend, weights_sha256=weights, vae=vae)
-        engine: Any = Engine.open(file, Purpose.BENCH, wanted, device=self._place)
+        engine: Any = stack.enter_context(closing(Engine.open(file, wanted, device=self._place)))
         load_ms = (time.perf_counter() - begin) * 1000.0
         taken = before - _free_bytes(self.device)
         key = engine.sidecar.key
         profile = nearest(resolution, key.profiles)
         if profile is None:
-            engine.close()
             raise EngineError(f"no profile of {path.name} holds {resolution}")
         detail: dict[str, Fact] = {
             "engine": name,
@@ -234,7 +196,6 @@ class Workbench:
             # What the driver shows (load_bytes) has the library's own start in it, the first time.
             weights_bytes=path.stat().st_size if self.device == "cuda" else None,
             detail=detail,
-            close=engine.close,
         )
 
 
@@ -246,7 +207,5 @@ def _parameter_bytes(modules: Iterable[Any]) -> int:
 def _free_bytes(device: str) -> int:
     if device != "cuda":
         return 0
-    import torch
-
     torch.cuda.synchronize()
     return int(torch.cuda.mem_get_info()[0])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -305,12 +306,10 @@ def load(path: Path) -> BenchResult:
         for row in getattr(result, name):
             if row.run >= len(result.runs):
                 root[name].refuse(f"a row names run {row.run}, there are {len(result.runs)}")
-    seen: set[tuple[Part, Resolution, str]] = set()
-    for cell in result.cells:
-        key = (cell.part, cell.resolution, cell.path)
-        if key in seen:
-            root["cells"].refuse(f"{key[0]} {key[1]} {key[2]} is there more than once")
-        seen.add(key)
+    names = Counter(f"{cell.part} {cell.resolution} {cell.path}" for cell in result.cells)
+    for name, times in names.items():
+        if times > 1:
+            root["cells"].refuse(f"{name} is there more than once")
     return result
 
 

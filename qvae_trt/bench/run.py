@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from qvae_trt.bench import results
 from qvae_trt.bench.floor import count_flops, matmul_rate, on_meta
@@ -17,13 +18,12 @@ from qvae_trt.bench.paths import Prepared, Workbench
 from qvae_trt.bench.service import measure_service, switch
 from qvae_trt.bench.timing import EXPECTED, Call, Limits, clock_for, explain, measure
 from qvae_trt.errors import BackendError, StoreError, UsageError
+from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Part, Resolution
 from qvae_trt.progress import Event, OnEvent, ignore
+from qvae_trt.runtime.vae import machine_here
 from qvae_trt.store import measured
 from qvae_trt.tensors import DTYPES
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +96,6 @@ def bench(
         ModelError: the model cannot be loaded.
         StoreError: `out` cannot be written.
     """
-    import torch
-
-    from qvae_trt.model import load_model
-
     device = _device(settings.device)
     resolutions, parts = settings.resolutions, settings.parts
     paths = _paths(settings, device)
@@ -179,8 +175,6 @@ def _remember(result: results.BenchResult, work: Workbench, engine_dir: Path | N
     """
     if engine_dir is None or not work.opened or work.device != "cuda":
         return
-    from qvae_trt.runtime.preference import machine_here
-
     medians: dict[Part, dict[Resolution, measured.Medians]] = {}
     for cell in result.cells:
         if cell.path in measured.WAYS and cell.timing is not None:
@@ -212,8 +206,6 @@ def _paths(settings: BenchSettings, device: str) -> list[str]:
 
 
 def _device(asked: str | None) -> str:
-    import torch
-
     found = torch.cuda.is_available()
     if asked == "cuda" and not found:
         raise BackendError(
@@ -258,8 +250,7 @@ def _measure(
             cell = results.Cell(part=part, resolution=resolution, path=path)
             try:
                 with ExitStack() as opened:
-                    prepared = work.prepare(path, part, resolution)
-                    opened.callback(prepared.close)
+                    prepared = work.prepare(path, part, resolution, opened)
                     values = [value.to(prepared.dtype) for value in inputs]
                     call = _turn(prepared, values)
                     # Compilation, kernel loading, allocation: what the first call of a size costs.
@@ -277,11 +268,12 @@ def _measure(
                 weights_bytes=prepared.weights_bytes,
                 detail={**prepared.detail, "first_ms": wall_ms or device_ms},
             )
-        samples = measure(calls, clock=clock, limits=limits)
-    for path, found in samples.items():
-        timing = found.timing
-        peak = None if timing is None else cells[path].peak_bytes
-        cells[path] = replace(cells[path], timing=timing, peak_bytes=peak, notes=found.notes)
+        measured_paths = measure(calls, clock=clock, limits=limits)
+    for path, found in measured_paths.items():
+        if isinstance(found, str):
+            cells[path] = replace(cells[path], peak_bytes=None, notes=(found,))
+        else:
+            cells[path] = replace(cells[path], timing=found)
     return list(cells.values())
 
 

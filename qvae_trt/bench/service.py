@@ -10,16 +10,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from diffusers.image_processor import VaeImageProcessor
+
+from qvae_trt.bench.paths import Prepared, Workbench
 from qvae_trt.bench.results import REFERENCE, ServiceRow, Timing
 from qvae_trt.bench.timing import EXPECTED, explain, host_clock, measure
-
-if TYPE_CHECKING:
-    import torch
-
-    from qvae_trt.bench.paths import Prepared, Workbench
-    from qvae_trt.profiles import Resolution
+from qvae_trt.profiles import Resolution
+from qvae_trt.runtime.image_processor import QvaeImageProcessor
 
 LATENTS_TO_PIL = "latents_to_pil"
 FIRST_USE = "first_use"
@@ -48,8 +48,7 @@ def measure_service(
             row = ServiceRow(kind=FIRST_USE, path=path, resolution=resolution)
             try:
                 with ExitStack() as opened:
-                    prepared = bench.prepare(path, "decoder", resolution)
-                    opened.callback(prepared.close)
+                    prepared = bench.prepare(path, "decoder", resolution, opened)
                     # Loading and the first decode; post-processing has no first time of its own.
                     steps = {"first_run_ms": _decode(bench, prepared, latents[0])[1]}
                     stack.enter_context(opened.pop_all())
@@ -69,8 +68,6 @@ def _decode(
     bench: Workbench, prepared: Prepared, latents: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
     """The picture, and the milliseconds until it was there."""
-    import torch
-
     begin = time.perf_counter()
     pixels = prepared.call(latents.to(prepared.dtype))
     if bench.device == "cuda":
@@ -84,10 +81,6 @@ def _steady(
     resolution: Resolution,
     latents: Sequence[torch.Tensor],
 ) -> list[ServiceRow]:
-    from diffusers.image_processor import VaeImageProcessor
-
-    from qvae_trt.runtime.image_processor import QvaeImageProcessor
-
     # Diffusers' own post-processing, as the pipelines set it up, and qvae's.
     step = bench.model.kind.step
     tools: dict[str, Any] = {STOCK: VaeImageProcessor(vae_scale_factor=step)}
@@ -108,25 +101,19 @@ def _steady(
         steps[name].append((decode_ms, (time.perf_counter() - begin) * 1000.0))
 
     calls = {name: partial(call, name) for name in pairs}
-    samples = measure(calls, clock=host_clock, limits=bench.settings.limits)
+    measured = measure(calls, clock=host_clock, limits=bench.settings.limits)
     rows = []
     for name, (prepared, processor) in pairs.items():
-        timing = samples[name].timing
-        medians = {}
-        if timing is not None:
-            decode_ms, postprocess_ms = zip(*steps[name][-timing.runs :], strict=True)
-            medians = {"decode_ms": median(decode_ms), "postprocess_ms": median(postprocess_ms)}
-        rows.append(
-            ServiceRow(
-                kind=LATENTS_TO_PIL,
-                path=prepared.name,
-                resolution=resolution,
-                processor=processor,
-                timing=timing,
-                steps=medians,
-                notes=samples[name].notes,
-            )
+        row = ServiceRow(
+            kind=LATENTS_TO_PIL, path=prepared.name, resolution=resolution, processor=processor
         )
+        found = measured[name]
+        if isinstance(found, str):
+            rows.append(replace(row, notes=(found,)))
+            continue
+        decode_ms, postprocess_ms = zip(*steps[name][-found.runs :], strict=True)
+        medians = {"decode_ms": median(decode_ms), "postprocess_ms": median(postprocess_ms)}
+        rows.append(replace(row, timing=found, steps=medians))
     return rows
 
 
@@ -143,8 +130,7 @@ def switch(bench: Workbench, path: str, previous: Resolution, resolution: Resolu
         try:
             runs = []
             for size in (previous, resolution):
-                prepared = bench.prepare(path, "decoder", size)
-                stack.callback(prepared.close)
+                prepared = bench.prepare(path, "decoder", size, stack)
                 latents = bench.make_inputs("decoder", size, count=1)[0].to(prepared.dtype)
                 runs.append(partial(_decode, bench, prepared, latents))
             first, second = runs

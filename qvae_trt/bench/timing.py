@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from subprocess import SubprocessError
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+import torch
 
 from qvae_trt.bench.results import Timing
 from qvae_trt.errors import QvaeError, UsageError
-
-if TYPE_CHECKING:
-    import torch
-
-    from qvae_trt.profiles import Part
+from qvae_trt.profiles import Part
 
 #: What may empty a cell: an expected failure, a device out of memory, a compiler or a library that
 #: is missing. Anything else is a bug and ends the bench.
@@ -80,8 +78,6 @@ def cuda_clock(call: Callable[[], object]) -> tuple[float, float]:
     """The time between two CUDA events on the current stream, and the host's time until the device
     is done.
     """
-    import torch
-
     first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
@@ -103,8 +99,6 @@ def make_inputs(part: Part, shape: Sequence[int], *, count: int, seed: int) -> l
 
     Noise, because a GPU draws the most power, and so clocks lowest, on data without pattern.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     if part == "encoder":
         return [torch.rand(shape, generator=generator) * 2 - 1 for _ in range(count)]
@@ -113,8 +107,6 @@ def make_inputs(part: Part, shape: Sequence[int], *, count: int, seed: int) -> l
 
 def peak_bytes(call: Callable[[], object]) -> int:
     """The most memory that a call takes on the GPU, beyond what is there before it."""
-    import torch
-
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -123,51 +115,30 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return int(torch.cuda.max_memory_allocated() - before)
 
 
-@dataclass(slots=True)
-class Samples:
-    """What one path has shown so far. A path that fails keeps the reason and takes no more
-    turns.
-    """
-
-    device_ms: list[float] = field(default_factory=list)
-    wall_ms: list[float] = field(default_factory=list)
-    failure: str | None = None
-
-    @property
-    def timing(self) -> Timing | None:
-        if self.failure is not None or not self.device_ms:
-            return None
-        return Timing.of(self.device_ms, wall_ms=self.wall_ms)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return () if self.failure is None else (self.failure,)
-
-
 Call = Callable[[int], object]
 """Runs a path once on the input with this index; what it returns is dropped."""
 
 
-def measure(calls: Mapping[str, Call], *, clock: Clock, limits: Limits) -> dict[str, Samples]:
+def measure(calls: Mapping[str, Call], *, clock: Clock, limits: Limits) -> dict[str, Timing | str]:
     """Time several paths in turns: each round runs every path once, beginning with another path
     each time.
 
     So a falling clock or another program on the machine affects all paths equally. What is
     EXPECTED empties one cell instead of ending the bench.
+
+    Returns: how long each takes; for one that failed, which takes no more turns, the reason.
     """
-    samples = {name: Samples() for name in calls}
+    samples: dict[str, list[tuple[float, float | None]]] = {name: [] for name in calls}
+    failures: dict[str, str] = {}
 
     def turn(name: str, index: int) -> float:
         try:
             device_ms, wall_ms = clock(lambda: calls[name](index % limits.inputs))
         except EXPECTED as error:
-            samples[name].failure = explain(error)
+            failures[name] = explain(error)
             return 0.0
-        samples[name].device_ms.append(device_ms)
-        if wall_ms is None:
-            return device_ms
-        samples[name].wall_ms.append(wall_ms)
-        return wall_ms
+        samples[name].append((device_ms, wall_ms))
+        return device_ms if wall_ms is None else wall_ms
 
     cost_ms: dict[str, float] = {}
     for name in calls:
@@ -175,20 +146,21 @@ def measure(calls: Mapping[str, Call], *, clock: Clock, limits: Limits) -> dict[
         for index in range(limits.warm_up):
             cost_ms[name] = turn(name, index)
             spent_ms += cost_ms[name]
-            if samples[name].failure is not None:
-                del cost_ms[name]
+            # A call of seconds is warm after the first; more would only double the wait.
+            if name in failures or spent_ms > limits.budget_s * 1000.0:
                 break
-            if spent_ms > limits.budget_s * 1000.0:
-                # A call of seconds is warm after the first; more would only double the wait.
-                break
-        samples[name].device_ms.clear()
-        samples[name].wall_ms.clear()
+        samples[name].clear()
 
-    order = list(cost_ms)
-    rounds = limits.rounds(cost_ms) if order else 0
+    order = [name for name in calls if name not in failures]
+    rounds = limits.rounds({name: cost_ms[name] for name in order}) if order else 0
     for index in range(rounds):
         shift = index % len(order)
         for name in order[shift:] + order[:shift]:
-            if samples[name].failure is None:
+            if name not in failures:
                 turn(name, index)
-    return samples
+    return {name: failures.get(name) or _timing(found) for name, found in samples.items()}
+
+
+def _timing(samples: Sequence[tuple[float, float | None]]) -> Timing:
+    wall_ms = [wall for _, wall in samples if wall is not None]
+    return Timing.of([device for device, _ in samples], wall_ms=wall_ms)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from qvae_trt import backends
 from qvae_trt.errors import QvaeError
@@ -42,8 +41,7 @@ class BuildChild(Child):
         self, backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
     ) -> BuildOutcome:
         """`Backend.build` there, with the same results and errors, and those of `call`."""
-        outcome: BuildOutcome = self.call(_build, backend, onnx, out, spec, progress=progress)
-        return outcome
+        return self.call(_build, backend, onnx, out, spec, progress=progress)
 
 
 def _build(
@@ -52,9 +50,8 @@ def _build(
     return backends.get(backend).build(onnx, out, spec, progress=progress)
 
 
-@dataclass(frozen=True, slots=True)
-class GraphSpec:
-    """What decides a graph, for one model."""
+class GraphSpec(NamedTuple):
+    """What decides a graph, for one model: these arguments of `export_onnx`."""
 
     part: Part
     resolution: Resolution | None
@@ -126,15 +123,7 @@ class Graphs:
 def _export(model: Model, spec: GraphSpec, out: Path, progress: Progress) -> OnnxFile:
     from qvae_trt.export import export_onnx
 
-    return export_onnx(
-        model,
-        spec.part,
-        out,
-        precision=spec.precision,
-        resolution=spec.resolution,
-        lowering=spec.lowering,
-        progress=progress,
-    )
+    return export_onnx(model, out=out, progress=progress, **spec._asdict())
 
 
 def _export_there(

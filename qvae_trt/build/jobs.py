@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from qvae_trt import json_rows
 from qvae_trt.errors import QvaeError, UsageError
 from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path
+from qvae_trt.store import EngineFile
 from qvae_trt.tensors import ShapeRange
 
 if TYPE_CHECKING:
@@ -20,18 +21,10 @@ Status = Literal["built", "kept", "failed", "planned"]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Job(EngineFile):
     """One engine to have: `profiles` in pixels, a single fixed one for a static engine."""
 
-    part: Part
-    mode: Mode
-    path: Path
-    profiles: tuple[Profile, ...]
-
-    @property
-    def resolution(self) -> Resolution | None:
-        """The one size of a static engine; None for one with profiles."""
-        return self.profiles[0].opt if self.mode == "static" else None
+    profiles: tuple[Profile, ...] = ()
 
     @property
     def title(self) -> str:
@@ -74,13 +67,9 @@ class JobResult:
     @property
     def outcome(self) -> str:
         """In words, as an event tells it; nothing of a dry run, whose table says it all."""
-        match self.status:
-            case "failed":
-                return f"failed: {self.reason}"
-            case "built":
-                return f"built in {self.seconds:.1f} s"
-            case _:
-                return "kept" if self.status == "kept" else ""
+        built = f"built in {self.seconds or 0:.1f} s"
+        words = {"failed": f"failed: {self.reason}", "built": built, "kept": "kept"}
+        return words.get(self.status, "")
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
@@ -127,11 +116,12 @@ def _plan(
     parts: Sequence[Part],
     suffix: str,
 ) -> list[Job]:
-    jobs = [
-        Job(part, mode, engine_path(engine_dir, part, mode, suffix, profiles[0].opt), profiles)
-        for profiles in engines
-        for part in dict.fromkeys(parts)
-    ]
+    jobs = []
+    for profiles in engines:
+        size = profiles[0].opt if mode == "static" else None
+        for part in dict.fromkeys(parts):
+            path = engine_path(engine_dir, part, mode, suffix, size)
+            jobs.append(Job(path, part, mode, size, profiles))
     if not jobs:
         raise UsageError("nothing to build: no size, profile or part given")
     return jobs

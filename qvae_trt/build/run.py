@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
-from qvae_trt.backends import BuildSpec
+from qvae_trt.backends import Backend, BuildOutcome, BuildSpec
 from qvae_trt.build.children import BuildChild, Graphs, GraphSpec
 from qvae_trt.build.jobs import Job, JobResult
 from qvae_trt.errors import (
@@ -22,17 +22,15 @@ from qvae_trt.errors import (
     expected,
 )
 from qvae_trt.files.writing import staged, sweep
-from qvae_trt.progress import Event, ignore, stages
+from qvae_trt.progress import Event, OnEvent, Progress, ignore, stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from qvae_trt.backends import Backend, BuildOutcome
     from qvae_trt.lowerings import Lowering
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision
-    from qvae_trt.progress import OnEvent, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

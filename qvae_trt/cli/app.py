@@ -12,18 +12,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from qvae_trt.cli import boundary, meant, output
-from qvae_trt.cli.commands.bench import bench
-from qvae_trt.cli.commands.build import build
-from qvae_trt.cli.commands.doctor import doctor
-from qvae_trt.cli.commands.export import export
-from qvae_trt.cli.commands.inspect import inspect
-from qvae_trt.cli.commands.lightx2v import lightx2v
+from qvae_trt.cli.commands.folders import lightx2v, triton
+from qvae_trt.cli.commands.making import build, export, tune
+from qvae_trt.cli.commands.measuring import bench, report, verify
 from qvae_trt.cli.commands.pictures import decode, encode, roundtrip
-from qvae_trt.cli.commands.profiles import list_, match, profiles
-from qvae_trt.cli.commands.report import report
-from qvae_trt.cli.commands.triton import triton
-from qvae_trt.cli.commands.tune import tune
-from qvae_trt.cli.commands.verify import verify
+from qvae_trt.cli.commands.showing import doctor, inspect, list_, match, profiles
 from qvae_trt.cli.options import resolve_home, warn_of_cpu, with_common
 from qvae_trt.version import __version__
 

@@ -1,7 +1,8 @@
 """Where output goes: results to stdout, everything else to stderr.
 
 A command calls `emit` once with its result as plain data and a way to draw that result; `--json`
-decides which of the two is printed. `tell` writes to stderr.
+decides which of the two is printed. `tell` writes to stderr, and `show_progress` does: bars on a
+terminal, else a line at each step.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from qvae_trt.errors import printable
+from qvae_trt.progress import Event, OnEvent
 
 # Rich folds tables at 80 columns where it knows no width; a pipe or a file has none.
 _PIPE_WIDTH = 200
@@ -130,7 +132,7 @@ def results_only() -> Iterator[None]:
     settings.results = outer or sys.stdout
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.showwarning = _tell_warning
+            warnings.showwarning = lambda message, *_where, **_more: warn(str(message))
             yield
     finally:
         settings.results = outer
@@ -139,10 +141,6 @@ def results_only() -> Iterator[None]:
 def warn(text: str) -> None:
     """A warning for the person, on stderr."""
     tell(f"warning: {text}", style="yellow")
-
-
-def _tell_warning(message: Warning | str, *_where: object, **_more: object) -> None:
-    warn(str(message))
 
 
 def emit(data: Mapping[str, Any], draw: Callable[[Any], RenderableType]) -> None:
@@ -199,6 +197,51 @@ def tell(text: str, *, style: str | None = None, on: Console | None = None) -> N
     """A line for the person, on stderr. No markup: paths have brackets."""
     with contextlib.suppress(BrokenPipeError):
         (on or console()).print(text, style=style, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def show_progress(title: str = "") -> Iterator[OnEvent]:
+    """A callback that shows events: a bar for all items and one for the stage at work.
+
+    Args:
+        title: stands before each line; without it only the item does.
+    """
+    if not sys.stderr.isatty() or settings.as_json:
+        yield lambda event: _tell_event(event, title)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    words = TextColumn("{task.description}", markup=False)
+    with Progress(words, *columns, console=console(), transient=True) as bars:
+        every, stage = bars.add_task(title or "all", total=None), bars.add_task("", total=None)
+
+        def show(event: Event) -> None:
+            if event.count:
+                done = event.index + (event.kind == "end")
+                bars.update(every, completed=done, total=event.count)
+            if event.kind in ("start", "progress"):
+                text = ": ".join(filter(None, (event.item, event.text)))
+                bars.update(
+                    stage, description=text, completed=event.done, total=event.total or None
+                )
+            else:
+                _tell_event(event, title, bars.console)
+
+        yield show
+
+
+def _tell_event(event: Event, title: str, on: Console | None = None) -> None:
+    text, stage = event.text, event.kind == "progress"
+    if not text or (stage and not settings.verbose):
+        return
+    if event.kind == "warning":
+        text = f"warning: {text}"
+    if stage and event.total:
+        text += f" {event.done}/{event.total}"
+    place = f"{event.index + 1}/{event.count}" if event.count else ""
+    head = " ".join(filter(None, (title, place, event.item)))
+    tell(f"{head}: {text}" if head else text, on=on)
 
 
 def to_json(data: Mapping[str, object]) -> str:

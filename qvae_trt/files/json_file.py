@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 from qvae_trt.files.reading import read_bytes
-from qvae_trt.files.values import Value, in_words
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from qvae_trt.files.reading import Fault
+from qvae_trt.files.values import Fault, Value, in_words
 
 
 def read_object(path: Path, *, most_bytes: int, fault: Fault) -> Value:

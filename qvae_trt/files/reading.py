@@ -13,14 +13,10 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from io import BufferedReader
     from pathlib import Path
 
-    from qvae_trt.errors import QvaeError
-
-    #: From the reason for which a file is refused to what is raised.
-    Fault = Callable[[str], QvaeError]
+    from qvae_trt.files.values import Fault
 
 _Stamp = tuple[int, int, int, int, int]
 _hashes: dict[Path, tuple[_Stamp, str]] = {}

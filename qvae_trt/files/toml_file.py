@@ -6,16 +6,12 @@ import re
 import tomllib
 from bisect import bisect_left
 from codecs import BOM_UTF8
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 from qvae_trt.errors import ProfileError
 from qvae_trt.files.reading import read_bytes
-from qvae_trt.files.values import Value, place_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from qvae_trt.files.values import Keys
+from qvae_trt.files.values import Keys, Value, place_of
 
 MAX_FILE_BYTES = 1 << 20
 

@@ -9,15 +9,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
-from qvae_trt.errors import printable
+from qvae_trt.errors import QvaeError, printable
 
-if TYPE_CHECKING:
-    from qvae_trt.files.reading import Fault
-
-    #: The names and indices that lead to a value.
-    Keys = tuple[str | int, ...]
+#: From the reason for which a file is refused to what is raised.
+Fault = Callable[[str], QvaeError]
+#: The names and indices that lead to a value.
+Keys = tuple[str | int, ...]
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Above this a count turns to infinity, or an OverflowError, where it is divided or compared.

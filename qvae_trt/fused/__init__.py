@@ -9,23 +9,21 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from qvae_trt.errors import BackendError
-from qvae_trt.folding import fold
+from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.fused.launching import compiling
 from qvae_trt.fused.network import LOWERING, FusedVae
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from diffusers import AutoencoderKLQwenImage
-    from torch import Tensor
 
-    from qvae_trt.folding import FoldedVae
 
 __all__ = ["FusedVae", "load", "refusal"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from qvae_trt.errors import ModelError
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_of
 from qvae_trt.model import weights
-from qvae_trt.model.config import CONFIG_NAME, infer_config, read_config
+from qvae_trt.model.config import CONFIG_NAME, Config, infer_config, read_config
 from qvae_trt.model.files import OFFLINE_CHOICES, PICKLES, fetch, weight_files
 from qvae_trt.model.seeded import empty_vae
 from qvae_trt.model.seeded import random_vae as random_vae
@@ -27,22 +27,16 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
     from torch import Tensor
 
-    from qvae_trt.model.config import Config
-    from qvae_trt.model.weights import Headers
     from qvae_trt.profiles import Part, Resolution
 
 DEFAULT_MODEL = QWEN_IMAGE.hub_id
 BUNDLED_TINY = "bundled:tiny"
-RANDOM_FULL = "random:full"
-RANDOM_FULL_RGBA = "random:full-rgba"
-RANDOM_FULL_21 = "random:full-2.1"
-RANDOM_TINY_21 = "random:tiny-2.1"
 #: Architectures with seeded weights.
 SEEDED: dict[str, tuple[Kind, Config]] = {
-    RANDOM_FULL: (QWEN_IMAGE, {"input_channels": 3}),
-    RANDOM_FULL_RGBA: (QWEN_IMAGE, {"input_channels": 4}),
-    RANDOM_FULL_21: (QWEN_IMAGE_21, {}),
-    RANDOM_TINY_21: (QWEN_IMAGE_21, {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}),
+    "random:full": (QWEN_IMAGE, {"input_channels": 3}),
+    "random:full-rgba": (QWEN_IMAGE, {"input_channels": 4}),
+    "random:full-2.1": (QWEN_IMAGE_21, {}),
+    "random:tiny-2.1": (QWEN_IMAGE_21, {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}),
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
@@ -147,7 +141,7 @@ class _Found:
     kind: Kind
     config: Config
     where: Path
-    headers: Headers | None
+    headers: weights.Headers | None
 
 
 def _find(source: str) -> _Found:
@@ -207,7 +201,7 @@ def _find_in_file(path: Path) -> _Found:
     return _Found(kind, config, path, headers)
 
 
-def _assemble(found: _Found, headers: Headers) -> AutoencoderKLQwenImage:
+def _assemble(found: _Found, headers: weights.Headers) -> AutoencoderKLQwenImage:
     where = found.where
     vae = empty_vae(found.config, found.kind)
     weights.check_fit(vae, headers.shapes, where=str(where))

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from qvae_trt.errors import ModelError, printable
 from qvae_trt.files.json_file import read_object
 from qvae_trt.files.values import Value
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_named
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    Shape = tuple[int, ...]
-    #: Arguments of the class's constructor.
-    Config = dict[str, object]
+Shape = tuple[int, ...]
+#: Arguments of the class's constructor.
+Config = dict[str, object]
 
 CLASS_NAMES = " or ".join(kind.class_name for kind in KINDS)
 CONFIG_NAME = "config.json"
@@ -54,7 +51,8 @@ def check_config(file: Value) -> tuple[Kind, Config]:
         named = printable(str(found), lines=False)
         file.refuse(f"found class {named}, expected {CLASS_NAMES}: {reason}")
     readers: dict[str, Callable[[Value], object]] = {
-        **kind.readers,
+        **{name: _up_to(most) for name, most in kind.most.items()},
+        **dict.fromkeys(kind.flags, Value.flag),
         **dict.fromkeys(kind.colours, lambda value: value.integer(3, 4)),
         "dim_mult": lambda value: [item.integer(1, 64) for item in value.items(kind.stages)],
         "temperal_downsample": lambda value: [v.flag() for v in value.items(kind.stages - 1)],
@@ -77,6 +75,10 @@ def check_config(file: Value) -> tuple[Kind, Config]:
         elif z_dim != kind.z_dim:  # the class's own default has that many
             config[name] = [neutral] * z_dim
     return kind, config
+
+
+def _up_to(most: int) -> Callable[[Value], int | None]:
+    return lambda value: None if value.data is None else value.integer(1, most)
 
 
 def infer_config(shapes: Mapping[str, Shape], *, where: str) -> tuple[Kind, Config]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qvae_trt.errors import ModelError
-from qvae_trt.kinds import QWEN_IMAGE
+from qvae_trt.kinds import QWEN_IMAGE, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
     from torch import Tensor
 
-    from qvae_trt.kinds import Kind
 
 #: Keeps the variance through SiLU of a unit normal: 1 / E[silu(x)^2].
 _AFTER_SILU = 2.8

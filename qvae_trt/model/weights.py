@@ -6,23 +6,18 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from qvae_trt.errors import ModelError, printable
 from qvae_trt.files.reading import open_regular
-from qvae_trt.model.config import CLASS_NAMES, KNOWN_LAYOUTS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from torch import Tensor, nn
-
-    from qvae_trt.model.config import Shape
+from qvae_trt.model.config import CLASS_NAMES, KNOWN_LAYOUTS, Shape
 
 #: Names shown in a message; the rest is counted.
 _SHOWN = 3

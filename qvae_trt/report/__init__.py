@@ -16,7 +16,7 @@ from qvae_trt.errors import UsageError
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import write
 from qvae_trt.report import markdown, svg
-from qvae_trt.report.model import Entry, Report, Table, contrast, labels, mean_text
+from qvae_trt.report.model import Report, contrast, labels, mean_text
 from qvae_trt.report.numbers import ms, times
 from qvae_trt.report.templates import render
 
@@ -111,23 +111,5 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
 
 def markdown_page(report: Report, *, charts: Sequence[str] = ()) -> str:
     """The whole report of one result; `charts` are file names of pictures beside it."""
-    filters = {"text": markdown.text, "table": _table}
+    filters = {"text": markdown.text, "code": markdown.code, "times": times, "mean": mean_text}
     return render("latency.md.jinja", filters, report=report, charts=charts, reference=REFERENCE)
-
-
-def _table(shown: Table) -> str:
-    """A table in Markdown."""
-    rows = [[_entry(entry) for entry in row] for row in shown.entries]
-    if shown.means:
-        rows.append(["mean speed-up", *map(mean_text, shown.means)])
-    head = [markdown.text(name) for name in shown.head]
-    return "\n".join(markdown.table(head, rows, words=shown.words))
-
-
-def _entry(entry: Entry) -> str:
-    shown = markdown.code(entry.text) if entry.code else markdown.text(entry.text)
-    if entry.best:
-        shown = f"**{shown}**"
-    if entry.ratio is not None:
-        shown += f" ({times(entry.ratio)})"
-    return f"{shown} \\[{entry.note}\\]" if entry.note else shown

@@ -7,14 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
 
 from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Timing
+from qvae_trt.profiles import Part, Resolution
 from qvae_trt.report.numbers import ms, times
 from qvae_trt.report.svg import Bar, Chart
-
-if TYPE_CHECKING:
-    from qvae_trt.profiles import Part, Resolution
 
 #: As the parts are shown.
 PART_TITLES: dict[Part, str] = {"decoder": "Decode", "encoder": "Encode"}

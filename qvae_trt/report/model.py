@@ -6,17 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qvae_trt.bench.compare import TIE_TOLERANCE
 from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, Timing, in_order
+from qvae_trt.profiles import Part
 from qvae_trt.report import charts
 from qvae_trt.report.charts import PART_TITLES
 from qvae_trt.report.numbers import ms, share, size, times
 from qvae_trt.report.templates import WORDS, say
-
-if TYPE_CHECKING:
-    from qvae_trt.profiles import Part
 
 #: A cell whose p10 and p90 are further apart than this share of its median is marked.
 WIDE_SPREAD = 0.2

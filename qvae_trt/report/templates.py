@@ -30,5 +30,4 @@ WORDS: Any = _ENVIRONMENT.get_template("words.txt.jinja").module
 
 def say(macro: str, *values: object) -> str:
     """What a macro of `WORDS` makes of these values."""
-    said: str = getattr(WORDS, macro)(*values)
-    return said.strip()
+    return getattr(WORDS, macro)(*values).strip()

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from qvae_trt.errors import UsageError
 from qvae_trt.model import existing_path
-from qvae_trt.profiles import MODES, Resolution
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from qvae_trt.profiles import Mode
+from qvae_trt.profiles import MODES, Mode, Resolution
 
 
 def check_word(name: str, word: object, words: Sequence[str]) -> None:

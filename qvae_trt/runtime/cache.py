@@ -6,24 +6,22 @@ import math
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
 
 from qvae_trt.errors import DeviceMemoryError, ForeignEngineError, QvaeError, StaleEngineError
+from qvae_trt.profiles import Resolution
+from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import signature
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    import torch
-
-    from qvae_trt.profiles import Resolution
-    from qvae_trt.runtime.engine import Engine
-
-    # None: loading the engine failed, and not the run of a size.
-    _Place = tuple[Path, torch.device, Resolution | None]
+Signature = tuple[object, ...]
+#: An engine, where, and which size; None: its loading, and not a run.
+Place = tuple[Path, torch.device, Resolution | None]
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -60,6 +58,7 @@ class Counts(Generic[_Key]):
 class _Entry:
     engine: Engine
     pins: int
+    replaced: bool = False  # in use, with another file in its place
 
     @property
     def idle(self) -> bool:
@@ -78,19 +77,15 @@ class EngineCache:
 
     def __init__(self, *, budget_bytes: int | None = None) -> None:
         self.budget_bytes = budget_bytes
-        self._entries: OrderedDict[Path, _Entry] = OrderedDict()
-        self._replaced: list[_Entry] = []  # in use, with another file in their place
+        self._entries: OrderedDict[tuple[Path, Signature], _Entry] = OrderedDict()
         self._loading: dict[Path, threading.Lock] = {}
         self._lock = threading.RLock()  # reentrant: closing asks what is loaded
 
     @property
     def loaded(self) -> list[tuple[Path, int]]:
-        """What is loaded, with the bytes of each file: what was replaced and is in use, then least
-        recently used first.
-        """
+        """What is loaded, with the bytes of each file, the least recently used first."""
         with self._lock:
-            entries = (*self._replaced, *self._entries.values())
-            return [(entry.engine.path, entry.engine.bytes) for entry in entries]
+            return [(path, entry.engine.bytes) for (path, _), entry in self._entries.items()]
 
     @contextmanager
     def lease(self, path: Path, load: Callable[[], Engine] | None) -> Iterator[Engine | None]:
@@ -124,13 +119,12 @@ class EngineCache:
         self._close(lambda other: other == path)
 
     def _pin(self, path: Path) -> _Entry | None:
-        files = signature(path)
+        key = path, signature(path)
         with self._lock:
-            entry = self._entries.get(path)
-            if entry is None or entry.engine.files != files:
-                return None
-            entry.pins += 1
-            self._entries.move_to_end(path)
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.pins += 1
+                self._entries.move_to_end(key)
             return entry
 
     def _load(self, path: Path, load: Callable[[], Engine]) -> _Entry:
@@ -140,15 +134,14 @@ class EngineCache:
             entry = self._pin(path)
             if entry is None:
                 with self._lock:
-                    old = self._entries.pop(path, None)
-                    if old is not None:
-                        self._replaced.append(old)
+                    for (other, _), old in self._entries.items():
+                        old.replaced = old.replaced or other == path
                 # Room first, so that the peak stays inside the budget; a missing file is load's to
                 # report.
                 self._make_room(path.stat().st_size if path.is_file() else 0)
                 entry = _Entry(load(), pins=1)
                 with self._lock:
-                    self._entries[path] = entry
+                    self._entries[path, entry.engine.files] = entry
         return entry
 
     def _make_room(self, size: int) -> None:
@@ -161,11 +154,9 @@ class EngineCache:
         """
         freed: list[Engine] = []
         with self._lock:
-            freed += [entry.engine for entry in self._replaced if entry.idle]
-            self._replaced = [entry for entry in self._replaced if not entry.idle]
-            for path, entry in list(self._entries.items()):
-                if entry.idle and wanted(path):
-                    del self._entries[path]
+            for (path, files), entry in list(self._entries.items()):
+                if entry.idle and (entry.replaced or wanted(path)):
+                    del self._entries[path, files]
                     freed.append(entry.engine)
         for engine in freed:  # outside the lock: closing waits for the device
             engine.close()
@@ -175,8 +166,6 @@ class EngineCache:
 #: After so many failures in a row it is left alone for so long: each try costs time, and may
 #: close good engines to make room.
 STRIKES, PAUSE_S = 3, 60.0
-
-Signature = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +190,14 @@ class Failures:
     """
 
     def __init__(self) -> None:
-        self._failed: Recent[_Place, _Failure] = Recent()
+        self._failed: Recent[Place, _Failure] = Recent()
         self._lock = threading.Lock()
 
-    def check(self, path: Path, device: torch.device, size: Resolution | None = None) -> None:
+    def check(self, place: Place) -> None:
         """Raise what loading this engine failed with, or running this size, unless its files have
         changed since.
         """
+        path, device, size = place
         for failing in dict.fromkeys((None, size)):
             known = self._failed.get((path, device, failing))
             if known is None or time.monotonic() >= known.until:
@@ -215,26 +205,12 @@ class Failures:
             if known.files == signature(path):
                 raise bare(known.error)
 
-    def note(
-        self,
-        path: Path,
-        device: torch.device,
-        error: QvaeError,
-        files: Signature,
-        size: Resolution | None = None,
-    ) -> None:
-        """The engine could not be loaded, or a run of it failed.
-
-        Args:
-            path: the engine.
-            device: where.
-            error: what was raised.
-            files: their `signature` before the attempt.
-            size: of the picture, where a run failed: another size may run.
+    def note(self, place: Place, error: QvaeError, files: Signature) -> None:
+        """The engine could not be loaded, or a run of this size failed: another may run. `files`:
+        its `signature` before the attempt.
         """
         if isinstance(error, DeviceMemoryError):
             return
-        place = path, device, size
         with self._lock:
             before = self._failed.get(place)
             in_a_row = 1 if before is None or before.files != files else before.in_a_row + 1
@@ -243,10 +219,11 @@ class Failures:
                 until = math.inf
             self._failed[place] = _Failure(files, bare(error), in_a_row, until)
 
-    def clear(self, path: Path, device: torch.device, size: Resolution) -> None:
+    def clear(self, place: Place) -> None:
         """A run of this size went well, and so did loading the engine."""
+        path, device, _ = place
         self._failed.pop((path, device, None), None)
-        self._failed.pop((path, device, size), None)
+        self._failed.pop(place, None)
 
     def forget(self) -> None:
         """Everything may be tried again."""

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
+import warnings
 import weakref
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 
 from qvae_trt import backends
 from qvae_trt.errors import EngineError, ExecutionError
 from qvae_trt.kinds import scale_of
-from qvae_trt.opening import ANY, Purpose, Wanted, open_engine
-from qvae_trt.profiles import Profile, Resolution
+from qvae_trt.opening import ANY, Opened, Wanted, open_engine
+from qvae_trt.profiles import Part, Profile, Resolution
 from qvae_trt.runtime.graphs import CapturedRun, captures
 from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_scratch
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from qvae_trt.opening import Opened
-    from qvae_trt.profiles import Part
-    from qvae_trt.store import EngineFile
+from qvae_trt.store import EngineFile
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -49,7 +44,6 @@ class Engine:
         self,
         opened: Opened,
         *,
-        scratch: Scratch | None = None,
         device: torch.device | None = None,
         cuda_graph: bool = False,
     ) -> None:
@@ -59,7 +53,7 @@ class Engine:
         self.device = device or torch.empty(0, device=session.device_type).device
         self.bytes = self.path.stat().st_size
         self.captured = False
-        self._scratch = shared_scratch(self.device) if scratch is None else scratch
+        self._scratch = shared_scratch(self.device)
         self.wants_graph = (
             cuda_graph and self.device.type == "cuda" and self.static and session.capturable
         )
@@ -78,18 +72,15 @@ class Engine:
     def open(
         cls,
         engine: EngineFile | Path,
-        purpose: Purpose = Purpose.SERVE,
         wanted: Wanted = ANY,
         *,
-        scratch: Scratch | None = None,
         device: torch.device | None = None,
         cuda_graph: bool = False,
     ) -> Engine:
         """Check an engine file against its sidecar, and load it.
 
         Args:
-            engine, purpose, wanted: see `opening.check`.
-            scratch: whose turns it takes; without one, its device's shared one.
+            engine, wanted: see `opening.check`.
             device: the CUDA device to load on; without one, the current one.
             cuda_graph: capture a static engine at its second run and replay it afterwards.
 
@@ -100,12 +91,15 @@ class Engine:
         """
         free_dropped()
         with on(device):  # GPUs of one machine may differ
-            opened = open_engine(engine, purpose, wanted, loading=captures.none)
+            opened = open_engine(engine, wanted, loading=captures.none)
+        if opened.sidecar is None:
+            what = f"{opened.path}: no sidecar says what it is; loaded because it was asked for"
+            warnings.warn(what, stacklevel=2)
         where = opened.session.device_type
         if device is not None and device.type != where:
             opened.session.close()
             raise EngineError(f"{opened.path}: runs on {where}, the tensors are on {device.type}")
-        return cls(opened, scratch=scratch, device=device, cuda_graph=cuda_graph)
+        return cls(opened, device=device, cuda_graph=cuda_graph)
 
     @property
     def part(self) -> Part:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,15 +19,24 @@ from qvae_trt.errors import (
     ForeignEngineError,
     QvaeError,
 )
-from qvae_trt.opening import Purpose, Wanted, check
-from qvae_trt.profiles import BACKENDS, MODES, ReasonKind, Refusal, choose, engine_path
+from qvae_trt.opening import Wanted, check
+from qvae_trt.profiles import (
+    BACKENDS,
+    MODES,
+    Choice,
+    Mode,
+    Part,
+    Profile,
+    ReasonKind,
+    Refusal,
+    Resolution,
+    choose,
+    engine_path,
+)
 from qvae_trt.runtime.cache import EngineCache, Failures, Recent, Signature, bare
 from qvae_trt.runtime.engine import Engine, free_dropped
 from qvae_trt.runtime.graphs import capturing
 from qvae_trt.runtime.memory import Scratch, on, shared_scratch
-
-if TYPE_CHECKING:
-    from qvae_trt.profiles import Choice, Mode, Part, Profile, Resolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +45,13 @@ class Chosen:
 
     Attributes:
         choice: it, with the reason for each candidate.
-        files: the `signature` of its file at that time; the profile is one of that engine.
+        file: where it is, if it is an engine.
+        files: the `signature` of that file at that time; the profile is one of that engine.
     """
 
     choice: Choice
-    files: Signature | None
+    file: store.EngineFile
+    files: Signature
 
 
 @dataclass(eq=False)
@@ -129,37 +139,31 @@ class Engines:
             resolution: of the picture.
             unfit: modes that were tried, with what went wrong.
         """
-        paths = self.path(part, "static", resolution), self.path(part, "profiles")
+        exact, wide = self.path(part, "static", resolution), self.path(part, "profiles")
         # An engine that was built, replaced or removed since then is seen by its files.
-        files = {path: store.signature(path) for path in paths if path is not None}
+        files = {path: store.signature(path) for path in (exact, wide) if path is not None}
         before = None if unfit else self._choices.get((part, resolution))
         if before is not None and before[0] == files:
             return before[1]
-        choice = self._weigh(resolution, *paths, files, unfit or {})
-        chosen = Chosen(choice, None if choice.path is None else files[choice.path])
+        out = dict.fromkeys(MODES, self.refusal.what) if self.refusal is not None else unfit or {}
+        refused = {mode: _refused(reason) for mode, reason in out.items()}
+        static = refused.get("static") or _present(exact, resolution)
+        found = refused.get("profiles") or _present(wide, resolution)
+        ranges: tuple[Profile, ...] | Refusal
+        try:
+            ranges = self._profiles(part, found, files[found]) if isinstance(found, Path) else found
+        except (EngineError, BackendError) as error:
+            ranges = _refused(error.what)
+        choice = choose(
+            resolution, static={resolution: static}, profiles=ranges, profiles_path=wide
+        )
+        mode: Mode = "static" if choice.engine == "static" else "profiles"
+        size = resolution if mode == "static" else None
+        path = choice.path or Path()
+        chosen = Chosen(choice, store.EngineFile(path, part, mode, size), files.get(path, ()))
         if choice.path is not None and not unfit:  # else the reasons depend on other files, too
             self._choices[part, resolution] = files, chosen
         return chosen
-
-    def _weigh(
-        self,
-        resolution: Resolution,
-        exact: Path | None,
-        wide: Path | None,
-        files: Mapping[Path, Signature],
-        unfit: Mapping[str, str],
-    ) -> Choice:
-        if self.refusal is not None:
-            unfit = dict.fromkeys(MODES, self.refusal.what)
-        refused = {mode: _refused(reason) for mode, reason in unfit.items()}
-        static = {resolution: refused.get("static") or _present(exact, resolution)}
-        file = refused.get("profiles") or _present(wide, resolution)
-        ranges: tuple[Profile, ...] | Refusal
-        try:
-            ranges = file if isinstance(file, Refusal) else self._profiles(file, files[file])
-        except (EngineError, BackendError) as error:
-            ranges = _refused(error.what)
-        return choose(resolution, static=static, profiles=ranges, profiles_path=wide)
 
     def checked_choice(
         self, part: Part, resolution: Resolution, device: torch.device | None = None
@@ -169,15 +173,15 @@ class Engines:
         """
         device = torch.device(self.device_type) if device is None else device
         unfit: dict[str, str] = {}
-        while (choice := self.choose(part, resolution, unfit).choice).path is not None:
+        while (chosen := self.choose(part, resolution, unfit)).choice.path is not None:
             try:
-                self._failures.check(choice.path, device, resolution)
+                self._failures.check((chosen.file.path, device, resolution))
                 with on(device):  # GPUs of one machine may differ
-                    check(_engine_file(choice, part), Purpose.SERVE, self._wanted)
+                    check(chosen.file, self._wanted)
                 break
             except (EngineError, BackendError) as error:
-                unfit[choice.engine] = str(error)
-        return choice
+                unfit[chosen.file.mode] = str(error)
+        return chosen.choice
 
     def serve(self, part: Part, chosen: Chosen, x: torch.Tensor) -> torch.Tensor | None:
         """Run the chosen engine: (1, C, 1, H, W) → (1, C', 1, H', W'), in the engine's dtype.
@@ -189,14 +193,13 @@ class Engines:
             EngineError: it cannot be loaded, or fails. Either is remembered, so that what would
                 fail again is not tried again; but not what goes wrong inside a caller's capture.
         """
-        choice, path = chosen.choice, chosen.choice.path
-        if path is None or chosen.files is None:
-            raise EngineError(f"no engine serves the {part} at {choice.resolution}")
-        cache, scratch = self.place(x.device)
+        choice, path = chosen.choice, chosen.file.path
+        place = path, x.device, choice.resolution
+        cache, _ = self.place(x.device)
         inside = capturing(x)
         if not inside:
-            self._failures.check(path, x.device, choice.resolution)
-        load = partial(self._open, path, part, choice, scratch, x.device)
+            self._failures.check(place)
+        load = partial(self._open, chosen.file, x.device)
         last = inside
         while True:
             try:
@@ -217,11 +220,11 @@ class Engines:
                     raise
             except ExecutionError as error:
                 if not inside:
-                    self._failures.note(path, x.device, error, chosen.files, choice.resolution)
+                    self._failures.note(place, error, chosen.files)
                     cache.discard(path)
                 raise
             else:
-                self._failures.clear(path, x.device, choice.resolution)
+                self._failures.clear(place)
                 return y
             self.make_room(x.device)
             last = True
@@ -263,25 +266,17 @@ class Engines:
                 self._places[device] = cache, shared_scratch(device)
             return self._places[device]
 
-    def _open(
-        self, path: Path, part: Part, choice: Choice, scratch: Scratch, device: torch.device
-    ) -> Engine:
-        self._failures.check(path, device)  # another thread may have tried meanwhile
-        files = store.signature(path)
+    def _open(self, file: store.EngineFile, device: torch.device) -> Engine:
+        loading = file.path, device, None
+        self._failures.check(loading)  # another thread may have tried meanwhile
+        files = store.signature(file.path)
         try:
-            return Engine.open(
-                _engine_file(choice, part),
-                wanted=self._wanted,
-                # On the CPU nothing is shared, and two engines may run at once.
-                scratch=scratch if device.type == "cuda" else None,
-                device=device,
-                cuda_graph=self.cuda_graphs,
-            )
+            return Engine.open(file, self._wanted, device=device, cuda_graph=self.cuda_graphs)
         except (EngineError, BackendError) as error:
-            self._failures.note(path, device, error, files)
+            self._failures.note(loading, error, files)
             raise
 
-    def _profiles(self, path: Path, files: Signature) -> tuple[Profile, ...]:
+    def _profiles(self, part: Part, path: Path, files: Signature) -> tuple[Profile, ...]:
         """The ranges of a profiles engine: its sidecar's, or a foreign engine's own."""
         before = self._ranges.get(path)
         if before is not None and before[0] == files:
@@ -291,23 +286,12 @@ class Engines:
         except ForeignEngineError:
             if not self.allow_foreign:
                 raise
-            place = torch.device(self.device_type)
-            self._failures.check(path, place)
-            try:
-                engine = Engine.open(path, wanted=self._wanted)
-            except (EngineError, BackendError) as error:
-                self._failures.note(path, place, error, files)
-                raise
+            file = store.EngineFile(path, part, "profiles")
+            engine = self._open(file, torch.device(self.device_type))
             engine.close()
             ranges = engine.profiles
         self._ranges[path] = (files, ranges)
         return ranges
-
-
-def _engine_file(choice: Choice, part: Part) -> store.EngineFile:
-    mode: Mode = "static" if choice.engine == "static" else "profiles"
-    size = choice.resolution if mode == "static" else None
-    return store.EngineFile(choice.path or Path(), part, mode, size)
 
 
 def _refused(reason: str) -> Refusal:

@@ -7,19 +7,15 @@ import sys
 import threading
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Hashable
+from types import FrameType
+from typing import Literal, get_args
 
 import torch
 
-from qvae_trt.errors import ExecutionError
+from qvae_trt.errors import ExecutionError, QvaeError
 from qvae_trt.runtime.arguments import check_word
 from qvae_trt.runtime.cache import Counts, Recent
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
-    from types import FrameType
-
-    from qvae_trt.errors import QvaeError
 
 FallbackMode = Literal["warn", "raise", "silent"]
 

@@ -96,7 +96,7 @@ class CapturedRun:
             # Tensors made in inference mode can only be written in it.
             with torch.inference_mode(False):
                 source, result = torch.empty_like(x), torch.empty_like(y)
-            devices.ensure_context(_index(x))
+            devices.ensure_context(x.device.index or 0)
             stream = _capture_stream(x.device)
             graph = devices.capture(stream, lambda: execute(source, result, stream))
         return cls(graph, source, result, generation)
@@ -118,12 +118,8 @@ class CapturedRun:
         Raises:
             RuntimeError: CUDA refuses.
         """
-        devices.ensure_context(_index(self.x))
+        devices.ensure_context(self.x.device.index or 0)
         devices.destroy(self.graph)
-
-
-def _index(x: torch.Tensor) -> int:
-    return x.device.index or 0
 
 
 @cache

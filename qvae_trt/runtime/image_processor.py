@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
+from torch import Tensor
 
 #: Modes whose pixels Pillow does not copy out of the array it is given.
 _MAPPED_MODES = frozenset({"L", "RGBA"})
@@ -48,8 +46,7 @@ class QvaeImageProcessor(VaeImageProcessor):
             return super().postprocess(image, output_type, do_denormalize)
         with torch.no_grad():
             pixels = to_uint8(self._denormalize_conditionally(image, do_denormalize))
-            array, pinned = to_host(pixels)
-        return [_to_picture(pixels_of_one, owned=not pinned) for pixels_of_one in array]
+            return [_to_picture(pixels_of_one) for pixels_of_one in to_host(pixels)]
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -62,17 +59,17 @@ def to_uint8(image: Tensor) -> Tensor:
     return scaled.permute(0, 2, 3, 1).contiguous()
 
 
-def to_host(pixels: Tensor) -> tuple[np.ndarray, bool]:
-    """The pixels as an array, and whether it is in pinned memory (to be released soon)."""
+def to_host(pixels: Tensor) -> np.ndarray:
+    """The pixels as an array; of a GPU in pinned memory, to be released soon."""
     if not pixels.is_cuda:
-        return pixels.cpu().numpy(), False
+        return pixels.cpu().numpy()
     host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
     host.copy_(pixels, non_blocking=True)
     torch.cuda.current_stream(pixels.device).synchronize()
-    return host.numpy(), True
+    return host.numpy()
 
 
-def _to_picture(array: np.ndarray, *, owned: bool) -> Image.Image:
-    """(H, W, C) uint8 → a picture. Where the array is not `owned`, no pixel of it stays in use."""
+def _to_picture(array: np.ndarray) -> Image.Image:
+    """(H, W, C) uint8 → a picture. No pixel of the array stays in use."""
     picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-    return picture if owned or picture.mode not in _MAPPED_MODES else picture.copy()
+    return picture.copy() if picture.mode in _MAPPED_MODES else picture

@@ -7,10 +7,11 @@ in the folder.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -25,21 +26,16 @@ from qvae_trt.errors import (
     ResolutionError,
     UsageError,
 )
+from qvae_trt.model import Model
 from qvae_trt.profiles import MODES, Choice, Part, ReasonKind, Refusal, Resolution, with_fused
 from qvae_trt.runtime import memory
 from qvae_trt.runtime.cache import Counts, Recent, bare
+from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.fallback import FallbackMode, FiniteCheck, Notices
 from qvae_trt.runtime.graphs import capturing
-from qvae_trt.runtime.preference import fused_first
 from qvae_trt.runtime.pytorch import PyTorchVae, needs_gradient
 from qvae_trt.runtime.tiling import Tile, square_tile, tiled, usual_overlap
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from qvae_trt.model import Model
-    from qvae_trt.runtime.engines import Engines
-    from qvae_trt.store.measured import Measured
+from qvae_trt.store.measured import Measured
 
 #: Sides tried, largest first, when a picture does not fit.
 _TILE_SIDES = (1024, 512, 256)
@@ -175,7 +171,7 @@ class Ladder:
         if isinstance(y, _Unserved):
             where = f"{call.part} {self._size(call.part, x)}"
             if capturing(x) and not self.pytorch.fused.has_run(call.part, x):
-                _refuse_captured(where, x, y.error)
+                _refuse_captured(where, x, y.why())
             self._tell(where, x, y)
             free_then = self._too_big.get((call.part, x.shape))
             if free_then is not None and memory.free_bytes(x.device) < 1.25 * free_then:
@@ -204,7 +200,7 @@ class Ladder:
                 if tried.problem is not None:
                     return _Unserved(partial(bare, tried.problem), failed=True)
                 return _Unserved(partial(self._missing, part, choice, mendable=no_engine is None))
-            faster = None if tried.problem else fused_first(self.settings.measured, part, choice)
+            faster = None if tried.problem else _fused_first(self.settings.measured, part, choice)
             if faster is not None and self.pytorch.fused.refusal(x.device) is None:
                 why = partial(EngineError, f"the fused path is {faster}")
                 return _Unserved(why, chosen=True)
@@ -301,17 +297,17 @@ class Ladder:
         """Report that PyTorch serves, where users should know; with `fallback="raise"`, raise."""
         wanted = bool(self.engines.folders)
         if needs_gradient(x):
-            self.notices.give(where, unserved.error, instead="the folded network in PyTorch")
+            self.notices.give(where, unserved.why(), instead="the folded network in PyTorch")
             return
         why = self.pytorch.fused.refusal(x.device)
         if why is not None:
-            error = unserved.error if wanted else why
+            error = unserved.why() if wanted else why
             # Without engines it is one thing to know, and not one for each size.
             self.notices.give(where if wanted else "without engines", error, instead="PyTorch")
         elif self.notices.mode == "raise" and wanted and not unserved.chosen:
-            self.notices.give(where, unserved.error, instead="the fused path")
+            self.notices.give(where, unserved.why(), instead="the fused path")
         elif unserved.failed:
-            self.notices.note(where, unserved.error, instead="the fused path")
+            self.notices.note(where, unserved.why(), instead="the fused path")
 
     def _check(self, part: Part, x: object) -> None:
         """UsageError for what neither an engine nor PyTorch can take, or would read wrongly."""
@@ -332,7 +328,7 @@ class Ladder:
         """What serves a size on a device, with the reason for each candidate."""
         engines_here = device.type == self.engines.device_type
         choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
-        faster = fused_first(self.settings.measured, part, choice)
+        faster = _fused_first(self.settings.measured, part, choice)
         if choice.engine != "pytorch" and faster is None:
             return choice
         why = self.pytorch.fused.refusal(device)
@@ -420,13 +416,20 @@ class _Unserved:
     failed: bool = False
     chosen: bool = False
 
-    @property
-    def error(self) -> QvaeError:
-        return self.why()
-
 
 class _TooBigError(Exception):
     """It does not fit in memory at once."""
+
+
+def _fused_first(times: Measured | None, part: Part, choice: Choice) -> str | None:
+    """Why the fused path goes before the engine of a choice; None if it does not."""
+    mode = choice.engine
+    if times is None or (mode != "static" and mode != "profiles"):
+        return None
+    found = times.compare(part, choice.resolution, mode)
+    if found is None or found[0] >= found[1]:
+        return None
+    return f"faster here: {found[0]:.1f} ms, the {mode} engine {found[1]:.1f} ms"
 
 
 def _mistake(x: object, channels: int, least: int) -> str | None:
@@ -455,8 +458,7 @@ def _refuse_captured(where: str, x: torch.Tensor, why: QvaeError) -> None:
 
 def _traced() -> bool:
     """Inside `torch.jit.trace`, `torch.export` or `make_fx`: what engines do leaves no trace."""
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return tracing or get_proxy_mode() is not None
+    return torch.jit.is_tracing() or get_proxy_mode() is not None  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _has_memory(x: torch.Tensor) -> bool:

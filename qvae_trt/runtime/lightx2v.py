@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -17,17 +17,13 @@ from qvae_trt.errors import UsageError
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lightx2v_loader import static_folders
 from qvae_trt.model import load_model
-from qvae_trt.runtime.arguments import named_folder
+from qvae_trt.profiles import Mode, Resolution
+from qvae_trt.runtime.arguments import check_word, named_folder
 from qvae_trt.runtime.engines import Engines
+from qvae_trt.runtime.fallback import FallbackMode
 from qvae_trt.runtime.image_processor import QvaeImageProcessor
 from qvae_trt.runtime.ladder import Settings
 from qvae_trt.runtime.vae import TrtVae
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from qvae_trt.profiles import Mode, Resolution
-    from qvae_trt.runtime.fallback import FallbackMode
 
 #: Two latents on each side make one token.
 _PATCH = 2
@@ -106,9 +102,7 @@ class LightX2VVae:
         pixels = self.vae.decode(z * self._std + self._mean, return_dict=False)[0].squeeze(2)
         self._rest()
         kind = "pt" if getattr(input_info, "return_result_tensor", False) else "pil"
-        pictures: torch.Tensor | list[Image] = self.image_processor.postprocess(
-            pixels, output_type=kind
-        )
+        pictures = self.image_processor.postprocess(pixels, output_type=kind)
         if self.layers is None:
             return pictures
         return [pictures[i * kept : (i + 1) * kept] for i in range(batch)]
@@ -281,6 +275,5 @@ def _require_tensor(name: str, value: object) -> None:
 def _lightx2v_dtype() -> torch.dtype:
     dtypes = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
     name = os.environ.get("DTYPE", "BF16")
-    if name not in dtypes:
-        raise UsageError(f"DTYPE is {name!r}, expected one of {', '.join(dtypes)}")
+    check_word("DTYPE", name, tuple(dtypes))
     return dtypes[name]

@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
 
 from qvae_trt.backends import ALIGNMENT_BYTES
 from qvae_trt.errors import DeviceMemoryError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
 
 def out_of_memory(error: BaseException) -> bool:

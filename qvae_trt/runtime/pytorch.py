@@ -5,33 +5,29 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKLQwenImage
 from torch.autograd.forward_ad import unpack_dual
 
 from qvae_trt import fused
 from qvae_trt.errors import BackendError, QvaeError
 from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.kinds import kind_of
+from qvae_trt.profiles import Part
 from qvae_trt.runtime.cache import Recent
 from qvae_trt.runtime.graphs import captures, capturing
 from qvae_trt.runtime.memory import keep_while_read, made_for_all, on
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from diffusers import AutoencoderKLQwenImage
-
-    from qvae_trt.profiles import Part
-
 
 #: Above it a run takes longer than its launches.
 _MOST_PIXELS = 768 * 768
 _KEPT = 32
 
-_Key = tuple["Part", torch.Size, torch.dtype]
+_Key = tuple[Part, torch.Size, torch.dtype]
+#: With the input that it reads, and the output that it writes.
+_Replay = tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]
 
 
 class FusedPath:
@@ -61,8 +57,6 @@ class FusedPath:
         The first call for a device puts the weights there and compares a small picture with the
         folded network.
         """
-        if device == torch.device("cuda") and torch.cuda.is_available():
-            device = torch.device("cuda", torch.cuda.current_device())
         with self._lock:
             if device not in self._checked:
                 self._checked[device] = self._check(device)
@@ -78,7 +72,7 @@ class FusedPath:
     def run(self, part: Part, x: torch.Tensor) -> torch.Tensor:
         """(1, C, 1, H, W) of any floating dtype → (1, C', 1, H', W'), where `refusal` is None."""
         with self._lock:
-            network = self._network(x.device)
+            network = self.network(x.device)
             if capturing(x):
                 self._captured = True
             else:
@@ -112,25 +106,20 @@ class FusedPath:
         except BackendError as error:
             return error
 
-    def _network(self, device: torch.device) -> fused.FusedVae:
-        if device not in self._placed:
-            with made_for_all(device):
-                host: Any = self._checked[device]
-                self._placed[device] = copy.deepcopy(host).to(device)
-        return self._placed[device]
+    def network(self, device: torch.device) -> fused.FusedVae:
+        """On a device, where `refusal` is None."""
+        with self._lock:
+            if device not in self._placed:
+                with made_for_all(device):
+                    host: Any = self._checked[device]
+                    self._placed[device] = copy.deepcopy(host).to(device)
+            return self._placed[device]
 
     def _replays_on(self, device: torch.device) -> _Replays:
         with self._lock:
             if device not in self._replays:
                 self._replays[device] = _Replays(device)
             return self._replays[device]
-
-
-@dataclass(frozen=True, slots=True)
-class _Replay:
-    graph: torch.cuda.CUDAGraph
-    x: torch.Tensor
-    y: torch.Tensor
 
 
 class _Replays:
@@ -159,18 +148,19 @@ class _Replays:
             if replay is None and key in self._seen:
                 replay = self._capture(key, x, call)
             if replay is not None:
-                return self._replay(key, replay, x)
+                self._replays.move_to_end(key)
+                return self._replay(replay, x)
             self._seen[key] = None
         return call(x)
 
-    def _replay(self, key: _Key, replay: _Replay, x: torch.Tensor) -> torch.Tensor:
-        self._replays.move_to_end(key)
+    def _replay(self, replay: _Replay, x: torch.Tensor) -> torch.Tensor:
+        graph, source, result = replay
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(self._last)
         with torch.no_grad():
-            replay.x.copy_(x)
-            replay.graph.replay()
-            y = replay.y.clone()
+            source.copy_(x)
+            graph.replay()
+            y = result.clone()
         self._last.record(stream)
         return y
 
@@ -192,8 +182,8 @@ class _Replays:
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
                     y = call(source)
-        replay = self._replays[key] = _Replay(graph, source, y)
-        return replay
+        self._replays[key] = graph, source, y
+        return self._replays[key]
 
     def close(self) -> None:
         """Free all captured runs, once the last replay is over."""
@@ -232,14 +222,19 @@ class PyTorchVae:
         """(1, C, 1, H, W) → (1, C', 1, H', W') on x's device, computed in `dtype`."""
         x = x.to(dtype)
         with self._lock:
-            self._move(x.device, dtype)
-            if self._folded is None:
-                with made_for_all(x.device):
-                    folded: Any = fold(self._source)
-                    self._folded = folded.to(x.device, dtype, memory_format=torch.channels_last)
-            network: FoldedVae = self._folded
+            network = self.folded_network(x.device, dtype)
             keep_while_read(network, x.device)
         return network.encode(x) if part == "encoder" else network.decode(x)
+
+    def folded_network(self, device: torch.device, dtype: torch.dtype) -> FoldedVae:
+        """Of qvae, there, in this dtype."""
+        with self._lock:
+            self._move(device, dtype)
+            if self._folded is None:
+                with made_for_all(device):
+                    folded: Any = fold(self._source)
+                    self._folded = folded.to(device, dtype, memory_format=torch.channels_last)
+            return self._folded
 
     def video(self, part: Part, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Several frames, through diffusers' own Conv3d VAE: (B, C, T, H, W) → moments, or pixels
@@ -258,7 +253,9 @@ class PyTorchVae:
             self._move(device, dtype)
             if self._video is None:
                 with made_for_all(device):
-                    self._video = copy.deepcopy(self._source).to(device, dtype)
+                    # That of diffusers warns of modules kept in float32, though none is.
+                    to: Any = torch.nn.Module.to
+                    self._video = to(copy.deepcopy(self._source), device, dtype)
             return self._video
 
     def release(self) -> None:

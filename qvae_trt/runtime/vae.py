@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from diffusers import AutoencoderKLQwenImage
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.autoencoders.vae import (
     AutoencoderMixin,
@@ -19,26 +22,21 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from qvae_trt.errors import ModelError, UsageError
+from qvae_trt.backends import Backend
+from qvae_trt.errors import ModelError, StoreError, UsageError
 from qvae_trt.kinds import kind_named
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
-from qvae_trt.profiles import PARTS, Resolution
+from qvae_trt.profiles import PARTS, Choice, Part, Resolution
 from qvae_trt.runtime import arguments
 from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.fallback import FallbackMode, FallbackWarning
 from qvae_trt.runtime.ladder import Ladder, Settings
-from qvae_trt.runtime.preference import Prefer, measured_here
 from qvae_trt.runtime.tiling import Tile, usual_overlap
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from diffusers import AutoencoderKLQwenImage
-
-    from qvae_trt.backends import Backend
-    from qvae_trt.profiles import Choice, Part
+from qvae_trt.store import measured
 
 __all__ = ["FallbackWarning", "TrtVae", "load_vae"]
+
+Prefer = Literal["engine", "fastest"]
 
 
 class _StandsFor(type):
@@ -382,11 +380,10 @@ class TrtVae(ModelMixin, AutoencoderMixin, ConfigMixin, metaclass=_StandsFor):
 
     def _tile(self, attributes: Mapping[str, Any]) -> Tile:
         """The tile that `tile_sample_…` describe. UsageError if they describe none."""
-        lengths, strides = (
-            [attributes[f"tile_sample_{which}_{axis}"] for axis in ("height", "width")]
-            for which in ("min", "stride")
-        )
-        for side, stride in zip(lengths, strides, strict=True):
+        tile: dict[str, int] = {}
+        for axis in ("height", "width"):
+            side = attributes[f"tile_sample_min_{axis}"]
+            stride = attributes[f"tile_sample_stride_{axis}"]
             if not (arguments.whole(side) and arguments.whole(stride)):
                 raise UsageError(
                     f"tiles of {side!r} pixels every {stride!r}: expected whole numbers"
@@ -397,12 +394,8 @@ class TrtVae(ModelMixin, AutoencoderMixin, ConfigMixin, metaclass=_StandsFor):
                     f" {self.kind.scale} or more, and a stride from 1 to that side",
                     fix="give enable_tiling the sides alone, and it chooses the strides",
                 )
-        return Tile(
-            height=lengths[0],
-            width=lengths[1],
-            overlap_height=lengths[0] - strides[0],
-            overlap_width=lengths[1] - strides[1],
-        )
+            tile |= {axis: side, f"overlap_{axis}": side - stride}
+        return Tile(**tile)
 
 
 def _load_again(
@@ -503,8 +496,35 @@ def load_vae(
     )
     if device is None and backend != "auto" and engines.device_type == "cpu":
         device = "cpu"
-    measured = None
+    times = None
     if prefer == "fastest" and folder is not None:
-        measured = measured_here(folder, engines.adapter)
-    settings = Settings(fallback=fallback, check_nan=check_nan, measured=measured)
+        times = measured_here(folder, engines.adapter)
+    settings = Settings(fallback=fallback, check_nan=check_nan, measured=times)
     return TrtVae(loaded, engines, settings, device=device, dtype=dtype)
+
+
+def machine_here(backend: Backend | None) -> dict[str, str]:
+    """What a measured time holds for: GPU, PyTorch and what runs the engines."""
+    facts = {"torch": str(torch.__version__)}
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    if backend is not None:
+        facts[backend.name] = backend.version()
+    return facts
+
+
+def measured_here(folder: Path, backend: Backend | None) -> measured.Measured | None:
+    """What `qvae bench` measured with the engines of a folder; None, with a warning, where it was
+    on another machine, or never.
+    """
+    path, machine = folder / measured.FILE_NAME, machine_here(backend)
+    try:
+        times = measured.load(path)
+        if times.machine == machine:
+            return times
+        why = f"{path}: measured with {times.machine}, expected {machine}"
+    except StoreError as error:
+        why = error.what
+    text = f"prefer='fastest' takes engines first: {why}\n  fix: qvae bench --resolution WxH"
+    warnings.warn(text, UserWarning, stacklevel=3)
+    return None

@@ -8,21 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from qvae_trt.errors import StoreError
 from qvae_trt.files.json_file import read_object
 from qvae_trt.files.values import Positive
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import read
-from qvae_trt.profiles import PARTS, Resolution
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from qvae_trt.profiles import Mode, Part
+from qvae_trt.profiles import PARTS, Mode, Part, Resolution
 
 FILE_NAME = "measured.json"
 Way = Literal["fused", "static", "profiles"]
@@ -85,17 +82,13 @@ def remember(
     Raises:
         StoreError: it cannot be written.
     """
-    kept: dict[Part, dict[Resolution, Medians]] = {part: {} for part in PARTS}
-    try:
+    before = Measured({})
+    with suppress(StoreError):
         before = load(path)
-    except StoreError:
-        before = None
-    if before is not None and before.machine == machine:
-        kept.update(before.medians)
-    for part, sizes in medians.items():
-        for size, times in sizes.items():
-            kept[part][size] = {**kept[part].get(size, {}), **times}
     data: dict[str, object] = {"format_version": _VERSION, "machine": dict(machine)}
     for part in PARTS:
-        data[part] = {str(size): times for size, times in sorted(kept[part].items())}
+        kept = before.medians.get(part, {}) if before.machine == machine else {}
+        for size, times in medians.get(part, {}).items():
+            kept[size] = {**kept.get(size, {}), **times}
+        data[part] = {str(size): times for size, times in sorted(kept.items())}
     write_text(path, json.dumps(data, indent=1) + "\n")

@@ -5,27 +5,22 @@ what is asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from qvae_trt import json_rows
 from qvae_trt.commands import option_in, rebuild_command
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError, printable
 from qvae_trt.files.json_file import parse_object
 from qvae_trt.files.reading import open_regular, read_bytes, sha256_file, stamp_of
-from qvae_trt.files.values import is_sha256
+from qvae_trt.files.values import Value, is_sha256
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import BACKENDS, Mode, Part, Precision, Profile
 from qvae_trt.tensors import TensorSpec
 from qvae_trt.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from qvae_trt.files.values import Value
 
 FORMAT_VERSION = 1
 MAX_SIDECAR_BYTES = 1 << 20

@@ -9,22 +9,17 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from io import FileIO
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from qvae_trt.errors import StoreError
 from qvae_trt.files.reading import check_replaceable, sha256_file
 from qvae_trt.files.writing import file_mode, refusals_named, staged, staged_files, sync
-from qvae_trt.store.sidecar import next_sidecar_if_valid, next_sidecar_path, sidecar_path
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from qvae_trt.store.sidecar import Sidecar
+from qvae_trt.store.sidecar import Sidecar, next_sidecar_if_valid, next_sidecar_path, sidecar_path
 
 LOCK_TIMEOUT_S = 3600.0
 _POLL_S = 0.05

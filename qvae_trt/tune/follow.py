@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qvae_trt import store
+from qvae_trt.backends import Backend
 from qvae_trt.errors import BenchError, QvaeError
+from qvae_trt.lowerings import Lowering
+from qvae_trt.profiles import Part, Precision
 from qvae_trt.tune import record
 from qvae_trt.tune.record import TuneFile, TuneKey
-
-if TYPE_CHECKING:
-    from qvae_trt.backends import Backend
-    from qvae_trt.lowerings import Lowering
-    from qvae_trt.profiles import Part, Precision
 
 FILE_NAME = "tune.json"
 NONE = "none"

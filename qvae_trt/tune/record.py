@@ -42,9 +42,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from qvae_trt import store
+from qvae_trt.backends import Backend
 from qvae_trt.bench.results import Timing
 from qvae_trt.errors import BenchError
 from qvae_trt.files.json_file import parse_object
@@ -55,9 +56,6 @@ from qvae_trt.json_rows import FLAT, read, write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune.variants import Variant
 from qvae_trt.version import __version__
-
-if TYPE_CHECKING:
-    from qvae_trt.backends import Backend
 
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 4 << 20

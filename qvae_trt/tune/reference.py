@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from qvae_trt.model import Model
+from qvae_trt.profiles import Part, Precision, Resolution
 from qvae_trt.tune.record import Parity
 from qvae_trt.verify.bounds import BOUNDS
 from qvae_trt.verify.comparison import compare
-from qvae_trt.verify.inputs import LATENTS, PICTURES
+from qvae_trt.verify.inputs import LATENTS, PICTURES, Array
 from qvae_trt.verify.reference import Reference, split_outputs
 from qvae_trt.verify.report import explain
-
-if TYPE_CHECKING:
-    from qvae_trt.model import Model
-    from qvae_trt.profiles import Part, Precision, Resolution
-    from qvae_trt.verify.inputs import Array
 
 
 class FoldedReference:

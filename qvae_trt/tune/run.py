@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from qvae_trt import backends, store
-from qvae_trt.bench.timing import Limits
+from qvae_trt.bench.results import Timing
+from qvae_trt.bench.timing import Limits, clock_for, make_inputs, measure, peak_bytes
 from qvae_trt.build import BuildSettings, JobResult, build, plan_static
 from qvae_trt.build.children import BuildChild
 from qvae_trt.errors import BenchError, QvaeError, UsageError
+from qvae_trt.export import recipe_sha256
 from qvae_trt.files.writing import workplace
 from qvae_trt.json_rows import write
+from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.progress import Event, OnEvent, Progress, ignore, stages
+from qvae_trt.runtime.engine import Engine
 from qvae_trt.tune import record
 from qvae_trt.tune.record import Measurement, Subject, TunedVariant, TuneFile, TuneKey
+from qvae_trt.tune.reference import FoldedReference
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
+from qvae_trt.verify.inputs import Array
 from qvae_trt.workers import Child
-
-if TYPE_CHECKING:
-    from qvae_trt.bench.results import Timing
-    from qvae_trt.tune.reference import FoldedReference
-    from qvae_trt.verify.inputs import Array
 
 #: A variant must be faster than the default by more than this: measurements that are minutes apart
 #: differ by as much, and a change of variant makes every engine stale.
@@ -132,13 +135,43 @@ def fastest(measurements: Sequence[Measurement], default: Variant) -> Measuremen
 def measure_in_child(
     engine: Path, inputs: Sequence[Array], limits: Limits, *, progress: Progress
 ) -> tuple[Sequence[Array], Timing, int | None]:
-    """`measuring.run_engine` in a process of its own, which ends with this call."""
-    from qvae_trt.tune.measuring import run_engine
-
+    """`run_engine` in a process of its own, which ends with this call."""
     with Child("measuring", makes="result", fix="qvae doctor") as child:
-        measured: tuple[list[Array], Timing, int | None]
-        measured = child.call(run_engine, engine, inputs, limits, progress=progress)
-    return measured
+        return child.call(run_engine, engine, inputs, limits, progress=progress)
+
+
+def run_engine(
+    path: Path, inputs: Sequence[Array], limits: Limits, *, progress: Progress
+) -> tuple[list[Array], Timing, int | None]:
+    """Run and time one engine, in a process of its own: an engine that fails on a GPU can take the
+    whole CUDA context with it, and what one variant leaves in memory must not slow down the next.
+
+    Args:
+        inputs: (1, C, 1, H, W) each, all of one shape.
+
+    Returns: its outputs in float32, how long it takes, and the bytes that one run takes on a GPU,
+        else None.
+
+    Raises:
+        QvaeError: the engine does not load or does not run.
+    """
+    with closing(Engine.open(path)) as engine, torch.inference_mode():
+        progress("run", 0, 2)
+        tensors = [torch.from_numpy(array).to(engine.device) for array in inputs]
+        memory_bytes = None
+        if engine.device.type == "cuda":
+            memory_bytes = peak_bytes(lambda: engine.run(tensors[0]))
+        outputs = [engine.run(tensor).float().cpu().numpy() for tensor in tensors]
+        progress("time", 1, 2)
+        dtype = getattr(torch, engine.input.dtype)
+        made = make_inputs(engine.part, inputs[0].shape, count=limits.inputs, seed=20240)
+        values = [value.to(engine.device, dtype) for value in made]
+        calls = {"engine": lambda index: engine.run(values[index])}
+        clock = clock_for(engine.device.type)
+        timing = measure(calls, clock=clock, limits=limits)["engine"]
+    if isinstance(timing, str):
+        raise BenchError(timing)
+    return outputs, timing, memory_bytes
 
 
 def _count(axes: Sequence[Axis], default: Variant) -> int:
@@ -153,9 +186,6 @@ class _Tuning:
     """One call of `tune`."""
 
     def __init__(self, settings: TuneSettings, on_event: OnEvent) -> None:
-        from qvae_trt.export import recipe_sha256
-        from qvae_trt.model import load_model
-
         settings.resolution.check()
         if not settings.parts:
             raise UsageError(f"no part to tune: expected one of {', '.join(PARTS)}")
@@ -275,8 +305,6 @@ class _Tuning:
         progress = stages(self.on_event, event)
         try:
             if self.reference is None:
-                from qvae_trt.tune.reference import FoldedReference
-
                 progress("PyTorch fp32", 0, 0)
                 size = self.settings.resolution
                 self.reference = FoldedReference(self.model, subject.part, size)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from qvae_trt.errors import UsageError
 from qvae_trt.lowerings import Lowering, choose_lowering
-
-if TYPE_CHECKING:
-    from qvae_trt.profiles import Part, Precision
+from qvae_trt.profiles import Part, Precision
 
 DEFAULT = "default"
 _MAX_LEVEL = 5

@@ -1,4 +1,4 @@
-"""Every parity bound, once.
+"""The parity bounds, as `data/bounds.toml` has them.
 
 Images are compared in [-1, 1]; moments as the two tensors they are, mean and log-variance, since
 the larger of two joined tensors would hide an error in the smaller. Where a bound depends on a
@@ -9,11 +9,14 @@ share of that range.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
-if TYPE_CHECKING:
-    from qvae_trt.profiles import Precision
+from qvae_trt.files.toml_file import read_toml
+from qvae_trt.json_rows import read
+from qvae_trt.profiles import Precision
 
 Output = Literal["images", "mean", "logvar"]
 
@@ -22,7 +25,17 @@ IMAGE_RANGE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class Metrics:
+    """How far a result is from the reference. `max_abs` in the tensor's own units."""
+
+    psnr_db: float
+    cosine: float
+    relative_l2: float
+    max_abs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds(Metrics):
     """What an engine of one precision may differ by, on one of its outputs.
 
     Attributes:
@@ -35,29 +48,10 @@ class Bounds:
             input.
     """
 
-    psnr_db: float
-    cosine: float
-    relative_l2: float
-    max_abs: float
     bf16_ratio: float
 
 
-#: precision -> output -> bounds; why each has its value is at the end of
-#: `data/templates/parity.md.jinja`, which every parity report ends with.
-BOUNDS: dict[Precision, dict[Output, Bounds]] = {
-    "fp32": {
-        "images": Bounds(100.0, 0.999999, 2e-5, 5e-4, 0.01),
-        "mean": Bounds(100.0, 0.999999, 2e-5, 1e-4, 0.01),
-        "logvar": Bounds(90.0, 0.999999, 2e-5, 1e-4, 0.02),
-    },
-    "fp16": {
-        "images": Bounds(55.0, 0.99997, 7.5e-3, 0.04, 0.5),
-        "mean": Bounds(60.0, 0.99997, 7.5e-3, 0.01, 0.5),
-        "logvar": Bounds(46.0, 0.99999, 2e-3, 0.02, 0.5),
-    },
-    "bf16": {
-        "images": Bounds(37.0, 0.999, 4e-2, 0.32, 1.5),
-        "mean": Bounds(42.0, 0.999, 4e-2, 0.08, 1.5),
-        "logvar": Bounds(28.0, 0.9995, 1.6e-2, 0.16, 1.5),
-    },
-}
+_FILE = Path(__file__).resolve().parent.parent / "data" / "bounds.toml"
+BOUNDS: dict[Precision, dict[Output, Bounds]] = read(
+    Mapping[Precision, Mapping[Output, Bounds]], read_toml(_FILE), strict=True
+)

@@ -9,31 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from polygraphy import comparator
 from polygraphy.logger import G_LOGGER
 
-from qvae_trt.verify.bounds import IMAGE_RANGE, Bounds, Output
-
-if TYPE_CHECKING:
-    from qvae_trt.verify.inputs import Array
-    from qvae_trt.verify.reference import Outputs
-
+from qvae_trt.verify.bounds import IMAGE_RANGE, Bounds, Metrics, Output
+from qvae_trt.verify.inputs import Array
+from qvae_trt.verify.reference import Outputs
 
 #: The metrics whose bound is the least that is allowed; of the others it is the most.
 AT_LEAST = ("psnr_db", "cosine", "power")
-
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """How far a result is from the reference. `max_abs` in the tensor's own units."""
-
-    psnr_db: float
-    cosine: float
-    relative_l2: float
-    max_abs: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +65,14 @@ def compare(
     found: dict[Output, Comparison] = {}
     for name, expected in reference.items():
         limit, value = bounds[name], engine[name]
-        scale = _Scale(name, expected)
-        bf16, metrics = _measure(expected, yardstick[name], scale), _measure(expected, value, scale)
+        span = _span(name, expected)
+        bf16, metrics = _measure(expected, yardstick[name], span), _measure(expected, value, span)
         ratio = _ratio(metrics.relative_l2, bf16.relative_l2)
         nans, infs = int(np.isnan(value).sum()), int(np.isinf(value).sum())
         measured = {"finite": float(nans + infs), **asdict(metrics), "bf16_ratio": ratio}
-        measured["power"] = _power(expected, scale, limit, bf16)
+        measured["power"] = _power(expected, span, limit, bf16)
         asked = {"finite": 0.0, **asdict(limit), "power": 1.0}
-        asked["max_abs"] = limit.max_abs * scale.unit
+        asked["max_abs"] = limit.max_abs * (1.0 if name == "images" else span)
         checks = []
         for metric, seen in measured.items():
             bound = asked[metric]
@@ -98,42 +84,35 @@ def compare(
     return found
 
 
-class _Scale:
-    """The reference's own size, which the relative metrics are measured by.
-
-    Attributes:
-        norm, range: of the reference.
-        unit: what the bound of the largest difference is a share of.
-        psnr_shift_db: what Polygraphy's PSNR lacks: its peak is the largest value, not the range.
-    """
-
-    def __init__(self, name: Output, value: Array) -> None:
-        top, bottom = float(value.max()), float(value.min())
-        self.norm = float(np.linalg.norm(value.astype(np.float64)))
-        self.range = IMAGE_RANGE if name == "images" else max(top - bottom, 1e-12)
-        self.unit = 1.0 if name == "images" else self.range
-        self.psnr_shift_db = 20.0 * math.log10(self.range / (top if top > 0 else 1.0))
+def _span(name: Output, value: Array) -> float:
+    """From the least to the largest value of the reference, which its PSNR is relative to."""
+    return IMAGE_RANGE if name == "images" else max(float(value.max()) - float(value.min()), 1e-12)
 
 
-def _measure(reference: Array, other: Array, scale: _Scale) -> Metrics:
+def _norm(value: Array) -> float:
+    return float(np.linalg.norm(value.astype(np.float64)))
+
+
+def _measure(reference: Array, other: Array, span: float) -> Metrics:
     """The distance of a result from the reference."""
     if other.shape != reference.shape:
         return Metrics(-math.inf, math.nan, math.inf, math.inf)
     first, second = (comparator.IterationResult({"y": value}, 0.0) for value in (reference, other))
+    top = float(reference.max())  # the peak of Polygraphy's PSNR
     # Polygraphy logs to stdout, which is for results.
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"):
         psnr = comparator.PsnrCompareFunc()(first, second)["y"].psnr
         cosine = comparator.CosineSimilarityCompareFunc()(first, second)["y"].cosine_similarity
         l2 = comparator.L2CompareFunc()(first, second)["y"].l2_norm
         return Metrics(
-            psnr_db=psnr + scale.psnr_shift_db,
+            psnr_db=psnr + 20.0 * math.log10(span / (top if top > 0 else 1.0)),
             cosine=cosine,
-            relative_l2=_ratio(l2, scale.norm),
+            relative_l2=_ratio(l2, _norm(reference)),
             max_abs=float(np.abs(other - reference).max()),
         )
 
 
-def _power(reference: Array, scale: _Scale, limit: Bounds, bf16: Metrics) -> float:
+def _power(reference: Array, span: float, limit: Bounds, bf16: Metrics) -> float:
     """How surely a shift by one pixel and a swap of two channels would be rejected on this very
     output.
 
@@ -147,9 +126,9 @@ def _power(reference: Array, scale: _Scale, limit: Bounds, bf16: Metrics) -> flo
         others.append(np.roll(reference, 1, axis=-1))
     error = min(float(np.linalg.norm(other - reference)) for other in others)
     passing = min(
-        limit.relative_l2 * scale.norm,
-        scale.range * 10.0 ** (-limit.psnr_db / 20.0) * math.sqrt(reference.size),
-        limit.bf16_ratio * bf16.relative_l2 * scale.norm,
+        limit.relative_l2 * _norm(reference),
+        span * 10.0 ** (-limit.psnr_db / 20.0) * math.sqrt(reference.size),
+        limit.bf16_ratio * bf16.relative_l2 * _norm(reference),
     )
     return _ratio(error, passing)
 

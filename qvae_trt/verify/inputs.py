@@ -9,14 +9,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-if TYPE_CHECKING:
-    from qvae_trt.profiles import Resolution
+from qvae_trt.profiles import Resolution
 
 Array = NDArray[np.float32]
 

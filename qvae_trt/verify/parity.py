@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from qvae_trt.errors import (
     StaleEngineError,
 )
 from qvae_trt.model import Model, load_model
-from qvae_trt.opening import Purpose, Wanted
+from qvae_trt.opening import Wanted
 from qvae_trt.profiles import BACKENDS, Part, Resolution
 from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.runtime.engine import Engine
@@ -38,9 +37,6 @@ from qvae_trt.verify.reference import DIFFUSERS_CPU_PIXELS, Outputs, Reference, 
 from qvae_trt.verify.report import ParityRow, VerifyReport, explain
 from qvae_trt.verify.targets import ends_of, left_out, sizes_of
 from qvae_trt.version import __version__
-
-if TYPE_CHECKING:
-    from qvae_trt.backends import Backend
 
 
 def verify(
@@ -116,7 +112,7 @@ class _Job:
     """
 
     target: EngineFile
-    backend: Backend
+    backend: backends.Backend
     bounds: Mapping[Output, Bounds]
     row: Callable[..., ParityRow]
     rebuild: Callable[..., str]
@@ -199,7 +195,7 @@ class _Parity:
             try:
                 weights, vae = self.model.weights_sha256, self.model.kind.name
                 wanted = Wanted(backend=job.backend, weights_sha256=weights, vae=vae)
-                engine = Engine.open(target, Purpose.VERIFY, wanted)
+                engine = Engine.open(target, wanted)
             except QvaeError as error:
                 self._done += len(job.steps)
                 fix = None if isinstance(error, StaleEngineError) else error.fix

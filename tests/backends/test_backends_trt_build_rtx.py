@@ -129,7 +129,8 @@ def test_attention_never_holds_all_scores(
     monkeypatch.setattr(rtx, "Builder", listening)
     largest, model = Resolution(1920, 1920), load_model("bundled:tiny")
     wide = Profile(Resolution(1088, 1296), Resolution(1088, 1632), largest)
-    job = Job(part, "profiles", tmp_path / "e.trt", (wide if ranged else Profile.fixed(largest),))
+    profile = wide if ranged else Profile.fixed(largest)
+    job = Job(tmp_path / "e.trt", part, "profiles", profiles=(profile,))
     export_onnx(
         model,
         part,

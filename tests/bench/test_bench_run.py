@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,7 @@ def test_the_default_engine_folder_needs_no_word(
     monkeypatch.chdir(tmp_path)
     work = workbench(engine_dir=Path("engines"), backend="onnxruntime")
     with pytest.raises(EngineError, match="no engine static/64x64") as found:
-        work.prepare("static", "decoder", OTHER)
+        work.prepare("static", "decoder", OTHER, ExitStack())
     assert found.value.fix == (
         "qvae build --mode static --resolution 64x64 --model bundled:tiny --backend onnxruntime"
     )
@@ -224,9 +225,9 @@ def test_one_path_out_of_memory_empties_one_cell(
     prepare = Workbench.prepare
 
     def small_device(
-        self: Workbench, name: str, part: Part, resolution: Resolution
+        self: Workbench, name: str, part: Part, resolution: Resolution, stack: ExitStack
     ) -> bench_paths.Prepared:
-        made = prepare(self, name, part, resolution)
+        made = prepare(self, name, part, resolution, stack)
         if name == "folded":
 
             def call(value: torch.Tensor) -> torch.Tensor:
@@ -293,7 +294,7 @@ def test_an_engine_of_another_device_is_not_timed(
 
     monkeypatch.setattr(OnnxRuntime, "open", on_a_gpu)
     with pytest.raises(EngineError, match="runs on cuda, the tensors are on cpu"):
-        work.prepare("static", "decoder", STATIC)
+        work.prepare("static", "decoder", STATIC, ExitStack())
 
 
 def test_a_size_that_no_profile_holds(engines: Path) -> None:
@@ -307,12 +308,11 @@ def test_paths_give_the_same_picture(engines: Path) -> None:
     work = workbench(engine_dir=engines, backend="onnxruntime")
     for part in ("encoder", "decoder"):
         value = work.make_inputs(part, STATIC, count=1)[0]  # type: ignore[arg-type]
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as stack:
             seen = {}
             for name in ("pytorch", "folded", "static", "profiles"):
-                made = work.prepare(name, part, STATIC)  # type: ignore[arg-type]
+                made = work.prepare(name, part, STATIC, stack)  # type: ignore[arg-type]
                 seen[name] = made.call(value.to(made.dtype)).float().clone()
-                made.close()
         for name, output in seen.items():
             torch.testing.assert_close(output, seen["pytorch"], atol=2e-3, rtol=1e-3, msg=name)
 

@@ -60,7 +60,7 @@ def test_shapes_are_those_of_the_contract() -> None:
     assert encoder.ranges(model) == (ShapeRange.fixed((1, 3, 1, 928, 1664)),)
     assert decoder.ranges(model) == (ShapeRange.fixed((1, 16, 1, 116, 208)),)
     profile = Profile(Resolution(256, 320), Resolution(512, 640), Resolution(1024, 1280))
-    job = Job("decoder", "profiles", DIR / "x.trt", (profile,))
+    job = Job(DIR / "x.trt", "decoder", "profiles", profiles=(profile,))
     assert job.ranges(model) == (
         ShapeRange((1, 16, 1, 32, 40), (1, 16, 1, 64, 80), (1, 16, 1, 128, 160)),
     )

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from qvae_trt import report
 from qvae_trt.bench import compare
-from qvae_trt.cli.commands.bench import comparison_table, screen
+from qvae_trt.cli.commands.measuring import comparison_table, screen
 from qvae_trt.report import Report
 
 

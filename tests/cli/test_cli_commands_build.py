@@ -8,8 +8,8 @@ import pytest
 from cli_cases import drawn
 
 from qvae_trt.build import JobResult, plan_profiles, plan_static
-from qvae_trt.cli.commands import build
-from qvae_trt.cli.commands.build import measured_like
+from qvae_trt.cli.commands import making
+from qvae_trt.cli.commands.making import measured_like
 from qvae_trt.profiles import Resolution, load_profiles
 
 
@@ -27,7 +27,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
         measured(mode="profiles", size=None, seconds=900.0),
         measured(flavour="tensorrt_rtx", seconds=9.0),
     )
-    monkeypatch.setattr(build, "measured", lambda: rows)
+    monkeypatch.setattr(making, "measured", lambda: rows)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_profiles_are_not_judged_by_static_engines(known: None) -> None:
 def test_a_dry_run_says_about_how_long_and_on_what(known: None) -> None:
     jobs = plan_static(Path("engines"), [Resolution.parse(s) for s in ("1664x928", "640x480")])
     results = [JobResult(job, "planned", "not built yet") for job in jobs]
-    text = "\n".join(drawn(build.draw({"engines": build.plain(results, "tensorrt")}), 80))
+    text = "\n".join(drawn(making.draw({"engines": making.plain(results, "tensorrt")}), 80))
     assert "~180.0" in text
     assert "~60.0" in text
     assert "NVIDIA H200 with tensorrt 8.6.1" in text
@@ -69,10 +69,10 @@ def test_what_was_built_here_is_no_estimate(known: None) -> None:
     (job,) = plan_static(Path("engines"), [Resolution.parse("1664x928")], ("decoder",))
     results = [JobResult(job, "planned", "stale", seconds=12.0, engine_bytes=2**20)]
     assert "~" not in "\n".join(
-        drawn(build.draw({"engines": build.plain(results, "tensorrt")}), 80)
+        drawn(making.draw({"engines": making.plain(results, "tensorrt")}), 80)
     )
 
 
 def test_the_file_of_what_was_measured_is_read() -> None:
-    assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in build.measured())
-    assert {row["part"] for row in build.measured()} <= {"encoder", "decoder"}
+    assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in making.measured())
+    assert {row["part"] for row in making.measured()} <= {"encoder", "decoder"}

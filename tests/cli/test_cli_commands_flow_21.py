@@ -15,13 +15,12 @@ from qvae_trt import load_vae
 from qvae_trt.cli import app as cli
 from qvae_trt.errors import EngineError, StaleEngineError, UsageError
 from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21
-from qvae_trt.model import RANDOM_TINY_21
 from qvae_trt.runtime.lightx2v import from_lightx2v_config
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TINY = ["--model", RANDOM_TINY_21]
+TINY = ["--model", "random:tiny-2.1"]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from cli_cases import drawn
 from qvae_trt.bench.compare import compare
 from qvae_trt.cli import app as cli
 from qvae_trt.cli import output
-from qvae_trt.cli.commands.bench import comparison_table
+from qvae_trt.cli.commands.measuring import comparison_table
 from qvae_trt.cli.drawing import Table
 from qvae_trt.profiles import Resolution
 
@@ -54,7 +54,7 @@ def test_long_reasons_wrap_and_cost_no_column() -> None:
 
 def test_parity_at_80_columns_is_one_line_a_row() -> None:
     """Of the columns named to go each is there: one that was renamed would stay for ever."""
-    from qvae_trt.cli.commands.verify import draw
+    from qvae_trt.cli.commands.measuring import draw
     from qvae_trt.verify import VerifyReport
     from qvae_trt.verify.report import ParityRow
 

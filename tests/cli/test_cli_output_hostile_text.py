@@ -18,7 +18,7 @@ from qvae_trt import store
 from qvae_trt.bench import compare, results
 from qvae_trt.cli import app as cli
 from qvae_trt.cli import output
-from qvae_trt.cli.commands.bench import comparison_table, screen
+from qvae_trt.cli.commands.measuring import comparison_table, screen
 from qvae_trt.commands import command_line
 from qvae_trt.errors import StaleEngineError
 from qvae_trt.profiles import Profile, engine_path

@@ -27,10 +27,6 @@ from qvae_trt.files.values import Value
 from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21
 from qvae_trt.model import (
     BUNDLED_TINY,
-    RANDOM_FULL,
-    RANDOM_FULL_21,
-    RANDOM_FULL_RGBA,
-    RANDOM_TINY_21,
     find_kind,
     load_model,
     random_vae,
@@ -57,7 +53,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_21(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a VAE of Qwen-Image-2.1."""
     folder = tmp_path_factory.mktemp("small-2.1")
-    load_model(RANDOM_TINY_21).vae.save_pretrained(folder)
+    load_model("random:tiny-2.1").vae.save_pretrained(folder)
     return folder
 
 
@@ -120,7 +116,7 @@ def test_models_are_fp32_on_the_cpu_and_frozen() -> None:
 
 
 def test_random_full_is_the_full_architecture_and_the_same_everywhere() -> None:
-    model = load_model(RANDOM_FULL)
+    model = load_model("random:full")
     assert sum(value.numel() for value in model.vae.parameters()) == 126_892_531
     # Of the weights, not of a torch version: any machine must give this one.
     expected = "80c350f5d48f144d8c86016bffbebc5c307b28d86108d6e643d5896a0888eae2"
@@ -138,13 +134,13 @@ def test_random_full_is_the_full_architecture_and_the_same_everywhere() -> None:
 
 
 def test_random_rgba_has_four_channels() -> None:
-    model = load_model(RANDOM_FULL_RGBA)
+    model = load_model("random:full-rgba")
     assert model.input_channels == 4
     assert model.vae.decoder.conv_out.weight.shape[:2] == (4, 96)
 
 
 def test_random_2_1_keeps_values_of_use() -> None:
-    model = load_model(RANDOM_TINY_21)
+    model = load_model("random:tiny-2.1")
     assert (model.kind, model.input_channels, model.z_dim) == (QWEN_IMAGE_21, 4, 64)
     with torch.no_grad():
         x = torch.rand(1, 4, 1, 48, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -160,7 +156,7 @@ def test_full_2_1_has_the_published_widths() -> None:
     from qvae_trt.model import SEEDED
     from qvae_trt.model.seeded import empty_vae
 
-    kind, config = SEEDED[RANDOM_FULL_21]
+    kind, config = SEEDED["random:full-2.1"]
     vae = empty_vae(config, kind)
     assert sum(value.numel() for value in vae.parameters()) == 337_740_404
     assert vae.encoder.norm_out.gamma.numel() == 768
@@ -168,7 +164,7 @@ def test_full_2_1_has_the_published_widths() -> None:
 
 
 def test_the_kind_is_known_without_the_weights(small: Path, small_21: Path) -> None:
-    assert find_kind(RANDOM_FULL_21) == QWEN_IMAGE_21
+    assert find_kind("random:full-2.1") == QWEN_IMAGE_21
     assert find_kind(QWEN_IMAGE_21.hub_id) == QWEN_IMAGE_21  # and no hub is asked
     assert find_kind(str(small)) == find_kind(str(small / WEIGHTS)) == QWEN_IMAGE
     assert find_kind(str(small_21)) == find_kind(str(small_21 / WEIGHTS)) == QWEN_IMAGE_21
@@ -176,7 +172,7 @@ def test_the_kind_is_known_without_the_weights(small: Path, small_21: Path) -> N
 
 @pytest.mark.parametrize("layout", ["folder", "pipeline", "file", "original names"])
 def test_2_1_from_every_place(small_21: Path, tmp_path: Path, layout: str) -> None:
-    expected = load_model(RANDOM_TINY_21)
+    expected = load_model("random:tiny-2.1")
     place = small_21
     if layout == "pipeline":
         shutil.copytree(small_21, tmp_path / "vae")
@@ -223,7 +219,7 @@ def test_a_diffusers_without_the_class_is_an_error(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(diffusers, QWEN_IMAGE_21.class_name, None)
     with pytest.raises(ModelError, match="has no AutoencoderKLQwenImage21"):
-        load_model(RANDOM_TINY_21)
+        load_model("random:tiny-2.1")
 
 
 def test_seeds_differ() -> None:

@@ -15,6 +15,7 @@ from qvae_trt.backends import Device, Session, Verdict
 from qvae_trt.errors import EngineError
 from qvae_trt.opening import Opened
 from qvae_trt.runtime.engine import Engine
+from qvae_trt.runtime.memory import Scratch
 from qvae_trt.tensors import ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
@@ -121,10 +122,15 @@ def _view(pointer: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_float * count).from_address(pointer)).reshape(shape)
 
 
-def engine_of(session: Session, path: Path, **options: Any) -> Engine:
-    """An engine of unknown origin in a file, as it is after loading."""
+def engine_of(
+    session: Session, path: Path, *, scratch: Scratch | None = None, **options: Any
+) -> Engine:
+    """An engine of unknown origin in a file, as it is after loading; `scratch`: its device's."""
     backend = backends.get("onnxruntime")
-    return Engine(Opened(path, store.signature(path), None, backend, session), **options)
+    engine = Engine(Opened(path, store.signature(path), None, backend, session), **options)
+    if scratch is not None:
+        engine._scratch = engine.held.scratch = scratch
+    return engine
 
 
 def fixed(*shape: int) -> tuple[ShapeRange, ...]:

@@ -83,7 +83,7 @@ def clock(monkeypatch):
 
 def note(failures, file, error, times=1, device=CPU, size=None):
     for _ in range(times):
-        failures.note(file, device, error, signature(file), size)
+        failures.note((file, device, size), error, signature(file))
 
 
 @pytest.mark.parametrize("kind", [StaleEngineError, ForeignEngineError])
@@ -92,32 +92,32 @@ def test_what_the_files_show_holds_until_they_change(file, clock, kind):
     note(failures, file, kind("built for something else", fix="qvae build"))
     clock[0] += 10 * PAUSE_S
     with pytest.raises(kind, match="something else\nqvae build"):
-        failures.check(file, CPU)
-    failures.check(file, GPU)
+        failures.check((file, CPU, None))
+    failures.check((file, GPU, None))
     file.chmod(0o600 if file.stat().st_mode & 0o040 else 0o640)
-    failures.check(file, CPU)
+    failures.check((file, CPU, None))
 
 
 @pytest.mark.parametrize("kind", [EngineError, BackendError, ExecutionError])
 def test_what_may_pass_is_tried_again_and_after_a_few_times_in_a_row_later(file, clock, kind):
     failures = Failures()
     note(failures, file, kind("too many open files"), STRIKES - 1)
-    failures.check(file, CPU)
-    failures.clear(file, CPU, SMALL)
+    failures.check((file, CPU, None))
+    failures.clear((file, CPU, SMALL))
     note(failures, file, kind("too many open files"), STRIKES - 1)
-    failures.check(file, CPU)
+    failures.check((file, CPU, None))
     note(failures, file, kind("too many open files"))
-    failures.check(file, GPU)
+    failures.check((file, GPU, None))
     clock[0] += PAUSE_S - 1
     with pytest.raises(kind, match="too many open files"):
-        failures.check(file, CPU)
+        failures.check((file, CPU, None))
     clock[0] += 1
-    failures.check(file, CPU)
+    failures.check((file, CPU, None))
     note(failures, file, kind("still"))
     with pytest.raises(kind, match="still"):
-        failures.check(file, CPU)
+        failures.check((file, CPU, None))
     failures.forget()
-    failures.check(file, CPU)
+    failures.check((file, CPU, None))
 
 
 def test_a_file_that_changed_begins_anew(file):
@@ -125,29 +125,29 @@ def test_a_file_that_changed_begins_anew(file):
     note(failures, file, EngineError("no"), STRIKES)
     file.write_bytes(b"built anew")
     note(failures, file, EngineError("too many open files"))
-    failures.check(file, CPU)
+    failures.check((file, CPU, None))
 
 
 def test_success_on_one_device_is_none_on_another(file):
     failures = Failures()
     note(failures, file, ExecutionError("no"), STRIKES - 1)
-    failures.clear(file, GPU, SMALL)
+    failures.clear((file, GPU, SMALL))
     note(failures, file, ExecutionError("no"))
     with pytest.raises(ExecutionError):
-        failures.check(file, CPU)
+        failures.check((file, CPU, None))
 
 
 def test_a_size_that_fails_is_left_alone_and_no_other(file, clock):
     failures = Failures()
     for _ in range(STRIKES):
         note(failures, file, ExecutionError("in a Reshape"), size=SMALL)
-        failures.clear(file, CPU, LARGE)
-    failures.check(file, CPU, LARGE)
-    failures.check(file, CPU)
+        failures.clear((file, CPU, LARGE))
+    failures.check((file, CPU, LARGE))
+    failures.check((file, CPU, None))
     with pytest.raises(ExecutionError, match="Reshape"):
-        failures.check(file, CPU, SMALL)
+        failures.check((file, CPU, SMALL))
     clock[0] += PAUSE_S
-    failures.check(file, CPU, SMALL)
+    failures.check((file, CPU, SMALL))
 
 
 def test_successes_between_failures_count(file, clock):
@@ -155,28 +155,28 @@ def test_successes_between_failures_count(file, clock):
     failures = Failures()
     for _ in range(3):
         note(failures, file, ExecutionError("now and then"), STRIKES - 1, size=SMALL)
-        failures.check(file, CPU, SMALL)
-        failures.clear(file, CPU, SMALL)
+        failures.check((file, CPU, SMALL))
+        failures.clear((file, CPU, SMALL))
 
 
 def test_an_engine_that_does_not_load_runs_no_size(file):
     failures = Failures()
     note(failures, file, EngineError("does not load"), STRIKES)
     with pytest.raises(EngineError, match="does not load"):
-        failures.check(file, CPU, LARGE)
+        failures.check((file, CPU, LARGE))
 
 
 def test_a_lack_of_memory_is_not_remembered(file):
     failures = Failures()
     note(failures, file, DeviceMemoryError("none left"), 10)
-    failures.check(file, CPU)
+    failures.check((file, CPU, None))
 
 
 def test_an_engine_replaced_while_it_was_tried_is_tried(file):
     failures, before = Failures(), signature(file)
     file.write_bytes(b"mended")
-    failures.note(file, CPU, StaleEngineError("no"), before)
-    failures.check(file, CPU)
+    failures.note((file, CPU, None), StaleEngineError("no"), before)
+    failures.check((file, CPU, None))
 
 
 # --- what that does for pictures

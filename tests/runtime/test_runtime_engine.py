@@ -20,7 +20,7 @@ from qvae_trt.runtime import engine as engine_module
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.engines import Engines
 from qvae_trt.runtime.graphs import captures
-from qvae_trt.runtime.memory import Scratch
+from qvae_trt.runtime.memory import Scratch, shared_scratch
 from qvae_trt.tensors import ShapeRange
 
 CPU = torch.device("cpu")
@@ -56,6 +56,13 @@ def test_the_first_run_of_a_profile_waits_for_a_capture_and_the_next_does_not(fi
         threading.Thread(target=run_both, daemon=True).start()
         assert not done.wait(0.2)
     assert done.wait(30)
+
+
+def test_an_engine_takes_its_turns_on_the_scratch_of_its_device(file):
+    device = torch.device("cuda", 1)
+    engine = engine_of(FakeSession(fixed(1, 3, 1, 8, 8)), file, device=device)
+    engine._finalizer.detach()  # it cannot be freed where there is no such device
+    assert engine._scratch is engine.held.scratch is shared_scratch(device)
 
 
 def test_the_result_belongs_to_the_caller(file):

@@ -184,8 +184,7 @@ class OnShelf:
 def test_each_device_of_a_process_has_engines_of_its_own(engine_dir, monkeypatch):
     opened: list[OnShelf] = []
 
-    def open_(engine, *, device, scratch, **_options):
-        assert scratch.device == device
+    def open_(engine, _wanted, *, device, **_options):
         opened.append(OnShelf(engine.path, device))
         return opened[-1]
 

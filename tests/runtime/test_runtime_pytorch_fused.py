@@ -18,8 +18,7 @@ from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime.fallback import FallbackWarning
-from qvae_trt.runtime.preference import machine_here
-from qvae_trt.runtime.vae import load_vae
+from qvae_trt.runtime.vae import load_vae, machine_here
 from qvae_trt.store import measured
 
 SIZE = Resolution(32, 40)

@@ -14,7 +14,7 @@ from qvae_trt import backends
 from qvae_trt.backends import devices
 from qvae_trt.build import BuildSettings
 from qvae_trt.cli import app as cli
-from qvae_trt.errors import BackendError, BenchError, BuildError, QvaeError, UsageError
+from qvae_trt.errors import BackendError, BenchError, BuildError, EngineError, QvaeError, UsageError
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import PARTS
 from qvae_trt.progress import Event, ignore
@@ -71,6 +71,13 @@ def test_a_rerun_measures_nothing_again(
     assert "measured before" in shown.err
 
 
+def test_the_measuring_process_passes_errors_on(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no such file"):
+        running.measure_in_child(
+            tmp_path / "none.onnx", [], running.LIMITS, progress=lambda *_: True
+        )
+
+
 # --- what is measured, with doubles for building and running --------------------------------------
 
 
@@ -86,10 +93,11 @@ class Bench:
         self.inputs: dict[str, Any] = {}
         monkeypatch.setattr(running, "build", self.build)
         monkeypatch.setattr(running, "measure_in_child", self.child)
-        monkeypatch.setattr("qvae_trt.tune.reference.FoldedReference", lambda *_: self)
-        monkeypatch.setattr("qvae_trt.export.recipe_sha256", lambda: "c" * 64)
+        monkeypatch.setattr(running, "FoldedReference", lambda *_: self)
+        monkeypatch.setattr(running, "recipe_sha256", lambda: "c" * 64)
         monkeypatch.setattr(
-            "qvae_trt.model.load_model",
+            running,
+            "load_model",
             lambda source: SimpleNamespace(
                 source=source, weights_sha256=self.weights, kind=QWEN_IMAGE
             ),

@@ -1,4 +1,4 @@
-"""`qvae profiles [list|match WxH]`."""
+"""What there is: `qvae profiles [list|match WxH]`, `qvae inspect ENGINE`, `qvae doctor`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.text import Text
 from typer import Argument, Context, Option
 
 from qvae_trt.cli import options, output
-from qvae_trt.cli.drawing import records
-from qvae_trt.commands import build_command
+from qvae_trt.cli.drawing import records, tree
+from qvae_trt.commands import build_command, command_line
+from qvae_trt.errors import BackendError, EngineError
 from qvae_trt.json_rows import write
 from qvae_trt.kinds import QWEN_IMAGE, Kind
 from qvae_trt.profiles import (
@@ -23,6 +25,7 @@ from qvae_trt.profiles import (
     engine_path,
     load_profiles,
 )
+from qvae_trt.version import __version__
 
 
 def profiles(ctx: Context) -> None:
@@ -150,3 +153,90 @@ def _plain(choice: Choice) -> dict[str, object]:
             for c in choice.candidates
         ],
     }
+
+
+def inspect(
+    engine: Path = Argument(..., metavar="ENGINE", help="An engine file, .trt or .onnx."),
+) -> None:
+    """Show what is in an engine file: key, profiles, layers, memory."""
+    from qvae_trt.opening import Wanted, check, open_engine
+
+    engine = _engine(engine)
+    anything = Wanted(allow_foreign=True)
+    sidecar = check(engine, anything)
+    data: dict[str, Any] = {"path": str(engine), "bytes": engine.stat().st_size}
+    if sidecar is None:
+        output.warn("no sidecar says who built this engine or for what")
+    else:
+        data["sidecar"] = sidecar.to_dict()
+    try:
+        opened = open_engine(engine, anything)
+    except BackendError as error:
+        output.warn(f"not opened, only its sidecar is shown: {error.what}")
+    else:
+        backend = opened.backend
+        head = {"backend": backend.name, "version": backend.version()}
+        data["engine"] = head | opened.session.inspect()
+        opened.session.close()
+    output.emit(data, lambda d: tree(d if output.settings.verbose else _short(d)))
+
+
+def _short(data: dict[str, Any]) -> dict[str, Any]:
+    """What fits on a screen: a tensor in one line, a hash's beginning, the number of layers."""
+    shown: dict[str, Any] = {}
+    for name, value in data.items():
+        if name == "layers" and value:
+            shown[name] = f"{len(value)}, shown with --verbose"
+        elif name in ("input", "output"):
+            sides = "x".join(map(str, value["shape"]))
+            shown[name] = f"{value['name']}, {value['dtype']}, {sides}"
+        elif name.endswith("sha256") and isinstance(value, str):
+            shown[name] = f"{value[:16]}…"
+        else:
+            shown[name] = _short(value) if isinstance(value, dict) else value
+    return shown
+
+
+def _engine(path: Path) -> Path:
+    """The engine file that is meant: for a sidecar, the engine beside it. For a folder, an error
+    that names an engine in it.
+    """
+    if path.suffix == ".json" and path.with_suffix("").is_file():
+        return path.with_suffix("")
+    if path.is_dir():
+        engines = sorted(
+            file
+            for depth in ("", "*/", "*/*/")
+            for suffix in ("trt", "onnx")
+            for file in path.glob(f"{depth}*.{suffix}")
+        )
+        raise EngineError(
+            f"{path}: is a directory, expected an engine file",
+            fix=f"for example: {command_line(['qvae', 'inspect', str(engines[0])])}"
+            if engines
+            else build_command("static", engine_dir=path),
+        )
+    return path
+
+
+def doctor(engine_dir: Path = options.ENGINE_DIR_OPTION) -> int:
+    """Check this machine and show fixes."""
+    from qvae_trt.doctor import diagnose
+
+    checks = diagnose(engine_dir)
+    ok = all(check.status != "fail" for check in checks)
+    output.emit({"qvae": __version__, "ok": ok, "checks": write(checks)}, _draw_checks)
+    return 0 if ok else 1
+
+
+def _draw_checks(data: dict[str, Any]) -> RenderableType:
+    """Each fix is a paragraph of its own: in a narrow column its command could not be copied."""
+    fixes = [
+        Text.assemble((f"{check['name']}: ", "bold"), check["fix"], no_wrap=True, overflow="ignore")
+        for check in data["checks"]
+        if check["fix"] is not None
+    ]
+    return Group(
+        records(data["checks"], {"": "status", "what": "name", "found": "detail"}),
+        *([Text("\nFixes", style="bold"), *fixes] if fixes else []),
+    )

@@ -1,4 +1,4 @@
-"""`qvae lightx2v --out FOLDER`."""
+"""`qvae lightx2v`, `qvae triton`: folders of engines for other programs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def lightx2v(
     usable = {engine.mode for engine in placed if engine.usable}
     configs = {mode: configuration(out, mode) for mode in MODES if mode in usable}
     engines = [write(engine) for engine in placed]
-    output.emit({"engines": engines, "configurations": configs}, _draw)
+    output.emit({"engines": engines, "configurations": configs}, _draw_folder)
     for command in _commands(placed, engine_dir):
         output.tell(f"to build what is not there: {command}")
     if backend != "tensorrt" and usable:
@@ -60,7 +60,7 @@ def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
     return list(dict.fromkeys(commands))
 
 
-def _draw(data: dict[str, Any]) -> RenderableType:
+def _draw_folder(data: dict[str, Any]) -> RenderableType:
     def why(engine: Any) -> str:
         mark = "→" if engine["status"] in ("linked", "copied") else "no file"
         return engine["reason"] or f"{mark} {engine['engine']}"
@@ -78,3 +78,33 @@ def _draw(data: dict[str, Any]) -> RenderableType:
         for mode, config in data["configurations"].items()
     )
     return Group(records(data["engines"], columns, title=title, spare=("as",)), *configs)
+
+
+def triton(
+    out: Path = Option(..., metavar="REPOSITORY", help="The model repository to make."),
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
+    backend: Literal["tensorrt", "onnxruntime"] = Option(
+        "tensorrt", help="Whose engines, and Triton's backend that runs them."
+    ),
+    link: bool = Option(False, "--link", help="Relative links; else copies."),
+) -> int:
+    """Make a model repository for Triton Inference Server.
+
+    Each engine becomes a model. Exit code 1 if there is none.
+    """
+    from qvae_trt.triton_repository import make_repository
+
+    models = make_repository(engine_dir, out, backend=backend, link=link)
+    output.emit({"models": [write(model) for model in models]}, _draw_models)
+    for fix in dict.fromkeys(model.fix for model in models if model.fix is not None):
+        output.tell(f"to build what was refused: {fix}")
+    return 0 if any(not model.reason for model in models) else 1
+
+
+def _draw_models(data: dict[str, Any]) -> RenderableType:
+    columns: dict[str, Any] = {
+        "": "status",
+        "model": "name",
+        "why": lambda model: model["reason"] or f"of {model['engine']}",
+    }
+    return records(data["models"], columns)

@@ -1,25 +1,73 @@
-"""`qvae bench`."""
+"""What compares engines with PyTorch: `qvae verify`, `qvae bench`, and `qvae report` of that."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
-from typer import Option
+from typer import Argument, Option
 
-from qvae_trt.bench.compare import check_margin
-from qvae_trt.bench.results import BASELINES, REFERENCE
+from qvae_trt.bench import compare as comparing
+from qvae_trt.bench.results import BASELINES, REFERENCE, BenchResult, load, set_aside
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import Table, line
-from qvae_trt.cli.events import show_progress
+from qvae_trt.files.writing import check_writable, write_text
 from qvae_trt.profiles import Resolution
 
 if TYPE_CHECKING:
-    from qvae_trt.bench.compare import Changes
     from qvae_trt.report.model import Entry, Report
     from qvae_trt.report.model import Table as Shown
+    from qvae_trt.verify import VerifyReport
+
+
+def verify(
+    resolution: list[Resolution] | None = options.size_option(
+        None, "A size, such as 1664x928; can be repeated. [default: every engine at its own sizes]"
+    ),
+    model: str = options.model_option(),
+    backend: options.BackendChoice = options.BACKEND_OPTION,
+    engine_dir: Path = options.ENGINE_DIR_OPTION,
+    out: Path | None = Option(
+        None, metavar="DIR", help="Also write parity.md and parity.json here."
+    ),
+) -> None:
+    """Compare the engines with PyTorch fp32.
+
+    Every engine that can run here is compared. Exit code 1 if an engine exceeds its tolerance.
+    """
+    sizes = tuple(dict.fromkeys(resolution or ()))
+
+    if out is not None:
+        for name in ("parity.md", "parity.json"):
+            check_writable(out / name)
+
+    from qvae_trt.verify import verify as run
+
+    with output.show_progress("verify") as on_event:
+        report = run(engine_dir, model=model, resolutions=sizes, backend=backend, on_event=on_event)
+    if out is not None:
+        write_text(out / "parity.md", report.to_markdown())
+        write_text(out / "parity.json", output.to_json(report.to_dict()))
+    output.emit(report.to_dict(), lambda _: draw(report))
+    report.require()
+
+
+def draw(report: VerifyReport) -> RenderableType:
+    """The rows of parity.md, with each engine named by its kind, because its path would fill a
+    terminal.
+    """
+    from qvae_trt.verify.report import HEADINGS
+
+    rows = [
+        (f"{row.mode} {row.part}" if row.mode and row.part else row.engine, *row.cells()[1:])
+        for row in report.rows
+    ]
+    spare = ("max abs", "rel L2", "cosine", "power", "vs bf16")
+    return Group(Table(HEADINGS, rows, title=report.summary, spare=spare), *map(line, report.notes))
 
 
 def bench(
@@ -61,7 +109,7 @@ def bench(
     options.need(
         bool(sizes), "no size to measure", fix="for example: qvae bench --resolution 1024x1024"
     )
-    check_margin(margin)
+    comparing.check_margin(margin)
     missing = options.no_folder(engine_dir, sizes[0], backend=backend, model=model)
     if missing is not None:
         # PyTorch alone is worth measuring, but not for somebody who mistyped a folder.
@@ -69,16 +117,15 @@ def bench(
             raise missing
         output.warn(f"engines are not measured: {missing}")
 
-    from qvae_trt import report
-    from qvae_trt.bench import compare as comparing
-    from qvae_trt.bench import results
-    from qvae_trt.bench import run as measuring
-    from qvae_trt.bench.timing import Limits
-
-    old = None if compare is None else results.load(compare)
+    old = None if compare is None else load(compare)
     parts = options.parse_parts(part)
     if old is not None:
         comparing.check_comparable(old, sizes, parts, service=service)
+
+    from qvae_trt.bench import run as measuring
+    from qvae_trt.bench.timing import Limits
+    from qvae_trt.report import Report, write_tables
+
     settings = measuring.BenchSettings(
         resolutions=sizes,
         model=model,
@@ -91,15 +138,15 @@ def bench(
         limits=Limits(budget_s=budget),
         command=output.settings.command,
     )
-    kept = results.set_aside(out / "latency.json")
+    kept = set_aside(out / "latency.json")
     if kept is not None:
         output.tell(f"an earlier result was there, and is now {kept}")
-    with show_progress("bench") as on_event:
+    with output.show_progress("bench") as on_event:
         result = measuring.bench(settings, out=out, on_event=on_event)
-    written = report.write_tables(result, out)
+    written = write_tables(result, out)
     data: dict[str, object] = result.to_dict()
     changes = None if old is None else comparing.compare(old, result, margin)
-    shown = [screen(report.Report(result))]
+    shown = [screen(Report(result))]
     if changes is not None:
         data["comparison"] = changes.to_dict()
         shown.append(comparison_table(changes))
@@ -127,7 +174,7 @@ def screen(report: Report) -> RenderableType:
     )
 
 
-def comparison_table(comparison: Changes) -> RenderableType:
+def comparison_table(comparison: comparing.Changes) -> RenderableType:
     """Every latency of a comparison; what left the margin is named, and coloured."""
     from qvae_trt.report.numbers import ms
 
@@ -176,3 +223,51 @@ def _shade(ratio: float) -> str:
     if ratio < 0.98:
         return "red"
     return "bold green" if ratio >= 2 else "green" if ratio > 1.02 else "yellow"
+
+
+def report(
+    results: list[Path] = Argument(
+        ..., metavar="RESULTS...", help="latency.json files of qvae bench, or their folders."
+    ),
+    out: Path = Option(Path("report.html"), metavar="FILE", help="The page to write."),
+    merge: Path | None = Option(
+        None,
+        metavar="DIR",
+        help="Merge all results into one table, and write its latency.md, .json, .csv and .svg "
+        "here. For runs of one machine and model, such as torch.compile and the engines.",
+    ),
+) -> None:
+    """Write one page of tables and charts.
+
+    Results of several machines, or from before and after a change, are shown side by side.
+    """
+    from qvae_trt.report import write_html, write_tables
+
+    loaded = [load(path) for path in results]
+    written: list[Path] = []
+    if merge is not None:
+        for cell in _measured_again(loaded):
+            output.warn(f"in several files, the first is kept: {cell}")
+        loaded = [comparing.merge(loaded)]
+        written = write_tables(loaded[0], merge)
+    write_html(loaded, out)
+    written.append(out)
+    data = {
+        "path": str(out),
+        "results": list(map(str, results)),
+        "written": list(map(str, written)),
+    }
+    output.emit(data, lambda d: "\n".join(d["written"]))
+
+
+def _measured_again(results: Sequence[BenchResult]) -> list[str]:
+    """The paths that several results measured. A merge keeps the first of each; `pytorch` is left
+    out, since its others become ties.
+    """
+    seen = Counter(
+        (cell.path, cell.part, cell.resolution)
+        for result in results
+        for cell in result.cells
+        if cell.timing is not None and cell.path != REFERENCE
+    )
+    return sorted({f"{path} {part}" for (path, part, _), count in seen.items() if count > 1})
