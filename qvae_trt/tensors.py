@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-if TYPE_CHECKING:
-    from qvae_trt.profiles import Precision
+from qvae_trt.profiles import Precision
 
 DTypeName = Literal["float16", "bfloat16", "float32"]
 #: -1 stands for one that varies.

@@ -12,12 +12,21 @@ import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from qvae_trt.backends import devices
 from qvae_trt.backends.devices import Device
-from qvae_trt.backends.protocol import BuildOutcome, Verdict, check_shape, describe
+from qvae_trt.backends.protocol import (
+    BuildOutcome,
+    BuildSpec,
+    Session,
+    Verdict,
+    check_shape,
+    describe,
+)
 from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import (
     BackendError,
@@ -28,15 +37,9 @@ from qvae_trt.errors import (
     ForeignEngineError,
 )
 from qvae_trt.files.writing import refusals_named, workplace
+from qvae_trt.profiles import Precision
 from qvae_trt.progress import Progress, silent
 from qvae_trt.tensors import DTypeName, ShapeRange, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from qvae_trt.backends.protocol import BuildSpec, Session
-    from qvae_trt.profiles import Precision
 
 RANGES_KEY = "qvae.ranges"
 _DTYPES: dict[str, DTypeName] = {

@@ -13,24 +13,18 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from qvae_trt.backends.protocol import BuildOutcome, BuildSpec
-from qvae_trt.backends.trt_session import DTYPE_NAMES
+from qvae_trt.backends.trt_session import DTYPE_NAMES, Log, Messages
 from qvae_trt.errors import BackendError, BuildError, QvaeError, StoreError, UsageError
 from qvae_trt.files.reading import read_bytes
 from qvae_trt.files.writing import refusals_named, replace_file
-from qvae_trt.progress import silent
-from qvae_trt.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from qvae_trt.backends.trt_session import Log, Messages
-    from qvae_trt.progress import Progress
-    from qvae_trt.tensors import DTypeName
+from qvae_trt.progress import Progress, silent
+from qvae_trt.tensors import DTypeName, TensorSpec
 
 _log = logging.getLogger(__name__)
 _STEPS = 1000  # of a whole build, as progress is told

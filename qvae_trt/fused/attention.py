@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.nn import functional as F
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from qvae_trt.fused.launching import launch
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: Queries and keys of a block: with 64 keys, tiles and sums no longer fit the shared memory and
 #: registers of a Hopper multiprocessor at 384 channels.

@@ -7,19 +7,13 @@ written in the tensors' dtype; everything in between is float32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from qvae_trt.fused.launching import launch
-from qvae_trt.fused.network import apart
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from qvae_trt.fused.network import Copied, Means
+from qvae_trt.fused.network import Copied, Means, apart
 
 #: Elements and warps of a program.
 ELEMENTS, WARPS = 4096, 4

@@ -7,18 +7,14 @@ it, and the last one is computed tap by tap inside the norm before it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from qvae_trt.fused.launching import launch
 from qvae_trt.fused.network import apart
 from qvae_trt.fused.norms import block_of, load_sum, normalise
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: Elements or pixels, and warps, of a program.
 STEM_ELEMENTS, STEM_WARPS = 4096, 4
