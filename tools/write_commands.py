@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from figures.tables import table
 
 from qvae_trt.cli.app import app
-from qvae_trt.report.markdown import table
 
 HEAD = """# Commands
 

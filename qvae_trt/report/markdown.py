@@ -1,8 +1,6 @@
-"""Text, code and tables in Markdown that GitHub renders as it is meant."""
+"""Text and code in Markdown that GitHub renders as it is meant."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
 
 
 def text(value: object) -> str:
@@ -17,9 +15,3 @@ def code(value: object) -> str:
     """A string as inline code; backticks inside become quotes, a bar does not end the cell."""
     plain = " ".join(str(value).split()).replace("`", "'").replace("|", "\\|")
     return f"`{plain}`" if plain else "–"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> list[str]:
-    """Lines of a table whose first `words` columns are words and whose others are numbers."""
-    rules = ["---" if place < words else "---:" for place in range(len(head))]
-    return ["| " + " | ".join(row) + " |" for row in (head, rules, *rows)]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from figures.lines import build
 from figures.measured import HOSTS, Measured, MissingError
 from figures.pictures import picture
+from figures.tables import table as markdown_table
 from figures.words import WORDS
 from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
-from qvae_trt.report.markdown import table as markdown_table
 from qvae_trt.verify.bounds import BOUNDS
 
 if TYPE_CHECKING:
