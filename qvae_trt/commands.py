@@ -35,6 +35,8 @@ def build_command(mode: str, *sizes: object, **asked: object) -> str:
 
 
 def _build(mode: str, sizes: Iterable[object], asked: Mapping[str, object]) -> list[str]:
+    if unknown := asked.keys() - _OPTIONS.keys():
+        raise TypeError(f"no option of a build: {', '.join(sorted(unknown))}")
     words = ["qvae", "build", "--mode", mode]
     for size in sizes:
         words += ["--resolution", str(size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -78,11 +79,13 @@ def open_engine(
     wanted: Wanted = ANY,
     *,
     loading: Callable[[], AbstractContextManager[object]] = nullcontext,
+    warn: bool = False,
 ) -> Opened:
     """Check an engine file, as `check` does, and load it.
 
     Args:
         loading: entered while it is loaded.
+        warn: of an engine of unknown origin, before its code runs.
 
     Raises: as `check`, and as `Backend.open`.
     """
@@ -91,6 +94,9 @@ def open_engine(
         files = store.signature(path)  # it or its sidecar may be replaced while the other is read
         sidecar = check(engine, wanted)
         backend = wanted.backend or backends.for_engine(path, sidecar)
+        if warn and sidecar is None:
+            what = f"{path}: no sidecar says what it is; loaded because it was asked for"
+            warnings.warn(what, stacklevel=2)
         with loading():
             session = backend.open(path)
             if store.signature(path) == files:

@@ -446,6 +446,8 @@ def test_a_command_leaves_out_what_is_the_default(monkeypatch):
     monkeypatch.setenv("QVAE_ENGINE_DIR", "mine")  # a line is also copied to other shells
     assert build_command("static", engine_dir="mine").endswith("--engine-dir mine")
     assert build_command("static", engine_dir="engines").endswith("--engine-dir engines")
+    with pytest.raises(TypeError, match="enginedir"):
+        build_command("static", enginedir="mine")
 
 
 def test_a_path_from_elsewhere_has_the_general_command():

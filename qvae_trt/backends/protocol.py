@@ -70,7 +70,7 @@ class BuildOutcome:
 
 
 class Session(Protocol):
-    """A loaded engine with one execution context. Not for two threads at once."""
+    """A loaded engine. Not for two threads at once."""
 
     input: TensorSpec
     output: TensorSpec

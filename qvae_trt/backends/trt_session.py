@@ -173,9 +173,9 @@ class TensorRTSession:
         self.input, self.output = _read_tensors(trt, engine)
         self.ranges = _read_ranges(engine, self.input)
         self._contexts: dict[int, _Context] = {}  # by profile
-        self._selected = _Context(self._create_context())
+        self._selected = _Context(self._create_context(EngineError))
 
-    def _create_context(self) -> Any:
+    def _create_context(self, fault: type[EngineError | ExecutionError]) -> Any:
         strategy = getattr(self._trt, "ExecutionContextAllocationStrategy", None)
         with self._log.listen() as heard:
             if strategy is None:  # 8.6
@@ -183,7 +183,7 @@ class TensorRTSession:
             else:
                 context = self._engine.create_execution_context(strategy.USER_MANAGED)
         if context is None:
-            raise heard.explain(EngineError, "TensorRT made no execution context")
+            raise heard.explain(fault, "TensorRT made no execution context")
         # Engines keep the details of their layers for `qvae inspect`; a marker for each of them at
         # every run would cost time.
         context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
@@ -206,7 +206,9 @@ class TensorRTSession:
 
     def _context_of(self, profile: int, stream: int) -> _Context:
         """A context for a profile that has none; the first is the one that was made at loading."""
-        context = _Context(self._create_context()) if self._contexts else self._selected
+        context = self._selected
+        if self._contexts:
+            context = _Context(self._create_context(ExecutionError))
         handle = context.handle
         with self._log.listen() as heard:
             if handle.active_optimization_profile != profile and (

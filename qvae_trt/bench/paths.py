@@ -24,6 +24,7 @@ from qvae_trt.errors import BenchError, EngineError
 from qvae_trt.model import Model
 from qvae_trt.opening import Wanted
 from qvae_trt.profiles import Mode, Part, Precision, Resolution, nearest
+from qvae_trt.runtime.cache import bare
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.memory import shared_scratch
 from qvae_trt.runtime.pytorch import PyTorchVae
@@ -119,7 +120,7 @@ class Workbench:
             return self._networks.folded_network(self._place, self.dtype)
         why = self._networks.fused.refusal(self._place)
         if why is not None:
-            raise why
+            raise bare(why)  # it is raised for each size
         return self._networks.fused.network(self._place)
 
     def _shipped(self, part: Part) -> tuple[list[Any], Callable[[torch.Tensor], torch.Tensor]]:

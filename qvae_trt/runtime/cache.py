@@ -125,6 +125,9 @@ class EngineCache:
             if entry is not None:
                 entry.pins += 1
                 self._entries.move_to_end(key)
+                for (other, files), loaded in self._entries.items():
+                    if other == path:  # a file may come back
+                        loaded.replaced = files != key[1]
             return entry
 
     def _load(self, path: Path, load: Callable[[], Engine]) -> _Entry:
@@ -136,8 +139,8 @@ class EngineCache:
                 with self._lock:
                     for (other, _), old in self._entries.items():
                         old.replaced = old.replaced or other == path
-                # Room first, so that the peak stays inside the budget; a missing file is load's to
-                # report.
+                # Room first, so that the peak stays inside the budget; load() reports a
+                # missing file.
                 self._make_room(path.stat().st_size if path.is_file() else 0)
                 entry = _Entry(load(), pins=1)
                 with self._lock:

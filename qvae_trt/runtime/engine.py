@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 import weakref
 from collections import deque
 from contextlib import nullcontext
@@ -91,10 +90,7 @@ class Engine:
         """
         free_dropped()
         with on(device):  # GPUs of one machine may differ
-            opened = open_engine(engine, wanted, loading=captures.none)
-        if opened.sidecar is None:
-            what = f"{opened.path}: no sidecar says what it is; loaded because it was asked for"
-            warnings.warn(what, stacklevel=2)
+            opened = open_engine(engine, wanted, loading=captures.none, warn=True)
         where = opened.session.device_type
         if device is not None and device.type != where:
             opened.session.close()

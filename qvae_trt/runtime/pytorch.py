@@ -6,10 +6,9 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKLQwenImage
 from torch.autograd.forward_ad import unpack_dual
 
 from qvae_trt import fused
@@ -17,9 +16,12 @@ from qvae_trt.errors import BackendError, QvaeError
 from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.kinds import kind_of
 from qvae_trt.profiles import Part
-from qvae_trt.runtime.cache import Recent
+from qvae_trt.runtime.cache import Recent, bare
 from qvae_trt.runtime.graphs import captures, capturing
 from qvae_trt.runtime.memory import keep_while_read, made_for_all, on
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage
 
 #: Above it a run takes longer than its launches.
 _MOST_PIXELS = 768 * 768
@@ -104,7 +106,7 @@ class FusedPath:
                 self._placed[device] = fused.load(self._vae, device)
                 return copy.deepcopy(self._placed[device]).cpu()
         except BackendError as error:
-            return error
+            return bare(error)
 
     def network(self, device: torch.device) -> fused.FusedVae:
         """On a device, where `refusal` is None."""

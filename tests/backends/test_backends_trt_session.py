@@ -164,6 +164,23 @@ def test_back_to_a_profile_and_its_size_sets_nothing(trt: Any, session: backends
     assert again == {"get_tensor_shape", "set_tensor_address", "execute_async_v3"}
 
 
+@pytest.mark.parametrize(
+    ("message", "kind"), [("", ExecutionError), ("OutOfMemory", DeviceMemoryError)]
+)
+def test_a_profile_whose_context_cannot_be_made_has_failed_to_run(
+    trt: Any, session: backends.Session, message: str, kind: type[Exception]
+) -> None:
+    """So that it is noted and left alone, as every run that fails."""
+    session.select((1, 4, 1, 8, 8), 1)
+    call = "ICudaEngine.create_execution_context"
+    call += "_without_device_memory" if trt.fake.variant == "8.6" else ""
+    trt.fake.fail[call] = True
+    trt.fake.messages[call] = f"[E] 2: [virtualMemoryBuffer.cpp] Error Code 2: {message}"
+    with pytest.raises(kind, match="no execution context"):
+        session.select((1, 4, 1, 20, 20), 0)
+    assert session.select((1, 4, 1, 8, 8), 1) >= 0
+
+
 def test_another_size_of_a_profile_sets_the_shape_alone(
     trt: Any, session: backends.Session
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,17 @@ def workbench(**given: object) -> Workbench:
     """On a CPU, of the tiny model."""
     settings = bench_run.BenchSettings(resolutions=(STATIC,), model="bundled:tiny", **given)  # type: ignore[arg-type]
     return Workbench(ort_engines.tiny(), settings, device="cpu")
+
+
+def test_a_path_that_is_refused_at_each_size_keeps_nothing_of_the_last() -> None:
+    """An exception that is raised again grows a traceback, which holds what it went through."""
+    bench = workbench()
+    depths = []
+    for _ in range(3):
+        with ExitStack() as stack, pytest.raises(BackendError) as refused:
+            bench.prepare("fused", "decoder", STATIC, stack)
+        depths.append(len(list(traceback.walk_tb(refused.value.__traceback__))))
+    assert len(set(depths)) == 1
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,26 @@ def test_an_engine_that_a_graph_holds_is_never_closed(shelf):
     assert names(cache) == ["a"]
 
 
+def test_a_file_that_comes_back_replaces_the_one_that_replaced_it(shelf, tmp_path):
+    cache, versions = EngineCache(), [tmp_path / "v1", tmp_path / "v2"]
+    for version in versions:
+        version.write_bytes(version.name.encode() * 50)
+    current = shelf.folder / "e"
+
+    def point_to(version) -> None:
+        current.unlink(missing_ok=True)
+        current.symlink_to(version)
+        with shelf.lease(cache, "e"):
+            pass
+
+    point_to(versions[0])
+    with shelf.lease(cache, "e"):
+        for version in reversed(versions):
+            point_to(version)
+    first, second = shelf.sessions["e"]
+    assert (first.closed, second.closed) == (False, True)
+
+
 def test_release_and_discard_close_what_is_idle(shelf):
     cache = EngineCache()
     for name in ("a", "b"):

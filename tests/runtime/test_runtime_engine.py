@@ -305,6 +305,13 @@ def test_a_foreign_engine_loads_only_when_asked_for_and_says_so(file):
     assert engine.sidecar is None
 
 
+@pytest.mark.filterwarnings("error:.*no sidecar")
+def test_a_foreign_engine_is_warned_of_before_its_code_runs(file):
+    backend = SimpleNamespace(open=lambda _path: pytest.fail("it is loaded"))
+    with pytest.raises(UserWarning, match="no sidecar"):
+        Engine.open(file, wanted=Wanted(backend=backend, allow_foreign=True))
+
+
 def test_a_missing_engine_names_the_file(tmp_path):
     with pytest.raises(EngineError, match=r"nothing\.trt: no such file"):
         Engine.open(tmp_path / "nothing.trt")
