@@ -65,12 +65,13 @@ def compare(
     found: dict[Output, Comparison] = {}
     for name, expected in reference.items():
         limit, value = bounds[name], engine[name]
-        span = _span(name, expected)
-        bf16, metrics = _measure(expected, yardstick[name], span), _measure(expected, value, span)
+        span, norm = _span(name, expected), float(np.linalg.norm(expected.astype(np.float64)))
+        results = (yardstick[name], value)
+        bf16, metrics = (_measure(expected, result, span, norm) for result in results)
         ratio = _ratio(metrics.relative_l2, bf16.relative_l2)
         nans, infs = int(np.isnan(value).sum()), int(np.isinf(value).sum())
         measured = {"finite": float(nans + infs), **asdict(metrics), "bf16_ratio": ratio}
-        measured["power"] = _power(expected, span, limit, bf16)
+        measured["power"] = _power(expected, span, norm, limit, bf16)
         asked = {"finite": 0.0, **asdict(limit), "power": 1.0}
         asked["max_abs"] = limit.max_abs * (1.0 if name == "images" else span)
         checks = []
@@ -89,12 +90,8 @@ def _span(name: Output, value: Array) -> float:
     return IMAGE_RANGE if name == "images" else max(float(value.max()) - float(value.min()), 1e-12)
 
 
-def _norm(value: Array) -> float:
-    return float(np.linalg.norm(value.astype(np.float64)))
-
-
-def _measure(reference: Array, other: Array, span: float) -> Metrics:
-    """The distance of a result from the reference."""
+def _measure(reference: Array, other: Array, span: float, norm: float) -> Metrics:
+    """The distance of a result from the reference, whose span and L2 norm are given."""
     if other.shape != reference.shape:
         return Metrics(-math.inf, math.nan, math.inf, math.inf)
     first, second = (comparator.IterationResult({"y": value}, 0.0) for value in (reference, other))
@@ -107,12 +104,12 @@ def _measure(reference: Array, other: Array, span: float) -> Metrics:
         return Metrics(
             psnr_db=psnr + 20.0 * math.log10(span / (top if top > 0 else 1.0)),
             cosine=cosine,
-            relative_l2=_ratio(l2, _norm(reference)),
+            relative_l2=_ratio(l2, norm),
             max_abs=float(np.abs(other - reference).max()),
         )
 
 
-def _power(reference: Array, span: float, limit: Bounds, bf16: Metrics) -> float:
+def _power(reference: Array, span: float, norm: float, limit: Bounds, bf16: Metrics) -> float:
     """How surely a shift by one pixel and a swap of two channels would be rejected on this very
     output.
 
@@ -126,9 +123,9 @@ def _power(reference: Array, span: float, limit: Bounds, bf16: Metrics) -> float
         others.append(np.roll(reference, 1, axis=-1))
     error = min(float(np.linalg.norm(other - reference)) for other in others)
     passing = min(
-        limit.relative_l2 * _norm(reference),
+        limit.relative_l2 * norm,
         span * 10.0 ** (-limit.psnr_db / 20.0) * math.sqrt(reference.size),
-        limit.bf16_ratio * bf16.relative_l2 * _norm(reference),
+        limit.bf16_ratio * bf16.relative_l2 * norm,
     )
     return _ratio(error, passing)
 
