@@ -16,7 +16,7 @@ Norm = Literal["native", "fp32", "conv_spread"]
 Residual = Literal["add", "subtract"]
 Attention = Literal["fused", "softmax", "exp"]
 _KINDS = {"upsample": Upsample, "norm": Norm, "residual": Residual, "attention": Attention}
-_MOST_CHUNKS = 256
+_MOST = {"attention_chunks": 256, "bands": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,8 @@ class Lowering:
             into `attention_chunks` runs, one after the other, so that no N x N score matrix is ever
             held; `exp` does the same with the softmax's division behind the second product.
         attention_chunks: into how many runs the queries are cut; unused by `fused`.
+        bands: into how many bands of rows the largest activation of Qwen-Image-2.1's decoder is
+            cut; the decoder of the first VAE is never cut.
     """
 
     upsample: Upsample = "resize"
@@ -45,6 +47,7 @@ class Lowering:
     residual: Residual = "add"
     attention: Attention = "fused"
     attention_chunks: int = 1
+    bands: int = 1
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
@@ -52,9 +55,9 @@ class Lowering:
             if value not in known:
                 what = f"unknown {name} lowering {value!r}"
                 raise UsageError(what, fix="known: " + ", ".join(known))
-        if not 1 <= self.attention_chunks <= _MOST_CHUNKS:
-            found = self.attention_chunks
-            raise UsageError(f"attention_chunks is {found}, expected 1 to {_MOST_CHUNKS}")
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected 1 to {most}")
 
     @property
     def fewest_latents(self) -> int:
@@ -84,10 +87,13 @@ class Lowering:
                 what = f"cannot read the lowering {text!r} at {item!r}"
                 raise UsageError(what, fix=f"expected e.g. {cls().canonical()}")
             values[name] = value
-        chunks = values.pop("attention_chunks", "1")
-        if not (chunks.isascii() and chunks.isdecimal() and len(chunks) <= len(str(_MOST_CHUNKS))):
-            raise UsageError(f"attention_chunks is {chunks!r}, expected 1 to {_MOST_CHUNKS}")
-        return cls(attention_chunks=int(chunks), **values)  # type: ignore[arg-type]  # checked there
+        counts: dict[str, int] = {}
+        for name in _MOST.keys() & values.keys():
+            count = values.pop(name)
+            if not (count.isascii() and count.isdecimal() and len(count) <= len(str(_MOST[name]))):
+                raise UsageError(f"{name} is {count!r}, expected 1 to {_MOST[name]}")
+            counts[name] = int(count)
+        return cls(**counts, **values)  # type: ignore[arg-type]  # checked there
 
 
 #: What PyTorch itself runs best: its own fused kernels.
@@ -110,13 +116,16 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
         # leaves NHWC and costs a reformat of 0.33 ms; softmax takes 3.7 of attention's 8.5 ms,
         # `exp` brings the whole to 4.3 ms, and one run after the other its scratch from 3.2 to 0.5
         # GB; a convolution of 384 channels takes 0.52 ms with a sum in it, 0.37 without, the sum
-        # 0.07. 7 runs of attention take 4.29 ms, 8 4.33, 5 4.50 and 14 5.12.
+        # 0.07. 7 runs of attention take 4.29 ms, 8 4.33, 5 4.50 and 14 5.12. On an H100, a decoder
+        # of Qwen-Image-2.1 at 2048x2048 in one band fails in one of 8.6's kernels: a tensor of 2.4
+        # GB. Two bands cost nothing there (benchmarks/h100/README.md).
         return Lowering(
             upsample="conv_transpose",
             norm="conv_spread",
             residual="subtract",
             attention="exp",
             attention_chunks=7,
+            bands=2,
         )
     # RTX 1.7 makes one region of the whole network, norms with their casts included; that 10 and 11
     # do so on other GPUs is a guess until `qvae tune` has been run there.

@@ -48,10 +48,17 @@ class ResidualBlock(nn.Module):
             self.conv2.weight.neg_()
             cast("Tensor", self.conv2.bias).neg_()
 
+    def first_half(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.conv1(self.norm1(x)))
+
+    def second_half(self, y: Tensor) -> Tensor:
+        return cast("Tensor", self.conv2(self.norm2(y)))
+
+    def joined(self, y: Tensor, shortcut: Tensor) -> Tensor:
+        return shortcut - y if self.subtracts else shortcut + y
+
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(self.norm2(self.conv1(self.norm1(x))))
-        shortcut = self.shortcut(x)
-        return cast("Tensor", shortcut - y if self.subtracts else shortcut + y)
+        return self.joined(self.second_half(self.first_half(x)), self.shortcut(x))
 
 
 class Level(nn.Module):
@@ -64,7 +71,7 @@ class Level(nn.Module):
         super().__init__()
         down = _name_of(block) == "ResidualDownBlock"
         resample = block.downsampler if down else block.upsampler
-        self.blocks = nn.ModuleList(_fold_block(resnet, lowering) for resnet in block.resnets)
+        self.blocks = nn.Sequential(*(_fold_block(resnet, lowering) for resnet in block.resnets))
         self.resample = nn.Identity() if resample is None else _fold_block(resample, lowering)
         self.shortcut: Average | Copies | None = None
         if block.avg_shortcut is not None:
@@ -72,12 +79,43 @@ class Level(nn.Module):
             shortcut = block.avg_shortcut
             self.shortcut = Average(shortcut, dtype) if down else Copies(shortcut)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for block in self.blocks:
-            y = block(y)
+    def resampled(self, y: Tensor, x: Tensor) -> Tensor:
+        """What the blocks have made of x, resampled, with the shortcut."""
         y = self.resample(y)
-        return y if self.shortcut is None else cast("Tensor", y + self.shortcut(x))
+        return y if self.shortcut is None else y + self.shortcut(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resampled(self.blocks(x), x)
+
+
+class Bands(nn.Module):
+    """A level that doubles the sides and the block after it, in bands of rows.
+
+    What is between the two has more channels than all else in full size (2.4 GB at 2048x2048 in
+    Qwen-Image-2.1), and is held one band at a time. Shapes: (B, C, H, W) → (B, C', 2H, 2W).
+    """
+
+    def __init__(self, level: Level, block: ResidualBlock, bands: int) -> None:
+        super().__init__()
+        self.level = level
+        self.block = block
+        self.bands = bands
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.level.blocks(x)
+        rows = x.shape[2]
+        halves, shortcuts = [], []
+        for band in range(self.bands):
+            top, end = rows * band // self.bands, rows * (band + 1) // self.bands
+            # With a row of each neighbour, which the two 3x3 convolutions on the doubled grid need.
+            above = top - (band > 0)
+            below = end + (band < self.bands - 1)
+            wide = self.level.resampled(y[:, :, above:below], x[:, :, above:below])
+            own = slice(2 * (top - above), 2 * (end - above))
+            halves.append(self.block.first_half(wide)[:, :, own])
+            shortcuts.append(self.block.shortcut(wide)[:, :, own])
+        y = self.block.second_half(torch.cat(halves, 2))
+        return self.block.joined(y, torch.cat(shortcuts, 2))
 
 
 class Encoder(nn.Module):
@@ -116,6 +154,20 @@ class Decoder(nn.Module):
         layers += [
             RmsNorm(tensor_of(source, "norm_out.gamma"), form=lowering.norm, silu=True),
             fold_conv(source.conv_out),
+        ]
+        self.layers = nn.Sequential(*layers)
+
+    def cut(self, bands: int) -> None:
+        """Compute the last level that doubles the sides in bands, and the block after it."""
+        layers = list(self.layers)
+        levels = [i for i, layer in enumerate(layers) if isinstance(layer, Level)]
+        if not levels:  # of the first VAE, whose upsampling leaves fewer channels
+            return
+        doubling, last = (cast("Level", layers[i]) for i in levels[-2:])
+        first, *rest = last.blocks
+        layers[levels[-2] : levels[-1] + 1] = [
+            Bands(doubling, cast("ResidualBlock", first), bands),
+            *rest,
         ]
         self.layers = nn.Sequential(*layers)
 
@@ -165,6 +217,8 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
         folded = FoldedVae(vae, lowering).eval().requires_grad_(False)
         if lowering.norm == "conv_spread":
             keep_squares_in_fp16(folded, vae)
+        if lowering.bands > 1:
+            folded.decoder.cut(lowering.bands)
     return folded
 
 

@@ -299,13 +299,14 @@ class Ladder:
         if needs_gradient(x):
             self.notices.give(where, unserved.why(), instead="the folded network in PyTorch")
             return
+        if self.notices.mode == "raise" and wanted and not unserved.chosen:
+            # Before the fused path is asked: its first answer takes memory of the device.
+            self.notices.give(where, unserved.why(), instead="")
         why = self.pytorch.fused.refusal(x.device)
         if why is not None:
             error = unserved.why() if wanted else why
             # Without engines it is one thing to know, and not one for each size.
             self.notices.give(where if wanted else "without engines", error, instead="PyTorch")
-        elif self.notices.mode == "raise" and wanted and not unserved.chosen:
-            self.notices.give(where, unserved.why(), instead="the fused path")
         elif unserved.failed:
             self.notices.note(where, unserved.why(), instead="the fused path")
 

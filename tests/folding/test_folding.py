@@ -30,6 +30,7 @@ LOWERINGS = [
     Lowering(norm="fp32", residual="subtract", attention="softmax", attention_chunks=2),
     choose_lowering("tensorrt", "8.6.1", "fp16"),
     Lowering(norm="conv_spread", attention="softmax", attention_chunks=2),
+    Lowering(norm="fp32", residual="subtract", bands=3),
 ]
 
 
@@ -73,6 +74,20 @@ def test_equals_diffusers_of_2_1(lowering: Lowering, widths: dict[str, object]) 
         torch.testing.assert_close(folded.decode(latents), images, rtol=0, atol=TOLERANCE)
         assert moments.std() > 0.05
         assert images.std() > 0.05
+
+
+def test_bands_hold_less_of_the_largest_activation() -> None:
+    def largest(bands: int) -> int:
+        sizes: list[int] = []
+        decoder = fold(make_vae_21(), lowering=Lowering(bands=bands)).decoder
+        for layer in decoder.modules():
+            layer.register_forward_pre_hook(lambda _, given: sizes.append(given[0].numel()))
+        decoder(torch.randn(1, make_vae_21().config.z_dim, 8, 8))
+        return max(sizes)
+
+    rows = 8 * 8
+    assert largest(2) == largest(1) * (rows // 2 + 1) // rows
+    assert largest(4) < largest(2)
 
 
 @pytest.mark.parametrize("scale", [0.01, 30.0])
@@ -356,6 +371,8 @@ def test_lowering_text_round_trip() -> None:
         "attention_chunks=0",
         "attention_chunks=9999999",
         "attention_chunks=two",
+        "bands=0",
+        "bands=9",
         "norm=fp32,norm=conv_spread",
         "upsample",
     ],
