@@ -131,8 +131,8 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
     # do so on other GPUs is a guess until `qvae tune` has been run there.
     # ConvTranspose in bf16 finds no kernel on RTX 1.7, nor, by reports, on 11.0.
     upsample: Upsample = "depth_to_space" if precision == "bf16" else "conv_transpose"
-    # Two bands: RTX 1.7 plans 4.92 GB in place of 6.64 for a decoder of Qwen-Image-2.1, 2048x2048,
-    # and 6.38 with four.
+    # Two bands: RTX 1.7 plans 4.92 GB for a decoder of Qwen-Image-2.1, 2048x2048, in place of 6.64;
+    # with more bands it plans more again (benchmarks/rtx/scratch-2.1-bands.json).
     return Lowering(
         upsample=upsample, norm="fp32", attention="softmax", attention_chunks=8, bands=2
     )
