@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -47,6 +48,8 @@ _DTYPES: dict[str, DTypeName] = {
     "tensor(bfloat16)": "bfloat16",
     "tensor(float)": "float32",
 }
+#: A side: fixed, or as `export` names those that vary.
+_SIDE = re.compile(r"(?:([1-9][0-9]*)\*)?[hw]|[0-9]+")
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -125,10 +128,9 @@ class OnnxRuntime:
             with refusals_named("write", optimized), _full_disk_named(onnx, folder):
                 session = self._session(onnx, options, BuildError)
             source, result = _describe(session)
+            _factors(session)  # else no engine
             del session
-            example = spec.ranges[0].min
-            shapes = (example, _infer_output(onnx, source, result, example))
-            _write(optimized, out, shapes, spec.ranges, weights_in=onnx.parent)
+            _write(optimized, out, spec.ranges, weights_in=onnx.parent)
         say("optimize", 1, 1)
         return BuildOutcome(
             flags={
@@ -185,7 +187,8 @@ class OnnxRuntimeSession:
         self._device_id = device_id or 0
         self.device_type: Literal["cuda", "cpu"] = "cpu" if device_id is None else "cuda"
         self.input, self.output = _describe(session)
-        self.ranges, self._example = _read_ranges(path, session, len(self.input.shape))
+        self._factors = _factors(session)
+        self.ranges = _read_ranges(path, session, len(self.input.shape))
         self._selected: tuple[int, ...] = ()
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:  # noqa: ARG002
@@ -195,11 +198,10 @@ class OnnxRuntimeSession:
         return 0
 
     def output_shape(self) -> tuple[int, ...]:
-        """By the ratio of output to input sides, of which the file holds an example."""
-        before, after = self._example
+        """By the names of the sides: one of `8*h` is 8 times as long as one of `h`."""
+        sides = zip(self.output.shape, self._selected, *self._factors, strict=True)
         return tuple(
-            side if now == then else side * now // then
-            for side, now, then in zip(after, self._selected, before, strict=True)
+            now * after // before if side < 0 else side for side, now, before, after in sides
         )
 
     def execute(
@@ -296,7 +298,6 @@ def _full_disk_named(onnx: Path, folder: Path) -> Iterator[None]:
 def _write(
     optimized: Path,
     out: Path,
-    example: tuple[tuple[int, ...], tuple[int, ...]],
     ranges: tuple[ShapeRange, ...],
     *,
     weights_in: Path,
@@ -309,35 +310,22 @@ def _write(
     entry = model.metadata_props.add()
     entry.key = RANGES_KEY
     profiles = [(sizes.min, sizes.opt, sizes.max) for sizes in ranges]
-    entry.value = json.dumps({"profiles": profiles, "example": example})
+    entry.value = json.dumps({"profiles": profiles})
     with refusals_named("write", out):
         onnx.save(model, str(out))
 
 
-def _infer_output(
-    graph: Path, source: TensorSpec, result: TensorSpec, shape: tuple[int, ...]
-) -> tuple[int, ...]:
-    """The output's shape for an input of `shape`.
-
-    `graph` is the one that ONNX Runtime has not put operations of its own into yet: ONNX can infer
-    no shapes of those.
-    """
-    if -1 not in result.shape:
-        return result.shape
-    import onnx
-
-    model = onnx.load(str(graph))
-    (value,) = [v for v in model.graph.input if v.name == source.name]
-    for dim, side in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-        dim.dim_value = side
-    del model.graph.value_info[:]
-    for dim in model.graph.output[0].type.tensor_type.shape.dim:
-        dim.Clear()
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output[0]
-    sides = tuple(dim.dim_value for dim in inferred.type.tensor_type.shape.dim)
-    if len(sides) != len(shape) or min(sides) <= 0:
-        raise BuildError(f"the output's shape for an input of {list(shape)} cannot be inferred")
-    return sides
+def _factors(session: Any) -> list[list[int]]:
+    """Of input and output, how many times h or w each side is, by the names of those that vary."""
+    found = []
+    for tensor in (*session.get_inputs(), *session.get_outputs()):
+        matches = [match for side in tensor.shape if (match := _SIDE.fullmatch(str(side)))]
+        if len(matches) < len(tensor.shape):
+            raise EngineError(f"{tensor.name} has sides {tensor.shape}: expected names as h or 8*h")
+        found.append([int(match[1] or 1) for match in matches])
+    if len(found[0]) != len(found[1]):
+        raise EngineError(f"{len(found[0])} dimensions in, {len(found[1])} out: expected as many")
+    return found
 
 
 def _unused(spec: BuildSpec) -> Iterator[str]:
@@ -351,9 +339,7 @@ def _rebuild(engine: Path) -> str:
     return rebuild_command(engine, backend=OnnxRuntime.name)
 
 
-def _read_ranges(
-    engine: Path, session: Any, rank: int
-) -> tuple[tuple[ShapeRange, ...], tuple[tuple[int, ...], tuple[int, ...]]]:
+def _read_ranges(engine: Path, session: Any, rank: int) -> tuple[ShapeRange, ...]:
     text = session.get_modelmeta().custom_metadata_map.get(RANGES_KEY)
     if text is None:
         raise ForeignEngineError(
@@ -361,10 +347,9 @@ def _read_ranges(
             fix=f"build an engine here: {_rebuild(engine)}",
         )
     try:
-        held = json.loads(text)
-        ranges = tuple(ShapeRange(*(tuple(map(int, s)) for s in r)) for r in held["profiles"])
-        before, after = (tuple(map(int, shape)) for shape in held["example"])
-        shapes = [before, after, *(s for r in ranges for s in (r.min, r.opt, r.max))]
+        held = json.loads(text)["profiles"]
+        ranges = tuple(ShapeRange(*(tuple(map(int, s)) for s in r)) for r in held)
+        shapes = [s for r in ranges for s in (r.min, r.opt, r.max)]
         if not ranges or any(len(s) != rank or min(s) <= 0 for s in shapes):
             raise ValueError(f"expected at least one, each of {rank} positive sides")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -372,4 +357,4 @@ def _read_ranges(
             f"{engine}: its ranges cannot be read: {error}",
             fix=f"build it again: {_rebuild(engine)} --force",
         ) from error
-    return ranges, (before, after)
+    return ranges

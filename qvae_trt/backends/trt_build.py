@@ -335,18 +335,15 @@ class Monitor:
         with self._lock:
             self._phases.pop(name, None)
 
-    def _fraction(self, name: str, depth: int = 0) -> float:
-        _, done, steps = self._phases[name]
-        inside = [n for n, (parent, _, _) in self._phases.items() if parent == name and n != name]
-        part = max((self._fraction(n, depth + 1) for n in inside if depth < 20), default=0.0)
-        return min(1.0, (done + part) / steps)
-
     def _tell(self, name: str) -> bool:
         with self._lock:
-            phases = self._phases.items()
-            roots = [n for n, (parent, _, _) in phases if parent not in self._phases]
-            now = int(_STEPS * max((self._fraction(n) for n in roots), default=0.0))
-            self._shown = shown = max(self._shown, now)
+            fraction = 0.0
+            phase: str | None = name
+            for _ in range(len(self._phases)):  # at most so many stand above each other
+                if phase in self._phases:
+                    phase, done, steps = self._phases[phase]
+                    fraction = min(1.0, (done + fraction) / steps)
+            self._shown = shown = max(self._shown, int(_STEPS * fraction))
         if self._stopped_by is None:
             try:
                 if not self._progress(name, shown, _STEPS):

@@ -185,12 +185,11 @@ def test_a_plain_onnx_file_is_no_engine(backend: backends.Backend, tmp_path: Pat
         "{",
         "[]",
         "{}",
-        '{"profiles": [], "example": [[1], [1]]}',
-        '{"profiles": [[[1], [1]]], "example": [[1], [1]]}',
-        '{"profiles": [[[1], [1], ["x"]]], "example": [[1], [1]]}',
-        '{"profiles": [[[1], [1], [1]]], "example": [[1], [1, 2]]}',
-        '{"profiles": [[[1], [1], [1]]], "example": [[0], [1]]}',
-        '{"profiles": [[[1], [1], [1]]], "example": [[1, 4, 1, 4, 4], [1, 3, 1, 32, 32]]}',
+        '{"profiles": []}',
+        '{"profiles": [[[1], [1]]]}',
+        '{"profiles": [[[1], [1], ["x"]]]}',
+        '{"profiles": [[[1], [1], [1]]]}',
+        '{"profiles": [[[0, 4, 1, 4, 4], [1, 4, 1, 4, 4], [1, 4, 1, 4, 4]]]}',
     ],
 )
 def test_metadata_that_was_tampered_with(
@@ -201,6 +200,35 @@ def test_metadata_that_was_tampered_with(
     onnx.save(model, str(engine))
     with pytest.raises(EngineError, match="its ranges"):
         backend.open(engine)
+
+
+@pytest.mark.parametrize("names", [("8h", "8w"), ("8*h", "8*x"), ("h*8", "w"), ("", "")])
+def test_sides_of_other_names(
+    backend: backends.Backend, engine: Path, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    """Their lengths cannot be known: nothing is built of them, and nothing is opened."""
+    for path in (tmp_path / "d.onnx", engine):
+        model = onnx.load(str(path))
+        sides = model.graph.output[0].type.tensor_type.shape.dim[3:]
+        for side, name in zip(sides, names, strict=True):
+            side.dim_param = name
+        onnx.save(model, str(path))
+    with pytest.raises(EngineError, match=r"images has sides .*expected names as h or 8\*h"):
+        backend.build(tmp_path / "d.onnx", tmp_path / "f.onnx", spec())
+    assert not (tmp_path / "f.onnx").exists()
+    with pytest.raises(EngineError, match="images has sides"):
+        backend.open(engine)
+
+
+def test_an_engine_of_0_1_0(backend: backends.Backend, engine: Path) -> None:
+    """It also held an example of both shapes, which is not needed."""
+    model = onnx.load(str(engine))
+    (held,) = [p for p in model.metadata_props if p.key == adapter.RANGES_KEY]
+    example = [[1, 4, 1, 4, 4], [1, 3, 1, 32, 32]]
+    held.value = json.dumps(json.loads(held.value) | {"example": example})
+    onnx.save(model, str(engine))
+    x = np.random.default_rng(0).standard_normal((1, 4, 1, 9, 8)).astype(np.float16)
+    assert np.abs(run(backend.open(engine), x) - small_graphs.run_decoder(x)).max() <= 2e-3
 
 
 def test_a_place_that_cannot_be_written(backend: backends.Backend, tmp_path: Path) -> None:
