@@ -6,7 +6,6 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,8 +19,6 @@ from qvae_trt.errors import PictureError, StoreError
 from qvae_trt.files.reading import open_regular
 from qvae_trt.files.writing import replace_file
 from qvae_trt.kinds import scale_of
-
-Channels = Literal[3, 4]
 
 #: What Pillow may open here. Left out on purpose: formats that start other programs (EPS).
 READ_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -56,7 +53,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # --- pictures ------------------------------------------------------------------------------------
 
 
-def read_picture(path: str | Path, *, channels: Channels = 3) -> Tensor:
+def read_picture(path: str | Path, *, channels: int = 3) -> Tensor:
     """Read a picture, turned as its EXIF orientation says; of an animation, the first frame.
 
     An ICC profile is converted to sRGB; one that cannot be used is warned of.
@@ -126,7 +123,7 @@ def _scale_transparent_colour(picture: ImageFile.ImageFile) -> None:
         picture.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
-def _unit_pixels(picture: Image.Image, channels: Channels, path: Path) -> np.ndarray:
+def _unit_pixels(picture: Image.Image, channels: int, path: Path) -> np.ndarray:
     """(H, W, channels) fp32 in [0, 1]."""
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")

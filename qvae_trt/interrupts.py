@@ -12,25 +12,19 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 _SECONDS_BETWEEN = 0.1
 
 
-class _State:
-    """Of this process: signals reach its main thread only."""
-
-    is_active: bool = False
-    was_requested: bool = False
-
-
-_state = _State()
+# Of this process: signals reach its main thread only.
+_state = SimpleNamespace(is_active=False, was_requested=False)
 
 
 def requested() -> bool:
     """Whether a signal came since the outermost `delivered` began."""
-    return _state.was_requested
+    return bool(_state.was_requested)
 
 
 def settle() -> None:

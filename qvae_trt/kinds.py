@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from qvae_trt.errors import ResolutionError
-from qvae_trt.files.toml_file import read_toml
+from qvae_trt.files.values import read_toml
 from qvae_trt.json_rows import read
 from qvae_trt.profiles import Profile, Resolution, load_profiles, load_static_sizes, own_file
 

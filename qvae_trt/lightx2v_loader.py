@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from qvae_trt.files.toml_file import read_toml
+from qvae_trt.files.values import read_toml
 from qvae_trt.profiles import MAX_SIDE, Profile, Resolution, own_file
 
 #: A request may name any side in between (`min_custom_size`, `max_custom_size` of its runner).

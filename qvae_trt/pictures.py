@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -81,7 +80,7 @@ def encode(
     """
     _check_out(out, (".safetensors",), "latents file", source=picture)
     loaded, vae = _load(engine_dir, model, backend)
-    pixels = images.read_picture(picture, channels=_channels(vae))
+    pixels = images.read_picture(picture, channels=vae.input_channels)
     size, padded = _sizes(vae, pixels, ("encoder",))
     mean, run = _encode(vae, pixels, padded)
     latents = images.Latents(mean, size.height, size.width, loaded.source, loaded.weights_sha256)
@@ -142,7 +141,7 @@ def roundtrip(
     """
     _check_out(out, tuple(images.WRITE_FORMATS), "picture", source=picture)
     _, vae = _load(engine_dir, model, backend)
-    pixels = images.read_picture(picture, channels=_channels(vae))
+    pixels = images.read_picture(picture, channels=vae.input_channels)
     size, padded = _sizes(vae, pixels, PARTS)
     mean, encoding = _encode(vae, pixels, padded)
     decoded, decoding = _decode(vae, mean)
@@ -179,12 +178,6 @@ def _load(engine_dir: Path, model: str, backend: str) -> tuple[Model, TrtVae]:
     loaded = load_model(model)
     # Checking every result costs little next to reading and writing files.
     return loaded, load_vae(engine_dir, model=loaded, backend=backend, check_nan=True)
-
-
-def _channels(vae: TrtVae) -> images.Channels:
-    if vae.input_channels not in (3, 4):
-        raise PictureError(f"the VAE takes {vae.input_channels} channels, pictures have 3 or 4")
-    return cast("images.Channels", vae.input_channels)
 
 
 def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resolution, Resolution]:

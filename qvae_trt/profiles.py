@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qvae_trt.errors import ResolutionError, UsageError
-from qvae_trt.files.toml_file import read_toml
-from qvae_trt.files.values import Value, in_words
+from qvae_trt.files.values import Value, in_words, read_toml
 from qvae_trt.json_rows import read
 
 Part = Literal["encoder", "decoder"]
@@ -205,7 +204,7 @@ def choose(
     resolution: Resolution,
     *,
     static: Mapping[Resolution, Path | Refusal],
-    profiles: Sequence[Profile] | Refusal | None,
+    profiles: Sequence[Profile] | Refusal,
     profiles_path: Path | None = None,
 ) -> Choice:
     """Static engine of exactly this size, else the nearest profile that holds it, else PyTorch.
@@ -213,14 +212,11 @@ def choose(
     Args:
         resolution: the picture's size.
         static: the static engines: a path, or why that engine cannot be used.
-        profiles: the ranges of the profiles engine, in its order, or why it cannot be used; None if
-            there is no such engine.
+        profiles: the ranges of the profiles engine, in its order, or why it cannot be used.
         profiles_path: the profiles engine, passed through to the candidates.
     """
     no_static = Refusal(ReasonKind.ABSENT, f"no static engine of {resolution}")
     exact = static.get(resolution, no_static)
-    if profiles is None:
-        profiles = Refusal(ReasonKind.ABSENT, "no engine with profiles")
     if isinstance(exact, Refusal):
         found = [Candidate("static", exact.reason, exact.kind)]
     else:

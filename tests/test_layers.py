@@ -36,8 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "doctor",
         "pictures",
         "tune",
-        "lightx2v_folder",
-        "triton_repository",
+        "folders",
     ),
     ("cli",),
 )

@@ -24,6 +24,7 @@ from qvae_trt.profiles import (
 )
 
 R = Resolution
+ABSENT = Refusal(ReasonKind.ABSENT, "no engine with profiles")
 NINE = (
     (512, 512),
     (1024, 1024),
@@ -296,7 +297,7 @@ def test_a_static_engine_of_exactly_this_size_comes_first(tmp_path):
 
 
 def test_a_static_engine_of_another_size_does_not_serve():
-    choice = choose(R(1024, 1024), static={R(1024, 1040): Path("a.trt")}, profiles=None)
+    choice = choose(R(1024, 1024), static={R(1024, 1040): Path("a.trt")}, profiles=ABSENT)
     assert choice.engine == "pytorch"
     assert choice.path is None
 
@@ -379,7 +380,7 @@ def test_one_way_is_taken_and_every_way_has_a_reason(h, w, with_static, with_pro
     choice = choose(
         size,
         static={size: Path("x")} if with_static else {},
-        profiles=load_profiles() if with_profiles else None,
+        profiles=load_profiles() if with_profiles else ABSENT,
     )
     assert sum(c.accepted for c in choice.candidates) == 1
     assert all(c.reason for c in choice.candidates)

@@ -21,7 +21,7 @@ from qvae_trt.bench.results import ENGINES, Fact
 from qvae_trt.bench.timing import make_inputs, peak_bytes
 from qvae_trt.commands import build_command
 from qvae_trt.errors import BenchError, EngineError
-from qvae_trt.model import Model
+from qvae_trt.model import Model, half_of
 from qvae_trt.opening import Wanted
 from qvae_trt.profiles import Mode, Part, Precision, Resolution, nearest
 from qvae_trt.runtime.cache import bare
@@ -127,10 +127,8 @@ class Workbench:
         """The modules of a part, and how diffusers calls them."""
         vae: Any = self._networks.shipped(self._place, self.dtype)
         if part == "encoder":
-            modules = [vae.encoder, vae.quant_conv]
-            return modules, lambda value: vae.encode(value).latent_dist.parameters
-        modules = [vae.decoder, vae.post_quant_conv]
-        return modules, lambda value: vae.decode(value, return_dict=False)[0]
+            return [vae.encoder, vae.quant_conv], half_of(vae, part)
+        return [vae.decoder, vae.post_quant_conv], half_of(vae, part)
 
     def _compile(self, call: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         if self.device != "cuda":

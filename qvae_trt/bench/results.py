@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from qvae_trt.errors import BenchError
-from qvae_trt.files.json_file import read_object
-from qvae_trt.files.values import Count, Positive, Value
+from qvae_trt.files.values import Count, Positive, Value, read_object
 from qvae_trt.files.values import Fact as Fact
 from qvae_trt.files.writing import RESULTS, refusals_named, write_text
 from qvae_trt.json_rows import read, write
@@ -60,27 +59,17 @@ class Timing:
     @staticmethod
     def of(samples_ms: Sequence[float], *, wall_ms: Sequence[float] = ()) -> Timing:
         """Summarise at least one sample."""
-        ordered = sorted(samples_ms)
+        import numpy
+
+        p10, median, p90 = map(float, numpy.quantile(samples_ms, (0.1, 0.5, 0.9)))
         return Timing(
-            median_ms=quantile(ordered, 0.5),
-            p10_ms=quantile(ordered, 0.1),
-            p90_ms=quantile(ordered, 0.9),
-            min_ms=ordered[0],
-            runs=len(ordered),
-            wall_ms=quantile(sorted(wall_ms), 0.5) if wall_ms else None,
+            median_ms=median,
+            p10_ms=p10,
+            p90_ms=p90,
+            min_ms=min(samples_ms),
+            runs=len(samples_ms),
+            wall_ms=float(numpy.median(wall_ms)) if wall_ms else None,
         )
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The quantile of ascending values, linear between neighbours (numpy's default).
-
-    >>> quantile([1.0, 2.0, 4.0], 0.75)
-    3.0
-    """
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 def in_order(found: Iterable[str], known: Collection[str]) -> list[str]:

@@ -21,9 +21,6 @@ from qvae_trt.bench.timing import EXPECTED, explain, host_clock, measure
 from qvae_trt.profiles import Resolution
 from qvae_trt.runtime.image_processor import QvaeImageProcessor
 
-LATENTS_TO_PIL = "latents_to_pil"
-FIRST_USE = "first_use"
-SWITCH = "switch"
 STOCK = "stock"
 QVAE = "qvae"
 _SWITCHES = 5
@@ -45,7 +42,7 @@ def measure_service(
         ready: list[Prepared] = []
         for path in paths:
             bench.empty_caches()
-            row = ServiceRow(kind=FIRST_USE, path=path, resolution=resolution)
+            row = ServiceRow(kind="first_use", path=path, resolution=resolution)
             try:
                 with ExitStack() as opened:
                     prepared = bench.prepare(path, "decoder", resolution, opened)
@@ -105,7 +102,7 @@ def _steady(
     rows = []
     for name, (prepared, processor) in pairs.items():
         row = ServiceRow(
-            kind=LATENTS_TO_PIL, path=prepared.name, resolution=resolution, processor=processor
+            kind="latents_to_pil", path=prepared.name, resolution=resolution, processor=processor
         )
         found = measured[name]
         if isinstance(found, str):
@@ -121,7 +118,7 @@ def switch(bench: Workbench, path: str, previous: Resolution, resolution: Resolu
     """The first decode after a change of size against the second, engines loaded and both sizes
     seen before.
     """
-    row = ServiceRow(kind=SWITCH, path=path, resolution=resolution, previous=previous)
+    row = ServiceRow(kind="switch", path=path, resolution=resolution, previous=previous)
     if path == "compiled":
         return replace(row, notes=("a second size is compiled anew, which first use shows",))
     after, steady = [], []

@@ -30,23 +30,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class BuildChild(Child):
+def build_child() -> Child:
     """The process that builds engines. It imports neither torch nor the exporter."""
-
-    def __init__(self) -> None:
-        fix = "qvae doctor; if it happens again, try --level 2 or a smaller size"
-        super().__init__("build", makes="engine", fix=fix)
-
-    def build(
-        self, backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
-    ) -> BuildOutcome:
-        """`Backend.build` there, with the same results and errors, and those of `call`."""
-        return self.call(_build, backend, onnx, out, spec, progress=progress)
+    fix = "qvae doctor; if it happens again, try --level 2 or a smaller size"
+    return Child("build", makes="engine", fix=fix)
 
 
-def _build(
+def build_there(
     backend: str, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress
 ) -> BuildOutcome:
+    """What that process is asked for: `Backend.build`."""
     return backends.get(backend).build(onnx, out, spec, progress=progress)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qvae_trt import backends, store
 from qvae_trt.backends import Backend, BuildOutcome, BuildSpec
-from qvae_trt.build.children import BuildChild, Graphs, GraphSpec
+from qvae_trt.build.children import Graphs, GraphSpec, build_child, build_there
 from qvae_trt.build.jobs import Job, JobResult
 from qvae_trt.errors import (
     BuildError,
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from qvae_trt.lowerings import Lowering
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision
+    from qvae_trt.tune.variants import Variant
+    from qvae_trt.workers import Child
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +45,8 @@ class BuildSettings:
         level: TensorRT's builder optimization level, 0 to 5; an engine that was built with another
             one is stale. None: TensorRT's default, and any level is up to date.
         timing_cache: a file whose name is made specific to GPU, version and precision.
-        lowerings: instead of the one that `choose_lowering` names.
-        levels: for parts, where `level` is None.
+        variants: of parts: in place of the lowering that `choose_lowering` names, and of the level
+            where `level` is None.
         force: build engines that are up to date, too.
         dry_run: say what would be built and why; write nothing.
         command: the command line, for the sidecars.
@@ -55,8 +57,7 @@ class BuildSettings:
     precision: Precision = "fp16"
     level: int | None = None
     timing_cache: Path | None = None
-    lowerings: Mapping[Part, Lowering] = field(default_factory=dict)
-    levels: Mapping[Part, int] = field(default_factory=dict)
+    variants: Mapping[Part, Variant] = field(default_factory=dict)
     force: bool = False
     dry_run: bool = False
     command: str = ""
@@ -67,7 +68,7 @@ def build(
     settings: BuildSettings,
     *,
     on_event: OnEvent = ignore,
-    child: BuildChild | None = None,
+    child: Child | None = None,
 ) -> list[JobResult]:
     """Builds what is missing or stale, keeps what is up to date. TensorRT engines are built in
     another process, the next one too unless one fails.
@@ -103,8 +104,8 @@ def build(
         if backend.name == "onnxruntime":
             child = None
         elif child is None:
-            child = stack.enter_context(BuildChild())
-        make = backend.build if child is None else partial(child.build, backend.name)
+            child = stack.enter_context(build_child())
+        make = backend.build if child is None else partial(child.call, build_there, backend.name)
         run = _Build(jobs, settings, backend, model, on_event, make, graphs)
         return [run.result(job, index) for index, job in enumerate(jobs)]
 
@@ -238,14 +239,14 @@ class _Build:
     def _lowering(self, part: Part) -> Lowering:
         from qvae_trt.lowerings import choose_lowering
 
-        settings, backend = self.settings, self.backend
-        return settings.lowerings.get(part) or choose_lowering(
-            backend.name, backend.version(), settings.precision
-        )
+        tuned, backend = self.settings.variants.get(part), self.backend
+        if tuned is not None:
+            return tuned.lowering
+        return choose_lowering(backend.name, backend.version(), self.settings.precision)
 
     def _level(self, part: Part) -> int | None:
-        level = self.settings.level
-        return self.settings.levels.get(part) if level is None else level
+        level, tuned = self.settings.level, self.settings.variants.get(part)
+        return tuned.level if level is None and tuned is not None else level
 
     def _key(self, job: Job) -> dict[str, object]:
         """The engine's key but for the hash of its ONNX, which takes an export to know."""

@@ -1,5 +1,8 @@
 """Values from files, read strictly: what is missing, of another type or out of range is refused
 with its place.
+
+JSON may have no name twice in one object, and no number that JSON does not have; the faults of
+TOML, which people write, are told with their line.
 """
 
 from __future__ import annotations
@@ -7,11 +10,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+import tomllib
+from bisect import bisect_left
+from codecs import BOM_UTF8
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from qvae_trt.errors import QvaeError, printable
+from qvae_trt.errors import ProfileError, QvaeError, printable
+from qvae_trt.files.reading import read_bytes
 
 #: From the reason for which a file is refused to what is raised.
 Fault = Callable[[str], QvaeError]
@@ -155,3 +163,105 @@ def in_words(data: object) -> str:
         return "a list" if isinstance(data, list) else "an object"
     text = json.dumps(data, default=repr, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+MAX_FILE_BYTES = 1 << 20
+
+
+def read_object(path: Path, *, most_bytes: int, fault: Fault) -> Value:
+    """The JSON object in a file, as `parse_object` takes it. What `fault` is given begins with the
+    path.
+    """
+    raw = read_bytes(path, most_bytes=most_bytes, fault=fault)
+    return parse_object(raw, fault=lambda why: fault(f"{path}: {why}"))
+
+
+def parse_object(raw: bytes, *, fault: Fault) -> Value:
+    """The JSON object in a file's bytes: UTF-8 with or without a byte order mark.
+
+    Raises: what `fault` makes of the reason.
+    """
+    try:
+        data: object = json.loads(
+            raw.removeprefix(BOM_UTF8).decode(), parse_constant=_no_number, object_pairs_hook=_once
+        )
+    except RecursionError as error:
+        raise fault("nested too deeply") from error
+    except ValueError as error:  # also UnicodeDecodeError, and ints too long to read
+        raise fault(str(error)) from error
+    top = Value(data, fault)
+    top.fields()
+    return top
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {in_words(name)} is there twice in one object")
+        found[name] = value
+    return found
+
+
+def read_toml(path: Path) -> Value:
+    """What is in a file.
+
+    Raises:
+        ProfileError: it cannot be read or is no TOML; names the file and the line.
+    """
+
+    def fail_at(line: int, what: str) -> NoReturn:
+        raise ProfileError(f"{path}, line {line}: {what}")
+
+    raw = read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=ProfileError).removeprefix(BOM_UTF8)
+    try:
+        text = raw.decode().replace("\r\n", "\n")
+        data = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        fail_at(raw[: error.start].count(b"\n") + 1, "not UTF-8")
+    except RecursionError:
+        fail_at(1, "nested too deeply")
+    except ValueError as error:  # TOMLDecodeError, or an int of more digits than Python reads
+        message, _, place = str(error).rstrip(")").partition(" (at ")
+        line = text.rstrip().count("\n") + 1  # for "at end of document"
+        if at := re.search(r"line (\d+)", place):
+            line = int(at[1])
+        elif digits := re.search(r"[0-9_]{4300,}", text):
+            line, message = text.count("\n", 0, digits.start()) + 1, "a number too long"
+        fail_at(line, message)
+
+    def where(keys: Keys) -> str:
+        return f", line {_line(text, keys)}: {place_of(keys)}"
+
+    return Value(data, lambda why: ProfileError(f"{path}{why}"), where=where, by_hand=True)
+
+
+def _line(text: str, keys: Keys) -> int:
+    """The line at which a value stands, or what holds it where it is missing.
+
+    tomllib gives no positions. Of the lines with its name, it is the first after which the file,
+    cut off there, has it; of a value of several lines, where the last of those begins.
+    """
+    lines = text.split("\n")
+
+    def has(count: int) -> bool:
+        try:
+            data = tomllib.loads("\n".join(lines[:count]))
+            for key in keys:
+                data = data[key]  # type: ignore[index]
+        except (ValueError, LookupError, TypeError):  # TypeError: no table
+            return False
+        return True
+
+    while not has(len(lines)):
+        keys = keys[:-1]
+    name = next((key for key in reversed(keys) if isinstance(key, str)), "")
+    # No line has a name that is written with an escape.
+    ends = [count for count, line in enumerate(lines, 1) if name in line] or [1]
+    return ends[min(bisect_left(ends, True, key=has), len(ends) - 1)]

@@ -22,7 +22,7 @@ from qvae_trt.model.seeded import empty_vae
 from qvae_trt.model.seeded import random_vae as random_vae
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from diffusers import AutoencoderKLQwenImage
     from torch import Tensor
@@ -79,6 +79,13 @@ class Model:
         if part == "encoder":
             return 1, self.input_channels, 1, size.height, size.width
         return 1, self.z_dim, 1, *latents
+
+
+def half_of(vae: AutoencoderKLQwenImage, part: Part) -> Callable[[Tensor], Tensor]:
+    """A half of diffusers' own VAE, from tensor to tensor: pixels → moments, latents → pixels."""
+    if part == "encoder":
+        return lambda x: vae.encode(x).latent_dist.parameters
+    return lambda z: vae.decode(z, return_dict=False)[0]
 
 
 def load_model(source: str) -> Model:

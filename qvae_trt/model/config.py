@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qvae_trt.errors import ModelError, printable
-from qvae_trt.files.json_file import read_object
-from qvae_trt.files.values import Value
+from qvae_trt.files.values import Value, read_object
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_named
 
 Shape = tuple[int, ...]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qvae_trt.errors import ModelError
-from qvae_trt.files.json_file import read_object
+from qvae_trt.files.values import read_object
 from qvae_trt.model.config import CONFIG_NAME, MAX_JSON_BYTES, read_config
 
 #: What helps where the hub does not.

@@ -15,10 +15,9 @@ from qvae_trt.bench.results import REFERENCE, BenchResult, save
 from qvae_trt.errors import UsageError
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import write
-from qvae_trt.report import markdown, svg
-from qvae_trt.report.model import Report, contrast, labels, mean_text
-from qvae_trt.report.numbers import ms, times
-from qvae_trt.report.templates import render
+from qvae_trt.report import svg
+from qvae_trt.report.model import Report, contrast, labels
+from qvae_trt.report.templates import ms, render
 
 __all__ = ["Report", "csv_text", "markdown_page", "write_html", "write_tables"]
 
@@ -104,12 +103,11 @@ def write_html(results: Sequence[BenchResult], out: Path) -> None:
         "reports": [Report(result) for result in results],
         "names": names,
         "contrast": contrast(results, names) if len(results) > 1 else None,
+        "drawn": partial(svg.document, alone=False),
     }
-    filters = {"times": times, "mean": mean_text, "drawn": partial(svg.document, alone=False)}
-    write_text(out, render("page.html.jinja", filters, **values))
+    write_text(out, render("page.html.jinja", **values))
 
 
 def markdown_page(report: Report, *, charts: Sequence[str] = ()) -> str:
     """The whole report of one result; `charts` are file names of pictures beside it."""
-    filters = {"text": markdown.text, "code": markdown.code, "times": times, "mean": mean_text}
-    return render("latency.md.jinja", filters, report=report, charts=charts, reference=REFERENCE)
+    return render("latency.md.jinja", report=report, charts=charts, reference=REFERENCE)

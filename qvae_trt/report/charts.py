@@ -10,8 +10,8 @@ from itertools import product
 
 from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Timing
 from qvae_trt.profiles import Part, Resolution
-from qvae_trt.report.numbers import ms, times
 from qvae_trt.report.svg import Bar, Chart
+from qvae_trt.report.templates import ms, times
 
 #: As the parts are shown.
 PART_TITLES: dict[Part, str] = {"decoder": "Decode", "encoder": "Encode"}

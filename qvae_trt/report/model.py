@@ -12,8 +12,7 @@ from qvae_trt.bench.results import REFERENCE, BenchResult, Cell, Run, Timing, in
 from qvae_trt.profiles import Part
 from qvae_trt.report import charts
 from qvae_trt.report.charts import PART_TITLES
-from qvae_trt.report.numbers import ms, share, size, times
-from qvae_trt.report.templates import WORDS, say
+from qvae_trt.report.templates import WORDS, ms, say, share, size, sizes, times
 
 #: A cell whose p10 and p90 are further apart than this share of its median is marked.
 WIDE_SPREAD = 0.2
@@ -314,14 +313,6 @@ def _absence(cells: Sequence[Cell], path: str) -> str:
         note for cell in cells if cell.path == path for note in cell.notes
     ) or ["no reason recorded"]
     return f"{first} (and {len(others)} more like it)" if others else first
-
-
-def sizes(count: int) -> str:
-    return "1 size" if count == 1 else f"{count} sizes"
-
-
-def mean_text(mean: tuple[float, int] | None) -> str:
-    return "" if mean is None else f"{times(mean[0])} ({sizes(mean[1])})"
 
 
 def _machine_rows(run: Run) -> list[tuple[str, str | Entry]]:

@@ -15,6 +15,7 @@ from qvae_trt import fused
 from qvae_trt.errors import BackendError, QvaeError
 from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.kinds import kind_of
+from qvae_trt.model import half_of
 from qvae_trt.profiles import Part
 from qvae_trt.runtime.cache import Recent, bare
 from qvae_trt.runtime.graphs import captures, capturing
@@ -245,9 +246,7 @@ class PyTorchVae:
         with self._lock:  # it keeps the frames it has seen on itself
             video = self.shipped(x.device, dtype)
             keep_while_read(video, x.device)
-            if part == "encoder":
-                return video.encode(x.to(dtype)).latent_dist.parameters
-            return video.decode(x.to(dtype), return_dict=False)[0]
+            return half_of(video, part)(x.to(dtype))
 
     def shipped(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKLQwenImage:
         """diffusers' own VAE there, in this dtype."""

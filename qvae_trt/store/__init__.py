@@ -26,10 +26,13 @@ No step looks at the clock.
 
 from __future__ import annotations
 
-from qvae_trt.store.finding import EngineFile as EngineFile
-from qvae_trt.store.finding import check_other_folder as check_other_folder
-from qvae_trt.store.finding import engine_file as engine_file
-from qvae_trt.store.finding import find_engines as find_engines
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvae_trt.errors import ResolutionError
+from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path
 from qvae_trt.store.sidecar import EngineKey as EngineKey
 from qvae_trt.store.sidecar import Sidecar as Sidecar
 from qvae_trt.store.sidecar import check_engine as check_engine
@@ -41,3 +44,56 @@ from qvae_trt.store.sidecar import signature as signature
 from qvae_trt.store.writing import clean_up as clean_up
 from qvae_trt.store.writing import lock_engine as lock_engine
 from qvae_trt.store.writing import write_engine as write_engine
+
+_SUFFIXES = (".trt", ".onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFile:
+    """An engine's place. `resolution` is that of a static engine."""
+
+    path: Path
+    part: Part
+    mode: Mode
+    resolution: Resolution | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """True also for a folder or a broken link: opening it reports that."""
+        return os.path.lexists(self.path)
+
+    @property
+    def place(self) -> dict[str, object]:
+        """The fields of `EngineKey` that its place in the folder decides."""
+        fields: dict[str, object] = {"part": self.part, "mode": self.mode}
+        if self.resolution is not None:
+            fields["profiles"] = (Profile.fixed(self.resolution),)
+        return fields
+
+
+def engine_file(
+    engine_dir: Path, part: Part, mode: Mode, suffix: str, resolution: Resolution | None = None
+) -> EngineFile:
+    """The engine of a part, and of a size if static, there or not; `suffix`: its backend's."""
+    path = engine_path(engine_dir, part, mode, suffix, resolution)
+    return EngineFile(path, part, mode, resolution)
+
+
+def find_engines(engine_dir: Path) -> list[EngineFile]:
+    """Every engine under the folder: static ones by size, small first, then those with profiles."""
+    sizes: set[Resolution] = set()
+    folder = engine_dir / "static"
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        with suppress(ResolutionError):  # a folder of something else
+            sizes.add(Resolution.parse(entry.name))
+    places: list[tuple[Mode, Resolution | None]] = [
+        ("static", size) for size in sorted(sizes, key=lambda size: (size.pixels, size))
+    ]
+    places.append(("profiles", None))
+    return [
+        file
+        for mode, size in places
+        for part in PARTS
+        for suffix in _SUFFIXES
+        if (file := engine_file(engine_dir, part, mode, suffix, size)).is_there
+    ]

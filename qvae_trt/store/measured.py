@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from qvae_trt.errors import StoreError
-from qvae_trt.files.json_file import read_object
-from qvae_trt.files.values import Positive
+from qvae_trt.files.values import Positive, read_object
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import read
 from qvae_trt.profiles import PARTS, Mode, Part, Resolution

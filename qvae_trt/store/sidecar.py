@@ -14,9 +14,8 @@ from typing import Any
 from qvae_trt import json_rows
 from qvae_trt.commands import option_in, rebuild_command
 from qvae_trt.errors import EngineError, ForeignEngineError, StaleEngineError, printable
-from qvae_trt.files.json_file import parse_object
 from qvae_trt.files.reading import open_regular, read_bytes, sha256_file, stamp_of
-from qvae_trt.files.values import Value, is_sha256
+from qvae_trt.files.values import Value, is_sha256, parse_object
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import BACKENDS, Mode, Part, Precision, Profile
 from qvae_trt.tensors import TensorSpec

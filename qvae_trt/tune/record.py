@@ -1,4 +1,4 @@
-"""The tune file: what was measured on a machine, and what `build` is to follow.
+"""The tune file: what was measured on a machine, and what `build` follows of it.
 
 JSON, read strictly: what is missing, unknown, of another type or out of range is refused.
 
@@ -38,7 +38,7 @@ A choice must be among the measurements, with status "ok".
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,16 +47,19 @@ from typing import Annotated, Any, Literal
 from qvae_trt import store
 from qvae_trt.backends import Backend
 from qvae_trt.bench.results import Timing
-from qvae_trt.errors import BenchError
-from qvae_trt.files.json_file import parse_object
+from qvae_trt.errors import BenchError, QvaeError
 from qvae_trt.files.reading import read_bytes
-from qvae_trt.files.values import AnyNumber, Sha256
+from qvae_trt.files.values import AnyNumber, Sha256, parse_object
 from qvae_trt.files.writing import write_text
 from qvae_trt.json_rows import FLAT, read, write
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.tune.variants import Variant
 from qvae_trt.version import __version__
 
+FILE_NAME = "tune.json"
+NONE = "none"
+#: Fields of a key that say which builds a file is about.
+_OF_THE_BUILD = ("flavour", "flavour_version", "precision")
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 4 << 20
 Status = Literal["ok", "broken", "failed"]
@@ -233,3 +236,100 @@ def parse(raw: bytes, *, path: Path) -> TuneFile:
 def _without_part(choice: TunedVariant) -> dict[str, Any]:
     """The choice without its part, which is its name in the file."""
     return {name: value for name, value in write(choice).items() if name != "part"}
+
+
+# --- what a build takes from it -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """What a build takes from a tune file.
+
+    Attributes:
+        path: the file that was looked at; None where there is none.
+        lines: for people: each part's variant, or why the file is not followed.
+        variants: for `build`; empty where no file is followed.
+    """
+
+    path: Path | None = None
+    lines: tuple[str, ...] = ()
+    variants: Mapping[Part, Variant] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        path = None if self.path is None else str(self.path)
+        return {"file": path, "used": bool(self.variants), "notes": list(self.lines)}
+
+
+def follow(
+    asked: str | None,
+    *,
+    engine_dir: Path,
+    backend: Backend,
+    precision: Precision,
+    parts: Sequence[Part],
+) -> Followed:
+    """What `build` is to take from a tune file.
+
+    Args:
+        asked: a file, `none`, or None for `tune.json` in `engine_dir` if it is there.
+        engine_dir, backend, precision, parts: of the build.
+
+    Raises:
+        BenchError: a file that was asked for is missing, malformed or measured for something else.
+            The one in `engine_dir` is then left alone, with the reason in `lines`.
+    """
+    if asked == NONE:
+        return Followed()
+    path = engine_dir / FILE_NAME if asked is None else Path(asked)
+    if asked is None and not path.exists():
+        return Followed()
+    try:
+        file = load(path)
+        other = file.key.differences(TuneKey.here(backend, precision))
+        if other:
+            raise BenchError(
+                f"{path}: tuned for something else: {other}",
+                fix="qvae tune on this machine, or --tune none",
+            )
+    except BenchError as error:
+        if asked is not None:
+            raise
+        return Followed(path=path, lines=(f"warning: not followed: {error.what}",))
+    return Followed(
+        path=path,
+        lines=tuple(_followed_line(path, file, part) for part in parts),
+        variants={part: file.choices[part].variant for part in parts if part in file.choices},
+    )
+
+
+def built_otherwise(file: TuneFile, engine_dir: Path) -> list[Path]:
+    """The engines that `build`, following this file, builds again: of the file's backend, version
+    and precision, and of another variant.
+    """
+    holds_for = {name: getattr(file.key, name) for name in _OF_THE_BUILD}
+    found = []
+    for engine in store.find_engines(engine_dir):
+        try:
+            sidecar = store.read_sidecar(engine.path)
+        except QvaeError:
+            continue  # stale whatever was tuned
+        key, choice = sidecar.key, file.choices.get(engine.part)
+        if choice is None or store.differences(key, holds_for):
+            continue
+        level, built = choice.variant.level, sidecar.build_flags.get("level")
+        other_level = level is not None and built is not None and built != str(level)
+        if other_level or key.lowering != choice.variant.lowering.canonical():
+            found.append(engine.path)
+    return found
+
+
+def _followed_line(path: Path, file: TuneFile, part: Part) -> str:
+    choice, measurement = file.choices.get(part), file.chosen(part)
+    if choice is None or measurement is None or measurement.timing is None:
+        return f"{path}: the {part} was not tuned"
+    words = f"{path}: {part} {choice.variant}: {measurement.timing.median_ms:.2f} ms"
+    if choice.default_ms is not None:
+        words += f", default {choice.default_ms:.2f} ms"
+    unfinished = "" if choice.complete else " (qvae tune was not finished)"
+    return f"{words}, at {choice.subject.resolution}{unfinished}"

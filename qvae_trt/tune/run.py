@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,20 +17,21 @@ from qvae_trt import backends, store
 from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits, clock_for, make_inputs, measure, peak_bytes
 from qvae_trt.build import BuildSettings, JobResult, build, plan_static
-from qvae_trt.build.children import BuildChild
+from qvae_trt.build.children import build_child
 from qvae_trt.errors import BenchError, QvaeError, UsageError
 from qvae_trt.export import recipe_sha256
 from qvae_trt.files.writing import workplace
 from qvae_trt.json_rows import write
-from qvae_trt.model import load_model
+from qvae_trt.model import Model, load_model
 from qvae_trt.profiles import PARTS, Part, Precision, Resolution
 from qvae_trt.progress import Event, OnEvent, Progress, ignore, stages
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.tune import record
-from qvae_trt.tune.record import Measurement, Subject, TunedVariant, TuneFile, TuneKey
-from qvae_trt.tune.reference import FoldedReference
+from qvae_trt.tune.record import Measurement, Parity, Subject, TunedVariant, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
-from qvae_trt.verify.inputs import Array
+from qvae_trt.verify.comparison import BOUNDS, compare
+from qvae_trt.verify.reference import LATENTS, PICTURES, Array, Reference, split_outputs
+from qvae_trt.verify.report import explain
 from qvae_trt.workers import Child
 
 #: A variant must be faster than the default by more than this: measurements that are minutes apart
@@ -182,6 +185,54 @@ def _count(axes: Sequence[Axis], default: Variant) -> int:
     return sum(variant != default for variant in tried)
 
 
+class FoldedReference:
+    """Inputs of one part at one size, with what the folded network makes of them in fp32: what a
+    variant is compared with, under the bounds of `verify`. The fold itself is proved elsewhere.
+
+    Attributes:
+        inputs: by name: (1, C, 1, H, W) pictures in [-1, 1], or (1, z, 1, h, w) latents.
+    """
+
+    def __init__(self, model: Model, part: Part, resolution: Resolution) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        reference = Reference(model, device=device, folded=True)
+        self.part = part
+        names = PICTURES if part == "encoder" else LATENTS
+        self.inputs = {name: reference.input(part, name, resolution) for name in names}
+        self.fp32 = {name: reference.outputs(part, name, resolution, "fp32")[0] for name in names}
+        self._bf16 = {name: reference.outputs(part, name, resolution, "bf16")[0] for name in names}
+        del reference
+        if device.type == "cuda":
+            # The engines to come are measured, and want the memory.
+            torch.cuda.empty_cache()
+
+    def check(self, outputs: Sequence[Array], precision: Precision) -> tuple[Parity, str]:
+        """Compare an engine's outputs of all inputs.
+
+        Returns: the worst figures over all inputs and outputs, and the broken bounds in words,
+        empty if all hold.
+        """
+        metrics, broken = [], []
+        for name, array in zip(self.inputs, outputs, strict=True):
+            engine, bounds = split_outputs(self.part, array), BOUNDS[precision]
+            compared = compare(self.fp32[name], self._bf16[name], engine, bounds)
+            for output, comparison in compared.items():
+                metrics.append(comparison.metrics)
+                if not comparison.passed:
+                    broken.append(f"{output} of {name}: {explain(comparison.checks)}")
+        parity = Parity(
+            psnr_db=_worst(min, [found.psnr_db for found in metrics]),
+            relative_l2=_worst(max, [found.relative_l2 for found in metrics]),
+        )
+        return parity, "; ".join(broken)
+
+
+def _worst(pick: Any, values: list[float]) -> float | None:
+    """The worst value; None if one is NaN or the worst is infinite."""
+    worst = math.nan if any(map(math.isnan, values)) else float(pick(values))
+    return worst if math.isfinite(worst) else None
+
+
 class _Tuning:
     """One call of `tune`."""
 
@@ -222,7 +273,7 @@ class _Tuning:
         with (
             store.lock_engine(out, timeout_s=_LOCK_TIMEOUT_S),
             workplace() as self.folder,
-            BuildChild() as self.child,
+            build_child() as self.child,
         ):
             self._take_over()
             for subject in self.subjects:
@@ -348,9 +399,8 @@ class _Tuning:
             model=self.model.source,
             backend=self.backend.name,
             precision=self.settings.precision,
-            level=variant.level,
             timing_cache=self.settings.timing_cache or shared,
-            lowerings={part: variant.lowering},
+            variants={part: variant},
             command=self.settings.command,
         )
         (built,) = build(jobs, settings, on_event=pass_on, child=self.child)

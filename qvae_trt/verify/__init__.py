@@ -2,13 +2,13 @@
 
 Every engine that can run on this machine is run by `Engine`, as the run-time does, on inputs drawn
 from a seed. Polygraphy compares it with PyTorch in fp32. Its error is measured against the one that
-PyTorch has in bf16 on the same input. Bounds are in `bounds`; what the reference is, in
-`reference`; which sizes are run, in `targets`.
+PyTorch has in bf16 on the same input. Bounds are in `comparison`; what the reference is, in
+`reference`.
 """
 
 from __future__ import annotations
 
-from qvae_trt.verify.bounds import BOUNDS
+from qvae_trt.verify.comparison import BOUNDS
 from qvae_trt.verify.parity import verify
 from qvae_trt.verify.report import ParityRow, VerifyReport
 

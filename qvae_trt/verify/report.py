@@ -13,8 +13,7 @@ from qvae_trt.errors import ParityError
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import Mode, Part, Resolution
 from qvae_trt.report.templates import render
-from qvae_trt.verify.bounds import BOUNDS
-from qvae_trt.verify.comparison import AT_LEAST, BoundCheck, Comparison
+from qvae_trt.verify.comparison import AT_LEAST, BOUNDS, BoundCheck, Comparison
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
 SCHEMA_VERSION = 1
@@ -158,7 +157,7 @@ class VerifyReport:
     def to_markdown(self) -> str:
         """The table with its bounds and their reasons."""
         shown = {"headings": HEADINGS, "proof_size": PROOF_SIZE, "bounds": BOUNDS}
-        return render("parity.md.jinja", None, report=self, **shown)
+        return render("parity.md.jinja", report=self, **shown)
 
 
 _FIGURES = ("PSNR dB", "cosine", "rel L2", "max abs", "vs bf16", "power")

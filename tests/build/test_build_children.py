@@ -16,10 +16,11 @@ import small_graphs
 
 from qvae_trt import backends
 from qvae_trt.backends import BuildSpec
-from qvae_trt.build.children import BuildChild
+from qvae_trt.build.children import build_child, build_there
 from qvae_trt.cli import boundary
 from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError, QvaeError, StoreError
 from qvae_trt.tensors import ShapeRange
+from qvae_trt.workers import Child
 
 SPEC = BuildSpec(
     ranges=(ShapeRange((1, 4, 1, 4, 4), (1, 4, 1, 16, 16), (1, 4, 1, 32, 32)),),
@@ -57,9 +58,9 @@ def go_on(stage: str, done: int, total: int) -> bool:
 
 
 def attempt(graph: Path, tmp_path: Path, progress: Any = go_on, **settings: Any) -> Any:
-    with BuildChild() as child:
-        return child.build(
-            "tensorrt", graph, tmp_path / "e.trt", SPEC, progress=progress, **settings
+    with build_child() as child:
+        return child.call(
+            build_there, "tensorrt", graph, tmp_path / "e.trt", SPEC, progress=progress, **settings
         )
 
 
@@ -110,8 +111,10 @@ def test_every_field_of_the_spec_arrives(
         level=1,
         timing_cache=tmp_path / "c.timing",
     )
-    with BuildChild() as child:
-        outcome = child.build("tensorrt", graph, tmp_path / "e.trt", spec, progress=go_on)
+    with build_child() as child:
+        outcome = child.call(
+            build_there, "tensorrt", graph, tmp_path / "e.trt", spec, progress=go_on
+        )
     assert outcome.flags["level"] == "1"
     assert outcome.flags["profiles"] == "2"
     assert (tmp_path / "c-NVIDIA_H200-8.6.1-fp16.timing").is_file()
@@ -256,10 +259,10 @@ trt.fake.on_step = on_step
 """
 
 
-def pid_of_build(child: BuildChild, graph: Path, out: Path, pids: Path) -> int:
+def pid_of_build(child: Child, graph: Path, out: Path, pids: Path) -> int:
     """Build, with `TELL` in that process; which one it was."""
     pids.unlink(missing_ok=True)
-    child.build("tensorrt", graph, out, SPEC, progress=go_on)
+    child.call(build_there, "tensorrt", graph, out, SPEC, progress=go_on)
     assert out.is_file()
     (pid,) = set(pids.read_text().split())
     return int(pid)
@@ -272,10 +275,10 @@ def test_one_process_builds_one_engine_after_another(
     pids, trap = tmp_path / "pids", tmp_path / "trap"
     install(monkeypatch, tmp_path, TELL.format(pids=str(pids), trap=str(trap)))
 
-    def one(child: BuildChild, name: str) -> int:
+    def one(child: Child, name: str) -> int:
         return pid_of_build(child, graph, tmp_path / name, pids)
 
-    with BuildChild() as child:
+    with build_child() as child:
         first = one(child, "1.trt")
         assert one(child, "2.trt") == first
         trap.touch()
@@ -293,10 +296,17 @@ def test_after_a_refusal_the_next_process_is_new(
 ) -> None:
     pids = tmp_path / "pids"
     install(monkeypatch, tmp_path, TELL.format(pids=str(pids), trap=str(tmp_path / "trap")))
-    with BuildChild() as child:
+    with build_child() as child:
         first = pid_of_build(child, graph, tmp_path / "1.trt", pids)
         with pytest.raises(BuildError, match=r"does not take no\.onnx"):
-            child.build("tensorrt", tmp_path / "no.onnx", tmp_path / "e.trt", SPEC, progress=go_on)
+            child.call(
+                build_there,
+                "tensorrt",
+                tmp_path / "no.onnx",
+                tmp_path / "e.trt",
+                SPEC,
+                progress=go_on,
+            )
         assert_gone(first)
         assert pid_of_build(child, graph, tmp_path / "2.trt", pids) != first
 
@@ -307,7 +317,7 @@ def test_a_death_between_two_builds_costs_no_engine(
     """As the kernel's, while the parent exports the next graph and the host runs out of memory."""
     pids = tmp_path / "pids"
     install(monkeypatch, tmp_path, TELL.format(pids=str(pids), trap=str(tmp_path / "trap")))
-    with BuildChild() as child:
+    with build_child() as child:
         first = pid_of_build(child, graph, tmp_path / "1.trt", pids)
         os.kill(first, signal.SIGKILL)
         assert_gone(first)
@@ -329,12 +339,12 @@ def test_the_last_output_is_of_the_build_that_failed(
         "        os.abort()\n"
         "trt.fake.on_step = on_step",
     )
-    with BuildChild() as child:
+    with build_child() as child:
         word.write_text("harmless")
-        child.build("tensorrt", graph, tmp_path / "1.trt", SPEC, progress=go_on)
+        child.call(build_there, "tensorrt", graph, tmp_path / "1.trt", SPEC, progress=go_on)
         word.write_text("fatal")
         with pytest.raises(BuildError, match="SIGABRT: fatal") as caught:
-            child.build("tensorrt", graph, tmp_path / "2.trt", SPEC, progress=go_on)
+            child.call(build_there, "tensorrt", graph, tmp_path / "2.trt", SPEC, progress=go_on)
     assert "harmless" not in caught.value.what
 
 
@@ -394,12 +404,12 @@ import sys
 from pathlib import Path
 from qvae_trt.backends import BuildSpec
 from qvae_trt.tensors import ShapeRange
-from qvae_trt.build.children import BuildChild
+from qvae_trt.build.children import build_child, build_there
 sizes = (ShapeRange.fixed((1, 4, 1, 16, 16)),)
 spec = BuildSpec(ranges=sizes, precision="fp16")
 try:
-    child = BuildChild()
-    child.build("tensorrt", *map(Path, sys.argv[1:]), spec, progress=lambda *_: True)
+    child = build_child()
+    child.call(build_there, "tensorrt", *map(Path, sys.argv[1:]), spec, progress=lambda *_: True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(130)
@@ -438,8 +448,9 @@ def test_the_child_ends_with_its_parent(
 def test_the_real_rtx(graph: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     seen: list[Any] = []
-    with BuildChild() as child:
-        outcome = child.build(
+    with build_child() as child:
+        outcome = child.call(
+            build_there,
             "tensorrt_rtx",
             graph,
             tmp_path / "e.trt",
@@ -454,5 +465,12 @@ def test_the_real_rtx(graph: Path, tmp_path: Path) -> None:
 def test_the_real_rtx_and_a_bad_graph(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     (tmp_path / "x.onnx").write_bytes(b"not onnx")
-    with BuildChild() as child, pytest.raises(BuildError, match=r"TensorRT does not take x\.onnx"):
-        child.build("tensorrt_rtx", tmp_path / "x.onnx", tmp_path / "e.trt", SPEC, progress=go_on)
+    with build_child() as child, pytest.raises(BuildError, match=r"TensorRT does not take x\.onnx"):
+        child.call(
+            build_there,
+            "tensorrt_rtx",
+            tmp_path / "x.onnx",
+            tmp_path / "e.trt",
+            SPEC,
+            progress=go_on,
+        )

@@ -19,12 +19,14 @@ from qvae_trt import backends, store
 from qvae_trt.backends import devices
 from qvae_trt.backends.onnxruntime import OnnxRuntime
 from qvae_trt.build import BuildSettings, Job, JobResult, build, plan_profiles, plan_static
-from qvae_trt.build.children import BuildChild, Graphs
+from qvae_trt.build.children import Graphs
 from qvae_trt.errors import BackendError, BuildError, StoreError, UsageError
 from qvae_trt.files.writing import staged
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.profiles import Profile, Resolution
 from qvae_trt.progress import Event
+from qvae_trt.tune.variants import Variant
+from qvae_trt.workers import Child
 
 if TYPE_CHECKING:
     from conftest import Exporter
@@ -178,7 +180,7 @@ def test_every_stale_field_is_named(
     [
         ({"precision": "fp32"}, "found fp16, expected fp32"),
         (
-            {"lowerings": {"decoder": Lowering(norm="conv_spread", attention_chunks=2)}},
+            {"variants": {"decoder": Variant(Lowering(norm="conv_spread", attention_chunks=2))}},
             f"expected {Lowering(norm='conv_spread', attention_chunks=2).canonical()}",
         ),
     ],
@@ -335,9 +337,9 @@ class NoneAhead(Graphs):
         self.started.append(wanted)
 
 
-class InProcess(BuildChild):
-    def build(self, backend: str, *given: Any, **more: Any) -> Any:
-        return backends.get(backend).build(*given, **more)
+class InProcess(Child):
+    def call(self, task: Any, *given: Any, progress: Any) -> Any:
+        return task(*given, progress=progress)
 
 
 def test_an_engine_that_cannot_be_looked_at_does_not_stop_the_others(
@@ -353,7 +355,9 @@ def test_an_engine_that_cannot_be_looked_at_does_not_stop_the_others(
 
     monkeypatch.setattr(store, "check_engine", refuse)
     monkeypatch.setattr("qvae_trt.build.run.Graphs", NoneAhead)
-    monkeypatch.setattr("qvae_trt.build.run.BuildChild", InProcess)
+    monkeypatch.setattr(
+        "qvae_trt.build.run.build_child", lambda: InProcess("build", makes="engine", fix="")
+    )
     with fake_tensorrt.installed("8.6"):
         jobs = plan(tmp_path, suffix=".trt")
         built, failed = run(jobs, backend="tensorrt")

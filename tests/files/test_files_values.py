@@ -7,8 +7,7 @@ import re
 import pytest
 
 from qvae_trt.errors import EngineError
-from qvae_trt.files.json_file import parse_object
-from qvae_trt.files.values import Value, place_of
+from qvae_trt.files.values import Value, parse_object, place_of
 
 
 def top(text: str) -> Value:

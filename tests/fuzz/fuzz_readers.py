@@ -32,8 +32,8 @@ READERS = ("static sizes", "profiles", "sidecar", "tune file", "LightX2V", "benc
 JSON_READERS = (2, 3, 4, 5)
 INSTRUMENTED = [
     "qvae_trt.profiles",
-    "qvae_trt.files.toml_file",
-    "qvae_trt.files.json_file",
+    "qvae_trt.files.values",
+    "qvae_trt.files.values",
     "qvae_trt.files.values",
     "qvae_trt.json_rows",
     "qvae_trt.store.sidecar",

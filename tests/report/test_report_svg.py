@@ -12,7 +12,8 @@ from report_cases import evil
 from qvae_trt import report
 from qvae_trt.bench.results import BenchResult, Cell
 from qvae_trt.profiles import Resolution
-from qvae_trt.report import charts, numbers, svg
+from qvae_trt.report import charts, svg
+from qvae_trt.report import templates as numbers
 from qvae_trt.report.svg import Bar, Chart
 
 if TYPE_CHECKING:

@@ -20,10 +20,9 @@ from qvae_trt.profiles import PARTS
 from qvae_trt.progress import Event, ignore
 from qvae_trt.tune import record
 from qvae_trt.tune import run as running
-from qvae_trt.tune.follow import follow
-from qvae_trt.tune.record import Parity
+from qvae_trt.tune.record import Parity, follow
 from qvae_trt.tune.run import fastest
-from qvae_trt.tune.variants import Variant, default_variant
+from qvae_trt.tune.variants import default_variant
 
 # --- for real: built, run and timed with onnxruntime ----------------------------------------------
 
@@ -104,8 +103,7 @@ class Bench:
         )
 
     def build(self, jobs: Any, settings: BuildSettings, **_: Any) -> list[Any]:
-        (lowering,) = settings.lowerings.values()
-        variant = Variant(lowering, settings.level)
+        (variant,) = settings.variants.values()
         self.now = variant.against(DEFAULT)
         self.seen.append(self.now)
         fault = self.fails.get(self.now)

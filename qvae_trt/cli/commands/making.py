@@ -149,7 +149,7 @@ def build(
     from qvae_trt import backends
     from qvae_trt import build as building
     from qvae_trt.model import find_kind
-    from qvae_trt.tune.follow import follow
+    from qvae_trt.tune.record import follow
 
     chosen = backends.get(backend)
     suffix = chosen.suffix
@@ -169,8 +169,7 @@ def build(
         precision=precision,
         level=level,
         timing_cache=timing_cache,
-        lowerings=tuned.lowerings,
-        levels=tuned.levels,
+        variants=tuned.variants,
         force=force,
         dry_run=dry_run,
         command=output.settings.command,
@@ -287,7 +286,7 @@ def tune(
     was. Speed does not depend on the weights: those of the default need no download.
     """
     from qvae_trt.tune import run as running
-    from qvae_trt.tune.follow import FILE_NAME, built_otherwise
+    from qvae_trt.tune.record import FILE_NAME, built_otherwise
 
     settings = running.TuneSettings(
         resolution=resolution,

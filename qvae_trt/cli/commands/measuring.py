@@ -176,7 +176,7 @@ def screen(report: Report) -> RenderableType:
 
 def comparison_table(comparison: comparing.Changes) -> RenderableType:
     """Every latency of a comparison; what left the margin is named, and coloured."""
-    from qvae_trt.report.numbers import ms
+    from qvae_trt.report.templates import ms
 
     rows = []
     for change in comparison.changes:
@@ -198,7 +198,7 @@ def comparison_table(comparison: comparing.Changes) -> RenderableType:
 
 
 def _table(shown: Shown, title: str) -> RenderableType:
-    from qvae_trt.report.numbers import times
+    from qvae_trt.report.templates import times
 
     rows = [[_entry(entry) for entry in row] for row in shown.entries]
     if shown.means:
@@ -209,7 +209,7 @@ def _table(shown: Shown, title: str) -> RenderableType:
 
 
 def _entry(entry: Entry) -> Text:
-    from qvae_trt.report.numbers import times
+    from qvae_trt.report.templates import times
 
     shown = line(entry.text, "bold" if entry.best else "")
     if entry.ratio is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qvae_trt.report import numbers
+from qvae_trt.report import templates as numbers
 
 
 @pytest.mark.parametrize(

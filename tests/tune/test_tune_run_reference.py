@@ -11,7 +11,7 @@ from tune_cases import SIZE
 from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS
 from qvae_trt.tune.record import Parity
-from qvae_trt.tune.reference import FoldedReference
+from qvae_trt.tune.run import FoldedReference
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qvae_trt.errors import EngineError
-from qvae_trt.files.json_file import parse_object
-from qvae_trt.files.values import Value
+from qvae_trt.files.values import Value, parse_object
 
 
 def top(text: str) -> Value:

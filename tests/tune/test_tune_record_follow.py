@@ -14,7 +14,7 @@ from qvae_trt.cli import app as cli
 from qvae_trt.errors import BenchError
 from qvae_trt.profiles import PARTS
 from qvae_trt.tune import record
-from qvae_trt.tune.follow import built_otherwise, follow
+from qvae_trt.tune.record import built_otherwise, follow
 from qvae_trt.tune.variants import default_variant
 
 
@@ -26,8 +26,8 @@ def test_levels_are_followed(tmp_path: Path) -> None:
     record.save(file, tmp_path / "tune.json")
     backend = backends.get("onnxruntime")
     found = follow(None, engine_dir=tmp_path, backend=backend, precision="fp16", parts=PARTS)
-    assert (bool(found.lowerings), found.levels) == (True, {"decoder": 4})
-    assert found.lowerings == {"decoder": row.variant.lowering}
+    assert found.variants == {"decoder": row.variant}
+    assert found.variants["decoder"].level == 4
     assert found.lines[0].endswith("the encoder was not tuned")
     assert found.lines[1].endswith(
         f"{row.variant}: 8.50 ms, default 10.00 ms, at 64x48 (qvae tune was not finished)"
@@ -38,7 +38,7 @@ def test_build_leaves_a_named_pipe_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tune.json")
     backend = backends.get("onnxruntime")
     found = follow(None, engine_dir=tmp_path, backend=backend, precision="fp16", parts=PARTS)
-    assert not found.lowerings
+    assert not found.variants
     assert "is a named pipe, expected a file" in found.lines[0]
 
 
@@ -47,8 +47,7 @@ def test_build_leaves_a_broken_file_alone(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "tune.json").write_bytes(content)
     given = {"backend": backends.get("onnxruntime"), "precision": "fp16", "parts": PARTS}
     found = follow(None, engine_dir=tmp_path, **given)
-    assert not found.lowerings
-    assert found.lowerings == {}
+    assert not found.variants
     assert "malformed tune file" in found.lines[0]
     with pytest.raises(BenchError, match="malformed tune file"):
         follow(str(tmp_path / "tune.json"), engine_dir=tmp_path, **given)

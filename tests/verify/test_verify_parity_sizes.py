@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qvae_trt.profiles import Profile, Resolution, load_profiles
-from qvae_trt.verify.targets import ends_of, left_out, off_grid, sizes_of
+from qvae_trt.verify.parity import ends_of, left_out, off_grid, sizes_of
 
 
 def test_every_profile_is_run_at_its_opt_and_once_off_it():
