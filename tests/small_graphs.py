@@ -119,7 +119,7 @@ def node_types(path: Path) -> list[str]:
 
 
 def encoder(
-    path: Path, *, side: tuple[int | str, int | str] = ("8*h", "8*w"), elem: int = FP16
+    path: Path, *, side: tuple[int | str, int | str] = ("h", "w"), elem: int = FP16
 ) -> Path:
     """`images` (1, 3, 1, H, W) -> `moments` (1, 8, 1, H/8, W/8): the mean of 8x8 pixels, mixed."""
     kind = np.float16 if elem == FP16 else np.float32
@@ -134,11 +134,12 @@ def encoder(
         helper.make_node("Conv", ["a", "w"], ["c"]),
         helper.make_node("Unsqueeze", ["c", "two"], ["moments"]),
     ]
-    out = tuple(s // 8 if isinstance(s, int) else s.removeprefix("8*") for s in side)
+    out = tuple(s // 8 if isinstance(s, int) else s for s in side)
+    pixels = tuple(s if isinstance(s, int) else f"8*{s}" for s in side)
     graph = helper.make_graph(
         nodes,
         "encoder",
-        [helper.make_tensor_value_info("images", elem, [1, 3, 1, *side])],
+        [helper.make_tensor_value_info("images", elem, [1, 3, 1, *pixels])],
         [helper.make_tensor_value_info("moments", elem, [1, 8, 1, *out])],
         consts,
     )

@@ -65,7 +65,7 @@ class Exporter:
             raise KeyboardInterrupt
         elem = small_graphs.FP16 if precision == "fp16" else small_graphs.FP32
         if part == "encoder":
-            side = ("H", "W") if resolution is None else (resolution.height, resolution.width)
+            side = ("h", "w") if resolution is None else (resolution.height, resolution.width)
             small_graphs.encoder(out, side=side, elem=elem)
         else:
             side = ("h", "w") if resolution is None else QWEN_IMAGE.latents_of(resolution)

@@ -338,6 +338,9 @@ class NoneAhead(Graphs):
 
 
 class InProcess(Child):
+    def __init__(self) -> None:
+        super().__init__("build", makes="engine", fix="")
+
     def call(self, task: Any, *given: Any, progress: Any) -> Any:
         return task(*given, progress=progress)
 
@@ -355,9 +358,7 @@ def test_an_engine_that_cannot_be_looked_at_does_not_stop_the_others(
 
     monkeypatch.setattr(store, "check_engine", refuse)
     monkeypatch.setattr("qvae_trt.build.run.Graphs", NoneAhead)
-    monkeypatch.setattr(
-        "qvae_trt.build.run.build_child", lambda: InProcess("build", makes="engine", fix="")
-    )
+    monkeypatch.setattr("qvae_trt.build.run.build_child", InProcess)
     with fake_tensorrt.installed("8.6"):
         jobs = plan(tmp_path, suffix=".trt")
         built, failed = run(jobs, backend="tensorrt")
