@@ -227,7 +227,7 @@ def test_every_command_runs_small(workplace, capsys):
     ran = []
     for name in ["quickstart.md", *(name for name in PAIRS if name != "quickstart.md")]:
         for words in commands(ROOT / "docs" / "en" / name):
-            # LightX2V opens the seven sizes alone: test_folders_lightx2v.py runs that command.
+            # LightX2V opens the seven sizes alone: test_lightx2v_folder.py runs that command.
             if words[0] != "qvae" or words in ran or words[1] in ("doctor", "inspect", "lightx2v"):
                 continue
             given = list(words[1:])

@@ -19,8 +19,8 @@ from ort_engines import tiny
 
 from qvae_trt import store
 from qvae_trt.export import export_onnx
-from qvae_trt.folders import make_folder
 from qvae_trt.folding import fold
+from qvae_trt.lightx2v_folder import make_folder
 from qvae_trt.lightx2v_loader import editing_sizes
 from qvae_trt.lowerings import PYTORCH, choose_lowering
 from qvae_trt.profiles import (

@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvae_trt.errors import ResolutionError
+from qvae_trt.errors import EngineError, ResolutionError, UsageError
 from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path
 from qvae_trt.store.sidecar import EngineKey as EngineKey
 from qvae_trt.store.sidecar import Sidecar as Sidecar
@@ -97,3 +97,24 @@ def find_engines(engine_dir: Path) -> list[EngineFile]:
         for suffix in _SUFFIXES
         if (file := engine_file(engine_dir, part, mode, suffix, size)).is_there
     ]
+
+
+def check_other_folder(engine_dir: Path, out: Path, *, use: str, name: str, build: str) -> None:
+    """Whether the engines of `engine_dir` can be put into `out`.
+
+    Args:
+        use: what `out` is for.
+        name: of a folder that could be `out`.
+        build: the command that makes the engine folder.
+
+    Raises:
+        EngineError: there is no engine folder.
+        UsageError: `out` is the engine folder.
+    """
+    if not engine_dir.is_dir():
+        raise EngineError(f"{engine_dir}: no such folder", fix=build)
+    if out.exists() and out.samefile(engine_dir):
+        raise UsageError(
+            f"{out} is the engine folder: expected another one for {use}",
+            fix=f"for example --out {engine_dir.with_name(name)}",
+        )

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from qvae_trt.folders import make_repository
 from qvae_trt.images import Latents, write_latents
+from qvae_trt.triton_repository import make_repository
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from qvae_trt.json_rows import write
 from qvae_trt.profiles import MODES, load_static_sizes
 
 if TYPE_CHECKING:
-    from qvae_trt.folders import Placed
+    from qvae_trt.lightx2v_folder import Placed
 
 
 def lightx2v(
@@ -32,7 +32,7 @@ def lightx2v(
 
     Only engines that it runs correctly are put there. Exit code 1 if there is none.
     """
-    from qvae_trt.folders import configuration, make_folder
+    from qvae_trt.lightx2v_folder import configuration, make_folder
 
     placed = make_folder(engine_dir, out, backend=backend, copy=copy)
     usable = {engine.mode for engine in placed if engine.usable}
@@ -91,7 +91,7 @@ def triton(
 
     Each engine becomes a model. Exit code 1 if there is none.
     """
-    from qvae_trt.folders import make_repository
+    from qvae_trt.triton_repository import make_repository
 
     models = make_repository(engine_dir, out, backend=backend, link=link)
     output.emit({"models": [write(model) for model in models]}, _draw_models)

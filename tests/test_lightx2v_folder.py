@@ -15,8 +15,8 @@ from store_cases import put_engine
 from qvae_trt import store
 from qvae_trt.cli.app import main
 from qvae_trt.errors import EngineError, StoreError, UsageError
-from qvae_trt.folders import make_folder
 from qvae_trt.kinds import QWEN_IMAGE
+from qvae_trt.lightx2v_folder import make_folder
 from qvae_trt.profiles import (
     PARTS,
     Profile,

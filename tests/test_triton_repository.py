@@ -17,10 +17,10 @@ from store_cases import put_engine
 
 from qvae_trt.cli.app import main
 from qvae_trt.errors import EngineError, UsageError
-from qvae_trt.folders import make_repository
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import Profile, Resolution, engine_path, load_profiles
 from qvae_trt.tensors import TensorSpec
+from qvae_trt.triton_repository import make_repository
 
 SIZE = Resolution(928, 1664)
 NINE = load_profiles()
