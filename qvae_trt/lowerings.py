@@ -6,8 +6,8 @@ TensorRT finds for it. :func:`choose_lowering` is the one table of what is used 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from qvae_trt.errors import UsageError
 
@@ -15,8 +15,14 @@ Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
 Norm = Literal["native", "fp32", "conv_spread"]
 Residual = Literal["add", "subtract"]
 Attention = Literal["fused", "softmax", "exp"]
-_KINDS = {"upsample": Upsample, "norm": Norm, "residual": Residual, "attention": Attention}
-_MOST = {"attention_chunks": 256, "bands": 8}
+_KNOWN: dict[str, Any] = {
+    "upsample": get_args(Upsample),
+    "norm": get_args(Norm),
+    "residual": get_args(Residual),
+    "attention": get_args(Attention),
+    "attention_chunks": range(1, 257),
+    "bands": range(1, 9),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +56,12 @@ class Lowering:
     bands: int = 1
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
-            value, known = getattr(self, name), get_args(kind)
+        for name, known in _KNOWN.items():
+            value = getattr(self, name)
             if value not in known:
-                what = f"unknown {name} lowering {value!r}"
-                raise UsageError(what, fix="known: " + ", ".join(known))
-        for name, most in _MOST.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected 1 to {most}")
+                counted = isinstance(known, range)
+                expected = f"{known[0]} to {known[-1]}" if counted else " or ".join(known)
+                raise UsageError(f"{name} is {value!r}, expected {expected}")
 
     @property
     def fewest_latents(self) -> int:
@@ -71,7 +75,7 @@ class Lowering:
 
     def canonical(self) -> str:
         """The lowering as text, e.g. `upsample=resize,norm=fp32,attention=softmax,…`."""
-        return ",".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+        return ",".join(f"{name}={getattr(self, name)}" for name in _KNOWN)
 
     @classmethod
     def parse(cls, text: str) -> Lowering:
@@ -80,20 +84,14 @@ class Lowering:
         Raises:
             UsageError: an unknown field or value.
         """
-        values: dict[str, str] = {}
+        values: dict[str, Any] = {}
         for item in filter(None, text.split(",")):
             name, _, value = item.partition("=")
-            if name not in {field.name for field in fields(cls)} or name in values or not value:
+            if name not in _KNOWN or name in values or not value:
                 what = f"cannot read the lowering {text!r} at {item!r}"
                 raise UsageError(what, fix=f"expected e.g. {cls().canonical()}")
-            values[name] = value
-        counts: dict[str, int] = {}
-        for name in _MOST.keys() & values.keys():
-            count = values.pop(name)
-            if not (count.isascii() and count.isdecimal() and len(count) <= len(str(_MOST[name]))):
-                raise UsageError(f"{name} is {count!r}, expected 1 to {_MOST[name]}")
-            counts[name] = int(count)
-        return cls(**counts, **values)  # type: ignore[arg-type]  # checked there
+            values[name] = {str(known): known for known in _KNOWN[name]}.get(value, value)
+        return cls(**values)
 
 
 #: What PyTorch itself runs best: its own fused kernels.

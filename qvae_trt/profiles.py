@@ -25,7 +25,6 @@ Mode = Literal["static", "profiles"]
 Precision = Literal["fp16", "bf16", "fp32"]
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 MODES: tuple[Mode, ...] = ("static", "profiles")
-PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 #: What builds and runs engines: `--backend`, and the flavour in their sidecars.
 BACKENDS: tuple[str, ...] = ("tensorrt", "tensorrt_rtx", "onnxruntime")
 

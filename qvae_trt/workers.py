@@ -15,16 +15,13 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
-from typing import TYPE_CHECKING, Any, Self
+from multiprocessing.connection import Connection
+from typing import Any, Self
 
 from qvae_trt.errors import BuildError, expected
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from multiprocessing.connection import Connection
-
-    from qvae_trt.progress import Progress
+from qvae_trt.progress import Progress
 
 # The parent's search path comes first, as it may hold what no environment variable can.
 _START = """

@@ -13,7 +13,7 @@ import tokenize
 from pathlib import Path
 
 #: What `make lint` holds the package to.
-MOST_LINES = 13_010
+MOST_LINES = 13_000
 PACKAGE = Path(__file__).resolve().parent.parent / "qvae_trt"
 _NO_CODE = {
     tokenize.COMMENT,

@@ -36,7 +36,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "doctor",
         "pictures",
         "tune",
-        "folders",
+        "lightx2v_folder",
+        "triton_repository",
     ),
     ("cli",),
 )

@@ -6,18 +6,15 @@ An adapter takes raw pointers and plain shapes, never torch tensors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 from qvae_trt import json_rows
+from qvae_trt.backends.devices import Device
 from qvae_trt.errors import BackendError, EngineError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from qvae_trt.backends.devices import Device
-    from qvae_trt.profiles import Precision
-    from qvae_trt.progress import Progress
-    from qvae_trt.tensors import ShapeRange, TensorSpec
+from qvae_trt.profiles import Precision
+from qvae_trt.progress import Progress
+from qvae_trt.tensors import ShapeRange, TensorSpec
 
 #: What addresses of device memory are multiples of. TensorRT asks for 256 bytes; its version 10 has
 #: been seen to ask for 512.

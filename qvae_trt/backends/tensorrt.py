@@ -5,22 +5,19 @@ from __future__ import annotations
 import importlib
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from qvae_trt.backends import devices
+from qvae_trt.backends.devices import Device
 from qvae_trt.backends.protocol import BuildOutcome, BuildSpec, Session, Verdict
 from qvae_trt.backends.trt_build import PlanBuilder
 from qvae_trt.backends.trt_session import Log, TensorRTSession
 from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import BackendError, EngineError, StaleEngineError
 from qvae_trt.files.reading import read_bytes
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from qvae_trt.backends.devices import Device
-    from qvae_trt.profiles import Precision
-    from qvae_trt.progress import Progress
+from qvae_trt.profiles import Precision
+from qvae_trt.progress import Progress
 
 _INSTALL = {
     "tensorrt": "pip install tensorrt (needs an NVIDIA GPU), or --backend onnxruntime",

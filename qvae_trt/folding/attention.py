@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,7 @@ from torch.nn import functional as F
 
 from qvae_trt.folding.norm import RmsNorm
 from qvae_trt.folding.weights import linear, tensor_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from qvae_trt.lowerings import Lowering
+from qvae_trt.lowerings import Lowering
 
 #: Elements of fp16 in 16 bytes.
 _ALIGNMENT = 8

@@ -159,17 +159,12 @@ class Decoder(nn.Module):
 
     def cut(self, bands: int) -> None:
         """Compute the last level that doubles the sides in bands, and the block after it."""
-        layers = list(self.layers)
-        levels = [i for i, layer in enumerate(layers) if isinstance(layer, Level)]
-        if not levels:  # of the first VAE, whose upsampling leaves fewer channels
-            return
-        doubling, last = (cast("Level", layers[i]) for i in levels[-2:])
-        first, *rest = last.blocks
-        layers[levels[-2] : levels[-1] + 1] = [
-            Bands(doubling, cast("ResidualBlock", first), bands),
-            *rest,
-        ]
-        self.layers = nn.Sequential(*layers)
+        *before, doubling, last, norm, conv = self.layers
+        # In the first VAE there are no levels: its upsampling leaves fewer channels.
+        if isinstance(doubling, Level) and isinstance(last, Level):
+            first, *rest = last.blocks
+            banded = Bands(doubling, cast("ResidualBlock", first), bands)
+            self.layers = nn.Sequential(*before, banded, *rest, norm, conv)
 
     def forward(self, z: Tensor) -> Tensor:
         return cast("Tensor", self.layers(z)).clamp(-1.0, 1.0)

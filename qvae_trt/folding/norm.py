@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qvae_trt.folding.weights import frozen
-
-if TYPE_CHECKING:
-    from qvae_trt.lowerings import Norm
+from qvae_trt.lowerings import Norm
 
 #: The smallest positive fp16: keeps rsqrt finite where every channel is zero.
 _TINY_FP16 = 2.0**-24

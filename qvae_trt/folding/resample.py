@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qvae_trt.folding.weights import conv2d, frozen
-
-if TYPE_CHECKING:
-    from qvae_trt.lowerings import Upsample
+from qvae_trt.lowerings import Upsample
 
 
 class UpsampleConv(nn.Module):

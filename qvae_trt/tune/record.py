@@ -199,14 +199,9 @@ def load(path: Path) -> TuneFile:
 
 def parse(raw: bytes, *, path: Path) -> TuneFile:
     """The tune file in these bytes. BenchError, saying where and why, for anything else."""
-
-    def malformed(why: str) -> BenchError:
-        return BenchError(
-            f"{path}: malformed tune file: {why}",
-            fix="if qvae tune wrote it, remove it and run qvae tune again; else name another file",
-        )
-
-    top = parse_object(raw, fault=malformed)
+    fix = "if qvae tune wrote it, remove it and run qvae tune again; else name another file"
+    place = f"{path}: malformed tune file"
+    top = parse_object(raw, fault=lambda why: BenchError(f"{place}: {why}", fix=fix))
     top.check_version(FORMAT_VERSION)
     top.only("format_version", "qvae_version", "command", "key", "choice", "measurements")
     top["choice"].only(*PARTS)

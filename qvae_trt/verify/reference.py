@@ -23,13 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qvae_trt.folding import fold
-from qvae_trt.model import half_of
+from qvae_trt.model import Model, half_of
 from qvae_trt.profiles import PARTS, Part, Resolution
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
-
-    from qvae_trt.model import Model
 
 Array = NDArray[np.float32]
 Source = Literal["diffusers", "folded"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tune_cases import DEFAULT, measured
 
 from qvae_trt.lowerings import Lowering
-from qvae_trt.profiles import BACKENDS, PARTS, PRECISIONS
+from qvae_trt.profiles import BACKENDS, PARTS, Precision
 from qvae_trt.tune.run import fastest
 from qvae_trt.tune.variants import Variant, curated, default_variant
 
@@ -28,7 +28,7 @@ def test_a_variant_as_text() -> None:
 
 
 @pytest.mark.parametrize("flavour", BACKENDS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("part", PARTS)
 def test_curated_variants_can_be_built(flavour: str, precision: Any, part: Any) -> None:
     default = default_variant(flavour, "8.6.1", precision)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 from polygraphy.comparator import IterationResult, PsnrCompareFunc
 from verify_cases import FP16, broken, check, noise
 
-from qvae_trt.profiles import PRECISIONS
+from qvae_trt.profiles import Precision
 from qvae_trt.verify import BOUNDS
 from qvae_trt.verify.comparison import compare
 from qvae_trt.verify.report import explain
@@ -63,7 +64,7 @@ def test_an_exact_result_is_perfect(image):
     assert not broken(found)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize(
     "fault",
     {

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pytest
 from verify_cases import check
 
-from qvae_trt.profiles import PRECISIONS
+from qvae_trt.profiles import Precision
 from qvae_trt.verify import BOUNDS, VerifyReport
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("output", ["images", "mean", "logvar"])
 def test_every_bound_is_there_and_no_precision_is_looser_than_a_coarser_one(precision, output):
     bounds = BOUNDS[precision][output]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from typing import get_args
 
 import pytest
 from verify_cases import FP16, check, noise, row
 
 from qvae_trt.errors import ParityError
-from qvae_trt.profiles import PRECISIONS
+from qvae_trt.profiles import Precision
 from qvae_trt.verify import VerifyReport
 from qvae_trt.verify.comparison import BoundCheck
 from qvae_trt.verify.reference import Proof
@@ -63,7 +64,7 @@ def test_markdown_has_every_row_and_every_bound(image):
     text = report.to_markdown()
     assert "not run: no GPU" in text
     assert "96x64" in text
-    for precision in PRECISIONS:
+    for precision in get_args(Precision):
         assert text.count(f"| {precision} |") == 3
     assert {len(row.cells()) for row in rows} == {len(HEADINGS)}
 
