@@ -130,8 +130,11 @@ def show(value: object) -> str:
 def parse_sidecar(raw: bytes, *, path: Path) -> Sidecar:
     """The sidecar in a file's bytes. EngineError, saying where and why, for anything else."""
     fix = "build the engine again; `qvae build` keeps the ones that are up to date"
-    place = f"{path}: malformed sidecar"
-    top = parse_object(raw, fault=lambda why: EngineError(f"{place}: {why}", fix=fix))
+
+    def malformed(why: str) -> EngineError:
+        return EngineError(f"{path}: malformed sidecar: {why}", fix=fix)
+
+    top = parse_object(raw, fault=malformed)
     top.check_version(FORMAT_VERSION)
     engine = top["engine"]
     # What is not read here is left alone: a later qvae may add to this format.
