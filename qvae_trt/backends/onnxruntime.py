@@ -128,7 +128,7 @@ class OnnxRuntime:
             with refusals_named("write", optimized), _full_disk_named(onnx, folder):
                 session = self._session(onnx, options, BuildError)
             source, result = _describe(session)
-            _factors(session)  # else no engine
+            _factors(onnx, session)  # else no engine
             del session
             _write(optimized, out, spec.ranges, weights_in=onnx.parent)
         say("optimize", 1, 1)
@@ -187,8 +187,8 @@ class OnnxRuntimeSession:
         self._device_id = device_id or 0
         self.device_type: Literal["cuda", "cpu"] = "cpu" if device_id is None else "cuda"
         self.input, self.output = _describe(session)
-        self._factors = _factors(session)
         self.ranges = _read_ranges(path, session, len(self.input.shape))
+        self._factors = _factors(path, session)
         self._selected: tuple[int, ...] = ()
 
     def select(self, shape: tuple[int, ...], profile: int, stream: int = 0) -> int:  # noqa: ARG002
@@ -315,16 +315,14 @@ def _write(
         onnx.save(model, str(out))
 
 
-def _factors(session: Any) -> list[list[int]]:
+def _factors(path: Path, session: Any) -> list[list[int]]:
     """Of input and output, how many times h or w each side is, by the names of those that vary."""
-    found = []
-    for tensor in (*session.get_inputs(), *session.get_outputs()):
-        matches = [match for side in tensor.shape if (match := _SIDE.fullmatch(str(side)))]
-        if len(matches) < len(tensor.shape):
-            raise EngineError(f"{tensor.name} has sides {tensor.shape}: expected names as h or 8*h")
-        found.append([int(match[1] or 1) for match in matches])
-    if len(found[0]) != len(found[1]):
-        raise EngineError(f"{len(found[0])} dimensions in, {len(found[1])} out: expected as many")
+    shapes = [tensor.shape for tensor in (*session.get_inputs(), *session.get_outputs())]
+    matches = [[_SIDE.fullmatch(str(side)) for side in shape] for shape in shapes]
+    found = [[int(match[1] or 1) for match in row if match] for row in matches]
+    if len({*map(len, shapes), *map(len, found)}) > 1:
+        what = f"{path}: sides {shapes[0]} and {shapes[1]}: expected as many, named as h or 8*h"
+        raise EngineError(what, fix=f"build it again: {_rebuild(path)} --force")
     return found
 
 

@@ -213,10 +213,16 @@ def test_sides_of_other_names(
         for side, name in zip(sides, names, strict=True):
             side.dim_param = name
         onnx.save(model, str(path))
-    with pytest.raises(EngineError, match=r"images has sides .*expected names as h or 8\*h"):
+    with pytest.raises(EngineError, match=r"expected as many, named as h or 8\*h"):
         backend.build(tmp_path / "d.onnx", tmp_path / "f.onnx", spec())
     assert not (tmp_path / "f.onnx").exists()
-    with pytest.raises(EngineError, match="images has sides"):
+    with pytest.raises(EngineError, match="expected as many") as refused:
+        backend.open(engine)
+    assert str(engine) in refused.value.what
+    model = onnx.load(str(engine))
+    del model.metadata_props[:]
+    onnx.save(model, str(engine))
+    with pytest.raises(ForeignEngineError, match="without the ranges"):
         backend.open(engine)
 
 
