@@ -30,7 +30,7 @@ from qvae_trt.folding import attention, fold
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Part, Resolution
-from qvae_trt.verify.reference import PICTURES, picture
+from qvae_trt.verify.inputs import PICTURES, picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -29,8 +29,9 @@ from qvae_trt.runtime.engine import Engine
 from qvae_trt.tune import record
 from qvae_trt.tune.record import Measurement, Parity, Subject, TunedVariant, TuneFile, TuneKey
 from qvae_trt.tune.variants import Axis, Variant, curated, default_variant, has_levels
-from qvae_trt.verify.comparison import BOUNDS, compare
-from qvae_trt.verify.reference import LATENTS, PICTURES, Array, Reference, split_outputs
+from qvae_trt.verify.bounds import BOUNDS, compare
+from qvae_trt.verify.inputs import LATENTS, PICTURES, Array
+from qvae_trt.verify.reference import Reference, split_outputs
 from qvae_trt.verify.report import explain
 from qvae_trt.workers import Child
 

@@ -8,7 +8,7 @@ PyTorch has in bf16 on the same input. Bounds are in `comparison`; what the refe
 
 from __future__ import annotations
 
-from qvae_trt.verify.comparison import BOUNDS
+from qvae_trt.verify.bounds import BOUNDS
 from qvae_trt.verify.parity import verify
 from qvae_trt.verify.report import ParityRow, VerifyReport
 

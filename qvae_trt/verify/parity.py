@@ -30,16 +30,9 @@ from qvae_trt.profiles import BACKENDS, Part, Profile, Resolution, nearest
 from qvae_trt.progress import Event, OnEvent, ignore
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.store import EngineFile, Sidecar, show
-from qvae_trt.verify.comparison import BOUNDS, Bounds, compare
-from qvae_trt.verify.reference import (
-    DIFFUSERS_CPU_PIXELS,
-    LATENTS,
-    PICTURES,
-    Output,
-    Outputs,
-    Reference,
-    split_outputs,
-)
+from qvae_trt.verify.bounds import BOUNDS, Bounds, compare
+from qvae_trt.verify.inputs import LATENTS, PICTURES, Output
+from qvae_trt.verify.reference import DIFFUSERS_CPU_PIXELS, Outputs, Reference, split_outputs
 from qvae_trt.verify.report import ParityRow, VerifyReport, explain
 from qvae_trt.version import __version__
 

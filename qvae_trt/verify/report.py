@@ -13,7 +13,7 @@ from qvae_trt.errors import ParityError
 from qvae_trt.json_rows import write
 from qvae_trt.profiles import Mode, Part, Resolution
 from qvae_trt.report.templates import render
-from qvae_trt.verify.comparison import AT_LEAST, BOUNDS, BoundCheck, Comparison
+from qvae_trt.verify.bounds import AT_LEAST, BOUNDS, BoundCheck, Comparison
 from qvae_trt.verify.reference import PROOF_SIZE, Proof, Source
 
 SCHEMA_VERSION = 1

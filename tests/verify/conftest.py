@@ -8,7 +8,7 @@ from verify_engines import fp16_engines
 
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.verify import verify
-from qvae_trt.verify.reference import picture
+from qvae_trt.verify.inputs import picture
 
 
 @pytest.fixture(scope="module")

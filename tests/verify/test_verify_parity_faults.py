@@ -26,7 +26,7 @@ from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import BUNDLED_TINY, load_model
 from qvae_trt.profiles import PARTS, Profile, Resolution, engine_path
 from qvae_trt.verify import BOUNDS, verify
-from qvae_trt.verify.comparison import compare
+from qvae_trt.verify.bounds import compare
 from qvae_trt.verify.reference import Reference, split_outputs
 
 SIZE = Resolution(48, 64)

@@ -12,7 +12,7 @@ from verify_cases import FP16, check, noise, row
 from qvae_trt.errors import ParityError
 from qvae_trt.profiles import Precision
 from qvae_trt.verify import VerifyReport
-from qvae_trt.verify.comparison import BoundCheck
+from qvae_trt.verify.bounds import BoundCheck
 from qvae_trt.verify.reference import Proof
 from qvae_trt.verify.report import HEADINGS, explain
 

@@ -9,7 +9,7 @@ from qvae_trt.commands import build_command
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import Resolution
 from qvae_trt.verify import BOUNDS, ParityRow
-from qvae_trt.verify.comparison import compare
+from qvae_trt.verify.bounds import compare
 
 SIZE = Resolution(64, 96)
 

@@ -11,7 +11,7 @@ from figures.pictures import picture
 from figures.tables import table as markdown_table
 from figures.words import WORDS
 from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
-from qvae_trt.verify.comparison import BOUNDS
+from qvae_trt.verify.bounds import BOUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

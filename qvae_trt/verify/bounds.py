@@ -24,7 +24,8 @@ from polygraphy.logger import G_LOGGER
 from qvae_trt.files.values import read_toml
 from qvae_trt.json_rows import read
 from qvae_trt.profiles import Precision
-from qvae_trt.verify.reference import Array, Output, Outputs
+from qvae_trt.verify.inputs import Array, Output
+from qvae_trt.verify.reference import Outputs
 
 #: The data range of images in [-1, 1], and so the peak of their PSNR.
 IMAGE_RANGE = 2.0

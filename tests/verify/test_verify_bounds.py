@@ -12,7 +12,7 @@ from verify_cases import FP16, broken, check, noise
 
 from qvae_trt.profiles import Precision
 from qvae_trt.verify import BOUNDS
-from qvae_trt.verify.comparison import compare
+from qvae_trt.verify.bounds import compare
 from qvae_trt.verify.report import explain
 
 # --- metrics --------------------------------------------------------------------------------------

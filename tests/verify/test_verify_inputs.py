@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qvae_trt.profiles import Resolution
-from qvae_trt.verify.reference import PICTURES, picture, sampled_latents
+from qvae_trt.verify.inputs import PICTURES, picture, sampled_latents
 
 
 @pytest.mark.parametrize("name", PICTURES)
