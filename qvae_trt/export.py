@@ -26,6 +26,7 @@ from qvae_trt.files.reading import sha256_file
 from qvae_trt.files.writing import replace_file
 from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.lowerings import Lowering, choose_lowering
+from qvae_trt.model import Model, half_of
 from qvae_trt.profiles import Part, Precision, Resolution
 from qvae_trt.tensors import DTYPES, TensorSpec
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from diffusers import AutoencoderKLQwenImage
 
-    from qvae_trt.model import Model
     from qvae_trt.progress import Progress
 
 Graph = Literal["image", "video"]
@@ -80,10 +80,7 @@ class _Part(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.vae, FoldedVae):
             return self.vae.encode(x) if self.part == "encoder" else self.vae.decode(x)
-        vae = cast("AutoencoderKLQwenImage", self.vae)
-        if self.part == "encoder":
-            return cast("Tensor", vae.encode(x, return_dict=False)[0].parameters)
-        return cast("Tensor", vae.decode(x, return_dict=False)[0])
+        return half_of(cast("AutoencoderKLQwenImage", self.vae), self.part)(x)
 
 
 def export_onnx(

@@ -15,6 +15,7 @@ Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
 Norm = Literal["native", "fp32", "conv_spread"]
 Residual = Literal["add", "subtract"]
 Attention = Literal["fused", "softmax", "exp"]
+#: The fields of a lowering, in the order of its text, and the values that each may have.
 _KNOWN: dict[str, Any] = {
     "upsample": get_args(Upsample),
     "norm": get_args(Norm),

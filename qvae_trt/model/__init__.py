@@ -84,7 +84,7 @@ class Model:
 def half_of(vae: AutoencoderKLQwenImage, part: Part) -> Callable[[Tensor], Tensor]:
     """A half of diffusers' own VAE, from tensor to tensor: pixels → moments, latents → pixels."""
     if part == "encoder":
-        return lambda x: vae.encode(x).latent_dist.parameters
+        return lambda x: vae.encode(x, return_dict=False)[0].parameters
     return lambda z: vae.decode(z, return_dict=False)[0]
 
 

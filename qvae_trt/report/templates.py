@@ -71,8 +71,7 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters.update(text=text, code=code)
-_ENVIRONMENT.filters.update(times=times, mean=mean)
+_ENVIRONMENT.filters.update(text=text, code=code, times=times, mean=mean)
 
 
 def render(name: str, **values: object) -> str:
