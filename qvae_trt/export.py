@@ -27,7 +27,7 @@ from qvae_trt.files.writing import replace_file
 from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.model import Model, half_of
-from qvae_trt.profiles import Part, Precision, Resolution
+from qvae_trt.profiles import Part, Precision, Profile, Resolution, are_large
 from qvae_trt.tensors import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def export_onnx(
     graph: Graph = "image",
     resolution: Resolution | None = None,
     lowering: Lowering | None = None,
+    halved: bool = False,
     progress: Progress | None = None,
 ) -> OnnxFile:
     """Write one part of the VAE as ONNX.
@@ -106,6 +107,8 @@ def export_onnx(
         graph: `image` is the exact 2D graph of one frame, `video` the Conv3d graph of diffusers.
         resolution: the one size of the graph, in pixels; None leaves height and width dynamic.
         lowering: how the folded graph is written; None takes the one for current TensorRT.
+        halved: `FoldedVae.halve`, as `profiles.are_large` says of a dynamic graph's sizes. A large
+            graph of one size always is.
         progress: called with the stage, steps done and steps in all.
 
     Raises:
@@ -133,7 +136,9 @@ def export_onnx(
                 "the lowering attention=fused is PyTorch's own and has no ONNX without N x N scores"
             )
             raise UsageError(what, fix="use attention=softmax or attention=exp")
-        network = fold(model.vae, lowering=lowering)
+        folded = network = fold(model.vae, lowering=lowering)
+        if halved or (resolution is not None and are_large([Profile.fixed(resolution)])):
+            folded.halve()
     else:
         # A copy: `.to` below must not change the caller's weights.
         network = type(model.vae).from_config(model.vae.config)

@@ -22,7 +22,6 @@ _KNOWN: dict[str, Any] = {
     "residual": get_args(Residual),
     "attention": get_args(Attention),
     "attention_chunks": range(1, 257),
-    "bands": range(1, 9),
 }
 
 
@@ -45,8 +44,6 @@ class Lowering:
             into `attention_chunks` runs, one after the other, so that no N x N score matrix is ever
             held; `exp` does the same with the softmax's division behind the second product.
         attention_chunks: into how many runs the queries are cut; unused by `fused`.
-        bands: into how many bands of rows the largest activation of Qwen-Image-2.1's decoder is
-            cut; the decoder of the first VAE is never cut.
     """
 
     upsample: Upsample = "resize"
@@ -54,7 +51,6 @@ class Lowering:
     residual: Residual = "add"
     attention: Attention = "fused"
     attention_chunks: int = 1
-    bands: int = 1
 
     def __post_init__(self) -> None:
         for name, known in _KNOWN.items():
@@ -115,23 +111,16 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
         # leaves NHWC and costs a reformat of 0.33 ms; softmax takes 3.7 of attention's 8.5 ms,
         # `exp` brings the whole to 4.3 ms, and one run after the other its scratch from 3.2 to 0.5
         # GB; a convolution of 384 channels takes 0.52 ms with a sum in it, 0.37 without, the sum
-        # 0.07. 7 runs of attention take 4.29 ms, 8 4.33, 5 4.50 and 14 5.12. On an H100, a decoder
-        # of Qwen-Image-2.1 at 2048x2048 in one band fails in one of 8.6's kernels: a tensor of 2.4
-        # GB. Two bands cost nothing there (benchmarks/h100/README.md).
+        # 0.07. 7 runs of attention take 4.29 ms, 8 4.33, 5 4.50 and 14 5.12.
         return Lowering(
             upsample="conv_transpose",
             norm="conv_spread",
             residual="subtract",
             attention="exp",
             attention_chunks=7,
-            bands=2,
         )
     # RTX 1.7 makes one region of the whole network, norms with their casts included; that 10 and 11
     # do so on other GPUs is a guess until `qvae tune` has been run there.
     # ConvTranspose in bf16 finds no kernel on RTX 1.7, nor, by reports, on 11.0.
     upsample: Upsample = "depth_to_space" if precision == "bf16" else "conv_transpose"
-    # Two bands: RTX 1.7 plans 4.92 GB for a decoder of Qwen-Image-2.1, 2048x2048, in place of 6.64;
-    # with more bands it plans more again (benchmarks/rtx/scratch-2.1-bands.json).
-    return Lowering(
-        upsample=upsample, norm="fp32", attention="softmax", attention_chunks=8, bands=2
-    )
+    return Lowering(upsample=upsample, norm="fp32", attention="softmax", attention_chunks=8)

@@ -104,6 +104,34 @@ def test_2_1_of_any_size(model_21: Model, part: Part, tmp_path: Path) -> None:
         torch.testing.assert_close(run(file.path, source.numpy()), target, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize(("kind", "flavour"), [("model", "10.0"), ("model_21", "8.6.1")])
+def test_halves_of_any_size(
+    kind: str, part: Part, flavour: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(kind)
+    file = export_onnx(
+        model,
+        part,
+        tmp_path / "p.onnx",
+        precision="fp32",
+        lowering=choose_lowering("tensorrt", flavour, "fp16"),
+        halved=True,
+    )
+    for size in (Resolution(256, 32), Resolution(304, 64)):
+        source, target = expected(model, part, size)
+        torch.testing.assert_close(run(file.path, source.numpy()), target, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("side", "upsamplings"), [(1792, 4), (1824, 5)])
+def test_a_large_graph_has_its_last_upsampling_in_halves(
+    model_21: Model, side: int, upsamplings: int, tmp_path: Path
+) -> None:
+    file = export_onnx(model_21, "decoder", tmp_path / "d.onnx", resolution=Resolution(side, side))
+    nodes = onnx.load(file.path).graph.node
+    assert [node.op_type for node in nodes].count("ConvTranspose") == upsamplings
+
+
 def test_2_1_of_one_size_in_bf16(model_21: Model, tmp_path: Path) -> None:
     out = tmp_path / "p.onnx"
     file = export_onnx(model_21, "decoder", out, precision="bf16", resolution=SIZE)

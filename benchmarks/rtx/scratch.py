@@ -21,6 +21,7 @@ from qvae_trt.build import Job, plan_profiles, plan_static
 from qvae_trt.export import export_onnx
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import Model, load_model
+from qvae_trt.profiles import are_large
 
 _PLANNED = re.compile(r"Total Activation Memory: (\d+) bytes")
 
@@ -52,7 +53,14 @@ def measure(model: Model, job: Job, folder: Path) -> dict[str, Any]:
     backend = backends.get("tensorrt_rtx")
     lowering = choose_lowering("tensorrt_rtx", backend.version(), "fp16")
     graph, plan = folder / "graph.onnx", folder / "engine.trt"
-    export_onnx(model, job.part, graph, resolution=job.resolution, lowering=lowering)
+    export_onnx(
+        model,
+        job.part,
+        graph,
+        resolution=job.resolution,
+        lowering=lowering,
+        halved=are_large(job.profiles),
+    )
     ranges = job.ranges(model)
     spec = BuildSpec(ranges=ranges, precision="fp16")
     with Heard(backend) as heard:

@@ -50,6 +50,7 @@ class GraphSpec(NamedTuple):
     resolution: Resolution | None
     lowering: Lowering
     precision: Precision
+    halved: bool
 
 
 class Graphs:

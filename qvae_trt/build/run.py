@@ -22,6 +22,7 @@ from qvae_trt.errors import (
     expected,
 )
 from qvae_trt.files.writing import staged, sweep
+from qvae_trt.profiles import are_large
 from qvae_trt.progress import Event, OnEvent, Progress, ignore, stages
 
 if TYPE_CHECKING:
@@ -232,7 +233,8 @@ class _Build:
 
     def _graph_spec(self, job: Job) -> GraphSpec:
         lowering = self._lowering(job.part)
-        return GraphSpec(job.part, job.resolution, lowering, self.settings.precision)
+        precision = self.settings.precision
+        return GraphSpec(job.part, job.resolution, lowering, precision, are_large(job.profiles))
 
     # --- what is there and what it should be ----------------------------------------------------
 

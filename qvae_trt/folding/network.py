@@ -48,17 +48,9 @@ class ResidualBlock(nn.Module):
             self.conv2.weight.neg_()
             cast("Tensor", self.conv2.bias).neg_()
 
-    def first_half(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.conv1(self.norm1(x)))
-
-    def second_half(self, y: Tensor) -> Tensor:
-        return cast("Tensor", self.conv2(self.norm2(y)))
-
-    def joined(self, y: Tensor, shortcut: Tensor) -> Tensor:
-        return shortcut - y if self.subtracts else shortcut + y
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.joined(self.second_half(self.first_half(x)), self.shortcut(x))
+        y = cast("Tensor", self.conv2(self.norm2(self.conv1(self.norm1(x)))))
+        return cast("Tensor", self.shortcut(x) - y if self.subtracts else self.shortcut(x) + y)
 
 
 class Level(nn.Module):
@@ -79,43 +71,47 @@ class Level(nn.Module):
             shortcut = block.avg_shortcut
             self.shortcut = Average(shortcut, dtype) if down else Copies(shortcut)
 
-    def resampled(self, y: Tensor, x: Tensor) -> Tensor:
-        """What the blocks have made of x, resampled, with the shortcut."""
-        y = self.resample(y)
+    def forward(self, x: Tensor) -> Tensor:
+        y = cast("Tensor", self.resample(self.blocks(x)))
         return y if self.shortcut is None else y + self.shortcut(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resampled(self.blocks(x), x)
 
+class Halves(nn.Module):
+    """Layers with one resampling among them, of the upper half of the rows and then of the lower.
 
-class Bands(nn.Module):
-    """A level that doubles the sides and the block after it, in bands of rows.
-
-    What is between the two has more channels than all else in full size (2.4 GB at 2048x2048 in
-    Qwen-Image-2.1), and is held one band at a time. Shapes: (B, C, H, W) → (B, C', 2H, 2W).
+    So less of what is in full size is held at once. A half has a margin beyond the middle: the rows
+    that its own ones depend on. Shapes: (B, C, H, W) → (B, C', 2H, 2W), or half the sides.
     """
 
-    def __init__(self, level: Level, block: ResidualBlock, bands: int) -> None:
+    def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
-        self.level = level
-        self.block = block
-        self.bands = bands
+        self.layers = nn.Sequential(*layers)
+        before, after = 0, 0  # convolutions that reach to the next row
+        self.doubles = False
+        for module in self.layers.modules():
+            if isinstance(module, UpsampleConv | DownsampleConv):
+                self.doubles = isinstance(module, UpsampleConv)
+                before, after = after, 0
+            after += isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1
+        small, large = (before, after) if self.doubles else (after, before)
+        #: In rows of the smaller grid. The last one is for the resampling itself.
+        self.margin = small + (large + 1) // 2 + 1
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.level.blocks(x)
-        rows = x.shape[2]
-        halves, shortcuts = [], []
-        for band in range(self.bands):
-            top, end = rows * band // self.bands, rows * (band + 1) // self.bands
-            # With a row of each neighbour, which the two 3x3 convolutions on the doubled grid need.
-            above = top - (band > 0)
-            below = end + (band < self.bands - 1)
-            wide = self.level.resampled(y[:, :, above:below], x[:, :, above:below])
-            own = slice(2 * (top - above), 2 * (end - above))
-            halves.append(self.block.first_half(wide)[:, :, own])
-            shortcuts.append(self.block.shortcut(wide)[:, :, own])
-        y = self.block.second_half(torch.cat(halves, 2))
-        return self.block.joined(y, torch.cat(shortcuts, 2))
+        middle, margin = x.shape[2] // 2, self.margin * (1 if self.doubles else 2)
+        upper = self._result(x.narrow(2, 0, middle + margin), 0, middle)
+        # Cut twice: TensorRT bounds the end and the start of a slice with ranges one by one, and
+        # after the first cut plans for nearly all rows.
+        lower = x[:, :, middle - margin - 1 :].narrow(2, 1, middle + margin)
+        # Zeros made of the upper half: else both may be computed side by side, and held at once.
+        lower = lower + upper[:, :1, :1, :1].clamp(0.0, 0.0)
+        return torch.cat([upper, self._result(lower, margin, middle)], 2)
+
+    def _result(self, half: Tensor, skipped: int, rows: int) -> Tensor:
+        y = cast("Tensor", self.layers(half))
+        if self.doubles:
+            return y.narrow(2, 2 * skipped, 2 * rows)
+        return y.narrow(2, skipped // 2, rows // 2)
 
 
 class Encoder(nn.Module):
@@ -157,15 +153,6 @@ class Decoder(nn.Module):
         ]
         self.layers = nn.Sequential(*layers)
 
-    def cut(self, bands: int) -> None:
-        """Compute the last level that doubles the sides in bands, and the block after it."""
-        *before, doubling, last, norm, conv = self.layers
-        # In the first VAE there are no levels: its upsampling leaves fewer channels.
-        if isinstance(doubling, Level) and isinstance(last, Level):
-            first, *rest = last.blocks
-            banded = Bands(doubling, cast("ResidualBlock", first), bands)
-            self.layers = nn.Sequential(*before, banded, *rest, norm, conv)
-
     def forward(self, z: Tensor) -> Tensor:
         return cast("Tensor", self.layers(z)).clamp(-1.0, 1.0)
 
@@ -187,6 +174,17 @@ class FoldedVae(nn.Module):
         """How many pixels of a side one latent stands for."""
         halvings = [layer for layer in self.encoder.modules() if isinstance(layer, DownsampleConv)]
         return 2 ** len(halvings)
+
+    def halve(self) -> None:
+        """Compute the layers in full size in two halves of the rows, from now on.
+
+        That takes less memory, and a few rows are computed twice. Pictures must then be at least
+        256 high.
+        """
+        down, up = list(self.encoder.layers), list(self.decoder.layers)
+        rest, last = 1 + _places(DownsampleConv, down)[0], _places(UpsampleConv, up)[-1]
+        self.encoder.layers = nn.Sequential(Halves(down[:rest]), *down[rest:])
+        self.decoder.layers = nn.Sequential(*up[:last], Halves(up[last:]))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, C, 1, H, W) in [-1, 1] → moments (B, 2z, 1, H/s, W/s)."""
@@ -212,9 +210,12 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
         folded = FoldedVae(vae, lowering).eval().requires_grad_(False)
         if lowering.norm == "conv_spread":
             keep_squares_in_fp16(folded, vae)
-        if lowering.bands > 1:
-            folded.decoder.cut(lowering.bands)
     return folded
+
+
+def _places(kind: type[nn.Module], layers: list[nn.Module]) -> list[int]:
+    """Which layers are of the kind, or have one in them."""
+    return [i for i, x in enumerate(layers) if any(isinstance(m, kind) for m in x.modules())]
 
 
 def _name_of(block: nn.Module) -> str:

@@ -56,6 +56,7 @@ class Exporter:
         precision: str,
         resolution: Any,
         lowering: Any,
+        halved: bool,
         progress: Any,
     ) -> OnnxFile:
         self.calls.append((part, resolution, precision, lowering.canonical()))

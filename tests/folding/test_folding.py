@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qvae_trt.errors import ModelError, UsageError
-from qvae_trt.folding import fold
+from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.folding.attention import attend, attend_by_exp, with_ones
 from qvae_trt.folding.norm import RmsNorm
 from qvae_trt.folding.weights import linear
 from qvae_trt.lowerings import PYTORCH, Lowering, choose_lowering
+from qvae_trt.profiles import Part
 
 #: Largest difference in fp32 between two orders of the same sums.
 TOLERANCE = 1e-5
@@ -30,7 +31,6 @@ LOWERINGS = [
     Lowering(norm="fp32", residual="subtract", attention="softmax", attention_chunks=2),
     choose_lowering("tensorrt", "8.6.1", "fp16"),
     Lowering(norm="conv_spread", attention="softmax", attention_chunks=2),
-    Lowering(norm="fp32", residual="subtract", bands=3),
 ]
 
 
@@ -76,18 +76,35 @@ def test_equals_diffusers_of_2_1(lowering: Lowering, widths: dict[str, object]) 
         assert images.std() > 0.05
 
 
-def test_bands_hold_less_of_the_largest_activation() -> None:
-    def largest(bands: int) -> int:
-        sizes: list[int] = []
-        decoder = fold(make_vae_21(), lowering=Lowering(bands=bands)).decoder
-        for layer in decoder.modules():
-            layer.register_forward_pre_hook(lambda _, given: sizes.append(given[0].numel()))
-        decoder(torch.randn(1, make_vae_21().config.z_dim, 8, 8))
-        return max(sizes)
+@pytest.mark.parametrize("lowering", LOWERINGS, ids=Lowering.canonical)
+@pytest.mark.parametrize("widths", [None, *WIDTHS_21], ids=str)
+def test_halves_equal_the_whole(lowering: Lowering, widths: dict[str, object] | None) -> None:
+    vae = make_vae() if widths is None else make_vae_21(**widths)
+    whole, halved = fold(vae, lowering=lowering), fold(vae, lowering=lowering)
+    halved.halve()
+    channels, scale = 3 if widths is None else vae.config.in_channels, halved.scale
+    for batch, height in ((1, 256), (2, 256 + 3 * scale)):
+        pixels, latents = inputs(channels, batch, height, 2 * scale, scale=scale)
+        moments, images = whole.encode(pixels), whole.decode(latents)
+        torch.testing.assert_close(halved.encode(pixels), moments, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(halved.decode(latents), images, rtol=0, atol=TOLERANCE)
 
-    rows = 8 * 8
-    assert largest(2) == largest(1) * (rows // 2 + 1) // rows
-    assert largest(4) < largest(2)
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("make", [make_vae, make_vae_21])
+def test_halves_hold_half(make: Callable[[], AutoencoderKLQwenImage], part: Part) -> None:
+    whole, halved = fold(make()), fold(make())
+    halved.halve()
+    assert largest_activation(halved, part) < 0.6 * largest_activation(whole, part)
+
+
+def largest_activation(folded: FoldedVae, part: Part) -> int:
+    sizes: list[int] = []
+    for layer in folded.modules():
+        layer.register_forward_hook(lambda *called: sizes.append(called[2].numel()))
+    pixels, latents = inputs(4 if folded.scale == 16 else 3, 1, 512, 32, scale=folded.scale)
+    _ = folded.encode(pixels) if part == "encoder" else folded.decode(latents)
+    return max(sizes)
 
 
 @pytest.mark.parametrize("scale", [0.01, 30.0])
@@ -371,8 +388,6 @@ def test_lowering_text_round_trip() -> None:
         "attention_chunks=0",
         "attention_chunks=9999999",
         "attention_chunks=two",
-        "bands=0",
-        "bands=9",
         "norm=fp32,norm=conv_spread",
         "upsample",
     ],
