@@ -16,7 +16,7 @@ from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named
 from qvae_trt.lightx2v_loader import static_folders, unheld
-from qvae_trt.profiles import PARTS, Mode, Part, Resolution
+from qvae_trt.profiles import BACKENDS, PARTS, Mode, Part, Resolution
 
 #: Of input and output, as it takes them apart: pixels, 16 latents, their means and log-variances.
 _CHANNELS: dict[Part, tuple[int, int]] = {"encoder": (3, 32), "decoder": (16, 3)}
@@ -71,10 +71,9 @@ def make_folder(
     """
     build = build_command("static", engine_dir=engine_dir)
     store.check_other_folder(engine_dir, out, use="LightX2V's names", name="lightx2v", build=build)
-    suffix = ".onnx" if backend == "onnxruntime" else ".trt"
     placed = []
     for part, mode, size, name in _asked_for():
-        file = store.engine_file(engine_dir, part, mode, suffix, size)
+        file = store.engine_file(engine_dir, part, mode, BACKENDS[backend], size)
         engine, path = file.path, out / name / file.path.name
         found: dict[str, Any] = {"status": "copied" if copy else "linked"}
         if not file.is_there:

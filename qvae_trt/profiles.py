@@ -25,8 +25,9 @@ Mode = Literal["static", "profiles"]
 Precision = Literal["fp16", "bf16", "fp32"]
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 MODES: tuple[Mode, ...] = ("static", "profiles")
-#: What builds and runs engines: `--backend`, and the flavour in their sidecars.
-BACKENDS: tuple[str, ...] = ("tensorrt", "tensorrt_rtx", "onnxruntime")
+#: What builds and runs engines: `--backend`, and the flavour in their sidecars. With the suffix of
+#: its engines.
+BACKENDS = {"tensorrt": ".trt", "tensorrt_rtx": ".trt", "onnxruntime": ".onnx"}
 
 SIDE_MULTIPLE = 8  # the VAE halves each side three times
 MAX_SIDE = 16384

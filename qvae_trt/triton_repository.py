@@ -10,16 +10,13 @@ from qvae_trt import store
 from qvae_trt.commands import build_command
 from qvae_trt.errors import EngineError
 from qvae_trt.files.writing import RESULTS, place_file, refusals_named, write_text
-from qvae_trt.profiles import Mode, Part
+from qvae_trt.profiles import BACKENDS, Mode, Part
 from qvae_trt.report.templates import render
 
 Backend = Literal["tensorrt", "onnxruntime"]
 
-#: The suffix of its engines, and the name that Triton gives them.
-_FILES: dict[Backend, tuple[str, str]] = {
-    "tensorrt": (".trt", "model.plan"),
-    "onnxruntime": (".onnx", "model.onnx"),
-}
+#: The name that Triton gives an engine.
+_FILES: dict[Backend, str] = {"tensorrt": "model.plan", "onnxruntime": "model.onnx"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +58,11 @@ def make_repository(
         UsageError: `out` is the engine folder.
         StoreError: the file system refused.
     """
-    suffix, file_name = _FILES[backend]
     build = build_command("profiles", engine_dir=engine_dir)
     store.check_other_folder(
         engine_dir, out, use="Triton's models", name="model_repository", build=build
     )
-    files = [file for file in store.find_engines(engine_dir) if file.path.suffix == suffix]
+    files = [f for f in store.find_engines(engine_dir) if f.path.suffix == BACKENDS[backend]]
     if not files:
         raise EngineError(
             f"{engine_dir}: no engine of {backend}",
@@ -75,7 +71,7 @@ def make_repository(
     models = []
     for file in files:
         name = f"qwen_image_vae_{file.part}_{file.resolution or 'profiles'}"
-        config, model = out / name / "config.pbtxt", out / name / "1" / file_name
+        config, model = out / name / "config.pbtxt", out / name / "1" / _FILES[backend]
         found: dict[str, Any] = {"status": "served"}
         try:
             expected = {"flavour": backend, **file.place}
@@ -89,7 +85,7 @@ def make_repository(
             place_file(file.path, model, link=link)
             # In this order: a server that polls finds no configuration without its model.
             text = render(
-                "config.pbtxt.jinja", model=name, backend=backend, file=file_name, sidecar=sidecar
+                "config.pbtxt.jinja", model=name, backend=backend, file=model.name, sidecar=sidecar
             )
             write_text(config, text)
         models.append(

@@ -70,10 +70,9 @@ def for_engine(path: Path, sidecar: Sidecar | None = None) -> Backend:
     """The backend that runs an engine file: its sidecar says which, else the file's suffix."""
     if sidecar is not None:
         return get(sidecar.key.flavour)
-    if path.suffix == ".onnx":
-        return get("onnxruntime")
-    if path.suffix == ".trt":
-        return get("tensorrt")
+    for name, suffix in BACKENDS.items():
+        if path.suffix == suffix:
+            return get(name)
     raise EngineError(
         f"{path}: the suffix {path.suffix!r} is no engine's: expected .trt or .onnx",
         fix="qvae build makes engines with a sidecar that says what they are",

@@ -38,7 +38,7 @@ from qvae_trt.errors import (
     ForeignEngineError,
 )
 from qvae_trt.files.writing import refusals_named, workplace
-from qvae_trt.profiles import Precision
+from qvae_trt.profiles import BACKENDS, Precision
 from qvae_trt.progress import Progress, silent
 from qvae_trt.tensors import DTypeName, ShapeRange, TensorSpec
 
@@ -61,7 +61,7 @@ class OnnxRuntime:
     """
 
     name = "onnxruntime"
-    suffix = ".onnx"
+    suffix = BACKENDS["onnxruntime"]
 
     def __init__(self) -> None:
         try:

@@ -16,7 +16,7 @@ from qvae_trt.backends.trt_session import Log, TensorRTSession
 from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import BackendError, EngineError, StaleEngineError
 from qvae_trt.files.reading import read_bytes
-from qvae_trt.profiles import Precision
+from qvae_trt.profiles import BACKENDS, Precision
 from qvae_trt.progress import Progress
 
 _INSTALL = {
@@ -34,7 +34,7 @@ class TensorRT:
         BackendError: the flavour's Python package is missing or does not load.
     """
 
-    suffix = ".trt"
+    suffix = BACKENDS["tensorrt"]
 
     def __init__(self, flavour: str) -> None:
         self.name = flavour

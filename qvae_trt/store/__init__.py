@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qvae_trt.errors import EngineError, ResolutionError, UsageError
-from qvae_trt.profiles import PARTS, Mode, Part, Profile, Resolution, engine_path
+from qvae_trt.profiles import BACKENDS, PARTS, Mode, Part, Profile, Resolution, engine_path
 from qvae_trt.store.sidecar import EngineKey as EngineKey
 from qvae_trt.store.sidecar import Sidecar as Sidecar
 from qvae_trt.store.sidecar import check_engine as check_engine
@@ -45,7 +45,7 @@ from qvae_trt.store.writing import clean_up as clean_up
 from qvae_trt.store.writing import lock_engine as lock_engine
 from qvae_trt.store.writing import write_engine as write_engine
 
-_SUFFIXES = (".trt", ".onnx")
+_SUFFIXES = tuple(dict.fromkeys(BACKENDS.values()))
 
 
 @dataclass(frozen=True, slots=True)
