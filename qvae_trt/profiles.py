@@ -145,7 +145,7 @@ def are_large(profiles: Iterable[Profile]) -> bool:
     """Whether the graph of these sizes is written in halves: `FoldedVae.halve`.
 
     Whole, a decoder of Qwen-Image-2.1 at 2048x2048 has a tensor of 2.4 GB, with which TensorRT 8.6
-    fails; at 1792x1792 it is as fast whole (benchmarks/h100/README.md).
+    fails; at 1792x1792 it builds (benchmarks/h100/README.md).
     """
     ends = [(profile.min.height, profile.max.pixels) for profile in profiles]
     return max(pixels for _, pixels in ends) > _MOST_WHOLE and min(ends)[0] >= _LEAST_HALVED
