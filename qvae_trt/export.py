@@ -25,9 +25,9 @@ from qvae_trt.errors import BuildError, UsageError
 from qvae_trt.files.reading import sha256_file
 from qvae_trt.files.writing import replace_file
 from qvae_trt.folding import FoldedVae, fold
-from qvae_trt.lowerings import Lowering, choose_lowering
+from qvae_trt.lowerings import Lowering, choose_lowering, wants_halves
 from qvae_trt.model import Model, half_of
-from qvae_trt.profiles import Part, Precision, Profile, Resolution, are_large
+from qvae_trt.profiles import Part, Precision, Profile, Resolution
 from qvae_trt.tensors import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def export_onnx(
     graph: Graph = "image",
     resolution: Resolution | None = None,
     lowering: Lowering | None = None,
-    halved: bool = False,
+    halved: bool | None = None,
     progress: Progress | None = None,
 ) -> OnnxFile:
     """Write one part of the VAE as ONNX.
@@ -107,8 +107,8 @@ def export_onnx(
         graph: `image` is the exact 2D graph of one frame, `video` the Conv3d graph of diffusers.
         resolution: the one size of the graph, in pixels; None leaves height and width dynamic.
         lowering: how the folded graph is written; None takes the one for current TensorRT.
-        halved: `FoldedVae.halve`, as `profiles.are_large` says of a dynamic graph's sizes. A large
-            graph of one size always is.
+        halved: with `FoldedVae.halve`, for which the least height is 256. None: as `wants_halves`
+            says of the one size; a graph of any size is left whole.
         progress: called with the stage, steps done and steps in all.
 
     Raises:
@@ -137,7 +137,9 @@ def export_onnx(
             )
             raise UsageError(what, fix="use attention=softmax or attention=exp")
         folded = network = fold(model.vae, lowering=lowering)
-        if halved or (resolution is not None and are_large([Profile.fixed(resolution)])):
+        if halved is None:
+            halved = resolution is not None and wants_halves([Profile.fixed(resolution)])
+        if halved:
             folded.halve()
     else:
         # A copy: `.to` below must not change the caller's weights.

@@ -6,10 +6,14 @@ TensorRT finds for it. :func:`choose_lowering` is the one table of what is used 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qvae_trt.errors import UsageError
+
+if TYPE_CHECKING:
+    from qvae_trt.profiles import Profile
 
 Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
 Norm = Literal["native", "fp32", "conv_spread"]
@@ -23,6 +27,11 @@ _KNOWN: dict[str, Any] = {
     "attention": get_args(Attention),
     "attention_chunks": range(1, 257),
 }
+#: Pixels of the largest graph that is left whole.
+_MOST_WHOLE = 1792 * 1792
+#: Pixels: the least height of a graph in halves. Of the VAEs that `model` accepts, the one with the
+#: most convolutions needs 216.
+_LEAST_HALVED = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,3 +133,13 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
     # ConvTranspose in bf16 finds no kernel on RTX 1.7, nor, by reports, on 11.0.
     upsample: Upsample = "depth_to_space" if precision == "bf16" else "conv_transpose"
     return Lowering(upsample=upsample, norm="fp32", attention="softmax", attention_chunks=8)
+
+
+def wants_halves(profiles: Iterable[Profile]) -> bool:
+    """Whether `build` computes the layers in full size in halves: :meth:`FoldedVae.halve`.
+
+    Whole, a decoder of Qwen-Image-2.1 at 2048x2048 has a tensor of 2.4 GB, with which TensorRT 8.6
+    fails; at 1792x1792 it builds (benchmarks/h100/README.md).
+    """
+    ends = [(profile.min.height, profile.max.pixels) for profile in profiles]
+    return max(pixels for _, pixels in ends) > _MOST_WHOLE and min(ends)[0] >= _LEAST_HALVED

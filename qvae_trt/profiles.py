@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
@@ -26,14 +26,12 @@ Precision = Literal["fp16", "bf16", "fp32"]
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 MODES: tuple[Mode, ...] = ("static", "profiles")
 #: What builds and runs engines: `--backend`, and the flavour in their sidecars. With the suffix of
-#: its engines.
+#: its engines; of two with the same, the first one opens a file that has no sidecar.
 BACKENDS = {"tensorrt": ".trt", "tensorrt_rtx": ".trt", "onnxruntime": ".onnx"}
 
 SIDE_MULTIPLE = 8  # the VAE halves each side three times
 MAX_SIDE = 16384
 _ASPECT = re.compile(r"([1-9][0-9]{0,3}):([1-9][0-9]{0,3})")
-# Pixels of the largest graph that is left whole, and the least height of one in halves.
-_MOST_WHOLE, _LEAST_HALVED = 1792 * 1792, 256
 # 1664x928 is 0.9 % off 16:9, the furthest of the seven; swapped sides are off by a factor.
 _ASPECT_TOLERANCE = 0.03
 _SIZE = re.compile(r"([0-9]{1,20})[xX]([0-9]{1,20})")
@@ -139,16 +137,6 @@ class Profile:
         if self.min == self.max:
             return str(self.opt)
         return f"{self.opt} ({self.min} to {self.max})"
-
-
-def are_large(profiles: Iterable[Profile]) -> bool:
-    """Whether the graph of these sizes is written in halves: `FoldedVae.halve`.
-
-    Whole, a decoder of Qwen-Image-2.1 at 2048x2048 has a tensor of 2.4 GB, with which TensorRT 8.6
-    fails; at 1792x1792 it builds (benchmarks/h100/README.md).
-    """
-    ends = [(profile.min.height, profile.max.pixels) for profile in profiles]
-    return max(pixels for _, pixels in ends) > _MOST_WHOLE and min(ends)[0] >= _LEAST_HALVED
 
 
 # --- which engine serves a size -----------------------------------------------------------------

@@ -121,6 +121,26 @@ def test_halves_of_any_size(
     for size in (Resolution(256, 32), Resolution(304, 64)):
         source, target = expected(model, part, size)
         torch.testing.assert_close(run(file.path, source.numpy()), target, rtol=0, atol=2e-5)
+    check_that_halves_save_memory(onnx.load(file.path).graph)
+
+
+def check_that_halves_save_memory(graph: onnx.GraphProto) -> None:
+    """The second half waits for the first, and its length has a bound of its own."""
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def kinds(node: onnx.NodeProto) -> list[str]:
+        return [makers[name].op_type for name in node.input if name in makers]
+
+    joins = [node for node in graph.node if node.op_type == "Concat" and len(node.input) == 2]
+    (joined,) = (node for node in joins if kinds(node) == ["Slice"] * 2)
+    name = joined.input[0]
+    while makers[name].op_type != "Clip":  # one value of the first half, made 0
+        (user,) = (n for n in graph.node if n.op_type in ("Slice", "Clip") and n.input[0] == name)
+        name = user.output[0]
+    (waiting,) = (node for node in graph.node if node.op_type == "Add" and name in node.input)
+    cut = makers[next(other for other in waiting.input if other != name)]
+    assert cut.op_type == "Slice"
+    assert kinds(cut)[0] == "Slice"
 
 
 @pytest.mark.parametrize(("side", "upsamplings"), [(1792, 4), (1824, 5)])

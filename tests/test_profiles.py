@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 
 from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import ProfileError, ResolutionError, UsageError
-from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21
 from qvae_trt.profiles import (
     Profile,
     ReasonKind,
     Refusal,
     Resolution,
-    are_large,
     choose,
     engine_path,
     load_profiles,
@@ -455,15 +453,3 @@ def test_a_command_leaves_out_what_is_the_default(monkeypatch):
 
 def test_a_path_from_elsewhere_has_the_general_command():
     assert rebuild_command(Path("/tmp/some.trt")).startswith("qvae build --mode")
-
-
-def test_large_sizes() -> None:
-    """Qwen-Image's nine profiles stay as they were measured; those of 2.1 need halves."""
-    assert not are_large(QWEN_IMAGE.profiles)
-    assert are_large(QWEN_IMAGE_21.profiles)
-    assert not are_large([Profile.fixed(Resolution(1792, 1792))])
-    for size in QWEN_IMAGE_21.static_sizes.values():
-        assert are_large([Profile.fixed(size)]), size
-    # Halves need rows on both sides of the middle.
-    low = Resolution(128, 4096)
-    assert not are_large([*QWEN_IMAGE_21.profiles, Profile(low, low, Resolution(256, 4096))])

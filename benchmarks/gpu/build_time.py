@@ -27,9 +27,9 @@ from qvae_trt.backends import BuildSpec
 from qvae_trt.build import Job, plan_profiles, plan_static
 from qvae_trt.errors import QvaeError
 from qvae_trt.export import export_onnx
-from qvae_trt.lowerings import choose_lowering
+from qvae_trt.lowerings import choose_lowering, wants_halves
 from qvae_trt.model import load_model
-from qvae_trt.profiles import Resolution, are_large, load_profiles
+from qvae_trt.profiles import Resolution, load_profiles
 
 LAYERS = 40
 _RUNNER = re.compile(r"-+ Timing Runner: (.*) \((\w+)")
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> None:
         precision="fp16",
         resolution=job.resolution,
         lowering=lowering,
-        halved=are_large(job.profiles),
+        halved=wants_halves(job.profiles),
     )
     report: dict[str, Any] = {
         "engine": job.title,

@@ -1,6 +1,6 @@
 """The scratch memory that TensorRT-RTX plans for every engine. Needs no GPU: it builds without one.
 
-usage: python benchmarks/rtx/scratch.py [--model random:full] [--out benchmarks/rtx/scratch.json]
+usage: python benchmarks/rtx/scratch.py [--model random:full] [--whole] [--out FILE]
 
 Builds the static sizes and the nine profiles of both parts in fp16, as `qvae build` does, and reads
 what the builder says of its plan. The plans themselves are dropped.
@@ -19,9 +19,8 @@ from qvae_trt import backends
 from qvae_trt.backends import BuildSpec
 from qvae_trt.build import Job, plan_profiles, plan_static
 from qvae_trt.export import export_onnx
-from qvae_trt.lowerings import choose_lowering
+from qvae_trt.lowerings import choose_lowering, wants_halves
 from qvae_trt.model import Model, load_model
-from qvae_trt.profiles import are_large
 
 _PLANNED = re.compile(r"Total Activation Memory: (\d+) bytes")
 
@@ -48,7 +47,7 @@ class Heard:
         self._sink.log = self._tell
 
 
-def measure(model: Model, job: Job, folder: Path) -> dict[str, Any]:
+def measure(model: Model, job: Job, folder: Path, *, whole: bool = False) -> dict[str, Any]:
     """One engine: the scratch of each of its profiles, and the size of its plan, in bytes."""
     backend = backends.get("tensorrt_rtx")
     lowering = choose_lowering("tensorrt_rtx", backend.version(), "fp16")
@@ -59,7 +58,7 @@ def measure(model: Model, job: Job, folder: Path) -> dict[str, Any]:
         graph,
         resolution=job.resolution,
         lowering=lowering,
-        halved=are_large(job.profiles),
+        halved=wants_halves(job.profiles) and not whole,
     )
     ranges = job.ranges(model)
     spec = BuildSpec(ranges=ranges, precision="fp16")
@@ -84,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="random:full")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("scratch.json"))
+    parser.add_argument("--whole", action="store_true", help="leave large graphs whole")
     given = parser.parse_args()
     model = load_model(given.model)
     jobs = [
@@ -93,7 +93,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for job in jobs:
-            rows.append(measure(model, job, Path(folder)))
+            rows.append(measure(model, job, Path(folder), whole=given.whole))
             print(job.title, *(p["scratch_bytes"] for p in rows[-1]["profiles"]), flush=True)
     result = {
         "schema": "qvae/scratch",

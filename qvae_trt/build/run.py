@@ -22,7 +22,6 @@ from qvae_trt.errors import (
     expected,
 )
 from qvae_trt.files.writing import staged, sweep
-from qvae_trt.profiles import are_large
 from qvae_trt.progress import Event, OnEvent, Progress, ignore, stages
 
 if TYPE_CHECKING:
@@ -232,9 +231,10 @@ class _Build:
                 return
 
     def _graph_spec(self, job: Job) -> GraphSpec:
-        lowering = self._lowering(job.part)
-        precision = self.settings.precision
-        return GraphSpec(job.part, job.resolution, lowering, precision, are_large(job.profiles))
+        from qvae_trt.lowerings import wants_halves
+
+        lowering, halved = self._lowering(job.part), wants_halves(job.profiles)
+        return GraphSpec(job.part, job.resolution, lowering, self.settings.precision, halved)
 
     # --- what is there and what it should be ----------------------------------------------------
 

@@ -94,13 +94,16 @@ def test_what_a_kill_left_goes_although_the_engine_is_kept(
 
 
 def test_what_the_exporter_is_asked(exporter: Exporter, tmp_path: Path) -> None:
-    run(
-        [*plan(tmp_path, parts=["decoder"]), *plan_profiles(tmp_path, RANGES, ["encoder"], ".onnx")]
-    )
+    large = Profile(Resolution(256, 256), Resolution(512, 512), Resolution(2048, 2048))
+    for folder, ranges in (("a", RANGES), ("b", [large]), ("c", [*RANGES, large])):
+        run(plan_profiles(tmp_path / folder, ranges, ["encoder"], ".onnx"))
+    run(plan(tmp_path, parts=["decoder"]))
     lowering = choose_lowering("onnxruntime", "1", "fp16").canonical()
     assert exporter.calls == [
-        ("decoder", SMALL, "fp16", lowering),
-        ("encoder", None, "fp16", lowering),
+        ("encoder", None, "fp16", lowering, False),
+        ("encoder", None, "fp16", lowering, True),
+        ("encoder", None, "fp16", lowering, False),
+        ("decoder", SMALL, "fp16", lowering, False),
     ]
 
 

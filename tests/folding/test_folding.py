@@ -19,8 +19,9 @@ from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.folding.attention import attend, attend_by_exp, with_ones
 from qvae_trt.folding.norm import RmsNorm
 from qvae_trt.folding.weights import linear
-from qvae_trt.lowerings import PYTORCH, Lowering, choose_lowering
-from qvae_trt.profiles import Part
+from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21
+from qvae_trt.lowerings import PYTORCH, Lowering, choose_lowering, wants_halves
+from qvae_trt.profiles import Part, Profile, Resolution
 
 #: Largest difference in fp32 between two orders of the same sums.
 TOLERANCE = 1e-5
@@ -395,3 +396,15 @@ def test_lowering_text_round_trip() -> None:
 def test_lowering_text_refused(text: str) -> None:
     with pytest.raises(UsageError):
         Lowering.parse(text)
+
+
+def test_large_sizes() -> None:
+    """Qwen-Image's nine profiles stay as they were measured; those of 2.1 need halves."""
+    assert not wants_halves(QWEN_IMAGE.profiles)
+    assert wants_halves(QWEN_IMAGE_21.profiles)
+    assert not wants_halves([Profile.fixed(Resolution(1792, 1792))])
+    for size in QWEN_IMAGE_21.static_sizes.values():
+        assert wants_halves([Profile.fixed(size)]), size
+    # Halves need rows on both sides of the middle.
+    low = Resolution(128, 4096)
+    assert not wants_halves([*QWEN_IMAGE_21.profiles, Profile(low, low, Resolution(256, 4096))])
