@@ -100,9 +100,12 @@ class Halves(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         middle, margin = x.shape[2] // 2, self.margin * (1 if self.doubles else 2)
         upper = self._result(x.narrow(2, 0, middle + margin), 0, middle)
-        # Cut twice. With ranges TensorRT bounds the start and the end of a slice one by one: of the
-        # first cut it would plan nearly all rows. The second one's length is bounded as it is.
-        lower = x[:, :, middle - margin - 1 :].narrow(2, 1, middle + margin)
+        if type(x.shape[2]) is int:
+            lower = x.narrow(2, middle - margin, middle + margin)
+        else:
+            # Cut twice. TensorRT bounds the start and the end of a slice one by one: of the first
+            # cut it would plan nearly all rows. The second one's length is bounded as it is.
+            lower = x[:, :, middle - margin - 1 :].narrow(2, 1, middle + margin)
         # Zeros made of the upper half: else both may be computed side by side, and held at once.
         lower = lower + upper[:, :1, :1, :1].clamp(0.0, 0.0)
         return torch.cat([upper, self._result(lower, margin, middle)], 2)
