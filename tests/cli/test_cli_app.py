@@ -31,16 +31,31 @@ def qvae(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
 # --- help ----------------------------------------------------------------------------------------
 
 
+SMALLEST = """
+import typer
+app = typer.Typer()
+@app.command()
+def one(): ...
+app()
+"""
+
+
 def test_help_answers_at_once() -> None:
-    """Under half a second of processor time: the clock on the wall counts the tests beside this."""
-    script = str(Path(sys.executable).with_name("qvae"))
-    took = []
-    for _ in range(3):
+    """Measured in starts of the smallest Typer app, since machines differ, and so do their days.
+
+    Processor time: the clock on the wall counts the tests beside this.
+    """
+
+    def seconds(*command: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([script, "--help"], capture_output=True, check=True)
+        subprocess.run([*command, "--help"], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) < 0.5
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    script = str(Path(sys.executable).with_name("qvae"))
+    took = [(seconds(script), seconds(sys.executable, "-c", SMALLEST)) for _ in range(4)]
+    ours, smallest = map(min, zip(*took, strict=True))
+    assert ours < 3 * smallest
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,10 @@ def test_nothing_in_common_is_said(tmp_path: Path) -> None:
 
 def test_a_long_word_is_cut_where_it_fits_and_at_once():
     word = "wide mi" * 50_000
-    begun = time.perf_counter()
+    begun = time.process_time()
     cut = svg.fit(word, 200.0, 12.0)
-    assert time.perf_counter() - begun < 2.0
+    # Takes a third of a second; if the whole were measured anew for each letter, hours.
+    assert time.process_time() - begun < 20.0
     assert cut.endswith("…")
     assert svg.text_width(cut, 12.0) <= 200.0 < svg.text_width(word[: len(cut)] + "…", 12.0)
     assert svg.fit("short", 200.0, 12.0) == "short"

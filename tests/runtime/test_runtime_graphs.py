@@ -286,7 +286,7 @@ def test_loading_an_engine_does_not_stop_those_that_are_loaded(engine, cuda):
     threads[0].start()
     inside.wait(20)
     threads[1].start()
-    served = done.wait(5)
+    served = done.wait(15)
     leave.set()
     for thread in threads:
         thread.join(20)
