@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ import typer
 from PIL import Image
 
 import qvae_trt
-from qvae_trt.bench.results import save
+from qvae_trt.bench.results import ServiceRow, save
 from qvae_trt.cli.app import app, main
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.profiles import Resolution
@@ -303,7 +304,7 @@ def test_methods_named_in_a_line_exist():
             assert hasattr(qvae_trt.TrtVae, name), f"{name_of(page)}: vae.{name}"
 
 
-def test_the_readme_example_draws_a_picture(tmp_path, tmp_path_factory, monkeypatch):
+def test_the_readme_example_draws_a_picture(tmp_path, monkeypatch, capsys):
     """As it stands; the model and the size are small ones."""
     import diffusers
     import tiny_pipelines as small
@@ -313,7 +314,6 @@ def test_the_readme_example_draws_a_picture(tmp_path, tmp_path_factory, monkeypa
 
     ((run, body),) = blocks(ROOT / "README.md", "python")
     assert run
-    (tmp_path / "engines").symlink_to(ort_engines.shared(tmp_path_factory))
     monkeypatch.chdir(tmp_path)
 
     def pipeline(_source: str, *, torch_dtype: Any) -> Any:
@@ -344,7 +344,7 @@ def test_the_readme_example_draws_a_picture(tmp_path, tmp_path_factory, monkeypa
     space: dict[str, Any] = {}
     exec(compile(body, "README.md", "exec"), space)
     assert space["picture"].size == (ort_engines.STATIC.width, ort_engines.STATIC.height)
-    assert space["pipe"].vae.memory()["engines"] == 1, "an engine drew it"
+    assert "served: folded 1" in capsys.readouterr().out, "there is no GPU for the fused path"
 
 
 def test_the_warm_up_example_leaves_nothing_to_load(tmp_path, tmp_path_factory, monkeypatch):
@@ -534,7 +534,7 @@ def write_figures() -> Any:
 def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     script = write_figures()
     text = (
-        "a <!-- f range:decoder:static -->typed<!-- /f --> b <!-- f post:qvae --><!-- /f -->"
+        "a <!-- f range:decoder:static -->typed<!-- /f --> b"
         " <!-- f json:h100/soak.json:calls:int --><!-- /f -->\n\n"
         "<!-- block latency:encoder -->\nold\n<!-- /block -->\n<!-- block picture:speedup -->\n"
         "<!-- /block -->\n<!-- block memory -->\n<!-- /block -->\n<!-- block modes -->\n"
@@ -543,10 +543,10 @@ def test_figures_come_from_files_and_say_where_there_are_none(tmp_path):
     page = tmp_path / "docs" / "page.md"
     empty = script.filled(text, page, script.Measured(tmp_path))
     assert "typed" not in empty
-    assert empty.count("not measured yet") == 6
+    assert empty.count("not measured yet") == 5
     assert empty.count("have not been measured yet.") == 1
     chinese = script.filled(text, tmp_path / "zh" / "page.md", script.Measured(tmp_path))
-    assert chinese.count("尚未测量") == 7
+    assert chinese.count("尚未测量") == 6
 
     folder = tmp_path / "h100"
     save(bench_samples.result(service=True), folder / "a" / "latency.json")
@@ -659,6 +659,10 @@ def test_figures_of_one_cell_and_of_first_uses(tmp_path):
     (tmp_path / "h100" / "first_use_warm.json").write_text(
         json.dumps({"milliseconds": milliseconds})
     )
+    busy = tmp_path / "h100" / "first_use_while_copying" / "first_use_warm.json"
+    busy.parent.mkdir()
+    slower = {"new size, decoder 512x512": {"cost_ms": 90.0}}
+    busy.write_text(json.dumps({"milliseconds": slower}))
     measured = script.Measured(tmp_path)
     for key, said in (
         ("cell:decoder:folded:1328x1328:median", "50.0 ms"),
@@ -670,6 +674,7 @@ def test_figures_of_one_cell_and_of_first_uses(tmp_path):
         ("first:warm:size", "26 ms"),
         ("first:warm:offload", "42 ms"),
         ("first:cold:size", "not measured yet"),
+        ("first:busy:size", "90 ms"),
         ("graph:decoder:272x272:graph", "1.6 ms"),
         ("graph:decoder:64x64:graph", "not measured yet"),
         ("share:folded:4", "not measured yet"),
@@ -682,6 +687,33 @@ def test_figures_of_one_cell_and_of_first_uses(tmp_path):
         ("share:folded:4", "10.0%"),
         ("share:pytorch:9", "9.5%"),
         ("share:static:4", "not measured yet"),
+    ):
+        assert script.line(measured, key, "en") == said, key
+
+
+def test_post_processing_is_of_one_path_size_and_run(tmp_path):
+    script = write_figures()
+    made = {("stock", 0): 50.0, ("qvae", 1): 3.0, ("stock", 1): 40.0}
+    rows = tuple(
+        ServiceRow(
+            kind="latents_to_pil",
+            path="static",
+            resolution=Resolution.parse("1328x1328"),
+            processor=processor,
+            run=run,
+            steps={"postprocess_ms": milliseconds},
+        )
+        for (processor, run), milliseconds in made.items()
+    )
+    one = bench_samples.result()
+    table = replace(one, runs=one.runs * 2, service=rows)
+    save(table, tmp_path / "h100" / "latency.json")
+    measured = script.Measured(tmp_path)
+    for key, said in (
+        ("post:stock:static:1328x1328", "40.0 ms"),
+        ("post:qvae:static:1328x1328", "3.0 ms"),
+        ("post:stock:static:64x64", "not measured yet"),
+        ("post:stock:folded:1328x1328", "not measured yet"),
     ):
         assert script.line(measured, key, "en") == said, key
 

@@ -15,11 +15,11 @@ Keys of a line:
     range:PART:PATH      speed-up over stock diffusers, least to largest over the sizes
     build:PART:MODE      seconds that building one engine took, least to largest
     cell:PART:PATH:WxH:WHAT    of one cell: median, memory (beside the weights) or first (call)
-    first:STATE:WHAT     first use of the fused path with a cold or a warm cache of kernels: of a
-                         process, of a size (at most), or after offload
+    first:STATE:WHAT     first use of the fused path, cold, warm (kernels cached) or busy (warm, on
+                         a busy host): of a process, of a size (at most), or after offload
     graph:PART:WxH:WHAT  the fused path at a small size, eager or as a graph
     share:PATH:STEPS     of a decode in a generation of so many steps
-    post:PROCESSOR       what the post-processing takes of a latents-to-PIL call, at most
+    post:PROCESSOR:PATH:WxH      what post-processing takes of a latents-to-PIL call
     json:FILE:A.B[name=x].C[0]:FORMAT      any value; FORMAT is ms, gib, mib, int or text
 Keys of a block:
     sizes  profiles  bounds  gain  machine  latency:PART  service  modes  memory  parity

@@ -15,7 +15,7 @@ import typer
 from attention_memory import FORMS
 
 from qvae_trt.cli.app import app
-from qvae_trt.profiles import Resolution, choose, load_profiles, load_static_sizes
+from qvae_trt.profiles import Refusal, Resolution, choose, load_profiles, load_static_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu" / "run.sh"
@@ -80,7 +80,8 @@ def test_the_sizes_are_the_static_ones_and_those_of_the_profiles(tmp_path):
     assert {*opts, *static} <= set(measured)
     assert len(between) == 4
     for size in between:
-        assert choose(size, static={}, profiles=profiles).profile_index is not None
+        found = choose(size, static=Refusal("none"), profiles=profiles)
+        assert found.profile_index is not None
 
 
 def test_all_forms_of_attention_are_measured(tmp_path):

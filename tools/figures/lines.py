@@ -103,16 +103,17 @@ def _span(found: list[float], form: str) -> str:
     return least if least == most else f"{least} – {most}"
 
 
-def _post(measured: Measured, processor: str) -> str:
-    table = measured.table
-    found = [
-        row.steps["postprocess_ms"]
-        for row in table.service
-        if row.path in table.paths and row.processor == processor and "postprocess_ms" in row.steps
-    ]
-    if not found:
-        raise MissingError
-    return f"{max(found):.1f} ms"
+def _post(measured: Measured, processor: str, path: str, size: str) -> str:
+    """Of one run that timed both processors: two figures of two machines are no comparison."""
+    resolution = Resolution.parse(size)
+    runs: dict[int, dict[str | None, float]] = {}
+    for row in measured.table.service:
+        if (row.path, row.resolution) == (path, resolution) and "postprocess_ms" in row.steps:
+            runs.setdefault(row.run, {})[row.processor] = row.steps["postprocess_ms"]
+    for found in runs.values():
+        if {"stock", "qvae"} <= set(found):
+            return _FORMATS["ms"](found[processor])
+    raise MissingError
 
 
 def _share(measured: Measured, path: str, steps: str) -> str:

@@ -123,10 +123,12 @@ class Measured:
 
     @cached_property
     def footprint(self) -> list[dict[str, Any]]:
-        """The rows that footprint.py wrote, of the full-size VAE alone."""
-        full = [data for data in self._others if data.get("model") == "random:full"]
-        rows = [row for data in full for row in data.get("rows", [])]
-        return [row for row in rows if "case" in row and "device_bytes" in row]
+        """The rows that footprint.py wrote, of the full-size VAE alone: files of other names hold
+        what earlier engines took.
+        """
+        files = sorted((self.folder / self.host).rglob("footprint.json"))
+        found = [json.loads(path.read_bytes()) for path in files]
+        return [row for data in found if data.get("model") == "random:full" for row in data["rows"]]
 
     @cached_property
     def planned(self) -> list[dict[str, Any]]:
@@ -159,8 +161,11 @@ class Measured:
         return [{k: v for k, v in row.items() if k != "created"} for row in rows]
 
     def first_use(self, state: str) -> dict[str, Any]:
-        """What gpu/first_use.py wrote with a `cold` or a `warm` cache of compiled kernels."""
-        rows: dict[str, Any] = self.read(f"{self.host}/first_use_{state}.json")["milliseconds"]
+        """What gpu/first_use.py wrote with a `cold` or a `warm` cache of compiled kernels, or with
+        a warm one on a `busy` host.
+        """
+        file = {"busy": "first_use_while_copying/first_use_warm"}.get(state, f"first_use_{state}")
+        rows: dict[str, Any] = self.read(f"{self.host}/{file}.json")["milliseconds"]
         return rows
 
     @cached_property
