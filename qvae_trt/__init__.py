@@ -1,4 +1,4 @@
-"""TensorRT engines for the Qwen-Image VAE: export, build, compare, measure, run.
+"""A faster Qwen-Image VAE: TensorRT engines, and fused kernels that need no build.
 
 Public names are resolved at first use: `import qvae_trt` imports neither torch nor TensorRT.
 

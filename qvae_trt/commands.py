@@ -40,6 +40,11 @@ def _build(mode: str, sizes: Iterable[object], asked: Mapping[str, object]) -> l
     words = ["qvae", "build", "--mode", mode]
     for size in sizes:
         words += ["--resolution", str(size)]
+    return words + _options(asked)
+
+
+def _options(asked: Mapping[str, object]) -> list[str]:
+    words = []
     for name, default in _OPTIONS.items():
         value, option = asked.get(name), "--" + name.replace("_", "-")
         is_usual = str(value) == default and f"QVAE_{name.upper()}" not in os.environ
@@ -59,7 +64,9 @@ def _shell_word(word: str) -> str:
     letters = []
     for letter in word:
         if printable(letter, lines=False) != letter:
-            letters += [f"\\x{byte:02x}" for byte in os.fsencode(letter)]
+            is_byte = "\udc80" <= letter <= "\udcff"  # of a name that is no UTF-8
+            text = letter.encode(errors="surrogateescape" if is_byte else "surrogatepass")
+            letters += [f"\\x{byte:02x}" for byte in text]
         else:
             letters.append(f"\\{letter}" if letter in "\\'" else letter)
     return f"$'{''.join(letters)}'"
@@ -84,11 +91,14 @@ def rebuild_command(
     elif part is not None and folder.parent.name == "static" and _SIZE.fullmatch(folder.name):
         mode, sizes, engine_dir = "static", [folder.name], folder.parent.parent
     else:
-        return "qvae build --mode static (or profiles) --engine-dir DIR"
+        return "qvae build --mode MODE --engine-dir DIR"
     words = _words(built_by)
     into = Path(option_in(built_by, "--engine-dir") or "engines")
     if words[:2] != ["qvae", "build"] or into.absolute() != engine_dir.absolute():
         words = _build(mode, sizes, {**asked, "part": part, "engine_dir": engine_dir})
+    else:  # what an environment variable set, its line does not say
+        unsaid = {name: v for name, v in asked.items() if option_in(built_by, f"--{name}") is None}
+        words += _options(unsaid)
     return command_line([*words, *(["--force"] if force and "--force" not in words else [])])
 
 

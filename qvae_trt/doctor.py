@@ -47,8 +47,9 @@ class Check:
 
 def diagnose(engine_dir: Path) -> tuple[Check, ...]:
     """Look at everything, in reading order; takes seconds, since torch is imported."""
-    found = [_python(), _gpu(), *_backends(), _auto()]
-    found += [_torch(), _fused(), *map(_package, ("diffusers", "onnx", "polygraphy"))]
+    fused = _fused()
+    found = [_python(), _gpu(), *_backends(fused), _auto(fused)]
+    found += [_torch(), fused, *map(_package, ("diffusers", "onnx", "polygraphy"))]
     found += [_disk(engine_dir), _engines(engine_dir), _hub()]
     return tuple(found)
 
@@ -74,14 +75,18 @@ def _gpu() -> Check:
     return Check("gpu", "ok", f"{'; '.join(words)}; driver {gpus[0].driver or 'unknown'}")
 
 
-def _backends() -> Iterator[Check]:
+def _backends(fused: Check) -> Iterator[Check]:
     for name in BACKENDS:
         try:
             backend = backends.get(name)
             version, build, run = backend.version(), backend.can_build(), backend.can_run()
         except QvaeError as error:
-            # onnxruntime is what is left where no TensorRT is.
-            yield Check(name, "fail" if name == "onnxruntime" else "warn", error.what, error.fix)
+            if name == "onnxruntime":  # what is left where no TensorRT is
+                yield Check(name, "fail", error.what, error.fix)
+            elif fused.status == "ok" and isinstance(error.__cause__, ModuleNotFoundError):
+                yield Check(name, "ok", "not installed; only engines need it")
+            else:
+                yield Check(name, "warn", error.what, error.fix)
             continue
         able = build.ok and run.ok
         detail = f"{version}; builds: {_verdict(build)}; runs: {_verdict(run)}"
@@ -104,9 +109,9 @@ def _onnxruntime_twice() -> Iterator[Check]:
         yield Check("onnxruntime-gpu", "warn", detail, fix)
 
 
-def _auto() -> Check:
+def _auto(fused: Check) -> Check:
     name = backends.resolve("auto")
-    if name != "onnxruntime" or not devices.gpus():
+    if name != "onnxruntime" or not devices.gpus() or fused.status == "ok":
         return Check("--backend auto", "ok", name)
     fix = "pip install 'qvae-trt[gpu]'"
     return Check("--backend auto", "warn", "onnxruntime, although there is a GPU", fix)
@@ -185,7 +190,7 @@ def _torch() -> Check:
 def _fused() -> Check:
     """Whether the fused path can run here. That its kernels are right is checked at first use."""
     why: str | None = "needs a CUDA GPU that torch can use"
-    fix = "a card of compute capability 8.0 or later, pip install 'triton>=3.4'; else qvae build"
+    fix = "a card of compute capability 8.0 or later, PyTorch 2.8 or later; else qvae build"
     try:
         torch, fused = map(importlib.import_module, ("torch", "qvae_trt.fused"))
         if torch.cuda.is_available():

@@ -130,13 +130,23 @@ def expected(error: Exception) -> QvaeError | None:
         folder = str(Path(error.filename).parent) if named else "that folder"
         return StoreError(f"{where}{error.strerror or error}", fix=os_fix(error, folder))
     smaller = "or take a smaller size"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
-        fix = f"close other programs on it, {smaller}"
-        said = str(error).partition("\n")[0]
-        return DeviceMemoryError(f"out of memory on the GPU: {said}", fix=fix)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return QvaeError("out of memory on the host", fix=f"close other programs, {smaller}")
+    if out_of_memory(error):
+        fix = f"close other programs on it, {smaller}"
+        said = ". ".join(str(error).partition("\n")[0].split(". ")[:2])  # the rest is advice
+        return DeviceMemoryError(f"out of memory on the GPU: {said}", fix=fix)
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch ran out of memory: its own error on a device, a plain RuntimeError on the
+    CPU and where a library of CUDA reports it.
+    """
+    said = ("DefaultCPUAllocator", "_STATUS_ALLOC_FAILED", "_STATUS_NOT_ENOUGH")
+    return type(error).__name__ == "OutOfMemoryError" or (  # torch is not imported for it
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )
 
 
 def os_fix(error: OSError, folder: Path | str, *, option: str = "") -> str | None:

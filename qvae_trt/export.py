@@ -28,14 +28,13 @@ from qvae_trt.folding import FoldedVae, fold
 from qvae_trt.lowerings import Lowering, choose_lowering, wants_halves
 from qvae_trt.model import Model, half_of
 from qvae_trt.profiles import Part, Precision, Profile, Resolution
+from qvae_trt.progress import Progress, ignore
 from qvae_trt.tensors import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from diffusers import AutoencoderKLQwenImage
-
-    from qvae_trt.progress import Progress
 
 Graph = Literal["image", "video"]
 
@@ -44,7 +43,6 @@ OPSET = 17
 OPSET_BF16 = 22
 #: The oldest that PyTorch's exporter writes.
 _OLDEST_TRACED = 18
-_TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 #: Names of the one input and the one output of each part.
 TENSOR_NAMES: dict[Part, tuple[str, str]] = {
     "encoder": ("images", "moments"),
@@ -93,7 +91,7 @@ def export_onnx(
     resolution: Resolution | None = None,
     lowering: Lowering | None = None,
     halved: bool | None = None,
-    progress: Progress | None = None,
+    progress: Progress = ignore,
 ) -> OnnxFile:
     """Write one part of the VAE as ONNX.
 
@@ -109,7 +107,7 @@ def export_onnx(
         lowering: how the folded graph is written; None takes the one for current TensorRT.
         halved: with `FoldedVae.halve`, for which the least height is 256. None: as `wants_halves`
             says of the one size; a graph of any size is left whole.
-        progress: called with the stage, steps done and steps in all.
+        progress: called with the stage, steps done and steps in all; what it raises ends the work.
 
     Raises:
         UsageError: the lowering has no ONNX, or one was given for a `video` graph.
@@ -124,8 +122,7 @@ def export_onnx(
     steps = iter(range(4))
 
     def step(stage: str) -> None:
-        if progress is not None and not progress(stage, next(steps), 3):
-            raise KeyboardInterrupt
+        progress(stage, next(steps), 3)
 
     step(f"fold {part}")
     network: nn.Module
@@ -146,9 +143,10 @@ def export_onnx(
         network = type(model.vae).from_config(model.vae.config)
         network.load_state_dict(model.vae.state_dict())
     # diffusers' own `to` warns of float32 modules that this model does not have.
-    network = nn.Module.to(network.eval().requires_grad_(False), dtype=_TORCH_DTYPES[precision])
+    dtype = getattr(torch, DTYPES[precision])
+    network = nn.Module.to(network.eval().requires_grad_(False), dtype=dtype)
     step(f"trace {part}")
-    example = _example(model, part, precision, resolution or _TRACED_AT)
+    example = torch.zeros(model.shape(part, resolution or _TRACED_AT), dtype=dtype)
     scale = None if resolution is not None else model.kind.scale
     proto = onnx_of(_Part(network, part), example, part, graph=graph, scale=scale)
     if scale is not None:
@@ -212,10 +210,6 @@ def recipe_sha256() -> str:
     for source in sources:
         digest.update(source.read_bytes())
     return digest.hexdigest()
-
-
-def _example(model: Model, part: Part, precision: Precision, resolution: Resolution) -> Tensor:
-    return torch.zeros(model.shape(part, resolution), dtype=_TORCH_DTYPES[precision])
 
 
 def _trace(

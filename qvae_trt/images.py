@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from qvae_trt.commands import command_line
 from qvae_trt.errors import PictureError, StoreError
 from qvae_trt.files.reading import open_regular
 from qvae_trt.files.writing import replace_file
@@ -363,17 +362,7 @@ def _check_readable(path: Path, what: str) -> None:
         raise PictureError(f"{path}: the {what} is empty")
 
 
-def check_folder(path: Path) -> None:
-    """PictureError unless the folder that `path` is to be written to is there."""
-    if not path.parent.is_dir():
-        raise PictureError(
-            f"cannot write {path}: no folder {path.parent}",
-            fix=command_line(["mkdir", "-p", str(path.parent)]),
-        )
-
-
 def _write(path: Path, data: bytes) -> None:
-    check_folder(path)
     try:
         with replace_file(path) as partial:
             partial.write_bytes(data)

@@ -61,15 +61,15 @@ def make_folder(
         copy: files; else relative links.
 
     Returns:
-        Every engine that the loader can ask for. A link made before is removed where the engine is
-        not usable any more.
+        Every engine that the loader can ask for. A link or copy made before is removed where the
+        engine is not usable any more.
 
     Raises:
         EngineError: there is no engine folder.
         UsageError: `out` is the engine folder.
         StoreError: the file system refused.
     """
-    build = build_command("static", engine_dir=engine_dir)
+    build = build_command("static", backend=backend, engine_dir=engine_dir)
     store.check_other_folder(engine_dir, out, use="LightX2V's names", name="lightx2v", build=build)
     placed = []
     for part, mode, size, name in _asked_for():
@@ -78,8 +78,8 @@ def make_folder(
         found: dict[str, Any] = {"status": "copied" if copy else "linked"}
         if not file.is_there:
             sizes = () if size is None else (size,)
-            command = build_command(mode, *sizes, part=part, engine_dir=engine_dir)
-            found = {"status": "missing", "fix": command}
+            asked = {"part": part, "backend": backend, "engine_dir": engine_dir}
+            found = {"status": "missing", "fix": build_command(mode, *sizes, **asked)}
         else:
             try:
                 _check(file, backend)
@@ -125,7 +125,7 @@ def _check(file: store.EngineFile, flavour: str) -> None:
         raise EngineError(
             f"{engine}: for {len({size for size, _ in missed})} sizes LightX2V picks a profile that"
             f" does not hold them, such as profile {index} for {size}",
-            fix=f"{rebuild_command(engine)} --force (without --profiles)",
+            fix=rebuild_command(engine, backend=flavour, force=True),
         )
 
 
@@ -134,5 +134,6 @@ def _place(source: Path, target: Path, one: Placed) -> None:
         place_file(source, target, link=one.status == "linked")
         return
     with refusals_named("write", target, option=RESULTS):
-        if target.is_symlink():
-            target.unlink()
+        # A file of somebody else's has no sidecar.
+        if target.is_symlink() or store.sidecar_path(one.path).is_file():
+            target.unlink(missing_ok=True)

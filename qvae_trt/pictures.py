@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qvae_trt import images
-from qvae_trt.errors import PictureError, ResolutionError, UsageError
+from qvae_trt import images, store
+from qvae_trt.errors import PictureError, QvaeError, ResolutionError, UsageError, printable
+from qvae_trt.files.writing import check_writable
 from qvae_trt.kinds import scale_of
 from qvae_trt.model import DEFAULT_MODEL, Model, load_model
 from qvae_trt.profiles import PARTS, Part, Resolution
@@ -27,8 +29,8 @@ from qvae_trt.runtime.vae import FallbackWarning, TrtVae, load_vae
 
 #: A picture is padded past its own multiple of 16 up to this many times its pixels.
 MAX_PADDING = 1.5
-#: The shortest side that the nine profiles hold; padding up to it is always cheap.
-SHORTEST_SIDE = 256
+#: Padding up to so many pixels is always cheap.
+CHEAP_PIXELS = 256 * 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,9 @@ class Pass:
 
     Attributes:
         size: what the part saw, after padding.
-        engine: `static`, `profile 3` or `pytorch`; `fallback` where what was chosen failed and
-            something else gave the result: the notes say why.
-        path: the engine's file; None for PyTorch.
+        engine: what gave the result: `static`, `profile 3`, `fused`, `folded` or `tiles`. Where it
+            is not what was chosen at first, the notes say why.
+        path: the engine's file; None where no engine gave it.
         seconds: of the run, with the loading of the engine.
         notes: what the VAE warned of.
     """
@@ -81,9 +83,11 @@ def encode(
     _check_out(out, (".safetensors",), "latents file", source=picture)
     loaded, vae = _load(engine_dir, model, backend)
     pixels = images.read_picture(picture, channels=vae.input_channels)
-    size, padded = _sizes(vae, pixels, ("encoder",))
+    size, padded = _sizes(vae, pixels, ("encoder",), engine_dir)
     mean, run = _encode(vae, pixels, padded)
-    latents = images.Latents(mean, size.height, size.width, loaded.source, loaded.weights_sha256)
+    latents = images.Latents(
+        mean, size.height, size.width, printable(loaded.source), loaded.weights_sha256
+    )
     images.write_latents(out, latents)
     return Outcome(out, size, None, (run,))
 
@@ -142,7 +146,7 @@ def roundtrip(
     _check_out(out, tuple(images.WRITE_FORMATS), "picture", source=picture)
     _, vae = _load(engine_dir, model, backend)
     pixels = images.read_picture(picture, channels=vae.input_channels)
-    size, padded = _sizes(vae, pixels, PARTS)
+    size, padded = _sizes(vae, pixels, PARTS, engine_dir)
     mean, encoding = _encode(vae, pixels, padded)
     decoded, decoding = _decode(vae, mean)
     again = images.crop(decoded, (size.height, size.width))
@@ -151,20 +155,20 @@ def roundtrip(
 
 
 def _check_out(out: Path, suffixes: Sequence[str], kind: str, *, source: Path) -> None:
-    """Before minutes of work: an error unless `out` has a suffix that can be written, its folder
-    exists, and it is not the file that is read.
+    """Before minutes of work: an error unless `out` has a suffix that can be written, can be
+    written there, and is not the file that is read.
     """
     if out.suffix.lower() not in suffixes:
         raise UsageError(
             f"{out}: unknown kind of {kind} {out.suffix!r}", fix=f"Name it {', '.join(suffixes)}."
         )
-    images.check_folder(out)
     with suppress(OSError, ValueError):  # one of them is not there
         if out.samefile(source):
             raise UsageError(
                 f"{out}: is the file to read, expected another one to write",
                 fix="Name another --out.",
             )
+    check_writable(out)
 
 
 def _check_size(size: Resolution, path: Path | str) -> None:
@@ -180,24 +184,25 @@ def _load(engine_dir: Path, model: str, backend: str) -> tuple[Model, TrtVae]:
     return loaded, load_vae(engine_dir, model=loaded, backend=backend, check_nan=True)
 
 
-def _sizes(vae: TrtVae, pixels: Tensor, parts: Sequence[Part]) -> tuple[Resolution, Resolution]:
+def _sizes(
+    vae: TrtVae, pixels: Tensor, parts: Sequence[Part], engine_dir: Path
+) -> tuple[Resolution, Resolution]:
     """The picture's size, and the one to pad it to: its multiple of 16 unless no engine has it."""
     size = Resolution(pixels.shape[-2], pixels.shape[-1])
     own = Resolution(
         *(-(-side // images.MULTIPLE) * images.MULTIPLE for side in (size.height, size.width))
     )
     _check_size(own, f"a picture of {size}")
-    floor = Resolution(max(own.height, SHORTEST_SIDE), max(own.width, SHORTEST_SIDE))
-    limit = max(MAX_PADDING * own.pixels, SHORTEST_SIDE * SHORTEST_SIDE)
-    larger = [
-        candidate
-        for candidate in (floor, *vae.kind.static_sizes.values())
-        if candidate.height >= own.height and candidate.width >= own.width
-        if candidate.pixels <= limit
-    ]
-    larger.sort(key=lambda size: (size.pixels, size))
-    for candidate in (own, *larger):
-        if all(vae.choice(part, candidate).engine != "pytorch" for part in parts):
+    least = [own]
+    for file in store.find_engines(engine_dir):
+        with suppress(QvaeError):  # choosing says what is wrong with it
+            least += [profile.min for profile in store.read_sidecar(file.path).key.profiles]
+    padded = {Resolution(max(own.height, m.height), max(own.width, m.width)) for m in least}
+    limit = max(MAX_PADDING * own.pixels, CHEAP_PIXELS)
+    for candidate in sorted(padded, key=lambda size: (size.pixels, size)):
+        if candidate.pixels <= limit and all(
+            vae.choice(part, candidate).engine != "pytorch" for part in parts
+        ):
             return size, candidate
     return size, own
 
@@ -220,7 +225,7 @@ def _decoded_size(z: Tensor, scale: int) -> Resolution:
 def _timed(
     vae: TrtVae, part: Part, seen: Resolution, run: Callable[[], Tensor]
 ) -> tuple[Tensor, Pass]:
-    choice = vae.choice(part, seen)
+    choice, before = vae.choice(part, seen), _served(vae, part)
     started = time.perf_counter()
     with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FallbackWarning)
@@ -234,14 +239,22 @@ def _timed(
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    engine: str = choice.engine
-    path = choice.path
-    if engine == "profiles":
-        engine = f"profile {choice.profile_index}"
-    if notes and engine != "pytorch":
-        engine, path = "fallback", None
+    by = " and ".join(_served(vae, part) - before)
+    if by != choice.engine:
+        choice = vae.choice(part, seen)  # without what failed
+    path = choice.path if by == choice.engine else None
+    if path is not None and by == "profiles":
+        by = f"profile {choice.profile_index}"
     considered = tuple(map(str, choice.candidates))
-    return result, Pass(part, seen, engine, path, seconds, considered, tuple(notes))
+    return result, Pass(part, seen, by, path, seconds, considered, tuple(notes))
+
+
+def _served(vae: TrtVae, part: Part) -> Counter[str]:
+    """How many calls of a part each way has served."""
+    calls: Counter[str] = Counter()
+    for row in vae.status()["served"]:
+        calls[row["by"]] += row["calls"] if row["part"] == part else 0
+    return calls
 
 
 def _psnr_db(picture: Tensor, again: Tensor) -> float:

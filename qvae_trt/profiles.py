@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,40 +141,32 @@ class Profile:
 # --- which engine serves a size -----------------------------------------------------------------
 
 
-class ReasonKind(Enum):
-    """Why a way to serve a size is not taken."""
-
-    ABSENT = auto()  # there is no such engine
-    REFUSED = auto()  # it is there, and cannot be used
-    OUTSIDE = auto()  # it does not hold the size
-    NOT_FIRST = auto()  # another one comes before it
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why an engine cannot be used, for programs and for people."""
+    """Why an engine cannot be used; `absent` where there is none."""
 
-    kind: ReasonKind
     reason: str
+    absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to serve a size, and why it is taken or not; `kind` says why not."""
+    """One way to serve a size, and why it is taken or not; `absent` where there is no engine."""
 
     name: str
     reason: str
-    kind: ReasonKind | None = None
+    accepted: bool = True
     path: Path | None = None
     profile_index: int | None = None
+    absent: bool = False
 
-    @property
-    def accepted(self) -> bool:
-        return self.kind is None
+    @classmethod
+    def refused(cls, name: str, why: Refusal, path: Path | None = None) -> Candidate:
+        return cls(name, why.reason, accepted=False, path=path, absent=why.absent)
 
     def passed_over(self, reason: str) -> Candidate:
         """If it could serve: another one comes before it."""
-        return replace(self, reason=reason, kind=ReasonKind.NOT_FIRST) if self.accepted else self
+        return replace(self, reason=reason, accepted=False) if self.accepted else self
 
     def __str__(self) -> str:
         return f"{'+' if self.accepted else '-'} {self.name}: {self.reason}"
@@ -203,7 +194,7 @@ class Choice:
 def choose(
     resolution: Resolution,
     *,
-    static: Mapping[Resolution, Path | Refusal],
+    static: Path | Refusal | None,
     profiles: Sequence[Profile] | Refusal,
     profiles_path: Path | None = None,
 ) -> Choice:
@@ -211,18 +202,17 @@ def choose(
 
     Args:
         resolution: the picture's size.
-        static: the static engines: a path, or why that engine cannot be used.
+        static: the static engine of that size, None for one as yet without a path, or why there is
+            none that can be used.
         profiles: the ranges of the profiles engine, in its order, or why it cannot be used.
         profiles_path: the profiles engine, passed through to the candidates.
     """
-    no_static = Refusal(ReasonKind.ABSENT, f"no static engine of {resolution}")
-    exact = static.get(resolution, no_static)
-    if isinstance(exact, Refusal):
-        found = [Candidate("static", exact.reason, exact.kind)]
+    if isinstance(static, Refusal):
+        found = [Candidate.refused("static", static)]
     else:
-        found = [Candidate("static", f"built for exactly {resolution}", path=exact)]
+        found = [Candidate("static", f"built for exactly {resolution}", path=static)]
     if isinstance(profiles, Refusal):
-        found.append(Candidate("profiles", profiles.reason, profiles.kind, profiles_path))
+        found.append(Candidate.refused("profiles", profiles, profiles_path))
     else:
         found.extend(_weigh(resolution, profiles, profiles_path))
     found.append(Candidate("pytorch", "no engine serves this size"))
@@ -235,10 +225,9 @@ def with_fused(choice: Choice, fused: str | Refusal) -> Choice:
     """
     *engines, pytorch = choice.candidates
     if isinstance(fused, Refusal):
-        refused = Candidate("fused", fused.reason, fused.kind)
-        return replace(choice, candidates=(*engines, refused, pytorch))
+        return replace(choice, candidates=(*engines, Candidate.refused("fused", fused), pytorch))
     passed = [engine.passed_over("it can serve, and fused is preferred") for engine in engines]
-    last = replace(pytorch, kind=None)
+    last = replace(pytorch, accepted=True)
     return _first(choice.resolution, [*passed, Candidate("fused", fused), last])
 
 
@@ -265,15 +254,13 @@ def _weigh(
     best = nearest(resolution, profiles)
     for index, profile in enumerate(profiles):
         distance, refusal = f"{profile.distance(resolution):.3f}", profile.refusal(resolution)
-        kind = None
         if refusal is not None:
-            reason, kind = refusal, ReasonKind.OUTSIDE
+            reason = refusal
         elif index == best:
             reason = f"holds it, nearest opt (distance {distance})"
         else:
             reason = f"holds it, further than profile {best} (distance {distance})"
-            kind = ReasonKind.NOT_FIRST
-        yield Candidate(f"profile {index} {profile.opt}", reason, kind, path, index)
+        yield Candidate(f"profile {index} {profile.opt}", reason, index == best, path, index)
 
 
 # --- names of files -----------------------------------------------------------------------------

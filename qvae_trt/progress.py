@@ -6,14 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Progress = Callable[[str, int, int], bool]
-"""`(stage, done, total) -> go on?`. May be called from another thread; on False the
-build stops and raises KeyboardInterrupt."""
-
-
-def silent(_stage: str, _done: int, _total: int) -> bool:
-    """No-op callback."""
-    return True
+Progress = Callable[[str, int, int], object]
+"""Called with the stage, steps done and steps in all, maybe from another thread. What it raises
+ends the work and is raised from it: KeyboardInterrupt stops a build."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +35,14 @@ class Event:
 OnEvent = Callable[[Event], object]
 
 
-def ignore(_event: Event) -> None:
-    """No-op callback."""
+def ignore(*_told: object) -> None:
+    """No-op callback, for events and for stages."""
 
 
 def stages(on_event: OnEvent, event: Callable[..., Event]) -> Progress:
     """What tells of the stages of one item; `event` makes an event of it."""
 
-    def tell(stage: str, done: int, total: int) -> bool:
+    def tell(stage: str, done: int, total: int) -> None:
         on_event(event(kind="progress", text=stage, done=done, total=total))
-        return True
 
     return tell

@@ -58,16 +58,13 @@ def make_repository(
         UsageError: `out` is the engine folder.
         StoreError: the file system refused.
     """
-    build = build_command("profiles", engine_dir=engine_dir)
+    build = build_command("profiles", backend=backend, engine_dir=engine_dir)
     store.check_other_folder(
         engine_dir, out, use="Triton's models", name="model_repository", build=build
     )
     files = [f for f in store.find_engines(engine_dir) if f.path.suffix == BACKENDS[backend]]
     if not files:
-        raise EngineError(
-            f"{engine_dir}: no engine of {backend}",
-            fix=build_command("profiles", backend=backend, engine_dir=engine_dir),
-        )
+        raise EngineError(f"{engine_dir}: no engine of {backend}", fix=build)
     models = []
     for file in files:
         name = f"qwen_image_vae_{file.part}_{file.resolution or 'profiles'}"

@@ -70,8 +70,8 @@ class Child:
         `progress`.
 
         Raises: the QvaeError that the task raised; BuildError, naming the signal, if the process
-            died or cannot start; ChildError for any other error there. KeyboardInterrupt if
-            `progress` said stop.
+            died or cannot start; ChildError for any other error there. What `progress` raises
+            ends the process.
         """
         self.ask(task, *arguments)
         return self.answer(progress)
@@ -105,8 +105,7 @@ class Child:
                     return event[0]
                 if kind == "error":
                     raise event[0]
-                if not progress(*event):
-                    raise KeyboardInterrupt
+                progress(*event)
             how = _how_it_died(self._running.process.wait(), self._makes)
             what = f"the {self._name} process {how}{self._running.last_words()}"
             raise BuildError(what, fix=self._fix)
@@ -217,12 +216,11 @@ def _throttled(say: Callable[..., None]) -> Progress:
     """
     last = 0.0
 
-    def progress(stage: str, done: int, total: int) -> bool:
+    def progress(stage: str, done: int, total: int) -> None:
         nonlocal last
         if (now := time.monotonic()) - last >= _SECONDS_BETWEEN or done in (0, total):
             last = now
             say("progress", stage, done, total)
-        return True
 
     return progress
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def make_vae(
-    *, base_dim: int = 8, input_channels: int = 3, seed: int = 0, mild: bool = False
+    *, base_dim: int = 8, seed: int = 0, mild: bool = False, **changes: object
 ) -> AutoencoderKLQwenImage:
     """A VAE in which no tensor is trivial: gammas of both signs, biases not zero.
 
     With `mild`, every gamma is 0.5 to 1.5 or its negative.
     """
     torch.manual_seed(seed)
-    vae = AutoencoderKLQwenImage(base_dim=base_dim, input_channels=input_channels)
+    vae = AutoencoderKLQwenImage(base_dim=base_dim, **changes)
     return _made_uneven(vae, mild=mild)
 
 

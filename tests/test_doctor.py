@@ -91,6 +91,26 @@ def test_a_gpu_without_tensorrt_is_pointed_out(
     assert found.fix == "pip install 'qvae-trt[gpu]'", "TensorRT-RTX refuses an H100"
 
 
+def test_the_fused_path_needs_no_tensorrt(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    let_fused_run(monkeypatch)
+    monkeypatch.setattr(backends, "resolve", lambda n: "onnxruntime" if n == "auto" else n)
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    importing = importlib.import_module
+
+    def without(name: str) -> object:
+        if name.startswith("tensorrt"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return importing(name)
+
+    monkeypatch.setattr("importlib.import_module", without)
+    for name in ("tensorrt", "tensorrt_rtx", "--backend auto"):
+        found = check(name, tmp_path)
+        assert (found.status, found.fix) == ("ok", None), found
+
+
 def test_engines_are_counted_and_foreign_ones_named(tmp_path: Path) -> None:
     assert check("engines", tmp_path).detail == f"none in {tmp_path} yet"
     arguments = ["--model", "bundled:tiny", "--backend", "onnxruntime", "--resolution", "32x32"]
@@ -193,6 +213,22 @@ def test_a_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert found.fix == "pip install --force-reinstall diffusers"
 
 
+def let_fused_run(
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: bool = True,
+    capability: tuple[int, int] = (9, 0),
+    triton: bool = True,
+    compiler: str | None = "/usr/bin/gcc",
+) -> None:
+    """A machine on which it runs, but for what is said otherwise."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    module = types.ModuleType("triton.tools.tensor_descriptor") if triton else None
+    monkeypatch.setitem(sys.modules, "triton.tools.tensor_descriptor", module)
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    monkeypatch.delenv("CC", raising=False)
+
+
 @pytest.mark.parametrize(
     ("cuda", "capability", "triton", "compiler", "words"),
     [
@@ -212,12 +248,7 @@ def test_whether_the_fused_path_serves(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    module = types.ModuleType("triton.tools.tensor_descriptor") if triton else None
-    monkeypatch.setitem(sys.modules, "triton.tools.tensor_descriptor", module)
-    monkeypatch.setattr("shutil.which", lambda name: compiler)
-    monkeypatch.delenv("CC", raising=False)
+    let_fused_run(monkeypatch, cuda, capability, triton, compiler)
     found = check("fused path", tmp_path)
     assert (found.status == "ok") == (compiler is not None)
     assert words in found.detail

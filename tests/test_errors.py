@@ -80,3 +80,19 @@ def test_what_is_not_seen_is_shown(text, shown, line):
     assert errors.printable(shown) == shown
     error = errors.EngineError(text, fix=text)
     assert (error.what, error.fix) == (shown, shown)
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "on the host"),
+        (MemoryError(), "on the host"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "on the GPU"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "on the GPU"),
+    ],
+)
+def test_memory_that_ran_out_is_no_bug(error, where):
+    found = errors.expected(error)
+    assert f"out of memory {where}" in found.what
+    assert "smaller size" in found.fix
+    assert errors.expected(RuntimeError("shapes do not match")) is None

@@ -10,8 +10,9 @@ import pytest
 from qvae_trt.errors import ResolutionError
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, QWEN_IMAGE_21, Kind, kind_of, scale_of
 from qvae_trt.model.seeded import empty_vae
-from qvae_trt.profiles import Resolution, choose
+from qvae_trt.profiles import Refusal, Resolution, choose
 
+NONE = Refusal("none", absent=True)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 
@@ -41,7 +42,7 @@ def test_sizes_are_in_steps_of_the_pipelines_or_of_16(kind: Kind) -> None:
     for size in kind.static_sizes.values():
         kind.latents_of(size)
         assert (
-            choose(size, static={}, profiles=kind.profiles).engine == "profiles"
+            choose(size, static=NONE, profiles=kind.profiles).engine == "profiles"
             or size.width > 1664
         )
     for profile in kind.profiles:
@@ -72,5 +73,5 @@ def test_nine_profiles_of_2_1_hold_every_size_up_to_2752() -> None:
     assert missed == []
     sizes = QWEN_IMAGE_21.static_sizes.values()
     assert all(
-        choose(size, static={}, profiles=profiles).profile_index in (3, 4, 5) for size in sizes
+        choose(size, static=NONE, profiles=profiles).profile_index in (3, 4, 5) for size in sizes
     )

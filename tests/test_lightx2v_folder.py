@@ -18,6 +18,7 @@ from qvae_trt.errors import EngineError, StoreError, UsageError
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.lightx2v_folder import make_folder
 from qvae_trt.profiles import (
+    MODES,
     PARTS,
     Profile,
     Resolution,
@@ -121,6 +122,10 @@ def test_what_is_missing_has_the_command_that_builds_it(tmp_path):
     assert f"--engine-dir {engines}" in fix
 
 
+COPY = pytest.mark.parametrize("copy", [False, True])
+
+
+@COPY
 @pytest.mark.parametrize(
     ("key", "says"),
     [
@@ -131,20 +136,30 @@ def test_what_is_missing_has_the_command_that_builds_it(tmp_path):
         ({"channels": (3, 96)}, "from 3 channels to 96, expected 3 to 32"),
     ],
 )
-def test_an_engine_that_it_would_run_wrongly_is_refused(tmp_path, key, says):
+def test_an_engine_that_it_would_run_wrongly_is_refused(tmp_path, key, says, copy):
     engines, out = tmp_path / "engines", tmp_path / "out"
     put(engines, "encoder", [Profile.fixed(WIDE)])
-    make_folder(engines, out, copy=False)
+    make_folder(engines, out, copy=copy)
     link = out / "static" / "2_3" / "vae_encoder.trt"
     assert link.exists()
     put(engines, "encoder", [Profile.fixed(WIDE)], **key)
-    placed = make_folder(engines, out, copy=False)
+    placed = make_folder(engines, out, copy=copy)
     (one,) = [one for one in placed if one.status == "refused"]
     assert says in one.reason
     assert one.fix
-    # The link made before would lead to it.
+    # What was made before would be opened.
     assert not os.path.lexists(link)
     assert not os.path.lexists(store.sidecar_path(link))
+
+
+@COPY
+def test_a_file_of_somebody_else_stays(tmp_path, copy):
+    theirs = tmp_path / "out" / "static" / "1_1" / "vae_encoder.trt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"built by hand")
+    (tmp_path / "engines").mkdir()
+    make_folder(tmp_path / "engines", tmp_path / "out", copy=copy)
+    assert theirs.read_bytes() == b"built by hand"
 
 
 def test_an_engine_under_another_sizes_name_is_refused(tmp_path):
@@ -231,8 +246,8 @@ def test_the_command_names_what_is_missing(tmp_path, capsys):
     command = ["lightx2v", "--engine-dir", str(engines), "--out", str(tmp_path / "out")]
     assert main(command) == 1
     told = capsys.readouterr().err
-    assert "qvae build --mode static --engine-dir" in told, "all sizes need no names"
-    assert "qvae build --mode profiles" in told
+    for mode in MODES:  # all sizes need no names
+        assert f"qvae build --mode {mode} --backend tensorrt --engine-dir {engines}" in told
     for part in PARTS:
         put(engines, part, [Profile.fixed(WIDE)])
     assert main(command) == 0

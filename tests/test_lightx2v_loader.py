@@ -10,7 +10,14 @@ import lightx2v_vae_trt
 import pytest
 
 from qvae_trt.lightx2v_loader import editing_sizes, picked_profiles, static_folders, unheld
-from qvae_trt.profiles import Profile, Resolution, choose, load_profiles, load_static_sizes
+from qvae_trt.profiles import (
+    Profile,
+    Refusal,
+    Resolution,
+    choose,
+    load_profiles,
+    load_static_sizes,
+)
 
 R = Resolution
 
@@ -50,7 +57,7 @@ def test_the_profile_that_it_picks_holds_the_size():
 def test_our_choice_of_profile_holds_the_size_too(picked):
     profiles = load_profiles()
     for size in {size for size, _ in picked}:
-        choice = choose(size, static={}, profiles=profiles)
+        choice = choose(size, static=Refusal("none", absent=True), profiles=profiles)
         assert choice.engine == "profiles"
         assert profiles[choice.profile_index].holds(size)
 

@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from store_cases import make_sidecar, put_engine
 
 from qvae_trt import pictures
-from qvae_trt.errors import ModelError, PictureError, UsageError
+from qvae_trt.errors import ModelError, PictureError, StoreError, UsageError
 from qvae_trt.images import Latents, pad, read_latents, read_picture, write_latents
 from qvae_trt.json_rows import write
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import BUNDLED_TINY
-from qvae_trt.profiles import Resolution
+from qvae_trt.profiles import Profile, Resolution, engine_path
 
 PHOTOGRAPH = "qvae_trt/data/pictures/astronaut.jpg"
 
@@ -199,17 +200,23 @@ class Chooser:
         ("100x400", ["256x400"], "112x400"),  # more than half as much again
         ("200x400", ["256x400"], "256x400"),
         ("1x1", ["256x256"], "256x256"),
+        ("80x60", ["96x64"], "96x64"),  # a size that no list names
     ],
 )
-def test_padding_goes_no_further_than_an_engine_is_worth(size, engines, padded):
+def test_padding_goes_no_further_than_an_engine_is_worth(size, engines, padded, tmp_path):
+    for each in map(Resolution.parse, engines):
+        profiles = (Profile.fixed(each),)
+        sidecar = make_sidecar(part="encoder", mode="static", profiles=profiles)
+        put_engine(engine_path(tmp_path, "encoder", "static", ".onnx", each), sidecar, b"engine")
     width, height = (int(side) for side in size.split("x"))
-    found = pictures._sizes(Chooser(*engines), torch.zeros(1, 3, height, width), ("encoder",))
+    pixels = torch.zeros(1, 3, height, width)
+    found = pictures._sizes(Chooser(*engines), pixels, ("encoder",), tmp_path)
     assert [str(each) for each in found] == [size, padded]
 
 
 def test_without_an_engine_pytorch_serves_and_says_so(engines, photograph, tmp_path):
     done = pictures.roundtrip(photograph((200, 150)), tmp_path / "out.png", **options(engines))
-    assert [run.engine for run in done.passes] == ["pytorch", "pytorch"]
+    assert [run.engine for run in done.passes] == ["folded", "folded"]
     assert all(run.path is None and run.notes for run in done.passes)
     assert done.psnr_db > 20
 
@@ -217,7 +224,7 @@ def test_without_an_engine_pytorch_serves_and_says_so(engines, photograph, tmp_p
 def test_an_empty_engine_folder_is_served_by_pytorch(photograph, tmp_path):
     source = photograph((40, 30))
     done = pictures.roundtrip(source, tmp_path / "out.png", **options(tmp_path / "none"))
-    assert {run.engine for run in done.passes} == {"pytorch"}
+    assert {run.engine for run in done.passes} == {"folded"}
 
 
 def test_results_are_json(engines, photograph, tmp_path):
@@ -235,11 +242,11 @@ def test_results_are_json(engines, photograph, tmp_path):
     ("out", "said"),
     [
         ("out.png", "unknown kind of latents file"),
-        ("nowhere/out.safetensors", "no folder"),
+        ("picture.png/out.safetensors", "Not a directory"),
     ],
 )
 def test_where_latents_cannot_go_is_said_before_any_work(photograph, tmp_path, out, said):
-    with pytest.raises((PictureError, UsageError), match=said) as caught:
+    with pytest.raises((StoreError, UsageError), match=said) as caught:
         pictures.encode(photograph((9, 9)), tmp_path / out, engine_dir=tmp_path, model="no/model")
     assert caught.value.fix
     assert sorted(p.name for p in tmp_path.iterdir()) == ["picture.png"]
@@ -251,16 +258,23 @@ def test_where_latents_cannot_go_is_said_before_any_work(photograph, tmp_path, o
         ("out.safetensors", UsageError),
         ("out", UsageError),
         ("out.txt", UsageError),
-        ("nowhere/out.png", PictureError),
+        ("in-the-way.png", StoreError),
     ],
 )
 @pytest.mark.parametrize("command", ["decode", "roundtrip"])
 def test_where_a_picture_cannot_go_is_said_before_any_work(tmp_path, command, out, error):
+    (tmp_path / "in-the-way.png").mkdir()
     with pytest.raises(error):
         getattr(pictures, command)(
             tmp_path / "absent", tmp_path / out, engine_dir=tmp_path, model="no/model"
         )
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["in-the-way.png"]
+
+
+def test_a_folder_that_is_not_there_is_made(engines, photograph, tmp_path):
+    out = tmp_path / "new" / "out.png"
+    pictures.roundtrip(photograph((96, 64)), out, **options(engines))
+    assert out.is_file()
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_a_bad_file_still_gives_the_right_picture_and_never_passes(
     assert float((again - expected).abs().max()) < 1.01 / 127.5
     encoding, decoding = done.passes
     assert (encoding.engine, encoding.notes) == ("static", ())
-    assert decoding.engine in ("pytorch", "fallback")
+    assert decoding.engine == "folded"
     assert decoding.notes
     report = verify(static, model=BUNDLED_TINY)
     found = {row.status for row in report.rows if row.part == "decoder"}
@@ -160,8 +160,22 @@ def test_a_run_that_fails_still_gives_the_right_picture(
     monkeypatch.setattr(Engine, "run", run)
     done = trip(static, source, tmp_path / "out.png")
     assert float((images.read_picture(done.out) - expected).abs().max()) < 1.01 / 127.5
-    assert [run.engine for run in done.passes if run.part == part] == ["fallback"]
+    assert [run.engine for run in done.passes if run.part == part] == ["folded"]
     assert any(error.what in note for run in done.passes for note in run.notes)
+
+
+def test_the_engine_that_served_in_place_of_a_bad_one_is_named(
+    source, expected, tmp_path, tmp_path_factory
+):
+    engines = tmp_path / "engines"
+    shutil.copytree(ort_engines.shared(tmp_path_factory), engines)
+    _cut(engines)
+    done = trip(engines, source, tmp_path / "out.png")
+    assert float((images.read_picture(done.out) - expected).abs().max()) < 1.01 / 127.5
+    encoding, decoding = done.passes
+    assert (encoding.engine, decoding.engine) == ("static", "profile 0")
+    assert decoding.path == engines / "profiles" / "vae_decoder_multi_profile.onnx"
+    assert "the profiles engine instead" in " ".join(decoding.notes)
 
 
 def test_an_engine_that_does_not_load_still_gives_the_right_picture(
@@ -173,7 +187,7 @@ def test_an_engine_that_does_not_load_still_gives_the_right_picture(
     monkeypatch.setattr(Engine, "open", refuse)
     done = trip(static, source, tmp_path / "out.png")
     assert float((images.read_picture(done.out) - expected).abs().max()) < 1.01 / 127.5
-    assert [run.engine for run in done.passes] == ["fallback", "fallback"]
+    assert [run.engine for run in done.passes] == ["folded", "folded"]
     report = verify(static, model=BUNDLED_TINY)
     assert {row.status for row in report.rows} == {"error"}
     assert all("no memory for the engine" in row.reason for row in report.rows)

@@ -13,7 +13,6 @@ from qvae_trt.commands import build_command, rebuild_command
 from qvae_trt.errors import ProfileError, ResolutionError, UsageError
 from qvae_trt.profiles import (
     Profile,
-    ReasonKind,
     Refusal,
     Resolution,
     choose,
@@ -24,7 +23,8 @@ from qvae_trt.profiles import (
 )
 
 R = Resolution
-ABSENT = Refusal(ReasonKind.ABSENT, "no engine with profiles")
+ABSENT = Refusal("no engine with profiles", absent=True)
+NO_STATIC = Refusal("no static engine of that size", absent=True)
 NINE = (
     (512, 512),
     (1024, 1024),
@@ -289,34 +289,34 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
 
 
 def test_a_static_engine_of_exactly_this_size_comes_first(tmp_path):
-    choice = choose(
-        R(1024, 1024), static={R(1024, 1024): tmp_path / "a.trt"}, profiles=load_profiles()
-    )
+    choice = choose(R(1024, 1024), static=tmp_path / "a.trt", profiles=load_profiles())
     assert (choice.engine, choice.profile_index) == ("static", None)
     assert choice.path == tmp_path / "a.trt"
 
 
-def test_a_static_engine_of_another_size_does_not_serve():
-    choice = choose(R(1024, 1024), static={R(1024, 1040): Path("a.trt")}, profiles=ABSENT)
+def test_without_engines_none_serves():
+    choice = choose(R(1024, 1024), static=NO_STATIC, profiles=ABSENT)
     assert choice.engine == "pytorch"
     assert choice.path is None
+    assert [candidate.absent for candidate in choice.candidates] == [True, True, False]
 
 
 def test_an_unusable_static_engine_gives_its_reason():
     choice = choose(
         R(512, 512),
-        static={R(512, 512): Refusal(ReasonKind.REFUSED, "other GPU")},
+        static=Refusal("other GPU"),
         profiles=load_profiles(),
     )
     assert choice.engine == "profiles"
     assert choice.candidates[0].reason == "other GPU"
-    assert choice.candidates[0].kind is ReasonKind.REFUSED
+    assert not choice.candidates[0].accepted
+    assert not choice.candidates[0].absent
 
 
 def test_a_nearer_profile_that_does_not_hold_the_size_is_not_taken():
     near = Profile(R(1024, 1024), R(1024, 1024), R(1024, 1024))
     wide = Profile(R(256, 256), R(256, 256), R(2048, 2048))
-    choice = choose(R(1024, 1040), static={}, profiles=[near, wide])
+    choice = choose(R(1024, 1040), static=NO_STATIC, profiles=[near, wide])
     assert choice.profile_index == 1
     assert choice.candidates[1].reason == "width 1040 is not in 1024..1024"
 
@@ -324,16 +324,16 @@ def test_a_nearer_profile_that_does_not_hold_the_size_is_not_taken():
 def test_the_nearest_opt_wins_and_the_first_of_equals():
     low, high = R(256, 256), R(2048, 2048)
     small, large = Profile(low, R(512, 512), high), Profile(low, R(1024, 1024), high)
-    assert choose(R(576, 576), static={}, profiles=[large, small]).profile_index == 1
-    assert choose(R(960, 960), static={}, profiles=[large, small]).profile_index == 0
-    assert choose(R(960, 960), static={}, profiles=[small, large, large]).profile_index == 1
+    assert choose(R(576, 576), static=NO_STATIC, profiles=[large, small]).profile_index == 1
+    assert choose(R(960, 960), static=NO_STATIC, profiles=[large, small]).profile_index == 0
+    assert choose(R(960, 960), static=NO_STATIC, profiles=[small, large, large]).profile_index == 1
 
 
 def test_the_aspect_counts_as_well_as_the_area():
     low, high = R(256, 256), R(2048, 2048)
     square, portrait = Profile(low, R(1024, 1024), high), Profile(low, R(1280, 720), high)
-    assert choose(R(1216, 832), static={}, profiles=[square, portrait]).profile_index == 1
-    assert choose(R(832, 1216), static={}, profiles=[square, portrait]).profile_index == 0
+    assert choose(R(1216, 832), static=NO_STATIC, profiles=[square, portrait]).profile_index == 1
+    assert choose(R(832, 1216), static=NO_STATIC, profiles=[square, portrait]).profile_index == 0
 
 
 def test_distance_is_the_sum_of_both_logarithms():
@@ -350,28 +350,30 @@ def test_distance_is_the_sum_of_both_logarithms():
 def test_each_opt_gets_its_own_profile():
     profiles = load_profiles()
     for index, profile in enumerate(profiles):
-        assert choose(profile.opt, static={}, profiles=profiles).profile_index == index
+        assert choose(profile.opt, static=NO_STATIC, profiles=profiles).profile_index == index
 
 
 def test_no_engine_serves_it():
-    choice = choose(R(2048, 2048), static={}, profiles=load_profiles())
+    choice = choose(R(2048, 2048), static=NO_STATIC, profiles=load_profiles())
     assert choice.engine == "pytorch"
     assert choice.candidates[-1].accepted
     assert len(choice.candidates) == 1 + 9 + 1
     for candidate in choice.candidates[1:-1]:
-        assert candidate.kind is ReasonKind.OUTSIDE
+        assert not candidate.accepted
+        assert not candidate.absent, "it is there and does not hold the size"
 
 
 def test_a_profiles_engine_that_cannot_be_used_gives_its_reason():
-    refusal = Refusal(ReasonKind.REFUSED, "TensorRT 10, not 11")
-    choice = choose(R(512, 512), static={}, profiles=refusal)
-    assert [c.kind for c in choice.candidates] == [ReasonKind.ABSENT, ReasonKind.REFUSED, None]
+    refusal = Refusal("TensorRT 10, not 11")
+    choice = choose(R(512, 512), static=NO_STATIC, profiles=refusal)
+    assert [c.absent for c in choice.candidates] == [True, False, False]
+    assert [c.accepted for c in choice.candidates] == [False, False, True]
     assert choice.engine == "pytorch"
     assert "- profiles: TensorRT 10, not 11" in choice.explain()
 
 
 def test_an_engine_without_profiles_serves_nothing():
-    assert choose(R(512, 512), static={}, profiles=[]).engine == "pytorch"
+    assert choose(R(512, 512), static=NO_STATIC, profiles=[]).engine == "pytorch"
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.booleans(), st.booleans())
@@ -379,12 +381,12 @@ def test_one_way_is_taken_and_every_way_has_a_reason(h, w, with_static, with_pro
     size = R(h * 8, w * 8)
     choice = choose(
         size,
-        static={size: Path("x")} if with_static else {},
+        static=Path("x") if with_static else NO_STATIC,
         profiles=load_profiles() if with_profiles else ABSENT,
     )
     assert sum(c.accepted for c in choice.candidates) == 1
     assert all(c.reason for c in choice.candidates)
-    assert all((c.kind is None) == c.accepted for c in choice.candidates)
+    assert not any(c.absent and c.accepted for c in choice.candidates)
     assert len(choice.explain().splitlines()) == len(choice.candidates)
     if choice.profile_index is not None:
         assert load_profiles()[choice.profile_index].holds(size)
@@ -452,4 +454,16 @@ def test_a_command_leaves_out_what_is_the_default(monkeypatch):
 
 
 def test_a_path_from_elsewhere_has_the_general_command():
-    assert rebuild_command(Path("/tmp/some.trt")).startswith("qvae build --mode")
+    assert shlex.split(rebuild_command(Path("/tmp/some.trt")))[:3] == ["qvae", "build", "--mode"]
+
+
+def test_what_a_variable_set_is_said_in_the_command_that_built_it():
+    path = engine_path(Path("engines"), "decoder", "static", ".onnx", R(928, 1664))
+    line = "qvae build --mode static --aspect 16:9"
+    asked = {"model": "bundled:tiny", "backend": "onnxruntime", "precision": None}
+    words = ["--model", "bundled:tiny", "--backend", "onnxruntime"]
+    assert shlex.split(rebuild_command(path, built_by=line, **asked)) == [*line.split(), *words]
+    for known in (f"{line} --model other", f"{line} --model=other"):
+        words = ["--backend", "onnxruntime"]
+        again = rebuild_command(path, built_by=known, **asked)
+        assert shlex.split(again) == [*known.split(), *words]

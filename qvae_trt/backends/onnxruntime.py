@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ from qvae_trt.errors import (
 )
 from qvae_trt.files.writing import refusals_named, workplace
 from qvae_trt.profiles import BACKENDS, Precision
-from qvae_trt.progress import Progress, silent
+from qvae_trt.progress import Progress, ignore
 from qvae_trt.tensors import DTypeName, ShapeRange, TensorSpec
 
 RANGES_KEY = "qvae.ranges"
@@ -81,12 +80,12 @@ class OnnxRuntime:
     def uses_cuda(self) -> bool:
         return _CUDA in self._ort.get_available_providers() and bool(devices.gpus())
 
-    def device(self) -> Device | None:
-        return devices.gpu() if self.uses_cuda else Device("cpu")
+    def device(self) -> Device:
+        return (devices.gpu() if self.uses_cuda else None) or Device("cpu")
 
     def identity(self) -> dict[str, str | None]:
         """See `backends.Backend.identity`."""
-        device = self.device() or Device("cpu")
+        device = self.device()
         return {
             "flavour": self.name,
             "flavour_version": self.version(),
@@ -98,8 +97,7 @@ class OnnxRuntime:
         return self.can_run()
 
     def can_run(self) -> Verdict:
-        device = self.device()
-        where = device.name if device and self.uses_cuda else "the CPU"
+        where = self.device().name if self.uses_cuda else "the CPU"
         return Verdict(True, f"onnxruntime {self.version()} on {where}")
 
     def supports(self, precision: Precision) -> Verdict:
@@ -109,20 +107,17 @@ class OnnxRuntime:
         return Verdict(True, f"onnxruntime has {precision}")
 
     def build(
-        self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress | None = None
+        self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress = ignore
     ) -> BuildOutcome:
         """See `backends.Backend.build`. `level` and `timing_cache` mean nothing here."""
         self.supports(spec.precision).require()
-        started = time.perf_counter()
-        say = progress or silent
         options = self._options()
         # The extended level is the last whose graph does not depend on this machine's processor.
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         # The folder first: an interruption while it is being made, which is when the user reads
         # that building has begun, would leave it behind.
         with workplace() as folder:
-            if not say("optimize", 0, 1):
-                raise KeyboardInterrupt
+            progress("optimize", 0, 1)
             optimized = folder / "engine.onnx"
             options.optimized_model_filepath = str(optimized)
             with refusals_named("write", optimized), _full_disk_named(onnx, folder):
@@ -131,14 +126,13 @@ class OnnxRuntime:
             _factors(onnx, session)  # else no engine
             del session
             _write(optimized, out, spec.ranges, weights_in=onnx.parent)
-        say("optimize", 1, 1)
+        progress("optimize", 1, 1)
         return BuildOutcome(
             flags={
                 "graph_optimization": "extended",
                 "providers": " ".join(self._providers()),
                 "profiles": str(len(spec.ranges)),
             },
-            seconds=time.perf_counter() - started,
             input=source,
             output=result,
             warnings=tuple(_unused(spec)),

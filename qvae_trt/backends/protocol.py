@@ -13,7 +13,7 @@ from qvae_trt import json_rows
 from qvae_trt.backends.devices import Device
 from qvae_trt.errors import BackendError, EngineError
 from qvae_trt.profiles import Precision
-from qvae_trt.progress import Progress
+from qvae_trt.progress import Progress, ignore
 from qvae_trt.tensors import ShapeRange, TensorSpec
 
 #: What addresses of device memory are multiples of. TensorRT asks for 256 bytes; its version 10 has
@@ -60,7 +60,6 @@ class BuildOutcome:
     """
 
     flags: dict[str, str]
-    seconds: float
     input: TensorSpec
     output: TensorSpec
     warnings: tuple[str, ...] = ()
@@ -129,7 +128,7 @@ class Backend(Protocol):
         """
 
     def build(
-        self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress | None = None
+        self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress = ignore
     ) -> BuildOutcome:
         """Builds `onnx` and writes the engine to `out`, not atomically: that is the store's work.
 

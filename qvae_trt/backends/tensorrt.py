@@ -17,7 +17,7 @@ from qvae_trt.commands import rebuild_command
 from qvae_trt.errors import BackendError, EngineError, StaleEngineError
 from qvae_trt.files.reading import read_bytes
 from qvae_trt.profiles import BACKENDS, Precision
-from qvae_trt.progress import Progress
+from qvae_trt.progress import Progress, ignore
 
 _INSTALL = {
     "tensorrt": "pip install tensorrt (needs an NVIDIA GPU), or --backend onnxruntime",
@@ -123,7 +123,7 @@ class TensorRT:
         return Verdict(True, what)
 
     def build(
-        self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress | None = None
+        self, onnx: Path, out: Path, spec: BuildSpec, *, progress: Progress = ignore
     ) -> BuildOutcome:
         """See `backends.Backend.build`."""
         self.supports(spec.precision).require()
@@ -137,7 +137,8 @@ class TensorRT:
         """Deserialises. That runs code of the engine's maker: only open what you built."""
         self.can_run().require()
         rebuild = rebuild_command(engine, backend=self.name)
-        data = read_bytes(engine, fault=partial(EngineError, fix=f"build it: {rebuild}"))
+        fault = partial(EngineError, fix=f"build it: {rebuild}")
+        data = read_bytes(engine, fault=fault, most_bytes=None)
         if not data:
             raise EngineError(f"{engine}: empty file", fix=f"build it: {rebuild}")
         with self._log.listen() as heard:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,15 +18,14 @@ from typing import Any
 
 from qvae_trt.backends.protocol import BuildOutcome, BuildSpec
 from qvae_trt.backends.trt_session import DTYPE_NAMES, Log, Messages
-from qvae_trt.errors import BackendError, BuildError, QvaeError, StoreError, UsageError
+from qvae_trt.errors import BackendError, BuildError, QvaeError, StoreError
 from qvae_trt.files.reading import read_bytes
 from qvae_trt.files.writing import refusals_named, replace_file
-from qvae_trt.progress import Progress, silent
+from qvae_trt.progress import Progress
 from qvae_trt.tensors import DTypeName, TensorSpec
 
 _log = logging.getLogger(__name__)
 _STEPS = 1000  # of a whole build, as progress is told
-TACTIC_SOURCES_VARIABLE = "QVAE_TACTIC_SOURCES"
 # Libraries that 8.6 takes tactics from, and a symbol that an empty stand-in for one lacks.
 TACTIC_LIBRARIES = {
     "CUBLAS": ("libcublas.so.12", "libcublas.so.11", "cublasCreate_v2"),
@@ -55,11 +52,11 @@ class PlanBuilder:
         flavour: str,
         gpu: str,
         spec: BuildSpec,
-        progress: Progress | None,
+        progress: Progress,
     ) -> None:
         self._trt, self._log = trt, log
         self._flavour, self._gpu, self._spec = flavour, gpu, spec
-        self._progress = progress or silent
+        self._progress = progress
         self._flags: dict[str, str] = {}
         self._warnings: list[str] = []
 
@@ -68,14 +65,12 @@ class PlanBuilder:
 
         Raises: BackendError (TensorRT does not start), BuildError, DeviceMemoryError, StoreError.
         """
-        started = time.perf_counter()
         cache = self._read_cache()
         tensors, plan = self._plan(onnx, cache)
         with refusals_named("write", out):
             out.write_bytes(plan)
         return BuildOutcome(
             flags=dict(self._flags),
-            seconds=time.perf_counter() - started,
             input=tensors[0],
             output=tensors[1],
             warnings=tuple(self._warnings),
@@ -105,7 +100,7 @@ class PlanBuilder:
             monitor, adapter = Monitor(self._progress), None
             if hasattr(self._trt, "IProgressMonitor"):
                 adapter = config.progress_monitor = monitor.adapter(self._trt)
-            self._go_on("build", 0)
+            self._progress("build", 0, _STEPS)
             plan = builder.build_serialized_network(network, config)
             del adapter
             monitor.reraise()
@@ -114,7 +109,7 @@ class PlanBuilder:
                 return tensors, heard.explain(BuildError, what)
             if attached and self._spec.timing_cache is not None:
                 self._keep_cache(config, self._spec.timing_cache)
-        self._go_on("build", _STEPS)
+        self._progress("build", _STEPS, _STEPS)
         for text in heard.warnings:
             _log.info("TensorRT: %s", text)
         return tensors, bytes(memoryview(plan))
@@ -140,7 +135,7 @@ class PlanBuilder:
         return network
 
     def _parse(self, network: Any, onnx: Path, heard: Messages) -> tuple[TensorSpec, TensorSpec]:
-        self._go_on("parse", 0)
+        self._progress("parse", 0, _STEPS)
         parser = self._trt.OnnxParser(network, self._log.sink)
         if not parser.parse_from_file(str(onnx)):
             found = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -206,19 +201,12 @@ class PlanBuilder:
         """Takes only tactics whose libraries are here. 8.6 asks cuBLAS and cuDNN; later ones do
         not.
         """
-        source = self._trt.TacticSource
-        wanted = os.environ.get(TACTIC_SOURCES_VARIABLE)
-        if wanted is not None:
-            names = re.findall(r"[^\s,]+", wanted)
-            unknown = ", ".join(name for name in names if not hasattr(source, name))
-            if unknown:
-                raise UsageError(f"{TACTIC_SOURCES_VARIABLE}: this TensorRT has no {unknown}")
-        elif self._flags["typing"] == "strong":
+        if self._flags["typing"] == "strong":
             return
-        else:
-            known = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", *TACTIC_LIBRARIES)
-            names = [name for name in known if hasattr(source, name) and has_library(name)]
-        if not config.set_tactic_sources(sum(1 << int(getattr(source, n)) for n in set(names))):
+        source = self._trt.TacticSource
+        known = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", *TACTIC_LIBRARIES)
+        names = [name for name in known if hasattr(source, name) and has_library(name)]
+        if not config.set_tactic_sources(sum(1 << int(getattr(source, name)) for name in names)):
             raise BuildError(f"TensorRT refused the tactic sources {' '.join(names)}")
         self._flags["tactic_sources"] = " ".join(names)
 
@@ -252,7 +240,7 @@ class PlanBuilder:
             return None
         path = self._cache_path(self._spec.timing_cache)
         try:
-            return read_bytes(path, fault=StoreError)
+            return read_bytes(path, fault=StoreError, most_bytes=None)
         except StoreError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 self._warn(f"timing cache not read: {error.what}")
@@ -286,12 +274,6 @@ class PlanBuilder:
                 temporary.write_bytes(memoryview(timings))
         except StoreError as error:
             self._warn(f"timing cache not kept: {error.what}")
-
-    # --- progress -------------------------------------------------------------------------------
-
-    def _go_on(self, stage: str, done: int) -> None:
-        if not self._progress(stage, done, _STEPS):
-            raise KeyboardInterrupt
 
     def _warn(self, text: str) -> None:
         _log.warning("%s", text)
@@ -346,8 +328,7 @@ class Monitor:
             self._shown = shown = max(self._shown, int(_STEPS * fraction))
         if self._stopped_by is None:
             try:
-                if not self._progress(name, shown, _STEPS):
-                    self._stopped_by = KeyboardInterrupt()
+                self._progress(name, shown, _STEPS)
             except BaseException as error:  # noqa: BLE001  not into C++; reraise() raises it
                 self._stopped_by = error
         return self._stopped_by is None

@@ -162,6 +162,7 @@ def check_comparable(
     old: BenchResult,
     resolutions: Sequence[Resolution],
     parts: Sequence[Part],
+    paths: Sequence[str],
     *,
     service: bool = False,
 ) -> None:
@@ -170,18 +171,24 @@ def check_comparable(
     Raises:
         BenchError: nothing of the old result is to be measured now.
     """
-    measured = [c.resolution for c in old.cells if c.timing is not None and c.part in parts]
-    measured += [row.resolution for row in old.service if service and row.timing is not None]
-    if not set(measured) & set(resolutions):
-        timed = [cell for cell in old.cells if cell.timing is not None]
+    timed = [cell for cell in old.cells if cell.timing is not None]
+    rows: list[Cell | ServiceRow] = [cell for cell in timed if cell.part in parts]
+    rows += [row for row in old.service if service and _compared(row)]
+    if not any(row.resolution in resolutions and row.path in paths for row in rows):
         found = ", ".join(dict.fromkeys(str(cell.resolution) for cell in timed)) or "no size"
         of = " and ".join(dict.fromkeys(cell.part for cell in timed)) or "no part"
-        asked = ", ".join(map(str, resolutions))
+        by = ", ".join(dict.fromkeys(cell.path for cell in timed)) or "no path"
         raise BenchError(
-            f"nothing to compare: the old result has {of} at {found}, "
-            f"expected {' or '.join(parts)} at {asked}",
-            fix="run qvae bench with the --resolution and --part of the old one",
+            f"nothing to compare: the old result has {of} at {found} with {by}, "
+            f"expected {' or '.join(parts)} at {', '.join(map(str, resolutions))}"
+            f" with {', '.join(paths)}",
+            fix="run qvae bench with the --resolution, --part and --baseline of the old one",
         )
+
+
+def _compared(row: ServiceRow) -> bool:
+    # First use is one sample of disk and driver: too coarse for a margin.
+    return row.timing is not None and row.kind != "first_use"
 
 
 def check_margin(margin: float) -> None:
@@ -203,9 +210,7 @@ def compare(old: BenchResult, new: BenchResult, margin: float = 0.05) -> Changes
     check_margin(margin)
     measured: list[Cell | ServiceRow] = [*new.cells, *new.service]
     later = {_key(row): row for row in measured}
-    # First use is one sample of disk and driver: too coarse for a margin.
-    rows: list[Cell | ServiceRow] = [*old.cells]
-    rows += [row for row in old.service if row.kind != "first_use"]
+    rows: list[Cell | ServiceRow] = [*old.cells, *filter(_compared, old.service)]
     changes = tuple(
         _change(row, row.timing, later[_key(row)], margin)
         for row in rows

@@ -72,7 +72,7 @@ class Workbench:
         one of EXPECTED where it cannot be measured here; the message is the reason.
         """
         if name in ENGINES:
-            return self._engine(cast("Mode", name), part, resolution, stack)
+            return self._engine(name, part, resolution, stack)
         if name == "pytorch":
             dtype, modules, call = self.dtype, *self._shipped(part)
         else:

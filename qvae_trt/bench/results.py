@@ -24,17 +24,16 @@ from qvae_trt.files.values import Count, Positive, Value, read_object
 from qvae_trt.files.values import Fact as Fact
 from qvae_trt.files.writing import RESULTS, refusals_named, write_text
 from qvae_trt.json_rows import read, write
-from qvae_trt.profiles import PARTS, Part, Resolution
+from qvae_trt.profiles import MODES, PARTS, Part, Resolution
 
 SCHEMA: Final = "qvae/latency"
 VERSION: Final = 1
-MAX_FILE_BYTES: Final = 64 << 20
 _MAKE_ONE: Final = "qvae bench --resolution 1024x1024 --out DIR writes DIR/latency.json"
-PATHS: Final = ("pytorch", "folded", "compiled", "fused", "static", "profiles")
 BASELINES: Final = ("pytorch", "folded", "compiled", "fused")
 #: What is measured on a CPU unasked: compiling takes minutes there.
 BASELINES_ON_CPU: Final = ("pytorch", "folded")
-ENGINES: Final = ("static", "profiles")
+ENGINES: Final = MODES
+PATHS: Final = (*BASELINES, *ENGINES)
 REFERENCE: Final = "pytorch"
 
 
@@ -274,7 +273,7 @@ def load(path: Path) -> BenchResult:
     """Read a `latency.json`. Raises BenchError if it is missing, no JSON, or no bench result."""
     if path.is_dir():
         path = path / "latency.json"
-    root = read_object(path, most_bytes=MAX_FILE_BYTES, fault=partial(BenchError, fix=_MAKE_ONE))
+    root = read_object(path, fault=partial(BenchError, fix=_MAKE_ONE))
     found = root.data.get("schema")
     if found != SCHEMA:
         raise BenchError(

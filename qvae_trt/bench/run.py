@@ -17,7 +17,7 @@ from qvae_trt.bench.machine import gpu_id, machine_facts, nvidia_smi, version_fa
 from qvae_trt.bench.paths import Prepared, Workbench
 from qvae_trt.bench.service import measure_service, switch
 from qvae_trt.bench.timing import EXPECTED, Call, Limits, clock_for, explain, measure
-from qvae_trt.errors import BackendError, StoreError, UsageError
+from qvae_trt.errors import BackendError, StoreError, UsageError, printable
 from qvae_trt.model import load_model
 from qvae_trt.profiles import PARTS, Part, Resolution
 from qvae_trt.progress import Event, OnEvent, ignore
@@ -88,7 +88,8 @@ def bench(
 
     Args:
         out: a folder; `latency.json` there is brought up to date after each size, so that a bench
-            that is killed leaves what it had measured, with `complete` false.
+            that is killed leaves what it had measured, with `complete` false. An earlier one gets
+            another name.
 
     Raises:
         UsageError: neither a baseline nor an engine folder.
@@ -98,7 +99,7 @@ def bench(
     """
     device = _device(settings.device)
     resolutions, parts = settings.resolutions, settings.parts
-    paths = _paths(settings, device)
+    asked = paths(settings)
     loaded = load_model(settings.model)
     work = Workbench(loaded, settings, device=device)
     # Measured before the facts of the machine, so that its clocks are those of a busy GPU.
@@ -107,7 +108,7 @@ def bench(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=settings.command,
         device=device,
-        model=loaded.source,
+        model=printable(loaded.source),
         weights_sha256=loaded.weights_sha256,
         precision=work.precision,
         machine=machine_facts(device),
@@ -130,12 +131,12 @@ def bench(
         flops = count_flops(folded, part, loaded.shape(part, size))
         floor_ms = flops / float(matmul["tflops"] or 0.0) / 1e9
         floor = results.Floor(part=part, resolution=size, flops=flops, floor_ms=floor_ms)
-        return {"cells": _measure(work, paths, part, size), "floors": [floor]}
+        return {"cells": _measure(work, asked, part, size), "floors": [floor]}
 
     def in_service(previous: Resolution, size: Resolution) -> dict[str, Sequence[object]]:
-        rows = measure_service(work, paths, size)
+        rows = measure_service(work, asked, size)
         if previous != size:
-            rows += [switch(work, path, previous, size) for path in paths]
+            rows += [switch(work, path, previous, size) for path in asked]
         return {"service": rows}
 
     tasks = [
@@ -152,6 +153,9 @@ def bench(
         if out is not None:
             results.save(result, out / "latency.json")
 
+    kept = None if out is None else results.set_aside(out / "latency.json")
+    if kept is not None:
+        on_event(Event(kind="warning", text=f"an earlier result was there, and is now {kept}"))
     keep()
     with closing(work), torch.no_grad():
         for index, (name, task) in enumerate(tasks):
@@ -191,18 +195,24 @@ def _end_clocks(device: str) -> dict[str, results.Fact]:
     return {f"{n}_end": ended[n] for n in ("clock_sm_mhz", "temperature_c") if n in ended}
 
 
-def _paths(settings: BenchSettings, device: str) -> list[str]:
-    baselines = settings.baselines
+def paths(settings: BenchSettings) -> list[str]:
+    """What a bench with these settings measures here, in order.
+
+    Raises:
+        UsageError: neither a baseline nor an engine folder.
+        BackendError: a GPU asked for where there is none.
+    """
+    baselines, on_gpu = settings.baselines, _device(settings.device) == "cuda"
     if baselines is None:
-        baselines = results.BASELINES if device == "cuda" else results.BASELINES_ON_CPU
+        baselines = results.BASELINES if on_gpu else results.BASELINES_ON_CPU
     engines = results.ENGINES if settings.engine_dir is not None else ()
-    paths = [path for path in results.PATHS if path in baselines or path in engines]
-    if not paths:
+    found = [path for path in results.PATHS if path in baselines or path in engines]
+    if not found:
         raise UsageError(
             "nothing to measure: no baseline and no engine folder",
             fix=f"--baseline {results.REFERENCE}, or --engine-dir DIR",
         )
-    return paths
+    return found
 
 
 def _device(asked: str | None) -> str:

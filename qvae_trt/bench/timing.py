@@ -13,24 +13,23 @@ from typing import Final
 import torch
 
 from qvae_trt.bench.results import Timing
-from qvae_trt.errors import QvaeError, UsageError
+from qvae_trt.errors import QvaeError, UsageError, expected
 from qvae_trt.profiles import Part
 
 #: What may empty a cell: an expected failure, a device out of memory, a compiler or a library that
 #: is missing. Anything else is a bug and ends the bench.
-EXPECTED: Final[tuple[type[BaseException], ...]] = (
+EXPECTED: Final[tuple[type[Exception], ...]] = (
     *(QvaeError, RuntimeError, SubprocessError, MemoryError, ImportError, OSError),
 )
 
 
-def explain(error: BaseException) -> str:
+def explain(error: Exception) -> str:
     """One line for a cell's note."""
-    if isinstance(error, QvaeError):
-        text = error.what if error.fix is None else f"{error.what}; {error.fix}"
-    elif type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
-        text = f"out of memory: {str(error).partition('. ')[0] or 'allocation refused'}"
-    else:
+    known = expected(error)
+    if known is None:
         text = f"{type(error).__name__}: {error}"
+    else:
+        text = known.what if known.fix is None else f"{known.what}; {known.fix}"
     line = " ".join(text.split())
     return line if len(line) <= 300 else line[:299] + "…"
 

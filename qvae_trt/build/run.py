@@ -278,10 +278,7 @@ class _Build:
             with suppress(QvaeError):  # of a malformed one, the error tells
                 return _one_line(error), store.read_sidecar(job.path)
             return _one_line(error), None
-        built, level = sidecar.build_flags.get("level"), self._level(job.part)
-        if level is not None and built is not None and built != str(level):
-            return f"built with another level: found {built}, expected {level}", sidecar
-        return None, sidecar
+        return sidecar.other_level(self._level(job.part)), sidecar
 
 
 def _kept(job: Job, sidecar: store.Sidecar | None, reason: str) -> JobResult:

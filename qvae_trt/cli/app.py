@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from qvae_trt.cli.commands.measuring import bench, report, verify
 from qvae_trt.cli.commands.pictures import decode, encode, roundtrip
 from qvae_trt.cli.commands.showing import doctor, inspect, list_, match, profiles
 from qvae_trt.cli.options import resolve_home, warn_of_cpu, with_common
+from qvae_trt.commands import command_line
 from qvae_trt.version import __version__
 
 
@@ -115,14 +115,14 @@ def qvae(
         False, "--version", "-V", callback=_say_version, is_eager=True, help="Show the version."
     ),
 ) -> None:
-    """TensorRT engines of the Qwen-Image VAE: export, build, compare with PyTorch, measure, use."""
+    """A faster Qwen-Image VAE: TensorRT engines, and fused kernels that need no build."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     output.settings.as_json = output.settings.verbose = False
-    output.settings.command = shlex.join(["qvae", *arguments])
+    output.settings.command = command_line(["qvae", *arguments])
 
     def command() -> object:
         code = app(arguments, prog_name="qvae", standalone_mode=False)

@@ -41,8 +41,8 @@ def model_option(default: str = MODEL) -> Any:
         "--model",
         envvar="QVAE_MODEL",
         metavar="MODEL",
-        help="A hub id, a local folder, a .safetensors file, bundled:tiny (offline) or "
-        "random:full (for measuring speed).",
+        help="A hub id, a local folder, a .safetensors file, bundled:tiny (offline), or random "
+        "weights to measure speed with: random:full, random:full-2.1.",
     )
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from qvae_trt.files.values import Fault
 
+#: Of a file of facts, such as a sidecar or an index of weights; real ones stay below a tenth of it.
+MOST_BYTES = 16 << 20
+
 _Stamp = tuple[int, int, int, int, int]
 _hashes: dict[Path, tuple[_Stamp, str]] = {}
 _lock = threading.Lock()
@@ -43,7 +46,7 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def read_bytes(path: Path, *, fault: Fault, most_bytes: int | None = None) -> bytes:
+def read_bytes(path: Path, *, fault: Fault, most_bytes: int | None = MOST_BYTES) -> bytes:
     """A regular file's bytes.
 
     Raises: what `fault` makes of why the file cannot be read, or of more than `most_bytes`.

@@ -167,14 +167,15 @@ def in_words(data: object) -> str:
 
 # --- files ---------------------------------------------------------------------------------------
 
-MAX_FILE_BYTES = 1 << 20
+#: Of a TOML file: tomllib takes a second for as much, and for the line of a fault many times that.
+_MOST_TOML_BYTES = 1 << 20
 
 
-def read_object(path: Path, *, most_bytes: int, fault: Fault) -> Value:
+def read_object(path: Path, *, fault: Fault) -> Value:
     """The JSON object in a file, as `parse_object` takes it. What `fault` is given begins with the
     path.
     """
-    raw = read_bytes(path, most_bytes=most_bytes, fault=fault)
+    raw = read_bytes(path, fault=fault)
     return parse_object(raw, fault=lambda why: fault(f"{path}: {why}"))
 
 
@@ -219,7 +220,7 @@ def read_toml(path: Path) -> Value:
     def fail_at(line: int, what: str) -> NoReturn:
         raise ProfileError(f"{path}, line {line}: {what}")
 
-    raw = read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=ProfileError).removeprefix(BOM_UTF8)
+    raw = read_bytes(path, fault=ProfileError, most_bytes=_MOST_TOML_BYTES).removeprefix(BOM_UTF8)
     try:
         text = raw.decode().replace("\r\n", "\n")
         data = tomllib.loads(text)

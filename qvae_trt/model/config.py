@@ -16,8 +16,6 @@ Config = dict[str, object]
 
 CLASS_NAMES = " or ".join(kind.class_name for kind in KINDS)
 CONFIG_NAME = "config.json"
-#: Of a configuration and of a shard index; real ones have a few thousand.
-MAX_JSON_BYTES = 1 << 24
 #: What helps where tensors have other names than the VAE's.
 KNOWN_LAYOUTS = (
     "Give the VAE's weights, not a transformer's, a text encoder's or another VAE's. Known names "
@@ -35,7 +33,7 @@ def read_config(path: Path) -> tuple[Kind, Config]:
     Raises:
         ModelError: it cannot be read, or is of another class.
     """
-    return check_config(read_object(path, most_bytes=MAX_JSON_BYTES, fault=ModelError))
+    return check_config(read_object(path, fault=ModelError))
 
 
 def check_config(file: Value) -> tuple[Kind, Config]:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from qvae_trt.errors import ModelError
 from qvae_trt.files.values import read_object
-from qvae_trt.model.config import CONFIG_NAME, MAX_JSON_BYTES, read_config
+from qvae_trt.model.config import CONFIG_NAME, read_config
 
 #: What helps where the hub does not.
 OFFLINE_CHOICES = (
@@ -78,7 +78,7 @@ def shard_names(index: Path) -> list[str]:
         ModelError: it cannot be read, is malformed, or names anything but `.safetensors` files.
     """
     fault = partial(ModelError, fix="Fetch the file again.")
-    weight_map = read_object(index, most_bytes=MAX_JSON_BYTES, fault=fault)["weight_map"]
+    weight_map = read_object(index, fault=fault)["weight_map"]
     names = sorted({file.text() for file in weight_map.fields().values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):

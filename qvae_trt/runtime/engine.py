@@ -22,7 +22,6 @@ from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_s
 from qvae_trt.store import EngineFile
 
 _LOG = logging.getLogger(__name__)
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Engine:
@@ -139,7 +138,7 @@ class Engine:
         """
         room = memory_named(self.device, f"memory for input and output of {self.path.name}")
         with room, on(self.device):
-            data = x.to(self.device, _DTYPES[self.input.dtype]).contiguous()
+            data = x.to(self.device, getattr(torch, self.input.dtype)).contiguous()
             stream = None
             if self.device.type == "cuda":
                 stream = torch.cuda.current_stream(self.device)
@@ -203,7 +202,7 @@ class Engine:
 
     def _output(self) -> torch.Tensor:
         shape = self._session.output_shape()
-        return torch.empty(shape, dtype=_DTYPES[self.output.dtype], device=self.device)
+        return torch.empty(shape, dtype=getattr(torch, self.output.dtype), device=self.device)
 
     def _execute(
         self, pointer: int, size: int, x: torch.Tensor, y: torch.Tensor, stream: int

@@ -27,7 +27,6 @@ from qvae_trt.profiles import (
     Mode,
     Part,
     Profile,
-    ReasonKind,
     Refusal,
     Resolution,
     choose,
@@ -146,17 +145,15 @@ class Engines:
         if before is not None and before[0] == files:
             return before[1]
         out = dict.fromkeys(MODES, self.refusal.what) if self.refusal is not None else unfit or {}
-        refused = {mode: _refused(reason) for mode, reason in out.items()}
+        refused = {mode: Refusal(reason) for mode, reason in out.items()}
         static = refused.get("static") or _present(exact, resolution)
         found = refused.get("profiles") or _present(wide, resolution)
         ranges: tuple[Profile, ...] | Refusal
         try:
             ranges = self._profiles(part, found, files[found]) if isinstance(found, Path) else found
         except (EngineError, BackendError) as error:
-            ranges = _refused(error.what)
-        choice = choose(
-            resolution, static={resolution: static}, profiles=ranges, profiles_path=wide
-        )
+            ranges = Refusal(error.what)
+        choice = choose(resolution, static=static, profiles=ranges, profiles_path=wide)
         mode: Mode = "static" if choice.engine == "static" else "profiles"
         size = resolution if mode == "static" else None
         path = choice.path or Path()
@@ -294,21 +291,17 @@ class Engines:
         return ranges
 
 
-def _refused(reason: str) -> Refusal:
-    return Refusal(ReasonKind.REFUSED, reason)
-
-
 def _present(path: Path | None, resolution: Resolution) -> Path | Refusal:
     if path is None:
-        return Refusal(ReasonKind.ABSENT, "no folder of such engines was given")
+        return Refusal("no folder of such engines was given", absent=True)
     try:
         if path.is_file():
             return path
     except OSError as error:
-        return _refused(f"{path} cannot be looked at: {error.strerror}")
+        return Refusal(f"{path} cannot be looked at: {error.strerror}")
     flavour = _other_flavour(path, resolution)
     other = f"; there is an engine of {flavour}" if flavour else ""
-    return Refusal(ReasonKind.ABSENT, f"no file {path}{other}")
+    return Refusal(f"no file {path}{other}", absent=True)
 
 
 def _other_flavour(path: Path, resolution: Resolution) -> str | None:

@@ -25,9 +25,10 @@ from qvae_trt.errors import (
     QvaeError,
     ResolutionError,
     UsageError,
+    out_of_memory,
 )
 from qvae_trt.model import Model
-from qvae_trt.profiles import MODES, Choice, Part, ReasonKind, Refusal, Resolution, with_fused
+from qvae_trt.profiles import MODES, Choice, Part, Refusal, Resolution, with_fused
 from qvae_trt.runtime import memory
 from qvae_trt.runtime.cache import Counts, Recent, bare
 from qvae_trt.runtime.engines import Engines
@@ -121,7 +122,7 @@ class Ladder:
             except RuntimeError as error:
                 # Engines, and PyTorch in their place, make room by themselves; video, and what puts
                 # tiles and pictures together, do not.
-                if capturing(x) or not memory.out_of_memory(error):
+                if capturing(x) or not out_of_memory(error):
                     raise
                 if room_made:
                     raise memory.no_memory(
@@ -247,7 +248,7 @@ class Ladder:
             self.served.add((call.part, str(size), by))
             return y
         except RuntimeError as error:
-            if capturing(x) or not memory.out_of_memory(error):
+            if capturing(x) or not out_of_memory(error):
                 raise
         # Out of the handler: the error's traceback holds the activations.
         self.engines.make_room(x.device)
@@ -273,12 +274,15 @@ class Ladder:
 
     def _no_engine(self, x: torch.Tensor) -> str | None:
         """Why no engine at all can take this tensor; None if they can."""
-        where = self.engines.device_type
         if needs_gradient(x):
             return "the input requires a gradient, and engines have none"
-        if x.device.type != where:
-            return f"engines run on {where} here, the input is on {x.device.type}"
-        return None
+        return self._elsewhere(x.device)
+
+    def _elsewhere(self, device: torch.device) -> str | None:
+        where = self.engines.device_type
+        if device.type == where:
+            return None
+        return f"engines run on {where} here, the input is on {device.type}"
 
     def _missing(self, part: Part, choice: Choice, *, mendable: bool) -> QvaeError:
         """Why no engine serves; with the command for one, if that would (`mendable`)."""
@@ -290,7 +294,7 @@ class Ladder:
         if flavour is not None:
             fix = f"backend={flavour!r} (--backend {flavour}) takes the engines of {flavour}"
         elif mendable and path is not None and adapter is not None:
-            fix = rebuild_command(path, model=self._model, backend=adapter.name)
+            fix = rebuild_command(path, model=self._model or "MODEL", backend=adapter.name)
         return EngineError(f"no engine serves it\n{choice.explain()}", fix=fix)
 
     def _tell(self, where: str, x: torch.Tensor, unserved: _Unserved) -> None:
@@ -327,8 +331,12 @@ class Ladder:
 
     def choice(self, part: Part, resolution: Resolution, device: torch.device) -> Choice:
         """What serves a size on a device, with the reason for each candidate."""
-        engines_here = device.type == self.engines.device_type
-        choice = self.engines.checked_choice(part, resolution, device if engines_here else None)
+        elsewhere = self._elsewhere(device)
+        if elsewhere is None:
+            choice = self.engines.checked_choice(part, resolution, device)
+        else:
+            unfit: dict[str, str] = dict.fromkeys(MODES, elsewhere)
+            choice = self.engines.choose(part, resolution, unfit).choice
         faster = _fused_first(self.settings.measured, part, choice)
         if choice.engine != "pytorch" and faster is None:
             return choice
@@ -337,7 +345,7 @@ class Ladder:
             return with_fused(choice, faster or "no engine serves this size")
         if choice.engine != "pytorch":
             return choice
-        return with_fused(choice, Refusal(ReasonKind.REFUSED, why.what))
+        return with_fused(choice, Refusal(why.what))
 
     def status(self, device: torch.device) -> dict[str, Any]:
         """What served, what did not and why, and what is in memory. See `TrtVae.status`."""

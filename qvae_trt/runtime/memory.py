@@ -20,21 +20,7 @@ from itertools import chain
 import torch
 
 from qvae_trt.backends import ALIGNMENT_BYTES
-from qvae_trt.errors import DeviceMemoryError
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch ran out of memory: its own error on a device, a plain RuntimeError on the
-    CPU.
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in text
-        or "_STATUS_ALLOC_FAILED" in text
-        or "_STATUS_NOT_ENOUGH" in text
-    )
+from qvae_trt.errors import DeviceMemoryError, out_of_memory
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from qvae_trt.errors import StoreError
 from qvae_trt.files.values import Positive, read_object
@@ -22,9 +22,8 @@ from qvae_trt.profiles import PARTS, Mode, Part, Resolution
 
 FILE_NAME = "measured.json"
 Way = Literal["fused", "static", "profiles"]
-WAYS: tuple[Way, ...] = ("fused", "static", "profiles")
+WAYS: tuple[Way, ...] = get_args(Way)
 _VERSION = 1
-_MAX_BYTES = 1 << 20
 
 #: Medians of one half at one size, in milliseconds.
 Medians = dict[Way, float]
@@ -64,8 +63,7 @@ def load(path: Path) -> Measured:
     Raises:
         StoreError: it is missing or malformed.
     """
-    fault = partial(StoreError, fix="delete it, and run qvae bench")
-    top = read_object(path, most_bytes=_MAX_BYTES, fault=fault)
+    top = read_object(path, fault=partial(StoreError, fix="delete it, and run qvae bench"))
     top.check_version(_VERSION)
     sizes = Mapping[Resolution, Mapping[Way, Positive]]
     medians = {part: read(sizes, top[part]) for part in PARTS}

@@ -22,7 +22,6 @@ from qvae_trt.tensors import TensorSpec
 from qvae_trt.version import __version__
 
 FORMAT_VERSION = 1
-MAX_SIDECAR_BYTES = 1 << 20
 ANY_GPU = "any"
 
 
@@ -79,6 +78,13 @@ class Sidecar:
     engine_bytes: int = 0
     qvae_version: str = __version__
     format_version: int = FORMAT_VERSION
+
+    def other_level(self, level: int | None) -> str | None:
+        """Why an engine of this level is another one; None where any level is right, or unknown."""
+        built = self.build_flags.get("level")
+        if level is None or built in (None, str(level)):
+            return None
+        return f"built with another level: found {built}, expected {level}"
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready, in the order in which people read it."""
@@ -197,7 +203,7 @@ def check_engine(engine: Path, *, expected: Mapping[str, object] = _NOTHING) -> 
         if _state(engine) == before:
             break
     lines = "".join(f"\n  {difference}" for difference in found.values())
-    other_model = "weights_sha256" in found
+    other_model = not found.keys().isdisjoint(("vae", "weights_sha256"))
     command = rebuild_command(
         engine,
         model="MODEL" if other_model else option_in(sidecar.command, "--model"),
@@ -287,7 +293,7 @@ def _readable(engine: Path) -> Iterator[None]:
 
 def _read(engine: Path, path: Path) -> Sidecar:
     try:
-        raw = read_bytes(path, most_bytes=MAX_SIDECAR_BYTES, fault=EngineError)
+        raw = read_bytes(path, fault=EngineError)
     except EngineError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise

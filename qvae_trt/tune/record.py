@@ -61,7 +61,6 @@ NONE = "none"
 #: Fields of a key that say which builds a file is about.
 _OF_THE_BUILD = ("flavour", "flavour_version", "precision")
 FORMAT_VERSION = 1
-MAX_FILE_BYTES = 4 << 20
 Status = Literal["ok", "broken", "failed"]
 
 
@@ -194,7 +193,7 @@ def load(path: Path) -> TuneFile:
         BenchError: it is missing, cannot be read, is malformed or of another qvae.
     """
     unread = partial(BenchError, fix="qvae tune --resolution WxH writes it")
-    return parse(read_bytes(path, most_bytes=MAX_FILE_BYTES, fault=unread), path=path)
+    return parse(read_bytes(path, fault=unread), path=path)
 
 
 def parse(raw: bytes, *, path: Path) -> TuneFile:
@@ -312,9 +311,8 @@ def built_otherwise(file: TuneFile, engine_dir: Path) -> list[Path]:
         key, choice = sidecar.key, file.choices.get(engine.part)
         if choice is None or store.differences(key, holds_for):
             continue
-        level, built = choice.variant.level, sidecar.build_flags.get("level")
-        other_level = level is not None and built is not None and built != str(level)
-        if other_level or key.lowering != choice.variant.lowering.canonical():
+        variant = choice.variant
+        if sidecar.other_level(variant.level) or key.lowering != variant.lowering.canonical():
             found.append(engine.path)
     return found
 

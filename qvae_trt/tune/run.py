@@ -18,7 +18,7 @@ from qvae_trt.bench.results import Timing
 from qvae_trt.bench.timing import Limits, clock_for, make_inputs, measure, peak_bytes
 from qvae_trt.build import BuildSettings, JobResult, build, plan_static
 from qvae_trt.build.children import build_child
-from qvae_trt.errors import BenchError, QvaeError, UsageError
+from qvae_trt.errors import BenchError, QvaeError, UsageError, printable
 from qvae_trt.export import recipe_sha256
 from qvae_trt.files.writing import workplace
 from qvae_trt.json_rows import write
@@ -251,7 +251,6 @@ class _Tuning:
         if not has_levels(self.backend.name) and any(v.level is not None for v in asked):
             fix = "leave level= out of --variants"
             raise UsageError(f"{self.backend.name} has no builder levels", fix=fix)
-        self.earlier = record.load(settings.out) if settings.out.exists() else None
         self.file = TuneFile(key=TuneKey.here(self.backend, precision), command=settings.command)
         self.model = load_model(settings.model)
         weights, recipe, size = self.model.weights_sha256, recipe_sha256(), settings.resolution
@@ -287,11 +286,12 @@ class _Tuning:
         """Keep what an earlier run measured on this machine, and write the file now, so that one
         that cannot be written is noticed at once.
         """
-        earlier, recipe = self.earlier, self.subjects[0].recipe_sha256
+        out, recipe = self.settings.out, self.subjects[0].recipe_sha256
+        earlier = record.load(out) if out.exists() else None
         if earlier is not None:
             other = earlier.key.differences(self.file.key)
             if other:
-                words = f"{self.settings.out} is replaced: {other}"
+                words = f"{out} is replaced: {other}"
                 self.on_event(Event(kind="warning", text=words))
             else:
                 # Measurements of another graph say nothing about what this version builds.
@@ -299,7 +299,7 @@ class _Tuning:
                 self.file = replace(self.file, measurements=tuple(rows), choices=earlier.choices)
                 kept = {p: c for p, c in earlier.choices.items() if self.file.chosen(p) is not None}
                 self.file = replace(self.file, choices=kept)
-        record.save(self.file, self.settings.out)
+        record.save(self.file, out)
 
     def _part(self, subject: Subject) -> None:
         self.reference = None
@@ -351,7 +351,7 @@ class _Tuning:
         self, subject: Subject, variant: Variant, event: Callable[..., Event]
     ) -> Measurement:
         measurement = Measurement(
-            subject=subject, variant=variant, model=self.model.source, status="failed"
+            subject=subject, variant=variant, model=printable(self.model.source), status="failed"
         )
         place = self.folder / "variant"
         progress = stages(self.on_event, event)

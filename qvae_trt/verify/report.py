@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from qvae_trt.commands import build_command
 from qvae_trt.errors import ParityError
@@ -52,14 +51,14 @@ class ParityRow:
     comparison: Comparison | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready: numbers that JSON has no form for are null (nan) or the text `inf`."""
+        """Plain data. Numbers may be NaN or infinite, which `cli.output.to_json` writes as null."""
         row = write(self)
         compared = row.pop("comparison")
         if compared is not None:
             yardstick = compared.pop("yardstick")
             row |= compared.pop("metrics") | {"verdicts": compared.pop("checks")} | compared
             row |= {f"bf16_{name}": value for name, value in yardstick.items()}
-        return {name: _json(value) for name, value in row.items()}
+        return row
 
     def cells(self) -> tuple[str, ...]:
         """The row of a table, under `HEADINGS`."""
@@ -141,7 +140,7 @@ class VerifyReport:
         return build_command("static", *sizes, model=model, backend=backend, engine_dir=folder)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
+        """Plain data, with rows as they make it."""
         return {
             "schema_version": SCHEMA_VERSION,
             "ok": self.ok,
@@ -149,7 +148,7 @@ class VerifyReport:
             "seconds": round(self.seconds, 3),
             "facts": self.facts,
             "notes": list(self.notes),
-            "reference_proof": self.proof and _json(self.proof.to_dict()),
+            "reference_proof": self.proof and self.proof.to_dict(),
             "bounds": write(BOUNDS),
             "rows": [row.to_dict() for row in self.rows],
         }
@@ -182,14 +181,3 @@ def _apart(value: float, bound: float) -> str:
 
     texts = (f"{value:.{digits}g}" for digits in range(4, 17))
     return next((text for text in texts if side(float(text)) == side(value)), repr(value))
-
-
-def _json(value: Any) -> Any:
-    """Plain data with `inf`, `-inf` and null in place of numbers that JSON does not have."""
-    if isinstance(value, list):
-        return [_json(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _json(item) for name, item in value.items()}
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    return None if math.isnan(value) else ("inf" if value > 0 else "-inf")

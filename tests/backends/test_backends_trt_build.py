@@ -24,9 +24,9 @@ from qvae_trt.errors import (
     BackendError,
     BuildError,
     DeviceMemoryError,
-    UsageError,
 )
 from qvae_trt.export import export_onnx
+from qvae_trt.files.reading import MOST_BYTES
 from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution
@@ -197,17 +197,15 @@ def test_no_preview_features_of_one_shape(
 # --- tactic sources -----------------------------------------------------------------------------
 
 
-def sources(trt: Any) -> set[str]:
-    (call,) = trt.fake.of("IBuilderConfig.set_tactic_sources")
-    return {s.name for s in trt.TacticSource if call.args[0] >> int(s) & 1}
-
-
 def test_86_takes_only_tactics_whose_libraries_are_here(
     trt86: Any, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trt_build, "has_library", lambda name: "CUBLAS" not in name)
-    backends.get("tensorrt").build(graph, tmp_path / "e.trt", spec())
-    assert sources(trt86) == {"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", "CUDNN"}
+    outcome = backends.get("tensorrt").build(graph, tmp_path / "e.trt", spec())
+    (call,) = trt86.fake.of("IBuilderConfig.set_tactic_sources")
+    taken = {source.name for source in trt86.TacticSource if call.args[0] >> int(source) & 1}
+    assert taken == {"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", "CUDNN"}
+    assert outcome.flags["tactic_sources"] == "EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS CUDNN"
 
 
 def test_an_empty_stand_in_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,22 +225,6 @@ def test_later_ones_choose_tactics_themselves(
     with fake_tensorrt.installed(variant) as trt:
         backends.get(trt.__name__).build(graph, tmp_path / "e.trt", spec())
         assert trt.fake.of("IBuilderConfig.set_tactic_sources") == []
-
-
-def test_tactic_sources_by_environment(
-    trt: Any,
-    backend: backends.Backend,
-    graph: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("QVAE_TACTIC_SOURCES", "JIT_CONVOLUTIONS, EDGE_MASK_CONVOLUTIONS")
-    outcome = backend.build(graph, tmp_path / "e.trt", spec())
-    assert sources(trt) == {"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"}
-    assert outcome.flags["tactic_sources"] == "JIT_CONVOLUTIONS EDGE_MASK_CONVOLUTIONS"
-    monkeypatch.setenv("QVAE_TACTIC_SOURCES", "CUBLASS")
-    with pytest.raises(UsageError, match="has no CUBLASS"):
-        backend.build(graph, tmp_path / "e.trt", spec())
 
 
 # --- profiles -----------------------------------------------------------------------------------
@@ -379,6 +361,16 @@ def test_timing_cache_is_kept_between_builds(trt86: Any, graph: Path, tmp_path: 
     assert second.warnings == ()
 
 
+def test_plans_and_timing_caches_may_be_large(trt86: Any, graph: Path, tmp_path: Path) -> None:
+    backend, engine = backends.get("tensorrt"), tmp_path / "e.trt"
+    trt86.fake.timing_cache = bytes(MOST_BYTES + 1)
+    for read in (0, MOST_BYTES + 1):
+        outcome = backend.build(graph, engine, spec(timing_cache=tmp_path / "a.timing"))
+        assert outcome.flags["timing_cache"] == f"{read} bytes read"
+    engine.write_bytes(engine.read_bytes().ljust(MOST_BYTES + 1))
+    assert backend.open(engine).ranges == (WIDE,)
+
+
 @pytest.mark.parametrize(
     "call", ["IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache"]
 )
@@ -499,9 +491,7 @@ def test_progress_only_grows(
     trt: Any, backend: backends.Backend, graph: Path, tmp_path: Path
 ) -> None:
     seen: list[tuple[str, int, int]] = []
-    backend.build(
-        graph, tmp_path / "e.trt", spec(), progress=lambda *step: seen.append(step) is None
-    )
+    backend.build(graph, tmp_path / "e.trt", spec(), progress=lambda *step: seen.append(step))
     done = [step[1] for step in seen]
     assert done == sorted(done)
     assert (seen[0][0], seen[-1]) == ("parse", ("build", 1000, 1000))
@@ -510,23 +500,25 @@ def test_progress_only_grows(
 
 
 @pytest.mark.parametrize("at", ["parse", "build", "Building engine"])
-def test_progress_that_says_stop(trt: Any, graph: Path, tmp_path: Path, at: str) -> None:
+def test_progress_that_stops(trt: Any, graph: Path, tmp_path: Path, at: str) -> None:
     if at == "Building engine" and trt.fake.variant == "8.6":
         at = "build"
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == at:
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        backends.get(trt.__name__).build(
-            graph, tmp_path / "e.trt", spec(), progress=lambda stage, *_: stage != at
-        )
+        backends.get(trt.__name__).build(graph, tmp_path / "e.trt", spec(), progress=stop)
     assert not (tmp_path / "e.trt").exists()
 
 
 def test_ctrl_c_inside_the_monitor(trt1016: Any, graph: Path, tmp_path: Path) -> None:
     """The signal's exception surfaces in the callback, that is, in the middle of C++."""
 
-    def interrupt(stage: str, done: int, total: int) -> bool:
+    def interrupt(stage: str, done: int, total: int) -> None:
         if stage == "Building engine" and done:
             raise KeyboardInterrupt
-        return True
 
     with pytest.raises(KeyboardInterrupt):
         backends.get("tensorrt").build(graph, tmp_path / "e.trt", spec(), progress=interrupt)
@@ -537,7 +529,7 @@ def test_ctrl_c_inside_the_monitor(trt1016: Any, graph: Path, tmp_path: Path) ->
 
 def test_nested_phases_are_one_bar() -> None:
     seen: list[int] = []
-    monitor = trt_build.Monitor(lambda _s, done, _t: seen.append(done) is None)
+    monitor = trt_build.Monitor(lambda _s, done, _t: seen.append(done))
     monitor.start("all", None, 4)
     monitor.step("all", 1)
     monitor.start("part", "all", 2)

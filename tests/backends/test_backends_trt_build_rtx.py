@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import small_graphs
+from folding_cases import make_vae
 from small_graphs import FIXED, WIDE, spec
 
 from qvae_trt import backends
@@ -16,7 +17,7 @@ from qvae_trt.build import Job
 from qvae_trt.errors import BackendError, BuildError
 from qvae_trt.export import export_onnx
 from qvae_trt.lowerings import choose_lowering
-from qvae_trt.model import load_model
+from qvae_trt.model import Model
 from qvae_trt.profiles import PARTS, Part, Profile, Resolution
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
@@ -45,10 +46,12 @@ def test_static_with_every_setting(backend: backends.Backend, tmp_path: Path) ->
 
 
 def test_cancel(backend: backends.Backend, graph: Path, tmp_path: Path) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if done >= 300:
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        backend.build(
-            graph, tmp_path / "e.trt", spec(WIDE), progress=lambda _s, done, _t: done < 300
-        )
+        backend.build(graph, tmp_path / "e.trt", spec(WIDE), progress=stop)
     assert not (tmp_path / "e.trt").exists()
     backend.build(graph, tmp_path / "e.trt", spec(WIDE))  # and nothing is left broken
 
@@ -127,7 +130,8 @@ def test_attention_never_holds_all_scores(
 
     builder = rtx.Builder
     monkeypatch.setattr(rtx, "Builder", listening)
-    largest, model = Resolution(1920, 1920), load_model("bundled:tiny")
+    vae = make_vae(num_res_blocks=1)
+    largest, model = Resolution(1920, 1920), Model(vae=vae, source="", weights_sha256="0" * 64)
     wide = Profile(Resolution(1088, 1296), Resolution(1088, 1632), largest)
     profile = wide if ranged else Profile.fixed(largest)
     job = Job(tmp_path / "e.trt", part, "profiles", profiles=(profile,))

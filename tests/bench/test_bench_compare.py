@@ -8,7 +8,7 @@ import pytest
 from bench_samples import NO_TRITON, SQUARE, WIDE, result
 
 from qvae_trt.bench.compare import check_comparable, compare, merge
-from qvae_trt.bench.results import Cell
+from qvae_trt.bench.results import PATHS, Cell
 from qvae_trt.errors import BenchError, UsageError
 from qvae_trt.profiles import PARTS
 
@@ -129,15 +129,19 @@ def test_nothing_in_common() -> None:
 
 def test_what_will_have_nothing_in_common_is_known_before() -> None:
     old = result(sizes=(WIDE,), service=True)
-    check_comparable(old, [SQUARE, WIDE], PARTS)
+    check_comparable(old, [SQUARE, WIDE], PARTS, PATHS)
     for sizes in ([SQUARE], []):
-        with pytest.raises(BenchError, match=r"encoder and decoder at 1664x928, expected") as found:
-            check_comparable(old, sizes, PARTS)
+        with pytest.raises(BenchError, match=r"encoder and decoder at 1664x928 with ") as found:
+            check_comparable(old, sizes, PARTS, PATHS)
         assert "--resolution" in str(found.value.fix)
     decoder = replace(old, cells=tuple(c for c in old.cells if c.part == "decoder"))
-    with pytest.raises(BenchError, match="has decoder at 1664x928, expected encoder at 1664x928"):
-        check_comparable(decoder, [WIDE], ["encoder"])
-    check_comparable(decoder, [WIDE], ["encoder"], service=True)
+    with pytest.raises(
+        BenchError, match=r"has decoder at 1664x928 .* expected encoder at 1664x928"
+    ):
+        check_comparable(decoder, [WIDE], ["encoder"], PATHS)
+    check_comparable(decoder, [WIDE], ["encoder"], PATHS, service=True)
+    with pytest.raises(BenchError, match="expected encoder or decoder at 1664x928 with fused"):
+        check_comparable(old, [WIDE], PARTS, ["fused"])
 
 
 def test_a_comparison_says_in_words_what_got_worse() -> None:

@@ -62,8 +62,7 @@ class Exporter:
         self.calls.append((part, resolution, precision, lowering.canonical(), halved))
         if self.before is not None:
             self.before(part)
-        if not progress(f"trace {part}", 1, 2):
-            raise KeyboardInterrupt
+        progress(f"trace {part}", 1, 2)
         elem = small_graphs.FP16 if precision == "fp16" else small_graphs.FP32
         if part == "encoder":
             side = ("h", "w") if resolution is None else (resolution.height, resolution.width)

@@ -19,6 +19,7 @@ from qvae_trt.backends import BuildSpec
 from qvae_trt.build.children import build_child, build_there
 from qvae_trt.cli import boundary
 from qvae_trt.errors import BackendError, BuildError, DeviceMemoryError, QvaeError, StoreError
+from qvae_trt.progress import ignore
 from qvae_trt.tensors import ShapeRange
 from qvae_trt.workers import Child
 
@@ -53,11 +54,7 @@ def install(
     monkeypatch.syspath_prepend(str(folder))
 
 
-def go_on(stage: str, done: int, total: int) -> bool:
-    return True
-
-
-def attempt(graph: Path, tmp_path: Path, progress: Any = go_on, **settings: Any) -> Any:
+def attempt(graph: Path, tmp_path: Path, progress: Any = ignore, **settings: Any) -> Any:
     with build_child() as child:
         return child.call(
             build_there, "tensorrt", graph, tmp_path / "e.trt", SPEC, progress=progress, **settings
@@ -88,7 +85,7 @@ def test_same_outcome_as_in_process(
 ) -> None:
     install(monkeypatch, tmp_path, "")
     seen: list[Any] = []
-    outcome = attempt(graph, tmp_path, progress=lambda *s: seen.append(s) is None)
+    outcome = attempt(graph, tmp_path, progress=lambda *s: seen.append(s))
     monkeypatch.setattr(backends.devices, "gpu", lambda: backends.Device("NVIDIA H200", "9.0"))
     with fake_tensorrt.installed("10.16"):
         wanted = backends.get("tensorrt").build(graph, tmp_path / "f.trt", SPEC)
@@ -113,7 +110,7 @@ def test_every_field_of_the_spec_arrives(
     )
     with build_child() as child:
         outcome = child.call(
-            build_there, "tensorrt", graph, tmp_path / "e.trt", spec, progress=go_on
+            build_there, "tensorrt", graph, tmp_path / "e.trt", spec, progress=ignore
         )
     assert outcome.flags["level"] == "1"
     assert outcome.flags["profiles"] == "2"
@@ -262,7 +259,7 @@ trt.fake.on_step = on_step
 def pid_of_build(child: Child, graph: Path, out: Path, pids: Path) -> int:
     """Build, with `TELL` in that process; which one it was."""
     pids.unlink(missing_ok=True)
-    child.call(build_there, "tensorrt", graph, out, SPEC, progress=go_on)
+    child.call(build_there, "tensorrt", graph, out, SPEC, progress=ignore)
     assert out.is_file()
     (pid,) = set(pids.read_text().split())
     return int(pid)
@@ -305,7 +302,7 @@ def test_after_a_refusal_the_next_process_is_new(
                 tmp_path / "no.onnx",
                 tmp_path / "e.trt",
                 SPEC,
-                progress=go_on,
+                progress=ignore,
             )
         assert_gone(first)
         assert pid_of_build(child, graph, tmp_path / "2.trt", pids) != first
@@ -341,10 +338,10 @@ def test_the_last_output_is_of_the_build_that_failed(
     )
     with build_child() as child:
         word.write_text("harmless")
-        child.call(build_there, "tensorrt", graph, tmp_path / "1.trt", SPEC, progress=go_on)
+        child.call(build_there, "tensorrt", graph, tmp_path / "1.trt", SPEC, progress=ignore)
         word.write_text("fatal")
         with pytest.raises(BuildError, match="SIGABRT: fatal") as caught:
-            child.call(build_there, "tensorrt", graph, tmp_path / "2.trt", SPEC, progress=go_on)
+            child.call(build_there, "tensorrt", graph, tmp_path / "2.trt", SPEC, progress=ignore)
     assert "harmless" not in caught.value.what
 
 
@@ -379,20 +376,16 @@ def test_no_process_at_all(graph: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert set(Path("/proc/self/fd").iterdir()) == descriptors
 
 
-@pytest.mark.parametrize("how", ["says stop", "raises"])
 def test_progress_that_stops_ends_the_child(
-    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = tmp_path / "pid"
     install(monkeypatch, tmp_path, HANG.format(pid=str(pid)))
 
-    def stop(stage: str, done: int, total: int) -> bool:
-        if stage != "build":
-            return True
-        wait_for(pid)
-        if how == "raises":
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "build":
+            wait_for(pid)
             raise KeyboardInterrupt
-        return False
 
     with pytest.raises(KeyboardInterrupt):
         attempt(graph, tmp_path, progress=stop)
@@ -403,13 +396,15 @@ PARENT = """
 import sys
 from pathlib import Path
 from qvae_trt.backends import BuildSpec
+from qvae_trt.progress import ignore
 from qvae_trt.tensors import ShapeRange
 from qvae_trt.build.children import build_child, build_there
+from qvae_trt.progress import ignore
 sizes = (ShapeRange.fixed((1, 4, 1, 16, 16)),)
 spec = BuildSpec(ranges=sizes, precision="fp16")
 try:
     child = build_child()
-    child.call(build_there, "tensorrt", *map(Path, sys.argv[1:]), spec, progress=lambda *_: True)
+    child.call(build_there, "tensorrt", *map(Path, sys.argv[1:]), spec, progress=ignore)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(130)
@@ -455,7 +450,7 @@ def test_the_real_rtx(graph: Path, tmp_path: Path) -> None:
             graph,
             tmp_path / "e.trt",
             SPEC,
-            progress=lambda *s: seen.append(s) is None,
+            progress=lambda *s: seen.append(s),
         )
     assert outcome.flags["typing"] == "strong"
     assert (tmp_path / "e.trt").stat().st_size > 10_000
@@ -472,5 +467,5 @@ def test_the_real_rtx_and_a_bad_graph(tmp_path: Path) -> None:
             tmp_path / "x.onnx",
             tmp_path / "e.trt",
             SPEC,
-            progress=go_on,
+            progress=ignore,
         )

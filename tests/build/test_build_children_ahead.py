@@ -21,6 +21,7 @@ from qvae_trt.files.reading import sha256_file
 from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution
+from qvae_trt.progress import ignore
 
 SIZES = (Resolution(64, 64), Resolution(64, 96), Resolution(96, 64))
 LOWERING = choose_lowering("tensorrt", "8.6.1", "fp16")
@@ -90,7 +91,7 @@ def test_a_graph_of_other_weights_is_not_taken(exporter: Exporter) -> None:
     wanted = GraphSpec("encoder", SIZES[0], LOWERING, "fp16", False)
     with Graphs(model, ahead=True) as graphs:
         graphs.start(wanted)
-        with graphs.graph(wanted, lambda *_: True):
+        with graphs.graph(wanted, ignore):
             assert len(exporter.calls) == 1, "exported here"
 
 
@@ -105,15 +106,19 @@ def test_nothing_is_left(
     with Graphs(model, ahead=True) as graphs:
         graphs.start(first)
         assert len(list(temporary.glob("qvae-build-*"))) == 1
-        with graphs.graph(second, lambda *_: True):
+        with graphs.graph(second, ignore):
             assert len(exporter.calls) == 1, "here, as another one was started"
         assert list(temporary.iterdir()) == []
         graphs.start(second)
-        with graphs.graph(second, lambda *_: True) as graph:
+        with graphs.graph(second, ignore) as graph:
             assert len(exporter.calls) == 1
             assert sha256_file(graph.path) == graph.sha256
         assert list(temporary.iterdir()) == []
         graphs.start(first)
-        with pytest.raises(KeyboardInterrupt), graphs.graph(first, lambda *_: False):
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), graphs.graph(first, stop):
             pass
     assert list(temporary.iterdir()) == []

@@ -121,6 +121,29 @@ def test_match_names_the_engine_that_serves_and_why_the_others_do_not(
         assert all(candidate["reason"] for candidate in found["candidates"])
 
 
+def test_match_names_no_file_where_no_folder_is(tmp_path: Path) -> None:
+    data = json.loads(qvae("profiles", "match", "1664x928", "--json", cwd=tmp_path).stdout)
+    assert [data[part]["path"] for part in ("encoder", "decoder")] == [None, None]
+
+
+def test_the_model_of_the_environment_is_that_of_every_list() -> None:
+    env = {**os.environ, "QVAE_MODEL": "random:tiny-2.1"}
+    words = qvae("profiles", env=env).stdout
+    assert "2752x1536" in words
+    assert qvae("profiles", "list", env=env).stdout == words
+
+
+@pytest.mark.parametrize("byte", [b"\xff", b"\x1b"])
+def test_a_command_line_of_any_bytes_is_written_down_as_text(byte: bytes) -> None:
+    """Engines keep it in their sidecars, which are UTF-8."""
+    name = os.fsdecode(b"/tmp/e" + byte)
+    cli.main(["profiles", "match", "512x512", "--engine-dir", name])
+    line = cli.output.settings.command
+    assert line.encode().decode() == line
+    bash = ["bash", "-c", f"printf %s {line.rpartition(' ')[2]}"]
+    assert subprocess.run(bash, capture_output=True, check=True).stdout == os.fsencode(name)
+
+
 def test_match_looks_into_a_folder(tmp_path: Path) -> None:
     """Engines that are not there are not promised."""
     (tmp_path / "engines").mkdir()

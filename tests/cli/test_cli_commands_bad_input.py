@@ -9,11 +9,14 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import bench_samples
 import pytest
 from PIL import Image
 
+from qvae_trt.bench.results import save
 from qvae_trt.cli import app as cli
 
 TINY = ["--model", "bundled:tiny", "--backend", "onnxruntime"]
@@ -182,6 +185,29 @@ def test_inspecting_what_is_no_engine(
         path.mkdir()
     assert cli.main(["inspect", str(path)]) == 1
     assert "vae_decoder.onnx" in capsys.readouterr().err
+
+
+def test_a_bench_that_cannot_begin_leaves_the_earlier_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latency.json").write_text("earlier")
+    where = ["--resolution", "64x64", "--baseline", "pytorch", "--out", str(tmp_path)]
+    assert cli.main(["bench", *where, "--model", str(tmp_path / "none.safetensors")]) == 1
+    assert files(tmp_path) == ["latency.json"]
+    assert (tmp_path / "latency.json").read_text() == "earlier"
+
+
+def test_a_comparison_that_cannot_be_made_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = bench_samples.result()
+    cells = tuple(cell for cell in old.cells if cell.path == "static")
+    save(replace(old, cells=cells), tmp_path / "old.json")
+    measured = ["--resolution", "1664x928", "--baseline", "folded", "--model", "bundled:tiny"]
+    compared = ["--compare", str(tmp_path / "old.json"), "--out", str(tmp_path)]
+    assert cli.main(["bench", *measured, *compared]) == 1
+    assert "nothing to compare" in capsys.readouterr().err
+    assert files(tmp_path) == ["old.json"]
 
 
 def test_a_result_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
+import ort_engines
 import pytest
 
 from qvae_trt.backends import devices
@@ -30,6 +32,23 @@ def test_match_names_the_build_that_would_help(
     where = ["--engine-dir", str(tmp_path), "--backend", "onnxruntime"]
     assert cli.main(["profiles", "match", "512x512", *where]) == 0
     assert "qvae build --mode static --resolution 512x512" in capsys.readouterr().err
+
+
+def test_match_with_another_vae_takes_no_engine_and_names_its_build(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ort_engines.shared(tmp_path_factory)
+    where = ["--model", "random:tiny-2.1", "--backend", "onnxruntime", "--engine-dir", str(folder)]
+    assert cli.main(["profiles", "match", "96x64", *where, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    for part in ("encoder", "decoder"):
+        assert shown[part]["engine"] == "pytorch"
+        reason = shown[part]["candidates"][0]["reason"]
+        assert "found Qwen-Image, expected Qwen-Image-2.1" in reason
+        assert "--model MODEL" in reason
+    assert cli.main(["profiles", "match", "512x512", *where]) == 0
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert shlex.split(line.partition(": ")[2])[-6:] == where
 
 
 def test_inspect_of_a_folder_names_an_engine(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qvae_trt.errors import EngineError
-from qvae_trt.files.values import Value, parse_object
+from qvae_trt.files.reading import MOST_BYTES
+from qvae_trt.files.values import Value, parse_object, read_object
 
 
 def top(text: str) -> Value:
@@ -30,6 +31,15 @@ def test_what_is_no_object(text, says):
 
 def test_a_byte_order_mark_is_no_part_of_the_text():
     assert top("\ufeff" + '{"a": 1}')["a"].integer() == 1
+
+
+def test_a_file_of_any_length_is_not_read(tmp_path):
+    path = tmp_path / "f.json"
+    path.write_bytes(b"{}".ljust(MOST_BYTES))
+    assert read_object(path, fault=EngineError).data == {}
+    path.write_bytes(b"{}".ljust(MOST_BYTES + 1))
+    with pytest.raises(EngineError, match=f"more than {MOST_BYTES} bytes"):
+        read_object(path, fault=EngineError)
 
 
 def test_depth_and_digits():

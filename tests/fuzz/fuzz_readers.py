@@ -95,7 +95,9 @@ class Readers:
         self.file.write_bytes(raw)
         ranges = self.profiles.load_profiles(self.file)
         for size in (ranges[-1].opt, self.profiles.Resolution(928, 1664)):
-            self.profiles.choose(size, static={}, profiles=ranges).explain()
+            self.profiles.choose(
+                size, static=self.profiles.Refusal("none"), profiles=ranges
+            ).explain()
 
     def read_sidecar(self, raw: bytes) -> None:
         found = self.sidecar.parse_sidecar(raw, path=self.file)

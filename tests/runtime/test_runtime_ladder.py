@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -201,3 +202,21 @@ def test_each_device_of_a_process_has_engines_of_its_own(engine_dir, monkeypatch
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     engines.make_room(devices[1])
     assert [engine.closed for engine in opened] == [False, True]
+
+
+def test_engines_of_another_device_are_not_said_to_serve(engine_dir):
+    vae = load_vae(engine_dir, model=tiny(), backend="onnxruntime")
+    assert vae.choice("decoder", STATIC).engine == "static"
+    choice = vae.to("meta").choice("decoder", STATIC)
+    assert choice.engine == "pytorch"
+    assert "engines run on cpu here, the input is on meta" in choice.explain()
+
+
+def test_a_model_without_a_name_has_a_place_in_the_hint(tmp_path):
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    model = replace(tiny(), source="")
+    vae = load_vae(folder, model=model, backend="onnxruntime", fallback="raise")
+    with pytest.raises(EngineError) as caught:
+        vae.decode(NO_ENGINE)
+    assert "--model MODEL " in str(caught.value.fix)

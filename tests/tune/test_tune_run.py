@@ -72,9 +72,7 @@ def test_a_rerun_measures_nothing_again(
 
 def test_the_measuring_process_passes_errors_on(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no such file"):
-        running.measure_in_child(
-            tmp_path / "none.onnx", [], running.LIMITS, progress=lambda *_: True
-        )
+        running.measure_in_child(tmp_path / "none.onnx", [], running.LIMITS, progress=ignore)
 
 
 # --- what is measured, with doubles for building and running --------------------------------------
@@ -241,6 +239,23 @@ def test_other_sizes_weights_and_machines_are_measured_anew(bench: Bench, tmp_pa
     assert bench.seen == ["default", "norm=conv_spread"]
     assert len(last.file.measurements) == 2
     assert "flavour version 0.1, expected" in events[0].text
+
+
+def test_what_another_run_wrote_meanwhile_is_kept(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, load = tmp_path / "t.json", running.load_model
+
+    def slowly(source: str) -> Any:
+        monkeypatch.setattr(running, "load_model", load)
+        bench.tune(out, variants=["norm=conv_spread"])  # ends while the first one loads its model
+        return load(source)
+
+    monkeypatch.setattr(running, "load_model", slowly)
+    found = bench.tune(out, variants=["upsample=resize"])
+    names = {m.variant.against(DEFAULT) for m in found.file.measurements}
+    assert {"default", "norm=conv_spread"} <= names
+    assert bench.seen == ["default", "norm=conv_spread"], "none was measured again"
 
 
 def test_a_file_that_is_something_else_is_left_alone(bench: Bench, tmp_path: Path) -> None:

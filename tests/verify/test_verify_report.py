@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 from verify_cases import FP16, check, noise, row
 
+from qvae_trt.cli.output import to_json
 from qvae_trt.errors import ParityError
 from qvae_trt.profiles import Precision
 from qvae_trt.verify import VerifyReport
@@ -46,11 +47,12 @@ def test_the_report_is_json_even_where_numbers_are_not(image):
     engine[0, 0, 0, 0, 0] = math.nan
     rows = (row("broken", check(image, engine), "x"), row("passed", check(image, image.copy())))
     report = VerifyReport(rows=rows, facts={"torch": "2"}, proof=Proof(1e-6, 1.0))
-    text = json.dumps(report.to_dict(), allow_nan=False)
+    text = to_json(report.to_dict())
     first, second = json.loads(text)["rows"]
     assert first["relative_l2"] is None
     assert first["nans"] == 1
-    assert second["psnr_db"] == "inf"
+    assert second["psnr_db"] is None
+    assert second["max_abs"] == 0.0
     assert second["verdicts"][0] == {"metric": "finite", "value": 0.0, "bound": 0.0, "passed": True}
     assert json.loads(text)["bounds"]["fp16"]["images"]["bf16_ratio"] == FP16["images"].bf16_ratio
 

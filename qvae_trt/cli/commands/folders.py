@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,7 @@ def lightx2v(
     copy: bool = Option(False, "--copy", help="Copy files; else relative links."),
     backend: Literal["tensorrt", "onnxruntime"] = Option(
         "tensorrt",
-        help="Whose engines. LightX2V opens those of tensorrt; the others only show the way.",
+        help="Whose engines. LightX2V can open those of tensorrt only.",
     ),
 ) -> int:
     """Make the folder that LightX2V's TensorRT loader opens.
@@ -39,21 +40,21 @@ def lightx2v(
     configs = {mode: configuration(out, mode) for mode in MODES if mode in usable}
     engines = [write(engine) for engine in placed]
     output.emit({"engines": engines, "configurations": configs}, _draw_folder)
-    for command in _commands(placed, engine_dir):
+    for command in _commands(placed, engine_dir, backend):
         output.tell(f"to build what is not there: {command}")
     if backend != "tensorrt" and usable:
         output.warn(f"LightX2V opens TensorRT's engines only, and these are of {backend}")
     return 0 if usable else 1
 
 
-def _commands(placed: list[Placed], engine_dir: Path) -> list[str]:
+def _commands(placed: list[Placed], engine_dir: Path, backend: str) -> list[str]:
     """Commands that build what is missing, all sizes in one, and the fix of each refused engine."""
     missing = [engine.size for engine in placed if engine.status == "missing"]
     sizes = dict.fromkeys(size for size in missing if size is not None)
     named = sizes if len(sizes) < len(load_static_sizes()) else ()
-    commands = [build_command("static", *named, engine_dir=engine_dir)] if sizes else []
-    if None in missing:
-        commands.append(build_command("profiles", engine_dir=engine_dir))
+    build = partial(build_command, backend=backend, engine_dir=engine_dir)
+    commands = [build("static", *named)] if sizes else []
+    commands += [build("profiles")] if None in missing else []
     refused = [engine for engine in placed if engine.status == "refused"]
     commands += [engine.fix for engine in refused if engine.fix is not None]
     return list(dict.fromkeys(commands))

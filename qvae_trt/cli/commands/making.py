@@ -273,7 +273,9 @@ def tune(
         "can be repeated. [default: the few that matter for the backend]",
     ),
     engine_dir: Path = options.ENGINE_DIR_OPTION,
-    out: Path | None = Option(None, metavar="FILE", help="[default: tune.json in --engine-dir]"),
+    out: Path | None = Option(
+        None, metavar="FILE", help="What was found. [default: tune.json in --engine-dir]"
+    ),
     timing_cache: Path | None = options.TIMING_CACHE_OPTION,
     budget: float = Option(2.0, metavar="SECONDS", help="How long to time one variant."),
     force: bool = Option(False, "--force", help="Measure again the variants that are in the file."),

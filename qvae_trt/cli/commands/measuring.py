@@ -12,7 +12,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from qvae_trt.bench import compare as comparing
-from qvae_trt.bench.results import BASELINES, REFERENCE, BenchResult, load, set_aside
+from qvae_trt.bench.results import BASELINES, REFERENCE, BenchResult, load
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import Table, line
 from qvae_trt.files.writing import check_writable, write_text
@@ -119,9 +119,6 @@ def bench(
 
     old = None if compare is None else load(compare)
     parts = options.parse_parts(part)
-    if old is not None:
-        comparing.check_comparable(old, sizes, parts, service=service)
-
     from qvae_trt.bench import run as measuring
     from qvae_trt.bench.timing import Limits
     from qvae_trt.report import Report, write_tables
@@ -138,9 +135,8 @@ def bench(
         limits=Limits(budget_s=budget),
         command=output.settings.command,
     )
-    kept = set_aside(out / "latency.json")
-    if kept is not None:
-        output.tell(f"an earlier result was there, and is now {kept}")
+    if old is not None:
+        comparing.check_comparable(old, sizes, parts, measuring.paths(settings), service=service)
     with output.show_progress("bench") as on_event:
         result = measuring.bench(settings, out=out, on_event=on_event)
     written = write_tables(result, out)

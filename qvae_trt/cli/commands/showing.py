@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from qvae_trt.profiles import (
     PARTS,
     Choice,
     Part,
-    ReasonKind,
+    Refusal,
     Resolution,
     choose,
-    engine_path,
     load_profiles,
 )
 from qvae_trt.version import __version__
@@ -31,7 +31,7 @@ from qvae_trt.version import __version__
 def profiles(ctx: Context) -> None:
     """List the sizes and profiles, or match one."""
     if ctx.invoked_subcommand is None:
-        list_(None, options.MODEL)
+        list_(None, os.environ.get("QVAE_MODEL", options.MODEL))
 
 
 def list_(
@@ -85,15 +85,15 @@ def match(
     if folder is None:
         choices = _as_if_built(size, kind, profiles_file)
     else:
-        choices = _from_folder(size, folder, backend)
+        choices = _from_folder(size, folder, backend, model)
     data: dict[str, Any] = {"size": str(size)}
     data["engine_dir"] = None if folder is None else str(folder)
     data |= {part: _plain(choice) for part, choice in choices.items()}
     output.emit(data, _draw_match)
     # Of an engine that is there and refused, the reason says what helps.
-    missing = all(c.candidates[0].kind is ReasonKind.ABSENT for c in choices.values())
+    missing = all(choice.candidates[0].absent for choice in choices.values())
     if folder is not None and missing and choices["decoder"].engine == "pytorch":
-        command = build_command("static", size, backend=backend, engine_dir=folder)
+        command = build_command("static", size, model=model, backend=backend, engine_dir=folder)
         output.tell(f"to build one: {command}")
 
 
@@ -123,23 +123,24 @@ def _draw_match(data: dict[str, Any]) -> RenderableType:
 
 
 def _as_if_built(size: Resolution, kind: Kind, profiles_file: Path | None) -> dict[Part, Choice]:
-    sizes = kind.static_sizes.values()
-    built = {r: engine_path(options.ENGINE_DIR, "decoder", "static", "", r) for r in sizes}
+    listed = size in kind.static_sizes.values()
+    static = None if listed else Refusal(f"no static engine of {size}", absent=True)
     ranges = kind.profiles if profiles_file is None else load_profiles(profiles_file)
-    return dict.fromkeys(PARTS, choose(size, static=built, profiles=ranges))
+    return dict.fromkeys(PARTS, choose(size, static=static, profiles=ranges))
 
 
 def _from_folder(
-    size: Resolution, folder: Path, backend: options.BackendChoice
+    size: Resolution, folder: Path, backend: options.BackendChoice, model: str
 ) -> dict[Part, Choice]:
-    missing = options.no_folder(folder, size, backend=backend)
+    missing = options.no_folder(folder, size, backend=backend, model=model)
     if missing is not None:
         raise missing
 
     from qvae_trt.runtime.arguments import mode_folders
     from qvae_trt.runtime.engines import Engines
 
-    engines = Engines(mode_folders(folder), backend=backend, weights_sha256=None)
+    folders, vae = mode_folders(folder), _kind(model).name
+    engines = Engines(folders, backend=backend, weights_sha256=None, vae=vae)
     return {part: engines.checked_choice(part, size) for part in PARTS}
 
 
