@@ -1,6 +1,6 @@
 """What LightX2V's own TensorRT loader opens, by its rules, and what its runner can ask it for.
 
-Read in LightX2V at f8aee98; its names and numbers are in `profiles/lightx2v.toml`.
+Read in LightX2V at f8aee98. Its folder names and their sizes are in `profiles/lightx2v.toml`.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def _sizes(
     limit = max(MAX_PADDING * own.pixels, CHEAP_PIXELS)
     for candidate in sorted(padded, key=lambda size: (size.pixels, size)):
         if candidate.pixels <= limit and all(
-            vae.choice(part, candidate).engine != "pytorch" for part in parts
+            vae.choice(part, candidate).engine != "folded" for part in parts
         ):
             return size, candidate
     return size, own

@@ -177,7 +177,7 @@ class Choice:
     """The way taken for a size, and all ways considered, in order. One candidate is accepted."""
 
     resolution: Resolution
-    engine: Literal["static", "profiles", "fused", "pytorch"]
+    engine: Literal["static", "profiles", "fused", "folded"]
     profile_index: int | None
     candidates: tuple[Candidate, ...]
 
@@ -198,7 +198,8 @@ def choose(
     profiles: Sequence[Profile] | Refusal,
     profiles_path: Path | None = None,
 ) -> Choice:
-    """Static engine of exactly this size, else the nearest profile that holds it, else PyTorch.
+    """Static engine of exactly this size, else the nearest profile that holds it, else none: the
+    folded network.
 
     Args:
         resolution: the picture's size.
@@ -215,19 +216,21 @@ def choose(
         found.append(Candidate.refused("profiles", profiles, profiles_path))
     else:
         found.extend(_weigh(resolution, profiles, profiles_path))
-    found.append(Candidate("pytorch", "no engine serves this size"))
+    found.append(Candidate("folded", "no engine serves this size"))
     return _first(resolution, found)
 
 
 def with_fused(choice: Choice, fused: str | Refusal) -> Choice:
-    """The choice with the fused path before PyTorch: why it is taken, also in place of an engine,
-    or why it is not.
+    """The choice with the fused path before the folded network.
+
+    Args:
+        fused: why it is taken, also in place of an engine, or why it is not.
     """
-    *engines, pytorch = choice.candidates
+    *engines, folded = choice.candidates
     if isinstance(fused, Refusal):
-        return replace(choice, candidates=(*engines, Candidate.refused("fused", fused), pytorch))
+        return replace(choice, candidates=(*engines, Candidate.refused("fused", fused), folded))
     passed = [engine.passed_over("it can serve, and fused is preferred") for engine in engines]
-    last = replace(pytorch, accepted=True)
+    last = replace(folded, accepted=True)
     return _first(choice.resolution, [*passed, Candidate("fused", fused), last])
 
 
@@ -292,7 +295,7 @@ def meant_size(text: str) -> Resolution | None:
 
 
 def meant_aspect(text: str) -> str | None:
-    """`16x9` -> `16:9`: an aspect ratio that some VAE has, however it is written."""
+    """`16x9` -> `16:9`: an aspect ratio of Qwen-Image, however it is written."""
     match = _TWO_NUMBERS.fullmatch(text.strip())
     near = None if match is None else f"{int(match[1])}:{int(match[2])}"
     return near if near in load_static_sizes() else None

@@ -183,7 +183,7 @@ class Chooser:
     def choice(self, part, resolution):
         from qvae_trt.profiles import Choice
 
-        engine = "static" if resolution in self.sizes else "pytorch"
+        engine = "static" if resolution in self.sizes else "folded"
         return Choice(resolution, engine, None, ())
 
 

@@ -296,7 +296,7 @@ def test_a_static_engine_of_exactly_this_size_comes_first(tmp_path):
 
 def test_without_engines_none_serves():
     choice = choose(R(1024, 1024), static=NO_STATIC, profiles=ABSENT)
-    assert choice.engine == "pytorch"
+    assert choice.engine == "folded"
     assert choice.path is None
     assert [candidate.absent for candidate in choice.candidates] == [True, True, False]
 
@@ -355,7 +355,7 @@ def test_each_opt_gets_its_own_profile():
 
 def test_no_engine_serves_it():
     choice = choose(R(2048, 2048), static=NO_STATIC, profiles=load_profiles())
-    assert choice.engine == "pytorch"
+    assert choice.engine == "folded"
     assert choice.candidates[-1].accepted
     assert len(choice.candidates) == 1 + 9 + 1
     for candidate in choice.candidates[1:-1]:
@@ -368,12 +368,12 @@ def test_a_profiles_engine_that_cannot_be_used_gives_its_reason():
     choice = choose(R(512, 512), static=NO_STATIC, profiles=refusal)
     assert [c.absent for c in choice.candidates] == [True, False, False]
     assert [c.accepted for c in choice.candidates] == [False, False, True]
-    assert choice.engine == "pytorch"
+    assert choice.engine == "folded"
     assert "- profiles: TensorRT 10, not 11" in choice.explain()
 
 
 def test_an_engine_without_profiles_serves_nothing():
-    assert choose(R(512, 512), static=NO_STATIC, profiles=[]).engine == "pytorch"
+    assert choose(R(512, 512), static=NO_STATIC, profiles=[]).engine == "folded"
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.booleans(), st.booleans())

@@ -125,7 +125,7 @@ def plan(vae: TrtVae, sizes: Sequence[Resolution]) -> tuple[dict[Key, str], list
     for part in PARTS:
         for size in sizes:
             choice = vae.choice(part, size)
-            if choice.engine == "pytorch":
+            if choice.engine == "folded":
                 missing.append(f"{part} {size}")
             else:
                 index = choice.profile_index

@@ -63,7 +63,7 @@ class ServedVae(torch.nn.Module):
         side = 1 if part == "encoder" else 8
         size = qvae_trt.Resolution(shape[3] * side, shape[4] * side)
         choice = self._vae[0].choice(part, size)
-        served = choice.engine != "pytorch"
+        served = choice.engine != "folded"
         if (part, str(size)) not in self._told:
             self._told.add((part, str(size)))
             by = choice.engine if served else f"the VAE it was made from\n{choice.explain()}"

@@ -28,7 +28,7 @@ _OTHER_CLASSES = {"AutoencoderKLWan": "it decodes videos, and only single frames
 
 
 def read_config(path: Path) -> tuple[Kind, Config]:
-    """The kind and the checked configuration in this `config.file`.
+    """The kind and the checked configuration in this `config.json`.
 
     Raises:
         ModelError: it cannot be read, or is of another class.

@@ -338,12 +338,12 @@ class Ladder:
             unfit: dict[str, str] = dict.fromkeys(MODES, elsewhere)
             choice = self.engines.choose(part, resolution, unfit).choice
         faster = _fused_first(self.settings.measured, part, choice)
-        if choice.engine != "pytorch" and faster is None:
+        if choice.engine != "folded" and faster is None:
             return choice
         why = self.pytorch.fused.refusal(device)
         if why is None:
             return with_fused(choice, faster or "no engine serves this size")
-        if choice.engine != "pytorch":
+        if choice.engine != "folded":
             return choice
         return with_fused(choice, Refusal(why.what))
 

@@ -105,7 +105,7 @@ def test_profiles_lists_everything() -> None:
         ("1664x928", "static", None),
         ("1600x1200", "profiles", 8),
         ("512x512", "profiles", 0),
-        ("2048x2048", "pytorch", None),
+        ("2048x2048", "folded", None),
     ],
 )
 def test_match_names_the_engine_that_serves_and_why_the_others_do_not(
@@ -150,7 +150,7 @@ def test_match_looks_into_a_folder(tmp_path: Path) -> None:
     ran = qvae("profiles", "match", "1664x928", "--json", cwd=tmp_path)
     data = json.loads(ran.stdout)
     assert data["engine_dir"] == "engines"
-    assert data["decoder"]["engine"] == "pytorch"
+    assert data["decoder"]["engine"] == "folded"
     ran = qvae("profiles", "match", "1664x928", "--engine-dir", tmp_path / "none")
     assert ran.returncode == 1
     assert "no such folder" in ran.stderr

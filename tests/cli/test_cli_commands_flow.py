@@ -127,7 +127,7 @@ def test_match_takes_the_engine_that_is_there(
     assert data["encoder"]["engine"] == data["decoder"]["engine"] == "static"
     assert data["decoder"]["path"] == str(built / "static" / SIZE / "vae_decoder.onnx")
     data = run(capsys, "profiles", "match", "64x64", "--engine-dir", built)
-    assert data["decoder"]["engine"] == "pytorch"
+    assert data["decoder"]["engine"] == "folded"
 
 
 def test_verify(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,14 +281,14 @@ def test_side_by_side(
         assert both.crop((0, 0, 60, 41)).tobytes() == given.convert("RGB").tobytes()
 
 
-def test_without_engines_pytorch_serves_and_says_so(
+def test_without_engines_the_folded_network_serves_and_says_so(
     photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "r.png"
     arguments = ["roundtrip", photograph, *TINY, "--engine-dir", tmp_path / "none", "--out", out]
     assert cli.main([*map(str, arguments)]) == 0
     shown = capsys.readouterr()
-    assert "pytorch" in shown.out
+    assert "folded" in shown.out
     assert "warning: " in shown.err
     assert "qvae build" in shown.err
 

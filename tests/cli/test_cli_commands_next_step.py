@@ -42,7 +42,7 @@ def test_match_with_another_vae_takes_no_engine_and_names_its_build(
     assert cli.main(["profiles", "match", "96x64", *where, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     for part in ("encoder", "decoder"):
-        assert shown[part]["engine"] == "pytorch"
+        assert shown[part]["engine"] == "folded"
         reason = shown[part]["candidates"][0]["reason"]
         assert "found Qwen-Image, expected Qwen-Image-2.1" in reason
         assert "--model MODEL" in reason

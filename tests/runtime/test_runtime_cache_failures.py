@@ -254,7 +254,7 @@ def test_a_size_that_always_fails_takes_the_engine_from_no_other(folder, backend
     assert runs == {SMALL: STRIKES, LARGE: STRIKES + 1}
     assert vae.choice("decoder", LARGE).engine == "profiles"
     left = vae.choice("decoder", SMALL)
-    assert left.engine == "pytorch", "what is not tried is not named"
+    assert left.engine == "folded", "what is not tried is not named"
     assert "Reshape" in left.explain()
 
 
@@ -435,7 +435,7 @@ def test_the_profile_is_one_of_the_engine_that_runs(tmp_path):
     backend.ranges = (sizes(12, 16, 16),)
     assert engines.serve("decoder", new, x) is None
     found = engines.choose("decoder", size).choice
-    assert found.engine == "pytorch"
+    assert found.engine == "folded"
     assert "width 64 is not in 96..128" in found.explain()
 
 
@@ -494,7 +494,7 @@ def test_what_is_chosen_serves_also_after_a_wider_engine_came(tmp_path):
     engines = foreign(tmp_path, backend)
     small = engines.choose("decoder", Resolution(64, 64))
     engines.serve("decoder", small, torch.ones(1, 3, 1, 8, 8))
-    assert engines.choose("decoder", size).choice.engine == "pytorch"
+    assert engines.choose("decoder", size).choice.engine == "folded"
     file.write_bytes(b"built anew")
     backend.ranges = (sizes(4, 8, 16),)
     chosen = engines.choose("decoder", size)

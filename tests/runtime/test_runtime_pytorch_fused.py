@@ -97,7 +97,7 @@ def test_where_it_cannot_run_the_folded_network_serves_and_says_so_once(model):
         vae.decode(latents())
         vae.decode(latents()[..., :3])
     assert len([w for w in caught if issubclass(w.category, FallbackWarning)]) == 1
-    assert vae.choice("decoder", SIZE).engine == "pytorch"
+    assert vae.choice("decoder", SIZE).engine == "folded"
     strict = load_vae(None, model=model, device="cpu", fallback="raise")
     with pytest.raises(BackendError, match="CUDA"):
         strict.decode(latents())

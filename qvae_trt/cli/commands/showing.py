@@ -92,7 +92,7 @@ def match(
     output.emit(data, _draw_match)
     # Of an engine that is there and refused, the reason says what helps.
     missing = all(choice.candidates[0].absent for choice in choices.values())
-    if folder is not None and missing and choices["decoder"].engine == "pytorch":
+    if folder is not None and missing and choices["decoder"].engine == "folded":
         command = build_command("static", size, model=model, backend=backend, engine_dir=folder)
         output.tell(f"to build one: {command}")
 
