@@ -22,6 +22,8 @@ _OPTIONS = {
     "engine_dir": "engines",
 }
 _SIZE = re.compile(r"[0-9]{1,20}x[0-9]{1,20}")
+#: A word in the form of bash for what cannot be printed.
+_ESCAPED = re.compile(r"(?<!\S)\$'((?:[^'\\]|\\.)*\\x(?:[^'\\]|\\.)*)'")
 
 
 def build_command(mode: str, *sizes: object, **asked: object) -> str:
@@ -40,11 +42,6 @@ def _build(mode: str, sizes: Iterable[object], asked: Mapping[str, object]) -> l
     words = ["qvae", "build", "--mode", mode]
     for size in sizes:
         words += ["--resolution", str(size)]
-    return words + _options(asked)
-
-
-def _options(asked: Mapping[str, object]) -> list[str]:
-    words = []
     for name, default in _OPTIONS.items():
         value, option = asked.get(name), "--" + name.replace("_", "-")
         is_usual = str(value) == default and f"QVAE_{name.upper()}" not in os.environ
@@ -72,6 +69,20 @@ def _shell_word(word: str) -> str:
     return f"$'{''.join(letters)}'"
 
 
+def complete(line: str, **asked: object) -> str:
+    """A command line with the options that only environment variables set.
+
+    Args:
+        asked: `model`, `backend`, `engine_dir`, as they were taken.
+    """
+    words = [line]
+    for name, value in asked.items():
+        option = "--" + name.replace("_", "-")
+        if f"QVAE_{name.upper()}" in os.environ and option_in(line, option) is None:
+            words.append(command_line([option, str(value)]))
+    return " ".join(words)
+
+
 def rebuild_command(
     engine: Path, *, built_by: str = "", force: bool = False, **asked: object
 ) -> str:
@@ -96,10 +107,14 @@ def rebuild_command(
     into = Path(option_in(built_by, "--engine-dir") or "engines")
     if words[:2] != ["qvae", "build"] or into.absolute() != engine_dir.absolute():
         words = _build(mode, sizes, {**asked, "part": part, "engine_dir": engine_dir})
-    else:  # what an environment variable set, its line does not say
-        unsaid = {name: v for name, v in asked.items() if option_in(built_by, f"--{name}") is None}
-        words += _options(unsaid)
     return command_line([*words, *(["--force"] if force and "--force" not in words else [])])
+
+
+def _unescaped(word: re.Match[str]) -> str:
+    """The same word as `shlex` reads it."""
+    escapes, raw = rb"\\(?:x([0-9a-f]{2})|(.))", os.fsencode(word[1])
+    raw = re.sub(escapes, lambda m: bytes.fromhex(m[1].decode()) if m[1] else m[2], raw)
+    return shlex.quote(os.fsdecode(raw))
 
 
 def option_in(line: str, option: str) -> str | None:
@@ -115,6 +130,6 @@ def option_in(line: str, option: str) -> str | None:
 def _words(line: str) -> list[str]:
     """The words of a command line; none if it is not valid shell syntax."""
     try:
-        return shlex.split(line)
+        return shlex.split(_ESCAPED.sub(_unescaped, line))
     except ValueError:
         return []

@@ -1,8 +1,9 @@
 """Real pictures through the VAE: a file in, a file out.
 
-A picture is mirrored outwards until both sides are multiples of 16, run, and cropped back. Where no
-engine holds that size and one holds a slightly larger one, it is padded to that: 1600x900 goes
-through a static engine of 1664x928, and 200x200 through a profile that starts at 256x256.
+A picture is mirrored outwards until both sides are multiples of 16, run, and cropped back. Where
+neither an engine nor the fused path takes that size, and an engine holds a slightly larger one, it
+is padded to that: 1600x900 goes through a static engine of 1664x928, and 200x200 through a profile
+that starts at 256x256.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class Pass:
 
     Attributes:
         size: what the part saw, after padding.
-        engine: what gave the result: `static`, `profile 3`, `fused`, `folded` or `tiles`. Where it
-            is not what was chosen at first, the notes say why.
-        path: the engine's file; None where no engine gave it.
+        engine: what gave the result: `static`, `profile 3`, `fused` or `folded`. Where what was
+            chosen failed, what was tried after it, such as `profiles` or `folded and tiles`; the
+            notes say why.
+        path: the file of the engine that was chosen, if it gave the result.
         seconds: of the run, with the loading of the engine.
         notes: what the VAE warned of.
     """
@@ -77,6 +79,7 @@ def encode(
 
     Raises:
         UsageError: `out` has another suffix than `.safetensors`, or is the picture itself.
+        StoreError: `out` cannot be written.
         PictureError: the picture cannot be read, or the latents cannot be written.
         ModelError: the weights cannot be had.
     """
@@ -99,6 +102,7 @@ def decode(
 
     Raises:
         UsageError: `out` is no picture by its suffix, or is the latents file itself.
+        StoreError: `out` cannot be written.
         PictureError: the latents cannot be read or are another VAE's, or the picture cannot be
             written.
         ModelError: the weights cannot be had.
@@ -140,6 +144,7 @@ def roundtrip(
 
     Raises:
         UsageError: `out` is no picture by its suffix, or is the picture that is read.
+        StoreError: `out` cannot be written.
         PictureError: the picture cannot be read or written.
         ModelError: the weights cannot be had.
     """
@@ -187,16 +192,19 @@ def _load(engine_dir: Path, model: str, backend: str) -> tuple[Model, TrtVae]:
 def _sizes(
     vae: TrtVae, pixels: Tensor, parts: Sequence[Part], engine_dir: Path
 ) -> tuple[Resolution, Resolution]:
-    """The picture's size, and the one to pad it to: its multiple of 16 unless no engine has it."""
+    """The picture's size, and the one to pad it to: its multiple of 16, unless only a larger one
+    has an engine, and the fused path does not run.
+    """
     size = Resolution(pixels.shape[-2], pixels.shape[-1])
     own = Resolution(
         *(-(-side // images.MULTIPLE) * images.MULTIPLE for side in (size.height, size.width))
     )
     _check_size(own, f"a picture of {size}")
     least = [own]
-    for file in store.find_engines(engine_dir):
-        with suppress(QvaeError):  # choosing says what is wrong with it
-            least += [profile.min for profile in store.read_sidecar(file.path).key.profiles]
+    with suppress(OSError):  # of a folder that cannot be listed
+        for file in store.find_engines(engine_dir):
+            with suppress(QvaeError):  # choosing says what is wrong with it
+                least += [profile.min for profile in store.read_sidecar(file.path).key.profiles]
     padded = {Resolution(max(own.height, m.height), max(own.width, m.width)) for m in least}
     limit = max(MAX_PADDING * own.pixels, CHEAP_PIXELS)
     for candidate in sorted(padded, key=lambda size: (size.pixels, size)):
@@ -240,8 +248,6 @@ def _timed(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
     by = " and ".join(_served(vae, part) - before)
-    if by != choice.engine:
-        choice = vae.choice(part, seen)  # without what failed
     path = choice.path if by == choice.engine else None
     if path is not None and by == "profiles":
         by = f"profile {choice.profile_index}"

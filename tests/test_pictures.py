@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import ort_engines
@@ -21,6 +22,7 @@ from qvae_trt.json_rows import write
 from qvae_trt.kinds import QWEN_IMAGE
 from qvae_trt.model import BUNDLED_TINY
 from qvae_trt.profiles import Profile, Resolution, engine_path
+from qvae_trt.store import sidecar_path
 
 PHOTOGRAPH = "qvae_trt/data/pictures/astronaut.jpg"
 
@@ -201,16 +203,27 @@ class Chooser:
         ("200x400", ["256x400"], "256x400"),
         ("1x1", ["256x256"], "256x256"),
         ("80x60", ["96x64"], "96x64"),  # a size that no list names
+        ("200x200", ["256x256 to 1024x1024"], "256x256"),
     ],
 )
 def test_padding_goes_no_further_than_an_engine_is_worth(size, engines, padded, tmp_path):
-    for each in map(Resolution.parse, engines):
-        profiles = (Profile.fixed(each),)
-        sidecar = make_sidecar(part="encoder", mode="static", profiles=profiles)
-        put_engine(engine_path(tmp_path, "encoder", "static", ".onnx", each), sidecar, b"engine")
+    least = []
+    for each in engines:
+        low, _, high = each.partition(" to ")
+        profile = Profile.fixed(Resolution.parse(low))
+        mode: Any = "profiles" if high else "static"
+        if high:
+            profile = Profile(profile.min, Resolution(512, 512), Resolution.parse(high))
+        path = engine_path(tmp_path, "encoder", mode, ".onnx", profile.min)
+        sidecar = make_sidecar(part="encoder", mode=mode, profiles=(profile,))
+        put_engine(path, sidecar, b"engine")
+        least.append(low)
+    broken = engine_path(tmp_path, "encoder", "static", ".onnx", Resolution(16, 16))
+    put_engine(broken, make_sidecar(), b"engine")
+    sidecar_path(broken).write_text("{")
     width, height = (int(side) for side in size.split("x"))
     pixels = torch.zeros(1, 3, height, width)
-    found = pictures._sizes(Chooser(*engines), pixels, ("encoder",), tmp_path)
+    found = pictures._sizes(Chooser(*least), pixels, ("encoder",), tmp_path)
     assert [str(each) for each in found] == [size, padded]
 
 
@@ -269,6 +282,17 @@ def test_where_a_picture_cannot_go_is_said_before_any_work(tmp_path, command, ou
             tmp_path / "absent", tmp_path / out, engine_dir=tmp_path, model="no/model"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["in-the-way.png"]
+
+
+def test_an_engine_folder_that_cannot_be_listed_is_no_end(
+    engines, photograph, tmp_path, monkeypatch
+):
+    def refuse(_folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pictures.store, "find_engines", refuse)
+    done = pictures.roundtrip(photograph((96, 64)), tmp_path / "out.png", **options(engines))
+    assert [run.engine for run in done.passes] == ["static", "static"]
 
 
 def test_a_folder_that_is_not_there_is_made(engines, photograph, tmp_path):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qvae_trt.commands import build_command, rebuild_command
+from qvae_trt.commands import (
+    build_command,
+    command_line,
+    complete,
+    option_in,
+    rebuild_command,
+)
 from qvae_trt.errors import ProfileError, ResolutionError, UsageError
 from qvae_trt.profiles import (
     Profile,
@@ -457,13 +464,24 @@ def test_a_path_from_elsewhere_has_the_general_command():
     assert shlex.split(rebuild_command(Path("/tmp/some.trt")))[:3] == ["qvae", "build", "--mode"]
 
 
-def test_what_a_variable_set_is_said_in_the_command_that_built_it():
-    path = engine_path(Path("engines"), "decoder", "static", ".onnx", R(928, 1664))
+def test_what_a_variable_set_is_said_in_the_command_that_is_kept(monkeypatch):
     line = "qvae build --mode static --aspect 16:9"
-    asked = {"model": "bundled:tiny", "backend": "onnxruntime", "precision": None}
-    words = ["--model", "bundled:tiny", "--backend", "onnxruntime"]
-    assert shlex.split(rebuild_command(path, built_by=line, **asked)) == [*line.split(), *words]
-    for known in (f"{line} --model other", f"{line} --model=other"):
-        words = ["--backend", "onnxruntime"]
-        again = rebuild_command(path, built_by=known, **asked)
-        assert shlex.split(again) == [*known.split(), *words]
+    asked = {"model": "bundled:tiny", "backend": "auto", "engine_dir": Path("my engines")}
+    assert complete(line, **asked) == line
+    monkeypatch.setenv("QVAE_MODEL", "bundled:tiny")
+    monkeypatch.setenv("QVAE_ENGINE_DIR", "my engines")
+    kept = complete(line, **asked)
+    assert kept == f"{line} --model bundled:tiny --engine-dir 'my engines'"
+    path = engine_path(Path("my engines"), "decoder", "static", ".onnx", R(928, 1664))
+    assert rebuild_command(path, built_by=kept) == kept
+    for said in (f"{line} --model other", f"{line} --model=other"):
+        assert complete(said, **asked) == f"{said} --engine-dir 'my engines'"
+
+
+@given(st.lists(st.binary(max_size=6).map(os.fsdecode)))
+@example(["$'a", "$'\x1b", "a $'\xff'", "\udcff", "\n", "'\\'"])
+def test_a_command_line_is_read_as_it_was_written(words):
+    words = [word for word in words if "\0" not in word and not word.startswith("--")]
+    line = command_line(["qvae", "--out", *words, "end"])
+    first = words[0] if words else "end"
+    assert option_in(line, "--out") == first

@@ -99,7 +99,7 @@ def bench(
     """
     device = _device(settings.device)
     resolutions, parts = settings.resolutions, settings.parts
-    asked = paths(settings)
+    paths = paths_of(settings)
     loaded = load_model(settings.model)
     work = Workbench(loaded, settings, device=device)
     # Measured before the facts of the machine, so that its clocks are those of a busy GPU.
@@ -131,12 +131,12 @@ def bench(
         flops = count_flops(folded, part, loaded.shape(part, size))
         floor_ms = flops / float(matmul["tflops"] or 0.0) / 1e9
         floor = results.Floor(part=part, resolution=size, flops=flops, floor_ms=floor_ms)
-        return {"cells": _measure(work, asked, part, size), "floors": [floor]}
+        return {"cells": _measure(work, paths, part, size), "floors": [floor]}
 
     def in_service(previous: Resolution, size: Resolution) -> dict[str, Sequence[object]]:
-        rows = measure_service(work, asked, size)
+        rows = measure_service(work, paths, size)
         if previous != size:
-            rows += [switch(work, path, previous, size) for path in asked]
+            rows += [switch(work, path, previous, size) for path in paths]
         return {"service": rows}
 
     tasks = [
@@ -195,7 +195,7 @@ def _end_clocks(device: str) -> dict[str, results.Fact]:
     return {f"{n}_end": ended[n] for n in ("clock_sm_mhz", "temperature_c") if n in ended}
 
 
-def paths(settings: BenchSettings) -> list[str]:
+def paths_of(settings: BenchSettings) -> list[str]:
     """What a bench with these settings measures here, in order.
 
     Raises:

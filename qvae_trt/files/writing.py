@@ -168,7 +168,8 @@ def place_file(source: Path, target: Path, *, link: bool) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises StoreError."""
     with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        # A name in it may be no UTF-8.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def check_writable(path: Path) -> None:

@@ -321,7 +321,11 @@ class TrtVae(ModelMixin, AutoencoderMixin, ConfigMixin, metaclass=_StandsFor):
                 fix='qvae_trt.Resolution.parse("1664x928"), or Resolution(height=928, width=1664)',
             )
         arguments.check_word("the part", part, PARTS)
-        return self._ladder.choice(part, resolution, self.device)
+        # An offloaded VAE rests on the CPU; accelerate's hook moves it before each call.
+        hook = getattr(self, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        place = self.device if device is None else torch.device(device)
+        return self._ladder.choice(part, resolution, place)
 
     def release_memory(self, *, engines: bool = True) -> None:
         """Give memory back: scratch to PyTorch's allocator, PyTorch's copies of the weights, and

@@ -251,6 +251,8 @@ class _Tuning:
         if not has_levels(self.backend.name) and any(v.level is not None for v in asked):
             fix = "leave level= out of --variants"
             raise UsageError(f"{self.backend.name} has no builder levels", fix=fix)
+        if settings.out.exists():
+            record.load(settings.out)  # a file of something else is refused before minutes of work
         self.file = TuneFile(key=TuneKey.here(self.backend, precision), command=settings.command)
         self.model = load_model(settings.model)
         weights, recipe, size = self.model.weights_sha256, recipe_sha256(), settings.resolution

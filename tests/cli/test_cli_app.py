@@ -131,6 +131,7 @@ def test_the_model_of_the_environment_is_that_of_every_list() -> None:
     words = qvae("profiles", env=env).stdout
     assert "2752x1536" in words
     assert qvae("profiles", "list", env=env).stdout == words
+    assert "1664x928" in qvae("profiles", env={**env, "QVAE_MODEL": ""}).stdout
 
 
 @pytest.mark.parametrize("byte", [b"\xff", b"\x1b"])

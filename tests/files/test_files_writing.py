@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qvae_trt.errors import StoreError
-from qvae_trt.files.writing import check_writable, replace_file
+from qvae_trt.files.writing import check_writable, replace_file, write_text
 
 
 def _files(folder: Path) -> list[str]:
@@ -58,3 +58,8 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
     kept.write_text("kept")
     check_writable(kept)
     assert kept.read_text() == "kept"
+
+
+def test_a_text_with_a_name_that_is_no_utf_8_is_written(tmp_path):
+    write_text(tmp_path / "parity.md", "engines in /tmp/e\udcff: all right\n")
+    assert (tmp_path / "parity.md").read_text() == "engines in /tmp/e\\udcff: all right\n"

@@ -210,6 +210,8 @@ def test_engines_of_another_device_are_not_said_to_serve(engine_dir):
     choice = vae.to("meta").choice("decoder", STATIC)
     assert choice.engine == "folded"
     assert "engines run on cpu here, the input is on meta" in choice.explain()
+    vae._hf_hook = SimpleNamespace(execution_device="cpu")  # as accelerate leaves an offloaded one
+    assert vae.choice("decoder", STATIC).engine == "static"
 
 
 def test_a_model_without_a_name_has_a_place_in_the_hint(tmp_path):

@@ -92,13 +92,12 @@ class Bench:
         monkeypatch.setattr(running, "measure_in_child", self.child)
         monkeypatch.setattr(running, "FoldedReference", lambda *_: self)
         monkeypatch.setattr(running, "recipe_sha256", lambda: "c" * 64)
-        monkeypatch.setattr(
-            running,
-            "load_model",
-            lambda source: SimpleNamespace(
-                source=source, weights_sha256=self.weights, kind=QWEN_IMAGE
-            ),
-        )
+        self.loads = 0
+        monkeypatch.setattr(running, "load_model", self.load)
+
+    def load(self, source: str) -> Any:
+        self.loads += 1
+        return SimpleNamespace(source=source, weights_sha256=self.weights, kind=QWEN_IMAGE)
 
     def build(self, jobs: Any, settings: BuildSettings, **_: Any) -> list[Any]:
         (variant,) = settings.variants.values()
@@ -265,6 +264,7 @@ def test_a_file_that_is_something_else_is_left_alone(bench: Bench, tmp_path: Pat
         bench.tune(out)
     assert out.read_text() == '{"chapter": 1}'
     assert bench.seen == []
+    assert bench.loads == 0, "before the weights are read"
 
 
 def test_what_cannot_run_here(

@@ -15,6 +15,7 @@ from typer import Option
 
 from qvae_trt.cli import options, output
 from qvae_trt.cli.drawing import MIB, counted, figure, records
+from qvae_trt.commands import complete
 from qvae_trt.json_rows import write
 from qvae_trt.kinds import KINDS, QWEN_IMAGE, Kind
 from qvae_trt.profiles import Precision, Resolution, load_profiles, load_static_sizes, parse_aspect
@@ -163,6 +164,8 @@ def build(
         jobs = building.plan_static(engine_dir, sizes, parts, suffix)
     else:
         jobs = building.plan_profiles(engine_dir, ranges or kind.profiles, parts, suffix)
+    line = output.settings.command
+    command = complete(line, model=model, backend=backend, engine_dir=engine_dir)
     settings = building.BuildSettings(
         model=model,
         backend=backend,
@@ -172,7 +175,7 @@ def build(
         variants=tuned.variants,
         force=force,
         dry_run=dry_run,
-        command=output.settings.command,
+        command=command,
     )
     with output.show_progress() as on_event:
         results = building.build(jobs, settings, on_event=on_event)

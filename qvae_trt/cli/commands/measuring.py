@@ -113,9 +113,11 @@ def bench(
     missing = options.no_folder(engine_dir, sizes[0], backend=backend, model=model)
     if missing is not None:
         # PyTorch alone is worth measuring, but not for somebody who mistyped a folder.
-        if engine_dir != options.ENGINE_DIR and not baseline:
+        given = engine_dir != options.ENGINE_DIR
+        if given and not baseline:
             raise missing
-        output.warn(f"engines are not measured: {missing}")
+        if given or not baseline:
+            output.warn(f"engines are not measured: {missing}")
 
     old = None if compare is None else load(compare)
     parts = options.parse_parts(part)
@@ -136,7 +138,7 @@ def bench(
         command=output.settings.command,
     )
     if old is not None:
-        comparing.check_comparable(old, sizes, parts, measuring.paths(settings), service=service)
+        comparing.check_comparable(old, sizes, parts, measuring.paths_of(settings), service=service)
     with output.show_progress("bench") as on_event:
         result = measuring.bench(settings, out=out, on_event=on_event)
     written = write_tables(result, out)

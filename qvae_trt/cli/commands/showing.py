@@ -31,7 +31,7 @@ from qvae_trt.version import __version__
 def profiles(ctx: Context) -> None:
     """List the sizes and profiles, or match one."""
     if ctx.invoked_subcommand is None:
-        list_(None, os.environ.get("QVAE_MODEL", options.MODEL))
+        list_(None, os.environ.get("QVAE_MODEL") or options.MODEL)
 
 
 def list_(
