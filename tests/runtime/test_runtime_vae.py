@@ -25,7 +25,7 @@ from qvae_trt.runtime.vae import FallbackWarning, TrtVae, load_vae
 SERVED = {
     "static": (STATIC.height, STATIC.width),
     "profiles": (128, 160),
-    "pytorch": (16, 192),
+    "folded": (16, 192),
     "no multiple of 8": (60, 75),
 }
 
@@ -116,7 +116,7 @@ def test_all_moments_are_there_and_sampling_is_reproducible(vae, original):
     torch.testing.assert_close(one, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("served", ["static", "pytorch"])
+@pytest.mark.parametrize("served", ["static", "folded"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_inputs_dtype_comes_back(vae, served, dtype):
     height, width = SERVED[served]
