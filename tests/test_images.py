@@ -482,9 +482,6 @@ def test_unknown_extension(tmp_path: Path) -> None:
 
 
 def test_writing_where_nothing_can_be_written(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="cannot write") as caught:
-        write_picture(tmp_path / "no" / "x.png", torch.zeros(1, 3, 4, 4))
-    assert "mkdir -p" in str(caught.value)
     with pytest.raises(PictureError, match="cannot write"):
         write_picture("/proc/x.png", torch.zeros(1, 3, 4, 4))
     (tmp_path / "d.png").mkdir()
