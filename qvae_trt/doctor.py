@@ -81,9 +81,11 @@ def _backends(fused: Check) -> Iterator[Check]:
             backend = backends.get(name)
             version, build, run = backend.version(), backend.can_build(), backend.can_run()
         except QvaeError as error:
+            cause = error.__cause__
+            absent = isinstance(cause, ModuleNotFoundError) and cause.name == name
             if name == "onnxruntime":  # what is left where no TensorRT is
                 yield Check(name, "fail", error.what, error.fix)
-            elif fused.status == "ok" and getattr(error.__cause__, "name", None) == name:
+            elif absent and fused.status == "ok":
                 yield Check(name, "ok", "not installed; only engines need it")
             else:
                 yield Check(name, "warn", error.what, error.fix)

@@ -203,8 +203,8 @@ def choose(
 
     Args:
         resolution: the picture's size.
-        static: the static engine of that size, None for one as yet without a path, or why there is
-            none that can be used.
+        static: the file of the static engine of that size; None for one that is only planned; or
+            why none can be used.
         profiles: the ranges of the profiles engine, in its order, or why it cannot be used.
         profiles_path: the profiles engine, passed through to the candidates.
     """

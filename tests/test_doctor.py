@@ -102,17 +102,17 @@ def test_the_fused_path_needs_no_tensorrt(
 
     def without(name: str) -> object:
         if name.startswith("tensorrt"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name + lacks)
+            raise fault.kind(f"No module named {name!r}", name=name + fault.lacks)
         return importing(name)
 
     monkeypatch.setattr("importlib.import_module", without)
-    lacks = ""
+    fault = types.SimpleNamespace(kind=ModuleNotFoundError, lacks="")
     for name in ("tensorrt", "tensorrt_rtx", "--backend auto"):
         found = check(name, tmp_path)
         assert (found.status, found.fix) == ("ok", None), found
-    lacks = "_bindings"
-    for name in ("tensorrt", "tensorrt_rtx"):
-        assert check(name, tmp_path).status == "warn", "it is there, and broken"
+    for fault.kind, fault.lacks in ((ModuleNotFoundError, "_bindings"), (ImportError, "")):
+        for name in ("tensorrt", "tensorrt_rtx"):
+            assert check(name, tmp_path).status == "warn", "it is there, and broken"
 
 
 def test_engines_are_counted_and_foreign_ones_named(tmp_path: Path) -> None:
