@@ -25,7 +25,7 @@ from qvae_trt.errors import BuildError, UsageError
 from qvae_trt.files.reading import sha256_file
 from qvae_trt.files.writing import replace_file
 from qvae_trt.folding import FoldedVae, fold
-from qvae_trt.lowerings import Lowering, choose_lowering, wants_halves
+from qvae_trt.lowerings import Lowering, choose_lowering
 from qvae_trt.model import Model, half_of
 from qvae_trt.profiles import Part, Precision, Profile, Resolution
 from qvae_trt.progress import Progress, ignore
@@ -90,7 +90,6 @@ def export_onnx(
     graph: Graph = "image",
     resolution: Resolution | None = None,
     lowering: Lowering | None = None,
-    halved: bool | None = None,
     progress: Progress = ignore,
 ) -> OnnxFile:
     """Write one part of the VAE as ONNX.
@@ -104,9 +103,8 @@ def export_onnx(
         precision: of weights, input and output.
         graph: `image` is the exact 2D graph of one frame, `video` the Conv3d graph of diffusers.
         resolution: the one size of the graph, in pixels; None leaves height and width dynamic.
-        lowering: how the folded graph is written; None takes the one for current TensorRT.
-        halved: with `FoldedVae.halve`, for which the least height is 256. None: as `wants_halves`
-            says of the one size; a graph of any size is left whole.
+        lowering: how the folded graph is written; None takes the one for current TensorRT, for a
+            graph of any size without halves.
         progress: called with the stage, steps done and steps in all; what it raises ends the work.
 
     Raises:
@@ -127,17 +125,15 @@ def export_onnx(
     step(f"fold {part}")
     network: nn.Module
     if graph == "image":
-        lowering = lowering or choose_lowering("tensorrt", "11", precision)
+        if lowering is None:
+            sizes = [] if resolution is None else [Profile.fixed(resolution)]
+            lowering = choose_lowering("tensorrt", "11", precision).for_sizes(sizes)
         if lowering.attention == "fused":
             what = (
                 "the lowering attention=fused is PyTorch's own and has no ONNX without N x N scores"
             )
             raise UsageError(what, fix="use attention=softmax or attention=exp")
-        folded = network = fold(model.vae, lowering=lowering)
-        if halved is None:
-            halved = resolution is not None and wants_halves([Profile.fixed(resolution)])
-        if halved:
-            folded.halve()
+        network = fold(model.vae, lowering=lowering)
     else:
         # A copy: `.to` below must not change the caller's weights.
         network = type(model.vae).from_config(model.vae.config)

@@ -7,7 +7,7 @@ TensorRT finds for it. :func:`choose_lowering` is the one table of what is used 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qvae_trt.errors import UsageError
@@ -19,6 +19,7 @@ Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
 Norm = Literal["native", "fp32", "conv_spread"]
 Residual = Literal["add", "subtract"]
 Attention = Literal["fused", "softmax", "exp"]
+Halves = Literal["none", "last", "last_two"]
 #: The fields of a lowering, in the order of its text, and the values that each may have.
 _KNOWN: dict[str, Any] = {
     "upsample": get_args(Upsample),
@@ -26,6 +27,7 @@ _KNOWN: dict[str, Any] = {
     "residual": get_args(Residual),
     "attention": get_args(Attention),
     "attention_chunks": range(1, 257),
+    "halves": get_args(Halves),
 }
 #: Pixels of the largest graph that is left whole.
 _MOST_WHOLE = 1792 * 1792
@@ -53,6 +55,9 @@ class Lowering:
             into `attention_chunks` runs, one after the other, so that no N x N score matrix is ever
             held; `exp` does the same with the softmax's division behind the second product.
         attention_chunks: into how many runs the queries are cut; unused by `fused`.
+        halves: what is computed in two halves of the rows, so that less is held at once, and a few
+            rows twice: with `last` the layers in full size, with `last_two` also the decoder's
+            upsampling before. Pictures must then be at least 256 high.
     """
 
     upsample: Upsample = "resize"
@@ -60,6 +65,7 @@ class Lowering:
     residual: Residual = "add"
     attention: Attention = "fused"
     attention_chunks: int = 1
+    halves: Halves = "none"
 
     def __post_init__(self) -> None:
         for name, known in _KNOWN.items():
@@ -68,6 +74,36 @@ class Lowering:
                 counted = isinstance(known, range)
                 expected = f"{known[0]} to {known[-1]}" if counted else " or ".join(known)
                 raise UsageError(f"{name} is {value!r}, expected {expected}")
+
+    def for_sizes(self, profiles: Iterable[Profile]) -> Lowering:
+        """The same for an engine of these sizes, which may take too much memory otherwise.
+
+        Whole, a decoder of Qwen-Image-2.1 at 2048x2048 has a tensor of 2.4 GB, with which TensorRT
+        8.6 fails; at 1792x1792 it builds (benchmarks/h100/README.md). Of ranges, 8.6 (`exp`) plans
+        2.7 GB for Qwen-Image's decoder if it is left whole with 7 runs of attention, and 1.9 in
+        halves with 10 (benchmarks/h200/README.md).
+        """
+        profiles = list(profiles)
+        planned = self._of_8_6_with_ranges(profiles)
+        halves = self.halves
+        if halves == "none" and all(p.min.height >= _LEAST_HALVED for p in profiles):
+            if planned:
+                halves = "last_two"
+            elif any(p.max.pixels > _MOST_WHOLE for p in profiles):
+                halves = "last"
+        runs = max(self.attention_chunks, 10) if planned else self.attention_chunks
+        return replace(self, halves=halves, attention_chunks=runs)
+
+    def level_for(self, profiles: Iterable[Profile]) -> int | None:
+        """The builder level to use unless another one is asked for; None is TensorRT's own.
+
+        With ranges 8.6 builds in half the time at level 2, and the engine takes 1 to 4 % longer
+        (benchmarks/h200/README.md).
+        """
+        return 2 if self._of_8_6_with_ranges(profiles) else None
+
+    def _of_8_6_with_ranges(self, profiles: Iterable[Profile]) -> bool:
+        return self.attention == "exp" and any(p.min != p.max for p in profiles)
 
     @property
     def fewest_latents(self) -> int:
@@ -133,13 +169,3 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
     # ConvTranspose in bf16 finds no kernel on RTX 1.7, nor, by reports, on 11.0.
     upsample: Upsample = "depth_to_space" if precision == "bf16" else "conv_transpose"
     return Lowering(upsample=upsample, norm="fp32", attention="softmax", attention_chunks=8)
-
-
-def wants_halves(profiles: Iterable[Profile]) -> bool:
-    """Whether `build` computes the layers in full size in halves: :meth:`FoldedVae.halve`.
-
-    Whole, a decoder of Qwen-Image-2.1 at 2048x2048 has a tensor of 2.4 GB, with which TensorRT 8.6
-    fails; at 1792x1792 it builds (benchmarks/h100/README.md).
-    """
-    ends = [(profile.min.height, profile.max.pixels) for profile in profiles]
-    return max(pixels for _, pixels in ends) > _MOST_WHOLE and min(ends)[0] >= _LEAST_HALVED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from qvae_trt import export
 from qvae_trt.errors import StoreError, UsageError
 from qvae_trt.export import OPSET, TENSOR_NAMES, export_onnx, recipe_sha256
 from qvae_trt.kinds import QWEN_IMAGE
-from qvae_trt.lowerings import Lowering, choose_lowering
+from qvae_trt.lowerings import Halves, Lowering, choose_lowering
 from qvae_trt.model import Model
 from qvae_trt.profiles import Part, Precision, Resolution
 
@@ -106,9 +107,17 @@ def test_2_1_of_any_size(model_21: Model, part: Part, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-@pytest.mark.parametrize(("kind", "flavour"), [("model", "10.0"), ("model_21", "8.6.1")])
+@pytest.mark.parametrize(
+    ("kind", "flavour", "halves"),
+    [("model", "10.0", "last"), ("model", "8.6.1", "last_two"), ("model_21", "8.6.1", "last")],
+)
 def test_halves_of_any_size(
-    kind: str, part: Part, flavour: str, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str,
+    part: Part,
+    flavour: str,
+    halves: Halves,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     model = request.getfixturevalue(kind)
     file = export_onnx(
@@ -116,16 +125,16 @@ def test_halves_of_any_size(
         part,
         tmp_path / "p.onnx",
         precision="fp32",
-        lowering=choose_lowering("tensorrt", flavour, "fp16"),
-        halved=True,
+        lowering=replace(choose_lowering("tensorrt", flavour, "fp16"), halves=halves),
     )
     for size in (Resolution(256, 32), Resolution(304, 64)):
         source, target = expected(model, part, size)
         torch.testing.assert_close(run(file.path, source.numpy()), target, rtol=0, atol=2e-5)
-    check_that_halves_save_memory(onnx.load(file.path).graph)
+    joins = 2 if (part, halves) == ("decoder", "last_two") else 1
+    check_that_halves_save_memory(onnx.load(file.path).graph, joins)
 
 
-def check_that_halves_save_memory(graph: onnx.GraphProto) -> None:
+def check_that_halves_save_memory(graph: onnx.GraphProto, expected_joins: int) -> None:
     """The second half waits for the first, and its length has a bound of its own."""
     makers = {name: node for node in graph.node for name in node.output}
 
@@ -133,15 +142,19 @@ def check_that_halves_save_memory(graph: onnx.GraphProto) -> None:
         return [makers[name].op_type for name in node.input if name in makers]
 
     joins = [node for node in graph.node if node.op_type == "Concat" and len(node.input) == 2]
-    (joined,) = (node for node in joins if kinds(node) == ["Slice"] * 2)
-    name = joined.input[0]
-    while makers[name].op_type != "Clip":  # one value of the first half, made 0
-        (user,) = (n for n in graph.node if n.op_type in ("Slice", "Clip") and n.input[0] == name)
-        name = user.output[0]
-    (waiting,) = (node for node in graph.node if node.op_type == "Add" and name in node.input)
-    cut = makers[next(other for other in waiting.input if other != name)]
-    assert cut.op_type == "Slice"
-    assert kinds(cut)[0] == "Slice"
+    found = [node for node in joins if kinds(node) == ["Slice"] * 2]
+    assert len(found) == expected_joins
+    for joined in found:
+        name = joined.input[0]
+        while makers[name].op_type != "Clip":  # one value of the first half, made 0
+            (user,) = (
+                n for n in graph.node if n.op_type in ("Slice", "Clip") and n.input[0] == name
+            )
+            name = user.output[0]
+        (waiting,) = (node for node in graph.node if node.op_type == "Add" and name in node.input)
+        cut = makers[next(other for other in waiting.input if other != name)]
+        assert cut.op_type == "Slice"
+        assert kinds(cut)[0] == "Slice"
 
 
 @pytest.mark.parametrize(("side", "upsamplings"), [(1792, 4), (1824, 5)])

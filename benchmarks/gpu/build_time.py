@@ -27,7 +27,7 @@ from qvae_trt.backends import BuildSpec
 from qvae_trt.build import Job, plan_profiles, plan_static
 from qvae_trt.errors import QvaeError
 from qvae_trt.export import export_onnx
-from qvae_trt.lowerings import choose_lowering, wants_halves
+from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution, load_profiles
 
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace) -> None:
     backend = backends.get(options.backend)
     backend.can_build().require()
     model, job = load_model(options.model), plan(options)
-    lowering = choose_lowering(backend.name, backend.version(), "fp16")
+    lowering = choose_lowering(backend.name, backend.version(), "fp16").for_sizes(job.profiles)
     begun = time.perf_counter()
     exported = export_onnx(
         model,
@@ -96,7 +96,6 @@ def measure(options: argparse.Namespace) -> None:
         precision="fp16",
         resolution=job.resolution,
         lowering=lowering,
-        halved=wants_halves(job.profiles),
     )
     report: dict[str, Any] = {
         "engine": job.title,

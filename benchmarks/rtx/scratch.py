@@ -20,7 +20,7 @@ from qvae_trt import backends
 from qvae_trt.backends import BuildSpec
 from qvae_trt.build import Job, plan_profiles, plan_static
 from qvae_trt.export import export_onnx
-from qvae_trt.lowerings import choose_lowering, wants_halves
+from qvae_trt.lowerings import choose_lowering
 from qvae_trt.model import Model, load_model
 
 _PLANNED = re.compile(r"Total Activation Memory: (\d+) bytes")
@@ -52,6 +52,8 @@ def measure(model: Model, job: Job, folder: Path, *, whole: bool = False) -> dic
     """One engine: the scratch of each of its profiles, and the size of its plan, in bytes."""
     backend = backends.get("tensorrt_rtx")
     lowering = choose_lowering("tensorrt_rtx", backend.version(), "fp16")
+    if not whole:
+        lowering = lowering.for_sizes(job.profiles)
     graph, plan = folder / "graph.onnx", folder / "engine.trt"
     export_onnx(
         model,
@@ -59,7 +61,6 @@ def measure(model: Model, job: Job, folder: Path, *, whole: bool = False) -> dic
         graph,
         resolution=job.resolution,
         lowering=lowering,
-        halved=wants_halves(job.profiles) and not whole,
     )
     ranges = job.ranges(model)
     spec = BuildSpec(ranges=ranges, precision="fp16")

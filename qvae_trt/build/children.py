@@ -50,7 +50,6 @@ class GraphSpec(NamedTuple):
     resolution: Resolution | None
     lowering: Lowering
     precision: Precision
-    halved: bool
 
 
 class Graphs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from qvae_trt.errors import (
     UsageError,
     expected,
 )
-from qvae_trt.files.writing import staged, sweep
+from qvae_trt.files.writing import staged, sweep, workplace
 from qvae_trt.progress import Event, OnEvent, Progress, ignore, stages
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ class BuildSettings:
         model: as `load_model` takes it.
         backend: a name as `backends.get` takes it.
         level: TensorRT's builder optimization level, 0 to 5; an engine that was built with another
-            one is stale. None: TensorRT's default, and any level is up to date.
-        timing_cache: a file whose name is made specific to GPU, version and precision.
+            one is stale. None: as `Lowering.level_for` says, and any level is up to date.
+        timing_cache: a file whose name is made specific to GPU, version and precision. None: the
+            engines of one call of `build` share one, which is dropped after it.
         variants: of parts: in place of the lowering that `choose_lowering` names, and of the level
             where `level` is None.
         force: build engines that are up to date, too.
@@ -105,6 +106,10 @@ def build(
             child = None
         elif child is None:
             child = stack.enter_context(build_child())
+        if ahead and settings.timing_cache is None and not settings.dry_run:
+            # An encoder and a decoder have most shapes of convolutions in common.
+            timings = stack.enter_context(workplace()) / "timings"
+            settings = replace(settings, timing_cache=timings)
         make = backend.build if child is None else partial(child.call, build_there, backend.name)
         run = _Build(jobs, settings, backend, model, on_event, make, graphs)
         return [run.result(job, index) for index, job in enumerate(jobs)]
@@ -169,7 +174,7 @@ class _Build:
         that does not hold its opt; ResolutionError for a size that the VAE does not take.
         """
         job.ranges(self.model)
-        fewest = 1 if job.mode == "static" else self._lowering(job.part).fewest_latents
+        fewest = 1 if job.mode == "static" else self._lowering(job).fewest_latents
         for index, profile in enumerate(job.profiles):
             if profile.fault is not None:  # TensorRT-RTX would build it
                 raise UsageError(f"{job.title}: profile {index}: {profile.fault}")
@@ -190,10 +195,11 @@ class _Build:
         graph = self.graphs.graph(self._graph_spec(job), progress)
         with graph as exported, staged(job.path) as temporary:
             self._start_next(job)
+            level = self._level(job.part)
             spec = BuildSpec(
                 ranges=job.ranges(self.model),
                 precision=self.settings.precision,
-                level=self._level(job.part),
+                level=self._lowering(job).level_for(job.profiles) if level is None else level,
                 timing_cache=self.settings.timing_cache,
             )
             outcome = self.make(exported.path, temporary, spec, progress=progress)
@@ -231,20 +237,17 @@ class _Build:
                 return
 
     def _graph_spec(self, job: Job) -> GraphSpec:
-        from qvae_trt.lowerings import wants_halves
-
-        lowering, halved = self._lowering(job.part), wants_halves(job.profiles)
-        return GraphSpec(job.part, job.resolution, lowering, self.settings.precision, halved)
+        return GraphSpec(job.part, job.resolution, self._lowering(job), self.settings.precision)
 
     # --- what is there and what it should be ----------------------------------------------------
 
-    def _lowering(self, part: Part) -> Lowering:
+    def _lowering(self, job: Job) -> Lowering:
         from qvae_trt.lowerings import choose_lowering
 
-        tuned, backend = self.settings.variants.get(part), self.backend
-        if tuned is not None:
-            return tuned.lowering
-        return choose_lowering(backend.name, backend.version(), self.settings.precision)
+        tuned, backend = self.settings.variants.get(job.part), self.backend
+        known = (backend.name, backend.version(), self.settings.precision)
+        chosen = choose_lowering(*known) if tuned is None else tuned.lowering
+        return chosen.for_sizes(job.profiles)
 
     def _level(self, part: Part) -> int | None:
         level, tuned = self.settings.level, self.settings.variants.get(part)
@@ -260,7 +263,7 @@ class _Build:
             "part": job.part,
             "mode": job.mode,
             "precision": self.settings.precision,
-            "lowering": self._lowering(job.part).canonical(),
+            "lowering": self._lowering(job).canonical(),
             "profiles": job.profiles,
             "weights_sha256": self.model.weights_sha256,
             "recipe_sha256": recipe_sha256(),

@@ -83,7 +83,7 @@ class Halves(nn.Module):
     that its own ones depend on. Shapes: (B, C, H, W) → (B, C', 2H, 2W), or half the sides.
     """
 
-    def __init__(self, layers: list[nn.Module]) -> None:
+    def __init__(self, layers: list[nn.Module], *, least_margin: int = 0) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
         before, after = 0, 0  # convolutions that reach to the next row
@@ -95,7 +95,7 @@ class Halves(nn.Module):
             after += isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1
         small, large = (before, after) if self.doubles else (after, before)
         #: In rows of the smaller grid. The last one is for the resampling itself.
-        self.margin = small + (large + 1) // 2 + 1
+        self.margin = max(least_margin, small + (large + 1) // 2 + 1)
 
     def forward(self, x: Tensor) -> Tensor:
         middle, margin = x.shape[2] // 2, self.margin * (1 if self.doubles else 2)
@@ -178,17 +178,6 @@ class FoldedVae(nn.Module):
         halvings = [layer for layer in self.encoder.modules() if isinstance(layer, DownsampleConv)]
         return 2 ** len(halvings)
 
-    def halve(self) -> None:
-        """Compute the layers in full size in two halves of the rows, from now on.
-
-        That takes less memory, and a few rows are computed twice. Pictures must then be at least
-        256 high.
-        """
-        down, up = list(self.encoder.layers), list(self.decoder.layers)
-        rest, last = 1 + _places(DownsampleConv, down)[0], _places(UpsampleConv, up)[-1]
-        self.encoder.layers = nn.Sequential(Halves(down[:rest]), *down[rest:])
-        self.decoder.layers = nn.Sequential(*up[:last], Halves(up[last:]))
-
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, C, 1, H, W) in [-1, 1] → moments (B, 2z, 1, H/s, W/s)."""
         return cast("Tensor", self.encoder(pixels.squeeze(2)).unsqueeze(2))
@@ -213,7 +202,21 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
         folded = FoldedVae(vae, lowering).eval().requires_grad_(False)
         if lowering.norm == "conv_spread":
             keep_squares_in_fp16(folded, vae)
+        if lowering.halves != "none":
+            _halve(folded)
     return folded
+
+
+def _halve(folded: FoldedVae) -> None:
+    down, up = list(folded.encoder.layers), list(folded.decoder.layers)
+    rest, (*_, before, last) = 1 + _places(DownsampleConv, down)[0], _places(UpsampleConv, up)
+    end = Halves(up[last:])
+    # As many rows as in the decoder: TensorRT times a convolution of both only once.
+    start = Halves(down[:rest], least_margin=end.margin)
+    if folded.lowering.halves == "last_two":
+        up[before] = Halves([up[before]])
+    folded.encoder.layers = nn.Sequential(start, *down[rest:])
+    folded.decoder.layers = nn.Sequential(*up[:last], end)
 
 
 def _places(kind: type[nn.Module], layers: list[nn.Module]) -> list[int]:

@@ -312,7 +312,8 @@ def built_otherwise(file: TuneFile, engine_dir: Path) -> list[Path]:
         if choice is None or store.differences(key, holds_for):
             continue
         variant = choice.variant
-        if sidecar.other_level(variant.level) or key.lowering != variant.lowering.canonical():
+        lowering = variant.lowering.for_sizes(key.profiles).canonical()
+        if sidecar.other_level(variant.level) or key.lowering != lowering:
             found.append(engine.path)
     return found
 

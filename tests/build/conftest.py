@@ -37,7 +37,7 @@ class Exporter:
 
     model: SmallModel = field(default_factory=SmallModel)
     recipe: str = "c" * 64
-    calls: list[tuple[str, Any, str, str, bool]] = field(default_factory=list)
+    calls: list[tuple[str, Any, str, str]] = field(default_factory=list)
     before: Any = None  # called with the part
     scale: float = 1.0  # of the weights: other engines are of other bytes
 
@@ -56,10 +56,9 @@ class Exporter:
         precision: str,
         resolution: Any,
         lowering: Any,
-        halved: bool,
         progress: Any,
     ) -> OnnxFile:
-        self.calls.append((part, resolution, precision, lowering.canonical(), halved))
+        self.calls.append((part, resolution, precision, lowering.canonical()))
         if self.before is not None:
             self.before(part)
         progress(f"trace {part}", 1, 2)

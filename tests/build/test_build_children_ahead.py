@@ -88,7 +88,7 @@ def test_without_it_graphs_are_exported_in_time(
 
 def test_a_graph_of_other_weights_is_not_taken(exporter: Exporter) -> None:
     model = replace(load_model("bundled:tiny"), weights_sha256="0" * 64)
-    wanted = GraphSpec("encoder", SIZES[0], LOWERING, "fp16", False)
+    wanted = GraphSpec("encoder", SIZES[0], LOWERING, "fp16")
     with Graphs(model, ahead=True) as graphs:
         graphs.start(wanted)
         with graphs.graph(wanted, ignore):
@@ -102,7 +102,7 @@ def test_nothing_is_left(
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     model = load_model("bundled:tiny")
-    first, second = (GraphSpec("decoder", size, LOWERING, "fp16", False) for size in SIZES[:2])
+    first, second = (GraphSpec("decoder", size, LOWERING, "fp16") for size in SIZES[:2])
     with Graphs(model, ahead=True) as graphs:
         graphs.start(first)
         assert len(list(temporary.glob("qvae-build-*"))) == 1

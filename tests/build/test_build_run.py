@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +20,7 @@ from qvae_trt import backends, store
 from qvae_trt.backends import devices
 from qvae_trt.backends.onnxruntime import OnnxRuntime
 from qvae_trt.build import BuildSettings, Job, JobResult, build, plan_profiles, plan_static
+from qvae_trt.build import run as build_run
 from qvae_trt.build.children import Graphs
 from qvae_trt.errors import BackendError, BuildError, StoreError, UsageError
 from qvae_trt.files.writing import staged
@@ -98,12 +100,13 @@ def test_what_the_exporter_is_asked(exporter: Exporter, tmp_path: Path) -> None:
     for folder, ranges in (("a", RANGES), ("b", [large]), ("c", [*RANGES, large])):
         run(plan_profiles(tmp_path / folder, ranges, ["encoder"], ".onnx"))
     run(plan(tmp_path, parts=["decoder"]))
-    lowering = choose_lowering("onnxruntime", "1", "fp16").canonical()
+    lowering = choose_lowering("onnxruntime", "1", "fp16")
+    whole, halved = lowering.canonical(), replace(lowering, halves="last").canonical()
     assert exporter.calls == [
-        ("encoder", None, "fp16", lowering, False),
-        ("encoder", None, "fp16", lowering, True),
-        ("encoder", None, "fp16", lowering, False),
-        ("decoder", SMALL, "fp16", lowering, False),
+        ("encoder", None, "fp16", whole),
+        ("encoder", None, "fp16", halved),
+        ("encoder", None, "fp16", whole),
+        ("decoder", SMALL, "fp16", whole),
     ]
 
 
@@ -542,6 +545,34 @@ def test_tensorrt_in_process(exporter: Exporter, tmp_path: Path, gpu: None) -> N
     with fake_tensorrt.installed("10.16"):
         (result, _) = run(jobs, **settings)
     assert "found 8.6.1, expected 10.16.1.11" in result.reason
+
+
+@pytest.mark.parametrize("version", ["8.6", "10.16"])
+def test_engines_of_one_call_share_timings(
+    exporter: Exporter, tmp_path: Path, gpu: None, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_run, "build_child", lambda: nullcontext(InProcess()))
+    monkeypatch.setattr(build_run, "Graphs", lambda model, ahead: Graphs(model, ahead=False))
+    jobs = plan_profiles(tmp_path / "engines", RANGES, suffix=".trt")
+    with fake_tensorrt.installed(version):
+        run(jobs, backend="tensorrt")
+    first, second = (store.read_sidecar(job.path).build_flags for job in jobs)
+    assert first["timing_cache"] == "0 bytes read"
+    assert int(second["timing_cache"].split()[0]) > 0
+    # 8.6 takes too long for ranges at its own level.
+    assert first["level"] == second["level"] == ("2" if version == "8.6" else "default")
+
+
+@pytest.mark.parametrize("level", [0, 3])
+def test_a_level_that_is_asked_for_is_taken(
+    exporter: Exporter, tmp_path: Path, gpu: None, level: int
+) -> None:
+    (job,) = plan_profiles(tmp_path, RANGES, ["encoder"], ".trt")
+    settings: dict[str, Any] = {"backend": "tensorrt", "child": InProcess()}
+    with fake_tensorrt.installed("8.6"):
+        run([job], level=level, **settings)
+        assert store.read_sidecar(job.path).build_flags["level"] == str(level)
+        assert run([job], **settings)[0].status == "kept"
 
 
 def test_another_gpu_is_stale(

@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from qvae_trt.folding.attention import attend, attend_by_exp, with_ones
 from qvae_trt.folding.norm import RmsNorm
 from qvae_trt.folding.weights import linear
 from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21
-from qvae_trt.lowerings import PYTORCH, Lowering, choose_lowering, wants_halves
+from qvae_trt.lowerings import PYTORCH, Halves, Lowering, choose_lowering
 from qvae_trt.profiles import Part, Profile, Resolution
 
 #: Largest difference in fp32 between two orders of the same sums.
@@ -79,10 +80,13 @@ def test_equals_diffusers_of_2_1(lowering: Lowering, widths: dict[str, object]) 
 
 @pytest.mark.parametrize("lowering", LOWERINGS, ids=Lowering.canonical)
 @pytest.mark.parametrize("widths", [None, *WIDTHS_21], ids=str)
-def test_halves_equal_the_whole(lowering: Lowering, widths: dict[str, object] | None) -> None:
+@pytest.mark.parametrize("halves", ["last", "last_two"])
+def test_halves_equal_the_whole(
+    lowering: Lowering, widths: dict[str, object] | None, halves: Halves
+) -> None:
     vae = make_vae() if widths is None else make_vae_21(**widths)
-    whole, halved = fold(vae, lowering=lowering), fold(vae, lowering=lowering)
-    halved.halve()
+    whole = fold(vae, lowering=lowering)
+    halved = fold(vae, lowering=replace(lowering, halves=halves))
     channels, scale = 3 if widths is None else vae.config.in_channels, halved.scale
     for batch, height in ((1, 256), (2, 256 + 3 * scale)):
         pixels, latents = inputs(channels, batch, height, 2 * scale, scale=scale)
@@ -94,8 +98,7 @@ def test_halves_equal_the_whole(lowering: Lowering, widths: dict[str, object] | 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 @pytest.mark.parametrize("make", [make_vae, make_vae_21])
 def test_halves_hold_half(make: Callable[[], AutoencoderKLQwenImage], part: Part) -> None:
-    whole, halved = fold(make()), fold(make())
-    halved.halve()
+    whole, halved = fold(make()), fold(make(), lowering=Lowering(halves="last"))
     assert largest_activation(halved, part) < 0.6 * largest_activation(whole, part)
 
 
@@ -398,13 +401,37 @@ def test_lowering_text_refused(text: str) -> None:
         Lowering.parse(text)
 
 
-def test_large_sizes() -> None:
-    """Qwen-Image's nine profiles stay as they were measured; those of 2.1 need halves."""
-    assert not wants_halves(QWEN_IMAGE.profiles)
-    assert wants_halves(QWEN_IMAGE_21.profiles)
-    assert not wants_halves([Profile.fixed(Resolution(1792, 1792))])
+@pytest.mark.parametrize("version", ["8.6.1", "10.0"])
+def test_the_lowering_for_sizes(version: str) -> None:
+    """Large graphs are written in halves; with ranges 8.6 needs more than that."""
+    lowering = choose_lowering("tensorrt", version, "fp16")
+    old = version == "8.6.1"
+
+    def fitted(*profiles: Profile) -> tuple[str, int, int | None]:
+        found = lowering.for_sizes(profiles)
+        assert found.for_sizes(profiles) == found
+        return found.halves, found.attention_chunks, found.level_for(profiles)
+
+    left = ("none", lowering.attention_chunks, None)
+    ranges = ("last_two", 10, 2) if old else ("last", lowering.attention_chunks, None)
+    assert fitted(*QWEN_IMAGE.profiles) == (ranges if old else left)
+    assert fitted(*QWEN_IMAGE_21.profiles) == ranges
+    for size in [*QWEN_IMAGE.static_sizes.values(), Resolution(1792, 1792)]:
+        assert fitted(Profile.fixed(size)) == left, size
     for size in QWEN_IMAGE_21.static_sizes.values():
-        assert wants_halves([Profile.fixed(size)]), size
+        assert fitted(Profile.fixed(size)) == ("last", *left[1:]), size
     # Halves need rows on both sides of the middle.
     low = Resolution(128, 4096)
-    assert not wants_halves([*QWEN_IMAGE_21.profiles, Profile(low, low, Resolution(256, 4096))])
+    found = fitted(*QWEN_IMAGE_21.profiles, Profile(low, low, Resolution(256, 4096)))
+    assert found == ("none", *ranges[1:])
+    tuned = replace(lowering, halves="last", attention_chunks=16)
+    assert tuned.for_sizes(QWEN_IMAGE.profiles) == tuned
+    assert tuned.for_sizes([Profile.fixed(Resolution(1024, 1024))]) == tuned
+
+
+def test_convolutions_of_both_parts_in_halves_have_the_same_shapes() -> None:
+    """TensorRT times a shape once."""
+    vae = make_vae()
+    halved = fold(vae, lowering=Lowering(halves="last_two"))
+    first, last = halved.encoder.layers[0], halved.decoder.layers[-1]
+    assert first.margin == last.margin == 5

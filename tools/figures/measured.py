@@ -144,19 +144,22 @@ class Measured:
 
     @cached_property
     def builds(self) -> list[dict[str, Any]]:
-        """What building each engine took, by the sidecars; of several of one kind the latest."""
+        """What building each engine took, by the sidecars; of several of one kind the latest.
+
+        A sidecar is named as `qvae build` names it. One of another name is of a build that is not
+        done so any more, or that had the timings of an earlier one.
+        """
         latest: dict[tuple[str, ...], dict[str, Any]] = {}
-        for data in self._others:
-            # With timings of an earlier build, a build takes a fraction.
-            if "build_seconds" in data and "key" in data and not _has_timings(data):
-                key = data["key"]
-                size = key["profiles"][0]["opt"] if key["mode"] == "static" else None
-                row = {name: key[name] for name in ("flavour", "flavour_version", "gpu")}
-                row |= {"part": key["part"], "mode": key["mode"], "size": size}
-                kind = tuple(map(str, row.values()))
-                row |= {"seconds": data["build_seconds"], "bytes": data["engine"]["bytes"]}
-                if kind not in latest or latest[kind]["created"] < data["created"]:
-                    latest[kind] = row | {"created": data["created"]}
+        for path in sorted((self.folder / self.host).rglob("*.trt.json")):
+            data = json.loads(path.read_bytes())
+            key = data["key"]
+            size = key["profiles"][0]["opt"] if key["mode"] == "static" else None
+            row = {name: key[name] for name in ("flavour", "flavour_version", "gpu")}
+            row |= {"part": key["part"], "mode": key["mode"], "size": size}
+            kind = tuple(map(str, row.values()))
+            row |= {"seconds": data["build_seconds"], "bytes": data["engine"]["bytes"]}
+            if kind not in latest or latest[kind]["created"] < data["created"]:
+                latest[kind] = row | {"created": data["created"]}
         rows = [latest[kind] for kind in sorted(latest)]
         return [{k: v for k, v in row.items() if k != "created"} for row in rows]
 
@@ -174,11 +177,6 @@ class Measured:
             json.loads(p.read_bytes()) for p in sorted((self.folder / self.host).rglob("*.json"))
         ]
         return [data for data in found if isinstance(data, dict)]
-
-
-def _has_timings(sidecar: dict[str, Any]) -> bool:
-    read: str = sidecar["build_flags"].get("timing_cache", "0 bytes read")
-    return read != "0 bytes read"
 
 
 def _timed(table: BenchResult) -> list[Cell]:
