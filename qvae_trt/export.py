@@ -126,8 +126,8 @@ def export_onnx(
     network: nn.Module
     if graph == "image":
         if lowering is None:
-            sizes = [] if resolution is None else [Profile.fixed(resolution)]
-            lowering = choose_lowering("tensorrt", "11", precision).for_sizes(sizes)
+            now, sizes = ("tensorrt", "11"), [Profile.fixed(resolution)] if resolution else []
+            lowering = choose_lowering(*now, precision).for_sizes(sizes, *now)
         if lowering.attention == "fused":
             what = (
                 "the lowering attention=fused is PyTorch's own and has no ONNX without N x N scores"

@@ -6,7 +6,7 @@ TensorRT finds for it. :func:`choose_lowering` is the one table of what is used 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -31,8 +31,7 @@ _KNOWN: dict[str, Any] = {
 }
 #: Pixels of the largest graph that is left whole.
 _MOST_WHOLE = 1792 * 1792
-#: Pixels: the least height of a graph in halves. Of the VAEs that `model` accepts, the one with the
-#: most convolutions needs 216.
+#: Pixels: the least height of a graph in halves.
 _LEAST_HALVED = 256
 
 
@@ -75,35 +74,22 @@ class Lowering:
                 expected = f"{known[0]} to {known[-1]}" if counted else " or ".join(known)
                 raise UsageError(f"{name} is {value!r}, expected {expected}")
 
-    def for_sizes(self, profiles: Iterable[Profile]) -> Lowering:
+    def for_sizes(self, profiles: Sequence[Profile], flavour: str, version: str) -> Lowering:
         """The same for an engine of these sizes, which may take too much memory otherwise.
 
         Whole, a decoder of Qwen-Image-2.1 at 2048x2048 has a tensor of 2.4 GB, with which TensorRT
-        8.6 fails; at 1792x1792 it builds (benchmarks/h100/README.md). Of ranges, 8.6 (`exp`) plans
-        2.7 GB for Qwen-Image's decoder if it is left whole with 7 runs of attention, and 1.9 in
-        halves with 10 (benchmarks/h200/README.md).
+        8.6 fails; at 1792x1792 it builds (benchmarks/h100/README.md). Of ranges, 8.6 plans 2.7 GB
+        for Qwen-Image's decoder if it is left whole with 7 runs of attention, and 1.9 in halves
+        with 10 (benchmarks/h200/README.md).
         """
-        profiles = list(profiles)
-        planned = self._of_8_6_with_ranges(profiles)
-        halves = self.halves
-        if halves == "none" and all(p.min.height >= _LEAST_HALVED for p in profiles):
-            if planned:
-                halves = "last_two"
-            elif any(p.max.pixels > _MOST_WHOLE for p in profiles):
-                halves = "last"
-        runs = max(self.attention_chunks, 10) if planned else self.attention_chunks
+        halves, runs = self.halves, self.attention_chunks
+        if halves == "none" and any(p.max.pixels > _MOST_WHOLE for p in profiles):
+            halves = "last"
+        if default_level(profiles, flavour, version) is not None:
+            halves, runs = "last_two", max(runs, 10)
+        if any(p.min.height < _LEAST_HALVED for p in profiles):
+            halves = "none"
         return replace(self, halves=halves, attention_chunks=runs)
-
-    def level_for(self, profiles: Iterable[Profile]) -> int | None:
-        """The builder level to use unless another one is asked for; None is TensorRT's own.
-
-        With ranges 8.6 builds in half the time at level 2, and the engine takes 1 to 4 % longer
-        (benchmarks/h200/README.md).
-        """
-        return 2 if self._of_8_6_with_ranges(profiles) else None
-
-    def _of_8_6_with_ranges(self, profiles: Iterable[Profile]) -> bool:
-        return self.attention == "exp" and any(p.min != p.max for p in profiles)
 
     @property
     def fewest_latents(self) -> int:
@@ -169,3 +155,13 @@ def choose_lowering(flavour: str, version: str, precision: str) -> Lowering:
     # ConvTranspose in bf16 finds no kernel on RTX 1.7, nor, by reports, on 11.0.
     upsample: Upsample = "depth_to_space" if precision == "bf16" else "conv_transpose"
     return Lowering(upsample=upsample, norm="fp32", attention="softmax", attention_chunks=8)
+
+
+def default_level(profiles: Sequence[Profile], flavour: str, version: str) -> int | None:
+    """The builder level of an engine unless another one is asked for; None is TensorRT's own.
+
+    2 for ranges with TensorRT 8.6: with the rest of what `build` does for them, both engines of
+    Qwen-Image are built in 659 s in place of 1,701 (benchmarks/h200/README.md).
+    """
+    ranges = any(profile.min != profile.max for profile in profiles)
+    return 2 if ranges and flavour == "tensorrt" and version.startswith("8.") else None

@@ -109,7 +109,12 @@ def test_2_1_of_any_size(model_21: Model, part: Part, tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 @pytest.mark.parametrize(
     ("kind", "flavour", "halves"),
-    [("model", "10.0", "last"), ("model", "8.6.1", "last_two"), ("model_21", "8.6.1", "last")],
+    [
+        ("model", "10.0", "last"),
+        ("model", "8.6.1", "last_two"),
+        ("model_21", "8.6.1", "last"),
+        ("model_21", "8.6.1", "last_two"),
+    ],
 )
 def test_halves_of_any_size(
     kind: str,

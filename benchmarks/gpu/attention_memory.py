@@ -8,9 +8,10 @@ channels with random weights, and exact. It stands between two convolutions that
 in the network: behind a Gather or before an Unsqueeze the compiler takes it, and fails.
 
   static           the package's graph of the one size 1632x1088
-  package          the package's graph with ranges: values less the mean of a sample of them, 7
-                   runs, each after all results of the one before; queries and keys are filled up,
-                   and the filled ones cut out of tensors that are longer by a constant
+  package          the package's form with ranges: values less the mean of a sample of them, 7
+                   runs (engines with ranges have 10), each after all results of the one
+                   before; queries and keys are filled up, and the filled ones cut out of tensors
+                   that are longer by a constant
   package-10, package-14
                    the same with as many runs
   keys-as-they-are the same with 7 runs and no keys filled up

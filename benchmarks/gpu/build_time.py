@@ -27,7 +27,7 @@ from qvae_trt.backends import BuildSpec
 from qvae_trt.build import Job, plan_profiles, plan_static
 from qvae_trt.errors import QvaeError
 from qvae_trt.export import export_onnx
-from qvae_trt.lowerings import choose_lowering
+from qvae_trt.lowerings import choose_lowering, default_level
 from qvae_trt.model import load_model
 from qvae_trt.profiles import Resolution, load_profiles
 
@@ -87,7 +87,9 @@ def measure(options: argparse.Namespace) -> None:
     backend = backends.get(options.backend)
     backend.can_build().require()
     model, job = load_model(options.model), plan(options)
-    lowering = choose_lowering(backend.name, backend.version(), "fp16").for_sizes(job.profiles)
+    library = (backend.name, backend.version())
+    lowering = choose_lowering(*library, "fp16").for_sizes(job.profiles, *library)
+    level = default_level(job.profiles, *library) if options.level is None else options.level
     begun = time.perf_counter()
     exported = export_onnx(
         model,
@@ -102,13 +104,13 @@ def measure(options: argparse.Namespace) -> None:
         "model": model.source,
         "identity": backend.identity(),
         "lowering": lowering.canonical(),
-        "level": options.level,
+        "level": level,
         "export_seconds": round(time.perf_counter() - begun, 1),
     }
     spec = BuildSpec(
         ranges=job.ranges(model),
         precision="fp16",
-        level=options.level,
+        level=level,
     )
     watch = Stopwatch(backend._log)  # type: ignore[attr-defined]
     begun = time.perf_counter()

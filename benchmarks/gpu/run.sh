@@ -7,7 +7,7 @@
 #
 #   all                                  every step below, on all GPUs
 #   static-encoder, static-decoder       the engines of the seven sizes
-#   profiles-encoder, profiles-decoder   the engines with nine profiles
+#   profiles                             the engines with nine profiles
 #   gpu-static, gpu-profiles             the small engines of tests/gpu
 #   bench-encoder, bench-decoder         every path at every size: the seven static ones, the nine opts, four between them
 #   service                              latents to PIL, first use and change of size, at the seven sizes
@@ -70,7 +70,7 @@ step() {
   local size part
   case $1 in
     static-encoder | static-decoder) mapfile -t sizes < <(named); build --mode static --part "${1#*-}" "${sizes[@]}" ;;
-    profiles-encoder | profiles-decoder) build --mode profiles --part "${1#*-}" ;;
+    profiles) build --mode profiles ;;
     gpu-static | gpu-profiles)
       "${python[@]}" "$root/tests/gpu/gpu_engines.py" "$engines/gpu" | grep -- "--mode ${1#*-}" | lines ;;
     bench-encoder | bench-decoder) bench "${1#*-}" ;;
@@ -107,7 +107,7 @@ step() {
       mapfile -t results < <(find "$out/bench" "$out/service" -name latency.json -printf '%h\n' 2> /dev/null | sort)
       "${qvae[@]}" report "${results[@]}" --merge "$out/all" --out "$out/report.html" ;;
     all)
-      on_gpus profiles-decoder profiles-encoder static-encoder static-decoder gpu-static gpu-profiles
+      on_gpus profiles static-encoder static-decoder gpu-static gpu-profiles
       on_gpus bench-decoder bench-encoder parity attention
       on_gpus gpu-tests service footprint soak kernels first-use layers
       step tables ;;

@@ -51,9 +51,10 @@ class Heard:
 def measure(model: Model, job: Job, folder: Path, *, whole: bool = False) -> dict[str, Any]:
     """One engine: the scratch of each of its profiles, and the size of its plan, in bytes."""
     backend = backends.get("tensorrt_rtx")
-    lowering = choose_lowering("tensorrt_rtx", backend.version(), "fp16")
+    library = ("tensorrt_rtx", backend.version())
+    lowering = choose_lowering(*library, "fp16")
     if not whole:
-        lowering = lowering.for_sizes(job.profiles)
+        lowering = lowering.for_sizes(job.profiles, *library)
     graph, plan = folder / "graph.onnx", folder / "engine.trt"
     export_onnx(
         model,

@@ -32,6 +32,9 @@ TACTIC_LIBRARIES = {
     "CUBLAS_LT": ("libcublasLt.so.12", "libcublasLt.so.11", "cublasLtCreate"),
     "CUDNN": ("libcudnn.so.8", "libcudnn.so.8", "cudnnCreate"),
 }
+# The timings of what this process has built, by what they hold for. An encoder and a decoder have
+# most shapes of convolutions in common.
+_timings: dict[Path, bytes] = {}
 _PREVIEW_FEATURES = {
     # From 10.10: an engine then tells the scratch of the very shape; else that may be its largest.
     "RUNTIME_ACTIVATION_RESIZE_10_10": True,
@@ -107,8 +110,8 @@ class PlanBuilder:
             if plan is None:
                 what = f"TensorRT built no engine of {onnx.name}"
                 return tensors, heard.explain(BuildError, what)
-            if attached and self._spec.timing_cache is not None:
-                self._keep_cache(config, self._spec.timing_cache)
+            if attached:
+                self._keep_cache(config)
         self._progress("build", _STEPS, _STEPS)
         for text in heard.warnings:
             _log.info("TensorRT: %s", text)
@@ -232,13 +235,16 @@ class PlanBuilder:
     # --- timing cache ---------------------------------------------------------------------------
 
     def _read_cache(self) -> bytes | None:
-        """What the file holds; empty if there is none yet; None where no cache is to be used."""
-        if self._spec.timing_cache is None:
-            return None
+        """What the file or this process holds; empty if nothing yet; None where no cache is to be
+        used.
+        """
         if self._flavour == "tensorrt_rtx":
-            self._warn("timing cache not used: TensorRT-RTX takes no timings while building")
+            if self._spec.timing_cache is not None:
+                self._warn("timing cache not used: TensorRT-RTX takes no timings while building")
             return None
-        path = self._cache_path(self._spec.timing_cache)
+        path = self._cache_path()
+        if self._spec.timing_cache is None:
+            return _timings.get(path, b"")
         try:
             return read_bytes(path, fault=StoreError, most_bytes=None)
         except StoreError as error:
@@ -246,10 +252,10 @@ class PlanBuilder:
                 self._warn(f"timing cache not read: {error.what}")
             return b""
 
-    def _cache_path(self, base: Path) -> Path:
-        return timing_cache_path(
-            base, gpu=self._gpu, version=self._trt.__version__, precision=self._spec.precision
-        )
+    def _cache_path(self) -> Path:
+        known = {"version": self._trt.__version__, "precision": self._spec.precision}
+        base = self._spec.timing_cache or Path("timings")
+        return timing_cache_path(base, gpu=self._gpu, **known)
 
     def _attach_cache(self, config: Any, stored: bytes) -> bool:
         """Whether TensorRT took a timing cache: the one of the file, or a new one."""
@@ -263,14 +269,17 @@ class PlanBuilder:
         self._warn("TensorRT took no timing cache, built without one")
         return False
 
-    def _keep_cache(self, config: Any, base: Path) -> None:
+    def _keep_cache(self, config: Any) -> None:
         cache = config.get_timing_cache()
         timings = None if cache is None else cache.serialize()
         if timings is None:
             self._warn("TensorRT gave no timing cache back")
             return
+        if self._spec.timing_cache is None:
+            _timings[self._cache_path()] = bytes(memoryview(timings))
+            return
         try:
-            with replace_file(self._cache_path(base)) as temporary:
+            with replace_file(self._cache_path()) as temporary:
                 temporary.write_bytes(memoryview(timings))
         except StoreError as error:
             self._warn(f"timing cache not kept: {error.what}")

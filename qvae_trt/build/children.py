@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 def build_child() -> Child:
     """The process that builds engines. It imports neither torch nor the exporter."""
-    fix = "qvae doctor; if it happens again, try --level 2 or a smaller size"
+    fix = "qvae doctor; if it happens again, try a lower --level or a smaller size"
     return Child("build", makes="engine", fix=fix)
 
 

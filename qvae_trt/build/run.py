@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,14 +21,14 @@ from qvae_trt.errors import (
     UsageError,
     expected,
 )
-from qvae_trt.files.writing import staged, sweep, workplace
+from qvae_trt.files.writing import staged, sweep
+from qvae_trt.lowerings import Lowering, choose_lowering, default_level
 from qvae_trt.progress import Event, OnEvent, Progress, ignore, stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from qvae_trt.lowerings import Lowering
     from qvae_trt.model import Model
     from qvae_trt.profiles import Part, Precision
     from qvae_trt.tune.variants import Variant
@@ -43,9 +43,9 @@ class BuildSettings:
         model: as `load_model` takes it.
         backend: a name as `backends.get` takes it.
         level: TensorRT's builder optimization level, 0 to 5; an engine that was built with another
-            one is stale. None: as `Lowering.level_for` says, and any level is up to date.
-        timing_cache: a file whose name is made specific to GPU, version and precision. None: the
-            engines of one call of `build` share one, which is dropped after it.
+            one is stale. None: as `default_level` says, and any level is up to date.
+        timing_cache: a file whose name is made specific to GPU, version and precision. None: only
+            the process that builds keeps the timings, for its next engines.
         variants: of parts: in place of the lowering that `choose_lowering` names, and of the level
             where `level` is None.
         force: build engines that are up to date, too.
@@ -106,10 +106,6 @@ def build(
             child = None
         elif child is None:
             child = stack.enter_context(build_child())
-        if ahead and settings.timing_cache is None and not settings.dry_run:
-            # An encoder and a decoder have most shapes of convolutions in common.
-            timings = stack.enter_context(workplace()) / "timings"
-            settings = replace(settings, timing_cache=timings)
         make = backend.build if child is None else partial(child.call, build_there, backend.name)
         run = _Build(jobs, settings, backend, model, on_event, make, graphs)
         return [run.result(job, index) for index, job in enumerate(jobs)]
@@ -199,7 +195,7 @@ class _Build:
             spec = BuildSpec(
                 ranges=job.ranges(self.model),
                 precision=self.settings.precision,
-                level=self._lowering(job).level_for(job.profiles) if level is None else level,
+                level=default_level(job.profiles, *self._library()) if level is None else level,
                 timing_cache=self.settings.timing_cache,
             )
             outcome = self.make(exported.path, temporary, spec, progress=progress)
@@ -242,12 +238,13 @@ class _Build:
     # --- what is there and what it should be ----------------------------------------------------
 
     def _lowering(self, job: Job) -> Lowering:
-        from qvae_trt.lowerings import choose_lowering
+        tuned, library = self.settings.variants.get(job.part), self._library()
+        if tuned is not None:
+            return tuned.lowering.for_sizes(job.profiles, *library)
+        return choose_lowering(*library, self.settings.precision).for_sizes(job.profiles, *library)
 
-        tuned, backend = self.settings.variants.get(job.part), self.backend
-        known = (backend.name, backend.version(), self.settings.precision)
-        chosen = choose_lowering(*known) if tuned is None else tuned.lowering
-        return chosen.for_sizes(job.profiles)
+    def _library(self) -> tuple[str, str]:
+        return self.backend.name, self.backend.version()
 
     def _level(self, part: Part) -> int | None:
         level, tuned = self.settings.level, self.settings.variants.get(part)

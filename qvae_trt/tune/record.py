@@ -11,7 +11,7 @@ JSON, read strictly: what is missing, unknown, of another type or out of range i
       precision                        "fp16", "bf16" or "fp32"
     choice           an object with "encoder", "decoder", both or neither
       lowering       text, as `Lowering.canonical()`
-      level          0 to 5, or null for TensorRT's default
+      level          0 to 5, or null for what `build` takes by default
       resolution     "WxH", where it was measured
       weights_sha256, recipe_sha256    of what it was measured with
       default_ms     number or null: what the default variant took
@@ -312,8 +312,8 @@ def built_otherwise(file: TuneFile, engine_dir: Path) -> list[Path]:
         if choice is None or store.differences(key, holds_for):
             continue
         variant = choice.variant
-        lowering = variant.lowering.for_sizes(key.profiles).canonical()
-        if sidecar.other_level(variant.level) or key.lowering != lowering:
+        fit = variant.lowering.for_sizes(key.profiles, key.flavour, key.flavour_version)
+        if sidecar.other_level(variant.level) or key.lowering != fit.canonical():
             found.append(engine.path)
     return found
 

@@ -20,7 +20,9 @@ Axis = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to build an engine. `level` None is TensorRT's own default."""
+    """One way to build an engine. `level` None is what `build` takes by default. For ranges and
+    large sizes `build` fits the lowering: `Lowering.for_sizes`.
+    """
 
     lowering: Lowering
     level: Level | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,10 +16,9 @@ import small_graphs
 
 import qvae_trt.export
 from qvae_trt import backends, store
-from qvae_trt.backends import devices
+from qvae_trt.backends import devices, trt_build
 from qvae_trt.backends.onnxruntime import OnnxRuntime
 from qvae_trt.build import BuildSettings, Job, JobResult, build, plan_profiles, plan_static
-from qvae_trt.build import run as build_run
 from qvae_trt.build.children import Graphs
 from qvae_trt.errors import BackendError, BuildError, StoreError, UsageError
 from qvae_trt.files.writing import staged
@@ -38,6 +36,7 @@ RANGES = (
     Profile(Resolution(64, 64), SMALL, LARGE),
     Profile(SMALL, LARGE, Resolution(256, 256)),
 )
+WIDE_RANGE = Profile(Resolution(256, 256), Resolution(256, 320), Resolution(320, 320))
 
 
 def plan(folder: Path, *, suffix: str = ".onnx", parts: Any = ("encoder", "decoder")) -> list[Job]:
@@ -548,14 +547,13 @@ def test_tensorrt_in_process(exporter: Exporter, tmp_path: Path, gpu: None) -> N
 
 
 @pytest.mark.parametrize("version", ["8.6", "10.16"])
-def test_engines_of_one_call_share_timings(
+def test_engines_of_one_process_share_timings(
     exporter: Exporter, tmp_path: Path, gpu: None, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_run, "build_child", lambda: nullcontext(InProcess()))
-    monkeypatch.setattr(build_run, "Graphs", lambda model, ahead: Graphs(model, ahead=False))
-    jobs = plan_profiles(tmp_path / "engines", RANGES, suffix=".trt")
+    monkeypatch.setattr(trt_build, "_timings", {})
+    jobs = plan_profiles(tmp_path, RANGES, suffix=".trt")
     with fake_tensorrt.installed(version):
-        run(jobs, backend="tensorrt")
+        run(jobs, backend="tensorrt", child=InProcess())
     first, second = (store.read_sidecar(job.path).build_flags for job in jobs)
     assert first["timing_cache"] == "0 bytes read"
     assert int(second["timing_cache"].split()[0]) > 0
@@ -573,6 +571,20 @@ def test_a_level_that_is_asked_for_is_taken(
         run([job], level=level, **settings)
         assert store.read_sidecar(job.path).build_flags["level"] == str(level)
         assert run([job], **settings)[0].status == "kept"
+
+
+def test_ranges_of_a_tuned_lowering(exporter: Exporter, tmp_path: Path, gpu: None) -> None:
+    """`build` fits it to the sizes, as it does its own."""
+    (job,) = plan_profiles(tmp_path, [WIDE_RANGE], ["encoder"], ".trt")
+    variant = Variant(choose_lowering("tensorrt", "8.6.1", "fp16"))
+    with fake_tensorrt.installed("8.6"):
+        run([job], backend="tensorrt", child=InProcess(), variants={"encoder": variant})
+    sidecar = store.read_sidecar(job.path)
+    assert sidecar.build_flags["level"] == "2"
+    assert (
+        sidecar.key.lowering
+        == replace(variant.lowering, halves="last_two", attention_chunks=10).canonical()
+    )
 
 
 def test_another_gpu_is_stale(

@@ -21,7 +21,7 @@ from qvae_trt.folding.attention import attend, attend_by_exp, with_ones
 from qvae_trt.folding.norm import RmsNorm
 from qvae_trt.folding.weights import linear
 from qvae_trt.kinds import QWEN_IMAGE, QWEN_IMAGE_21
-from qvae_trt.lowerings import PYTORCH, Halves, Lowering, choose_lowering
+from qvae_trt.lowerings import PYTORCH, Halves, Lowering, choose_lowering, default_level
 from qvae_trt.profiles import Part, Profile, Resolution
 
 #: Largest difference in fp32 between two orders of the same sums.
@@ -401,16 +401,21 @@ def test_lowering_text_refused(text: str) -> None:
         Lowering.parse(text)
 
 
-@pytest.mark.parametrize("version", ["8.6.1", "10.0"])
-def test_the_lowering_for_sizes(version: str) -> None:
-    """Large graphs are written in halves; with ranges 8.6 needs more than that."""
-    lowering = choose_lowering("tensorrt", version, "fp16")
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize(
+    ("flavour", "version"),
+    [("tensorrt", "8.6.1"), ("tensorrt", "10.0"), ("tensorrt_rtx", "1.7"), ("onnxruntime", "1")],
+)
+def test_the_lowering_for_sizes(flavour: str, version: str, precision: str) -> None:
+    """Large graphs are written in halves; with ranges TensorRT 8.6 needs more than that."""
+    lowering = choose_lowering(flavour, version, precision)
     old = version == "8.6.1"
 
-    def fitted(*profiles: Profile) -> tuple[str, int, int | None]:
-        found = lowering.for_sizes(profiles)
-        assert found.for_sizes(profiles) == found
-        return found.halves, found.attention_chunks, found.level_for(profiles)
+    def fitted(*profiles: Profile, of: Lowering = lowering) -> tuple[str, int, int | None]:
+        found = of.for_sizes(profiles, flavour, version)
+        assert found.for_sizes(profiles, flavour, version) == found
+        level = default_level(profiles, flavour, version)
+        return found.halves, found.attention_chunks, level
 
     left = ("none", lowering.attention_chunks, None)
     ranges = ("last_two", 10, 2) if old else ("last", lowering.attention_chunks, None)
@@ -422,11 +427,24 @@ def test_the_lowering_for_sizes(version: str) -> None:
         assert fitted(Profile.fixed(size)) == ("last", *left[1:]), size
     # Halves need rows on both sides of the middle.
     low = Resolution(128, 4096)
-    found = fitted(*QWEN_IMAGE_21.profiles, Profile(low, low, Resolution(256, 4096)))
-    assert found == ("none", *ranges[1:])
-    tuned = replace(lowering, halves="last", attention_chunks=16)
-    assert tuned.for_sizes(QWEN_IMAGE.profiles) == tuned
-    assert tuned.for_sizes([Profile.fixed(Resolution(1024, 1024))]) == tuned
+    low_profile = Profile(low, low, Resolution(256, 4096))
+    tuned = replace(lowering, halves="last", attention="exp", attention_chunks=16)
+    for one in (lowering, tuned):
+        found = fitted(*QWEN_IMAGE_21.profiles, low_profile, of=one)
+        assert found == ("none", max(one.attention_chunks, ranges[1]), ranges[2])
+    assert fitted(Profile.fixed(low), of=tuned) == ("none", 16, None)
+    assert fitted(Profile.fixed(Resolution(1024, 1024)), of=tuned) == ("last", 16, None)
+    assert fitted(*QWEN_IMAGE.profiles, of=tuned) == ("last_two" if old else "last", 16, ranges[2])
+
+
+def test_halves_of_the_lowest_pictures() -> None:
+    """Also where a VAE has so many convolutions that a margin would not fit."""
+    vae = make_vae_21(num_res_blocks=16, base_dim=4, decoder_base_dim=4)
+    whole, halved = fold(vae), fold(vae, lowering=Lowering(halves="last_two"))
+    pixels, latents = inputs(vae.config.in_channels, 1, 256, 32, scale=16)
+    moments, images = whole.encode(pixels), whole.decode(latents)
+    torch.testing.assert_close(halved.encode(pixels), moments, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(halved.decode(latents), images, rtol=0, atol=TOLERANCE)
 
 
 def test_convolutions_of_both_parts_in_halves_have_the_same_shapes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,32 @@ def test_build_follows(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert built_otherwise(replace(file, choices=choices), engines) == [engine]
     elsewhere = replace(file.key, flavour_version="0.1")
     assert built_otherwise(replace(file, choices=choices, key=elsewhere), engines) == []
+
+
+def test_engines_with_ranges_are_those_of_the_tuned_lowering(tmp_path: Path) -> None:
+    """`build` fits the lowering to the sizes; that makes no engine stale."""
+    name = "vae_decoder_multi_profile.trt"
+    measured = Path(__file__).parents[2] / f"benchmarks/h200/nine_profiles/{name}.json"
+    data = json.loads(measured.read_bytes())
+    variant = default_variant("tensorrt", "8.6.1", "fp16")
+    data["key"]["lowering"] = replace(
+        variant.lowering, halves="last_two", attention_chunks=10
+    ).canonical()
+    (tmp_path / "profiles").mkdir()
+    engine = tmp_path / "profiles" / name
+    engine.write_bytes(b"")
+    (tmp_path / "profiles" / f"{name}.json").write_text(json.dumps(data))
+    file = sample()
+    names = ("flavour", "flavour_version", "gpu", "compute_capability", "precision")
+    key = replace(file.key, **{name: data["key"][name] for name in names})
+    choice = file.choices["decoder"]
+
+    def stale(text: str) -> list[Path]:
+        tuned = replace(choice, variant=variant.changed(text))
+        return built_otherwise(replace(file, key=key, choices={"decoder": tuned}), tmp_path)
+
+    assert stale("default") == []
+    assert stale("attention_chunks=16") == [engine]
 
 
 def test_build_ignores_what_was_measured_elsewhere(

@@ -123,8 +123,8 @@ def build(
         min=0,
         max=5,
         metavar="0-5",
-        help="TensorRT's builder optimization level. [default: as tuned, else TensorRT's own; of "
-        "TensorRT 8 with --mode profiles 2]",
+        help="TensorRT's builder optimization level. [default: as tuned, else TensorRT's own; 2 "
+        "for ranges with TensorRT 8]",
     ),
     timing_cache: Path | None = options.TIMING_CACHE_OPTION,
     tune: str | None = Option(
