@@ -16,7 +16,7 @@ import small_graphs
 
 import qvae_trt.export
 from qvae_trt import backends, store
-from qvae_trt.backends import devices, trt_build
+from qvae_trt.backends import devices
 from qvae_trt.backends.onnxruntime import OnnxRuntime
 from qvae_trt.build import BuildSettings, Job, JobResult, build, plan_profiles, plan_static
 from qvae_trt.build.children import Graphs
@@ -548,9 +548,10 @@ def test_tensorrt_in_process(exporter: Exporter, tmp_path: Path, gpu: None) -> N
 
 @pytest.mark.parametrize("version", ["8.6", "10.16"])
 def test_engines_of_one_process_share_timings(
-    exporter: Exporter, tmp_path: Path, gpu: None, version: str, monkeypatch: pytest.MonkeyPatch
+    exporter: Exporter, tmp_path: Path, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trt_build, "_timings", {})
+    # A GPU that no other test has: its timings are kept as long as this process lives.
+    monkeypatch.setattr(devices, "gpu", lambda: devices.Device("NVIDIA H20", "9.0"))
     jobs = plan_profiles(tmp_path, RANGES, suffix=".trt")
     with fake_tensorrt.installed(version):
         run(jobs, backend="tensorrt", child=InProcess())
