@@ -213,10 +213,10 @@ def _halve(folded: FoldedVae) -> None:
     end = Halves(up[last:])
     # As many rows as in the decoder: TensorRT times a convolution of both only once.
     start = Halves(down[:rest], least_margin=end.margin)
-    start_of_end = Halves([up[before]])
+    doubling = Halves([up[before]])
     # Of a picture 256 high it has 64 rows. A VAE that `model` accepts may have more convolutions.
-    if folded.lowering.halves == "last_two" and start_of_end.margin < 32:
-        up[before] = start_of_end
+    if folded.lowering.halves == "last_two" and doubling.margin < 32:
+        up[before] = doubling
     folded.encoder.layers = nn.Sequential(start, *down[rest:])
     folded.decoder.layers = nn.Sequential(*up[:last], end)
 
