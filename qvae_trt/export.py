@@ -126,7 +126,8 @@ def export_onnx(
     network: nn.Module
     if graph == "image":
         if lowering is None:
-            now, sizes = ("tensorrt", "11"), [Profile.fixed(resolution)] if resolution else []
+            now = ("tensorrt", "11")
+            sizes = [] if resolution is None else [Profile.fixed(resolution)]
             lowering = choose_lowering(*now, precision).for_sizes(sizes, *now)
         if lowering.attention == "fused":
             what = (

@@ -239,9 +239,8 @@ class _Build:
 
     def _lowering(self, job: Job) -> Lowering:
         tuned, library = self.settings.variants.get(job.part), self._library()
-        if tuned is not None:
-            return tuned.lowering.for_sizes(job.profiles, *library)
-        return choose_lowering(*library, self.settings.precision).for_sizes(job.profiles, *library)
+        chosen = tuned.lowering if tuned else choose_lowering(*library, self.settings.precision)
+        return chosen.for_sizes(job.profiles, *library)
 
     def _library(self) -> tuple[str, str]:
         return self.backend.name, self.backend.version()
