@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -157,14 +158,10 @@ def _engine_in_words(engine: Path) -> tuple[bool, str]:
 
 def _unreadable(engine_dir: Path) -> Path | None:
     """The first existing folder on the path to the engines that this user may not read."""
-    for parent in engine_dir.absolute().parents:
-        if _locked(parent, os.X_OK):
-            return parent
-    for folder in (engine_dir, engine_dir / "profiles", engine_dir / "static"):
-        if _locked(folder, os.R_OK | os.X_OK):
-            return folder
-    sizes = engine_dir.glob("static/*/")
-    return next((folder for folder in sizes if _locked(folder, os.R_OK | os.X_OK)), None)
+    above = ((parent, os.X_OK) for parent in engine_dir.absolute().parents)
+    own = (engine_dir, engine_dir / "profiles", engine_dir / "static")
+    read = ((folder, os.R_OK | os.X_OK) for folder in chain(own, engine_dir.glob("static/*/")))
+    return next((place for place, right in chain(above, read) if _locked(place, right)), None)
 
 
 def _locked(folder: Path, right: int) -> bool:

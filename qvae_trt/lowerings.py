@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qvae_trt.profiles import Profile
 
 Upsample = Literal["resize", "conv_transpose", "depth_to_space"]
-Norm = Literal["native", "fp32", "conv_spread"]
+Norm = Literal["native", "fp32", "conv_spread", "conv_wide"]
 Residual = Literal["add", "subtract"]
 Attention = Literal["fused", "softmax", "exp"]
 Halves = Literal["none", "last", "last_two"]
@@ -47,7 +47,8 @@ class Lowering:
             float32; `conv_spread` sums them with a 1x1 convolution, which keeps the NHWC layout.
             There the convolution before a block's second norm applies the gain of that norm, and a
             second 1x1 convolution spreads the other gains over the channels. Powers of two in the
-            weights keep the squares inside fp16: `folding.scaling`.
+            weights keep the squares inside fp16: `folding.scaling`. `conv_wide` has fewer kernels,
+            and some of them read more: `RmsNorm.widen`.
         residual: of a block without a convolution in its shortcut, `add` or, with the signs of the
             convolution before it changed, `subtract`: a convolution fused with a sum may be slower
             than the two.
@@ -80,17 +81,18 @@ class Lowering:
 
         Whole, a decoder of Qwen-Image-2.1 at 2048x2048 has a tensor of 2.4 GB, with which TensorRT
         8.6 fails; at 1792x1792 it builds (benchmarks/h100/README.md). Of ranges, 8.6 plans 2.7 GB
-        for Qwen-Image's decoder if it is left whole with 7 runs of attention, and 1.9 in halves
-        with 10 (benchmarks/h200/README.md).
+        for Qwen-Image's decoder if it is left whole with 7 runs of attention, and 2.2 in halves
+        with 8; small pictures are faster with fewer kernels (benchmarks/h200/README.md).
         """
-        halves, runs = self.halves, self.attention_chunks
-        if halves == "none" and any(p.max.pixels > _MOST_WHOLE for p in profiles):
-            halves = "last"
+        fitted = self
+        if self.halves == "none" and any(p.max.pixels > _MOST_WHOLE for p in profiles):
+            fitted = replace(self, halves="last")
         if default_level(profiles, flavour, version) is not None:
-            halves, runs = "last_two", max(runs, 10)
-        if any(p.min.height < _LEAST_HALVED for p in profiles):
-            halves = "none"
-        return replace(self, halves=halves, attention_chunks=runs)
+            norm: Norm = "conv_wide" if self.norm == "conv_spread" else self.norm
+            runs = max(self.attention_chunks, 8)
+            fitted = replace(self, halves="last_two", norm=norm, attention_chunks=runs)
+        low = any(p.min.height < _LEAST_HALVED for p in profiles)
+        return replace(fitted, halves="none") if low else fitted
 
     @property
     def fewest_latents(self) -> int:
@@ -98,8 +100,6 @@ class Lowering:
         runs of queries up with some of the queries, `exp` also the keys to a multiple of 8 with
         some of the keys, and at most with each of them once.
         """
-        if self.attention == "fused":
-            return 1
         return max((self.attention_chunks + 1) // 2, 4 if self.attention == "exp" else 1)
 
     def canonical(self) -> str:
@@ -162,7 +162,7 @@ def default_level(profiles: Sequence[Profile], flavour: str, version: str) -> in
     """The builder level of an engine unless another one is asked for; None is TensorRT's own.
 
     2 for ranges with TensorRT 8.6: with the rest of what `build` does for them, both engines of
-    Qwen-Image are built in 659 s on an H200, and took 1,701 on an H100 (benchmarks/h200/README.md).
+    Qwen-Image are built in 638 s on an H200, and took 1,701 on an H100 (benchmarks/h200/README.md).
     """
     ranges = any(profile.min != profile.max for profile in profiles)
     return 2 if ranges and flavour == "tensorrt" and version.startswith("8.") else None

@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
         self.norm1 = RmsNorm(tensor_of(block, "norm1.gamma"), form=lowering.norm, silu=True)
         self.conv1 = fold_conv(block.conv1)
         self.norm2 = RmsNorm(tensor_of(block, "norm2.gamma"), form=lowering.norm, silu=True)
-        if lowering.norm == "conv_spread":
+        if lowering.norm.startswith("conv_"):
             self.norm2.move_gain_into(self.conv1)
         self.conv2 = fold_conv(block.conv2)
         shortcut = block.conv_shortcut
@@ -200,8 +200,12 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
     """
     with torch.no_grad():
         folded = FoldedVae(vae, lowering).eval().requires_grad_(False)
-        if lowering.norm == "conv_spread":
+        if lowering.norm.startswith("conv_"):
             keep_squares_in_fp16(folded, vae)
+        if lowering.norm == "conv_wide":
+            for module in folded.modules():
+                if isinstance(module, RmsNorm):
+                    module.widen()
         if lowering.halves != "none":
             _halve(folded)
     return folded

@@ -91,11 +91,11 @@ def _steps(layers: Iterable[nn.Module]) -> list[nn.Module]:
 def _rescale(layers: list[nn.Module], rms: dict[nn.Module, float]) -> None:
     """Give each stretch between two convolutions of the stream a scale of its own."""
     before = 1.0
-    starts = [i for i, layer in enumerate(layers) if _is_entry(layer)]
+    entries = nn.Conv2d | UpsampleConv | DownsampleConv
+    starts = [i for i, x in enumerate(layers) if isinstance(x, entries) or hasattr(x, "blocks")]
     for start, stop in zip(starts, [*starts[1:], len(layers)], strict=True):
         stretch = layers[start + 1 : stop]
-        norms = [norm for norm in map(_stream_norm, stretch) if norm is not None]
-        scale = power_of_two(max((rms[norm] for norm in norms), default=1.0))
+        scale = power_of_two(max((rms[_stream_norm(block)] for block in stretch), default=1.0))
         entry = layers[start]
         _multiply(_convolution(entry), weight=scale / before, bias=scale)
         if hasattr(entry, "blocks") and entry.shortcut is not None:
@@ -117,16 +117,12 @@ def _rescale_block(block: nn.Module, scale: float, rms: dict[nn.Module, float]) 
             _multiply(block.shortcut, weight=1.0, bias=scale)
 
 
-def _is_entry(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d | UpsampleConv | DownsampleConv) or hasattr(layer, "blocks")
-
-
 def _convolution(layer: nn.Module) -> nn.Module:
     layer = cast("nn.Module", getattr(layer, "resample", layer))
     return cast("nn.Module", layer.conv) if hasattr(layer, "conv") else layer
 
 
-def _stream_norm(block: nn.Module) -> RmsNorm | None:
+def _stream_norm(block: nn.Module) -> RmsNorm:
     if isinstance(block, RmsNorm):
         return block
     return cast("RmsNorm", block.norm if isinstance(block, Attention) else block.norm1)

@@ -108,15 +108,11 @@ class EngineCache:
             if load is not None:
                 self._make_room(0)
 
-    def release_idle(self) -> int:
-        """Close every engine that nobody uses; how many bytes that was."""
-        return self._close(lambda _: True)
-
-    def discard(self, path: Path) -> None:
-        """Close the engine of a file, unless somebody else is using it, so that the next lease
-        loads it anew.
+    def release_idle(self, path: Path | None = None) -> int:
+        """Close every engine that nobody uses, or only that of a file, which the next lease then
+        loads anew; how many bytes that was.
         """
-        self._close(lambda other: other == path)
+        return self._close(lambda other: path in (None, other))
 
     def _pin(self, path: Path) -> _Entry | None:
         key = path, signature(path)

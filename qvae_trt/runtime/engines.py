@@ -218,7 +218,7 @@ class Engines:
             except ExecutionError as error:
                 if not inside:
                     self._failures.note(place, error, chosen.files)
-                    cache.discard(path)
+                    cache.release_idle(path)
                 raise
             else:
                 self._failures.clear(place)

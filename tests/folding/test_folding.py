@@ -32,7 +32,7 @@ LOWERINGS = [
     Lowering(upsample="depth_to_space", norm="conv_spread", attention="exp", attention_chunks=3),
     Lowering(norm="fp32", residual="subtract", attention="softmax", attention_chunks=2),
     choose_lowering("tensorrt", "8.6.1", "fp16"),
-    Lowering(norm="conv_spread", attention="softmax", attention_chunks=2),
+    Lowering(norm="conv_wide", attention="softmax", attention_chunks=2),
 ]
 
 
@@ -180,6 +180,71 @@ def test_moved_gains_of_any_size_survive_fp16(channels: int, gains: str, rms: fl
     expected = RmsNorm(gamma, form="native", silu=True)(x)
     bf16 = RmsNorm(gamma, form="native", silu=True).bfloat16()(x.bfloat16())
     fp16 = norm.half()(before.half()(x.half()))
+    assert relative_error(fp16, expected) <= relative_error(bf16, expected)
+
+
+def test_sums_in_every_channel() -> None:
+    """Of norms that have a gain to spread, where none of theirs is negative or far from 1."""
+    vae = make_vae(mild=True)
+    with torch.no_grad():
+        for name, parameter in vae.named_parameters():
+            if name.endswith("gamma"):
+                parameter.abs_()
+        vae.decoder.norm_out.gamma[0] = -1.0
+    pixels, latents = inputs(3, 1, 40, 72)
+    moments, images = reference(vae, pixels, latents)
+    folded = fold(vae, lowering=Lowering(norm="conv_wide"))
+    norms = [m for m in folded.modules() if isinstance(m, RmsNorm)]
+    wide = [norm for norm in norms if len(norm.summing) > 1]
+    # The first norm of each block, that of each attention, and the encoder's last.
+    assert len(wide) == (10 + 14) + 2 + 1
+    assert not any(norm.gain_is_before for norm in wide)
+    torch.testing.assert_close(folded.encode(pixels), moments, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(folded.decode(latents), images, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("channels", [192, 384])
+def test_sums_of_norms_without_a_gain(channels: int) -> None:
+    """Where channels are many: there pixels are few."""
+    gamma = torch.linspace(-1.5, -0.5, channels)
+    norm = RmsNorm(gamma, form="conv_wide", silu=True)
+    before = nn.Conv2d(channels, channels, 1).requires_grad_(False)
+    assert norm.move_gain_into(before)
+    norm.widen()
+    assert len(norm.summing) == (channels if channels == 384 else 1)
+    x = torch.randn(1, channels, 3, 5, generator=torch.Generator().manual_seed(0))
+    expected = RmsNorm(gamma, form="native", silu=True)(x)
+    torch.testing.assert_close(norm(x * norm.gain[:, 0]), expected)
+
+
+@pytest.mark.parametrize("gamma", [[1.0, 0.2], [1.0, -1.0], [1.0, 4.5]])
+def test_a_gain_that_sums_cannot_be_divided_by_is_spread(gamma: list[float]) -> None:
+    norm = RmsNorm(torch.tensor(gamma), form="conv_wide", silu=False)
+    norm.widen()
+    assert len(norm.summing) == 1
+    x = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = RmsNorm(torch.tensor(gamma), form="native", silu=False)(x)
+    torch.testing.assert_close(norm(x), expected)
+
+
+@pytest.mark.parametrize("rms", [2.0**-6, 2.0**-4, 1.0, 4.0])
+@pytest.mark.parametrize("channels", [96, 384])
+def test_sums_in_every_channel_survive_fp16(channels: int, rms: float) -> None:
+    """With the least and the largest gain, from a quarter of the least root mean square that
+    `scaling` leaves alone; some pixels are 4 times as large as the others.
+    """
+    generator = torch.Generator().manual_seed(0)
+    gamma = torch.linspace(0.29, 4.6, channels)
+    x = torch.randn(1, channels, 24, 24, generator=generator)
+    x *= torch.exp(0.7 * torch.randn(1, channels, 1, 1, generator=generator))
+    x *= rms / x.square().mean().sqrt()
+    x[..., 0] *= 4.0
+    norm = RmsNorm(gamma, form="conv_wide", silu=True)
+    norm.widen()
+    assert len(norm.summing) == channels
+    expected = RmsNorm(gamma, form="native", silu=True)(x)
+    bf16 = RmsNorm(gamma, form="native", silu=True).bfloat16()(x.bfloat16())
+    fp16 = norm.half()(x.half())
     assert relative_error(fp16, expected) <= relative_error(bf16, expected)
 
 
@@ -372,7 +437,7 @@ def test_scales_in_weights_are_exact(scale: float) -> None:
 
 
 def test_norm_of_nothing_is_nothing() -> None:
-    for form in ("native", "fp32", "conv_spread"):
+    for form in ("native", "fp32", "conv_spread", "conv_wide"):
         norm = RmsNorm(torch.ones(16), form=form, silu=False)  # type: ignore[arg-type]
         assert torch.equal(norm(torch.zeros(1, 16, 2, 2)), torch.zeros(1, 16, 2, 2))
 
@@ -415,10 +480,12 @@ def test_the_lowering_for_sizes(flavour: str, version: str, precision: str) -> N
         found = of.for_sizes(profiles, flavour, version)
         assert found.for_sizes(profiles, flavour, version) == found
         level = default_level(profiles, flavour, version)
+        widened = level is not None and of.norm == "conv_spread"
+        assert found.norm == ("conv_wide" if widened else of.norm)
         return found.halves, found.attention_chunks, level
 
     left = ("none", lowering.attention_chunks, None)
-    ranges = ("last_two", 10, 2) if old else ("last", lowering.attention_chunks, None)
+    ranges = ("last_two", 8, 2) if old else ("last", lowering.attention_chunks, None)
     assert fitted(*QWEN_IMAGE.profiles) == (ranges if old else left)
     assert fitted(*QWEN_IMAGE_21.profiles) == ranges
     for size in [*QWEN_IMAGE.static_sizes.values(), Resolution(1792, 1792)]:

@@ -135,12 +135,12 @@ def test_a_file_that_comes_back_replaces_the_one_that_replaced_it(shelf, tmp_pat
     assert (first.closed, second.closed) == (False, True)
 
 
-def test_release_and_discard_close_what_is_idle(shelf):
+def test_what_is_idle_is_closed(shelf):
     cache = EngineCache()
     for name in ("a", "b"):
         with shelf.lease(cache, name):
             pass
-    cache.discard(shelf.folder / "a")
+    assert cache.release_idle(shelf.folder / "a") == 100
     assert names(cache) == ["b"]
     assert cache.release_idle() == 100
     assert names(cache) == []

@@ -210,13 +210,12 @@ def measured_like(job: Job, flavour: str) -> dict[str, Any] | None:
     """
     wanted = (flavour, job.part, job.mode)
     alike = [row for row in measured() if (row["flavour"], row["part"], row["mode"]) == wanted]
-
-    def distance(row: dict[str, Any]) -> int:
-        if job.resolution is None:
-            return 0
-        return abs(Resolution.parse(row["size"]).pixels - job.resolution.pixels)
-
-    return min(alike, key=distance, default=None)
+    if job.resolution is None:
+        return next(iter(alike), None)
+    pixels = job.resolution.pixels
+    return min(
+        alike, key=lambda row: abs(Resolution.parse(row["size"]).pixels - pixels), default=None
+    )
 
 
 @lru_cache(maxsize=1)

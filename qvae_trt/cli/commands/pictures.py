@@ -30,8 +30,7 @@ def encode(
     """Encode a picture to latents."""
     from qvae_trt import pictures
 
-    done = pictures.encode(image, out, model=model, backend=backend, engine_dir=engine_dir)
-    _show(done)
+    _show(pictures.encode(image, out, model=model, backend=backend, engine_dir=engine_dir))
 
 
 def decode(
@@ -44,8 +43,7 @@ def decode(
     """Decode latents to a picture."""
     from qvae_trt import pictures
 
-    done = pictures.decode(latents, out, model=model, backend=backend, engine_dir=engine_dir)
-    _show(done)
+    _show(pictures.decode(latents, out, model=model, backend=backend, engine_dir=engine_dir))
 
 
 def roundtrip(
