@@ -257,8 +257,7 @@ def pad(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
     """The top left (height, width) of (..., H, W)."""
-    height, width = size
-    return x[..., :height, :width]
+    return x[..., : size[0], : size[1]]
 
 
 # --- latents -------------------------------------------------------------------------------------

@@ -100,6 +100,8 @@ class Lowering:
         runs of queries up with some of the queries, `exp` also the keys to a multiple of 8 with
         some of the keys, and at most with each of them once.
         """
+        if self.attention == "fused":
+            return 1
         return max((self.attention_chunks + 1) // 2, 4 if self.attention == "exp" else 1)
 
     def canonical(self) -> str:

@@ -17,8 +17,10 @@ _TINY_FP16 = 2.0**-24
 #: Gains outside this range stay in the norm: dividing the squares by gain² would leave too few bits
 #: of them in fp16. The lowest counts against the root mean square of all gains, too.
 _LOWEST_GAIN, _HIGHEST_GAIN = 2.0**-5, 4.0
-#: The lowest that `widen` divides by, and from how many channels on it takes norms without a gain.
-_LOWEST_WIDE_GAIN, _LEAST_CHANNELS = 0.25, 256
+#: The lowest and the highest gain by whose square `widen` divides.
+_WIDE_GAINS = 0.5, 2.0
+#: From so many on it takes norms, too, whose gain is in the convolution before.
+_MANY_CHANNELS = 256
 
 
 class RmsNorm(nn.Module):
@@ -30,7 +32,7 @@ class RmsNorm(nn.Module):
     def __init__(self, gamma: Tensor, *, form: Norm, silu: bool) -> None:
         super().__init__()
         self.gamma = frozen(gamma.reshape(-1))
-        self.form: Norm = form
+        self.form: Norm = "conv_spread" if form == "conv_wide" else form  # until `widen`
         self.silu = silu
         self.gain_is_before = False
         if form.startswith("conv_"):
@@ -61,14 +63,15 @@ class RmsNorm(nn.Module):
     def widen(self) -> None:
         """Sum into every channel, divided by the square of its gain, where fp16 holds that well.
 
-        Root, product and SiLU are then one kernel, and nothing spreads the gain: 3 kernels in place
-        of 7, or of 6 where the convolution before has the gain. The last reads as many sums as
-        values. So the latter are left as they are where channels are few and pixels many.
+        Then root, product and SiLU are one kernel, and the norm 3 in place of 7. That kernel reads
+        one sum for each value, which costs most where pixels are many. So a norm whose gain is in
+        the convolution before, which has 6 kernels to begin with, stays as it is unless it has many
+        channels: then pixels are few.
         """
         gain: Tensor = torch.ones_like(self.gain) if self.gain_is_before else self.gain
-        fits = float(gain.min()) >= _LOWEST_WIDE_GAIN and float(gain.max()) <= _HIGHEST_GAIN
-        if fits and (not self.gain_is_before or len(gain) >= _LEAST_CHANNELS):
-            self.summing = frozen(self.summing / gain.square())
+        few = self.gain_is_before and len(gain) < _MANY_CHANNELS
+        if not few and float(gain.min()) >= _WIDE_GAINS[0] and float(gain.max()) <= _WIDE_GAINS[1]:
+            self.form, self.summing = "conv_wide", frozen(self.summing / gain.square())
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = getattr(self, f"_{self.form}")(x)
@@ -90,14 +93,13 @@ class RmsNorm(nn.Module):
     def _conv_spread(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
         sums = F.conv2d(x * _unchanged(x), self.summing)
-        if len(self.summing) > 1:
-            return x * torch.rsqrt(sums + _TINY_FP16)
         # Flattened, the root is fused neither into that convolution nor into what follows.
         inverse = torch.rsqrt(sums.reshape(batch, 1, height * width) + _TINY_FP16)
         inverse = inverse.reshape(batch, 1, height, width)
         return x * (inverse if self.gain_is_before else F.conv2d(inverse, self.gain))
 
-    _conv_wide = _conv_spread
+    def _conv_wide(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(F.conv2d(x * _unchanged(x), self.summing) + _TINY_FP16)
 
 
 def _unchanged(x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Powers of two, folded into weights, that keep the squares of `conv_spread` inside fp16.
+"""Powers of two, folded into weights, that keep the squares of `conv_spread` and `conv_wide`
+inside fp16.
 
 A norm does not see the scale of its input. So the stream of residual sums may run at any scale
 between two resamplings, and the output of a block's first convolution at another: whatever makes
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from qvae_trt.folding.shortcut import Average, Copies
 
 #: Root mean squares that are left alone: 64 times above the highest, fp16 still holds a square; 16
-#: times below the lowest, the mean of squares still has 8 bits.
+#: times below the lowest, the mean of squares still has 8 bits. With `conv_wide` it is 32 times
+#: above, and 8 below.
 _LOWEST_RMS, _HIGHEST_RMS = 2.0**-4, 4.0
 
 

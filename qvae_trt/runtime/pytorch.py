@@ -85,9 +85,7 @@ class FusedPath:
             scale = 1 if part == "encoder" else self._scale
             small = x.shape[3] * x.shape[4] * scale**2 <= _MOST_PIXELS
             if self._cuda_graphs and small and not capturing(x):
-                if x.device not in self._replays:
-                    self._replays[x.device] = _Replays(x.device)
-                y = self._replays[x.device].run(part, x, call)
+                y = self._replays_on(x.device).run(part, x, call)
             else:
                 y = call(x)
         self._ran[part, x.shape, x.device] = None
@@ -119,6 +117,12 @@ class FusedPath:
                     host: Any = self._checked[device]
                     self._placed[device] = copy.deepcopy(host).to(device)
             return self._placed[device]
+
+    def _replays_on(self, device: torch.device) -> _Replays:
+        with self._lock:
+            if device not in self._replays:
+                self._replays[device] = _Replays(device)
+            return self._replays[device]
 
 
 class _Replays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from figures.lines import build
@@ -10,6 +11,7 @@ from figures.measured import HOSTS, Measured, MissingError
 from figures.pictures import picture
 from figures.tables import table as markdown_table
 from figures.words import WORDS
+from qvae_trt.bench.results import REFERENCE
 from qvae_trt.profiles import PARTS, Part, Resolution, load_profiles, load_static_sizes
 from qvae_trt.verify.bounds import BOUNDS
 
@@ -215,6 +217,9 @@ def _modes(measured: Measured, words: Words) -> str:
     """Static engines beside those with profiles, at the static sizes."""
     static = measured.sets.get("static")
     modes = ("static", "profiles")
+    if static is not None:  # means over the sizes of these two, whatever else was measured there
+        cells = tuple(cell for cell in static.cells if cell.path in (*modes, REFERENCE))
+        static = replace(static, cells=cells)
     gains, builds = [], []
     for part in ("decoder", "encoder"):
         means = [None if static is None else static.mean_speedup(part, mode) for mode in modes]

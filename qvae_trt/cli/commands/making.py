@@ -223,8 +223,7 @@ def measured() -> list[dict[str, Any]]:
     """Engines of the full VAE that were built once, from the sidecars under benchmarks/; `size` is
     None for one with profiles.
     """
-    text = files("qvae_trt").joinpath("data/builds.json").read_text("utf-8")
-    return json.loads(text)["engines"]
+    return json.loads(files("qvae_trt").joinpath("data/builds.json").read_text("utf-8"))["engines"]
 
 
 def draw(data: dict[str, Any]) -> RenderableType:
@@ -288,7 +287,7 @@ def tune(
     Builds the few variants of graph and builder level that matter, one after the other, in a
     temporary folder. Compares each with PyTorch fp32, times it, and writes the fastest variant
     within the parity bounds to a file that build uses. A run that was stopped continues where it
-    was. Speed does not depend on the weights: those of the default need no download.
+    was. Speed hardly depends on the weights: those of the default need no download.
     """
     from qvae_trt.tune import run as running
     from qvae_trt.tune.record import FILE_NAME, built_otherwise
