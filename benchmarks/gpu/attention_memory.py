@@ -9,7 +9,7 @@ in the network: behind a Gather or before an Unsqueeze the compiler takes it, an
 
   static           the package's graph of the one size 1632x1088
   package          the package's form with ranges: values less the mean of a sample of them, 7
-                   runs (engines with ranges have 10), each after all results of the one
+                   runs (engines with ranges have 8), each after all results of the one
                    before; queries and keys are filled up, and the filled ones cut out of tensors
                    that are longer by a constant
   package-10, package-14
