@@ -226,16 +226,15 @@ def _device(asked: str | None) -> str:
 
 
 def _notes(device: str, settings: BenchSettings) -> tuple[str, ...]:
-    asked, on_cpu = settings.baselines, device == "cpu"
+    asked, cpu = settings.baselines, device == "cpu"
     compiled = (
         "compiled was not measured: it takes minutes on a CPU; --baseline compiled asks for it"
     )
-    memory = "Memory is left empty on a CPU: a process shows no clean peak of one call there."
     alone = asked is not None and results.REFERENCE not in asked
     notes = (
-        (on_cpu and asked is None, compiled),
-        (on_cpu, "Measured on a CPU: these figures say nothing about any GPU."),
-        (on_cpu, memory),
+        (cpu and asked is None, compiled),
+        (cpu, "Measured on a CPU: these figures say nothing about any GPU."),
+        (cpu, "Memory is left empty on a CPU: a process shows no clean peak of one call there."),
         (settings.engine_dir is None, "No engine folder was given: engines were not measured."),
         (alone, f"{results.REFERENCE} was not measured, so there is no speed-up."),
     )

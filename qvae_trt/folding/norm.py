@@ -19,7 +19,7 @@ _TINY_FP16 = 2.0**-24
 _LOWEST_GAIN, _HIGHEST_GAIN = 2.0**-5, 4.0
 #: The lowest and the highest gain by whose square `widen` divides.
 _WIDE_GAINS = 0.5, 2.0
-#: From so many on it takes norms, too, whose gain is in the convolution before.
+#: With fewer channels `widen` leaves a norm alone whose gain is in the convolution before.
 _MANY_CHANNELS = 256
 
 

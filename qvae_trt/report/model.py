@@ -299,8 +299,9 @@ def _flavours(result: BenchResult) -> list[str]:
 
 def _median(timing: Timing | None) -> str:
     """The median in milliseconds, with a mark if its spread is wide."""
-    mark = f" {_MARK}" if timing is not None and _is_wide(timing) else ""
-    return ms(None if timing is None else timing.median_ms) + mark
+    if timing is None:
+        return ms(None)
+    return f"{ms(timing.median_ms)} {_MARK}" if _is_wide(timing) else ms(timing.median_ms)
 
 
 def _is_wide(timing: Timing) -> bool:

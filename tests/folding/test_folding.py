@@ -208,7 +208,7 @@ def test_sums_in_every_channel() -> None:
 
 @pytest.mark.parametrize("channels", [192, 384])
 def test_sums_of_norms_without_a_gain(channels: int) -> None:
-    """Where channels are many: there pixels are few."""
+    """Their gain is in the convolution before: only where channels are many."""
     gamma = torch.linspace(-1.5, -0.5, channels)
     norm = RmsNorm(gamma, form="conv_wide", silu=True)
     before = nn.Conv2d(channels, channels, 1).requires_grad_(False)

@@ -106,7 +106,10 @@ def read_or_refuse(raw: bytes) -> None:
         ),
         (
             lambda d: d["choice"]["decoder"].update(lowering="norm=conv"),
-            "norm is 'conv', expected native or fp32 or conv_spread or conv_wide",
+            (
+                "choice.decoder.lowering: norm is 'conv', expected native or fp32 or conv_spread "
+                "or conv_wide"
+            ),
         ),
         (lambda d: d["measurements"][3].update(status="ok"), "does not fit timing and parity"),
         (lambda d: d["measurements"][0]["timing"].update(median_ms=0), "expected more than 0"),
