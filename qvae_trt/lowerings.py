@@ -47,8 +47,8 @@ class Lowering:
             float32; `conv_spread` sums them with a 1x1 convolution, which keeps the NHWC layout.
             There the convolution before a block's second norm applies the gain of that norm, and a
             second 1x1 convolution spreads the other gains over the channels. Powers of two in the
-            weights keep the squares inside fp16: `folding.scaling`. `conv_wide` has fewer kernels,
-            and some of them read more: `RmsNorm.widen`.
+            weights keep the squares inside fp16: `folding.scaling`. `conv_wide` sums into every
+            channel, with fewer kernels that read more: `RmsNorm.widen`.
         residual: of a block without a convolution in its shortcut, `add` or, with the signs of the
             convolution before it changed, `subtract`: a convolution fused with a sum may be slower
             than the two.
@@ -89,8 +89,7 @@ class Lowering:
             fitted = replace(self, halves="last")
         if default_level(profiles, flavour, version) is not None:
             norm: Norm = "conv_wide" if self.norm == "conv_spread" else self.norm
-            runs = max(self.attention_chunks, 8)
-            fitted = replace(self, halves="last_two", norm=norm, attention_chunks=runs)
+            fitted = replace(self, halves="last_two", norm=norm)
         low = any(p.min.height < _LEAST_HALVED for p in profiles)
         return replace(fitted, halves="none") if low else fitted
 

@@ -170,7 +170,9 @@ class Workbench:
         begin = time.perf_counter()
         weights, vae = self.model.weights_sha256, self.model.kind.name
         wanted = Wanted(backend=backend, weights_sha256=weights, vae=vae)
-        engine: Any = stack.enter_context(closing(Engine.open(file, wanted, device=self._place)))
+        graphs = self.settings.cuda_graphs
+        opened = Engine.open(file, wanted, device=self._place, cuda_graph=graphs)
+        engine: Any = stack.enter_context(closing(opened))
         load_ms = (time.perf_counter() - begin) * 1000.0
         taken = before - _free_bytes(self.device)
         key = engine.sidecar.key

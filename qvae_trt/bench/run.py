@@ -39,6 +39,7 @@ class BenchSettings:
             "pytorch" there is no speed-up.
         backend: what `--backend` takes.
         service: measure latents → PIL, first use and switching of sizes too.
+        cuda_graphs: replay engines from CUDA graphs, as `load_vae(cuda_graphs=True)` does.
         device: "cuda" or "cpu"; None takes the GPU if there is one. PyTorch runs in bf16 on a GPU
             and in fp32 on a CPU, engines in their own precision.
         limits: how long to measure; the default is right for tables.
@@ -56,6 +57,7 @@ class BenchSettings:
     backend: str = "auto"
     parts: Sequence[Part] = PARTS
     service: bool = False
+    cuda_graphs: bool = False
     device: str | None = None
     limits: Limits = field(default_factory=Limits)
     command: str = ""
@@ -117,6 +119,7 @@ def bench(
         settings={
             "backend": settings.backend,
             "batch": 1,
+            "cuda_graphs": settings.cuda_graphs,
             **asdict(settings.limits),
             "dtype": DTYPES[work.precision],
             "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
@@ -168,16 +171,17 @@ def bench(
     ended = replace(run, complete=True, machine=machine, versions=versions)
     result = replace(result, runs=(ended,))
     keep()
-    _remember(result, work, settings.engine_dir)
+    if settings.engine_dir is not None and not settings.cuda_graphs:
+        _remember(result, work, settings.engine_dir)
     on_event(Event(kind="end", index=len(tasks) - 1, count=len(tasks)))
     return result
 
 
-def _remember(result: results.BenchResult, work: Workbench, engine_dir: Path | None) -> None:
+def _remember(result: results.BenchResult, work: Workbench, engine_dir: Path) -> None:
     """Keep beside the engines how fast they are against the fused path, which
     `load_vae(prefer="fastest")` reads. Nothing is kept where the folder cannot be written.
     """
-    if engine_dir is None or not work.opened or work.device != "cuda":
+    if not work.opened or work.device != "cuda":
         return
     medians: dict[Part, dict[Resolution, measured.Medians]] = {}
     for cell in result.cells:
@@ -237,6 +241,7 @@ def _notes(device: str, settings: BenchSettings) -> tuple[str, ...]:
         (cpu, "Memory is left empty on a CPU: a process shows no clean peak of one call there."),
         (settings.engine_dir is None, "No engine folder was given: engines were not measured."),
         (alone, f"{results.REFERENCE} was not measured, so there is no speed-up."),
+        (settings.cuda_graphs, "Engines were replayed from CUDA graphs (--cuda-graphs)."),
     )
     return tuple(text for said, text in notes if said)
 

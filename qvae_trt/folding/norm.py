@@ -19,8 +19,6 @@ _TINY_FP16 = 2.0**-24
 _LOWEST_GAIN, _HIGHEST_GAIN = 2.0**-5, 4.0
 #: The lowest and the highest gain by whose square `widen` divides.
 _WIDE_GAINS = 0.5, 2.0
-#: With fewer channels `widen` leaves a norm alone whose gain is in the convolution before.
-_MANY_CHANNELS = 256
 
 
 class RmsNorm(nn.Module):
@@ -63,14 +61,12 @@ class RmsNorm(nn.Module):
     def widen(self) -> None:
         """Sum into every channel, divided by the square of its gain, where fp16 holds that well.
 
-        Then root, product and SiLU are one kernel, and the norm 3 in place of 7. That kernel reads
-        one sum for each value, which costs most where pixels are many. So a norm whose gain is in
-        the convolution before, which has 6 kernels to begin with, stays as it is unless it has many
-        channels: then pixels are few.
+        Then root, product and SiLU are one kernel, and the norm has 3 in place of 6 or 7. In graphs
+        with ranges TensorRT 8.6 reads one sum for each value faster than it repeats one for all
+        channels (benchmarks/h200/README.md).
         """
         gain: Tensor = torch.ones_like(self.gain) if self.gain_is_before else self.gain
-        few = self.gain_is_before and len(gain) < _MANY_CHANNELS
-        if not few and float(gain.min()) >= _WIDE_GAINS[0] and float(gain.max()) <= _WIDE_GAINS[1]:
+        if float(gain.min()) >= _WIDE_GAINS[0] and float(gain.max()) <= _WIDE_GAINS[1]:
             self.form, self.summing = "conv_wide", frozen(self.summing / gain.square())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_s
 from qvae_trt.store import EngineFile
 
 _LOG = logging.getLogger(__name__)
+_Place = tuple[int, int, tuple[int, ...]]
 
 
 class Engine:
@@ -52,17 +53,17 @@ class Engine:
         self.bytes = self.path.stat().st_size
         self.captured = False
         self._scratch = shared_scratch(self.device)
-        self.wants_graph = (
-            cuda_graph and self.device.type == "cuda" and self.static and session.capturable
-        )
+        self.wants_graph = cuda_graph and self.device.type == "cuda" and session.capturable
         self.held = _Held(session, self.device, self._scratch)
         # Garbage is collected anywhere, also where a lock is held and while an engine is captured:
         # nothing is waited for there, and the next `free_dropped` frees it.
         self._finalizer = weakref.finalize(self, _dropped.append, self.held)
         self._finalizer.atexit = False  # nothing frees at exit what it would queue
-        # The scratch buffer of the last run: at the first run on another one TensorRT may do work
-        # that cannot be captured.
-        self._ran_on: int | None = None
+        # The scratch buffer, profile and shape of the last run that was not a replay. At the first
+        # run on others TensorRT may do work that cannot be captured, and it may change what a graph
+        # of before reads.
+        self._ran_on: _Place | None = None
+        self._graph_fits = False
         self._profiles_run: set[int] = set()
         self._closed = False
 
@@ -80,7 +81,8 @@ class Engine:
         Args:
             engine, wanted: see `opening.check`.
             device: the CUDA device to load on; without one, the current one.
-            cuda_graph: capture a static engine at its second run and replay it afterwards.
+            cuda_graph: capture a run at the second one in turn of a size, and replay it while the
+                size stays the same.
 
         Raises:
             EngineError: missing, corrupt (StaleEngineError: built for something else;
@@ -162,10 +164,11 @@ class Engine:
             self._profiles_run.add(profile)
             pointer = self._scratch.reserve(size, stream)
             y = self._output()
-            if not self._replay(x, y, pointer, size, handle):
+            place = self._scratch.generation, profile, tuple(x.shape)
+            if not (self._ran_on == place and self._replay(x, y, pointer, size, handle)):
                 x = x if stream is None else _aligned(x)
                 self._execute(pointer, size, x, y, handle)
-                self._ran_on = self._scratch.generation
+                self._ran_on, self._graph_fits = place, False
         return y
 
     def enqueue_captured(
@@ -214,26 +217,27 @@ class Engine:
     def _replay(
         self, x: torch.Tensor, y: torch.Tensor, pointer: int, size: int, stream: int
     ) -> bool:
-        """Whether the engine's own graph ran. It is captured anew if scratch has moved, and one
+        """Whether the engine's own graph ran. It is captured anew after every other run, and one
         that CUDA refuses is not tried again.
         """
-        generation = self._scratch.generation
-        if not self.wants_graph or self._ran_on != generation:
+        if not self.wants_graph:
             return False
+        held = self.held
         try:
-            if self.held.graph is not None and self.held.graph.generation != generation:
-                self.held.free_graph()
-            if self.held.graph is None:
+            if not self._graph_fits:
+                if held.graph is not None:
+                    held.free_graph()
                 execute = partial(self._execute, pointer, size)
-                self.held.graph = CapturedRun.capture(execute, x=x, y=y, generation=generation)
-            if self.held.graph is not None:
-                self.held.graph.replay(x, y, stream)
+                held.graph = CapturedRun.capture(execute, x=x, y=y)
+                self._graph_fits = held.graph is not None
+            if held.graph is not None:
+                held.graph.replay(x, y, stream)
         except (RuntimeError, EngineError) as error:
             _LOG.warning("%s: runs without a CUDA graph: %s", self.path, error)
             # A graph that failed is freed by `close`, which waits: part of it may have run.
             self.wants_graph = False
             return False
-        return self.held.graph is not None
+        return held.graph is not None
 
     def close(self) -> None:
         """Wait for its last run and free it; closing twice does nothing."""

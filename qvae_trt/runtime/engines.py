@@ -64,7 +64,7 @@ class Engines:
         vae: the name of its kind, for messages about engines of another kind.
         budget_bytes: for the engines loaded on one device; None keeps all.
         allow_foreign: take engines without a sidecar.
-        cuda_graphs: capture one CUDA graph for each static engine.
+        cuda_graphs: capture one CUDA graph for each engine.
         names: of the folders of static engines that are not named by their size.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""A run of a static engine as a CUDA graph: one launch in place of a hundred."""
+"""A run of an engine as a CUDA graph: one launch in place of hundreds."""
 
 from __future__ import annotations
 
@@ -67,13 +67,11 @@ class CapturedRun:
         graph: the driver's handle.
         x: the input that it reads.
         y: the output that it writes.
-        generation: of the scratch buffer whose address it holds; it is dead once that changes.
     """
 
     graph: int
     x: torch.Tensor
     y: torch.Tensor
-    generation: int
 
     @classmethod
     def capture(
@@ -82,7 +80,6 @@ class CapturedRun:
         *,
         x: torch.Tensor,
         y: torch.Tensor,
-        generation: int,
     ) -> CapturedRun | None:
         """Capture `execute(x, y, stream)` on tensors like these; None while something else waits
         for the device, or is captured.
@@ -99,7 +96,7 @@ class CapturedRun:
             devices.ensure_context(x.device.index or 0)
             stream = _capture_stream(x.device)
             graph = devices.capture(stream, lambda: execute(source, result, stream))
-        return cls(graph, source, result, generation)
+        return cls(graph, source, result)
 
     def replay(self, x: torch.Tensor, y: torch.Tensor, stream: int) -> None:
         """The run of `x`, into `y`, on `stream`, which is the current one.

@@ -459,8 +459,9 @@ def load_vae(
         memory_budget_bytes: past this the least recently used engines are closed; None keeps all.
         check_nan: look at every result, and treat NaN or infinity as a failed run. Waits for the
             device.
-        cuda_graphs: capture one CUDA graph for each static engine, and for each size of the fused
-            path up to 768x768 pixels. For graphs that you capture yourself see `TrtVae`.
+        cuda_graphs: capture one CUDA graph for each engine, of the size that it runs again and
+            again, and for each size of the fused path up to 768x768 pixels. For graphs that you
+            capture yourself see `TrtVae`.
         allow_foreign: load engines without a sidecar. Deserialising runs code: only those one has
             built.
         prefer: where an engine and the fused path could serve: the `engine`, or the `fastest` by

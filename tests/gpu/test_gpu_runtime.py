@@ -212,7 +212,7 @@ def test_the_graph_option_changes_nothing_but_speed(engine_dir, model, vae):
             z = latents(size, seed)
             equal(fast.decode(z).sample, vae.decode(z).sample)
     captured = [engine for engine in loaded(fast) if engine.held.graph is not None]
-    assert len(captured) == 2, "one for each static engine"
+    assert len(captured) == 3, "one for each engine"
     fast.release_memory(engines=False)  # scratch moves: the graphs must not be replayed on it
     for seed in range(4):
         z = latents(OTHER_STATIC, seed)
@@ -223,6 +223,22 @@ def test_the_graph_option_changes_nothing_but_speed(engine_dir, model, vae):
         y = fast.decode(latents(STATIC)).sample
     held.synchronize()
     equal(y, vae.decode(latents(STATIC)).sample)
+
+
+def test_a_graph_of_an_engine_with_ranges_is_that_of_the_size(engine_dir, model, vae):
+    fast = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True)
+    between = (NARROW[0] + 16, NARROW[1])
+    kept = []
+    for seed, size in enumerate([NARROW] * 3 + [between] * 3 + [NARROW, WIDE] * 2 + [NARROW] * 3):
+        z = latents(size, seed)
+        equal(fast.decode(z).sample, vae.decode(z).sample)
+        (engine,) = loaded(fast)
+        kept.append(engine.held.graph)
+    assert kept[0] is None
+    assert kept[1] is kept[2] is kept[3], "kept while another size runs once"
+    assert kept[4] is kept[5] is not kept[3]
+    assert kept[-4] is kept[5], "sizes in turns are not captured"
+    assert kept[-1] not in (None, kept[5])
 
 
 def test_a_failed_capture_leaves_pytorch_whole(engine_dir, model, vae, monkeypatch):

@@ -18,6 +18,7 @@ from qvae_trt.runtime import graphs
 from qvae_trt.runtime.engine import Engine
 from qvae_trt.runtime.graphs import CapturedRun, Captures, captures
 from qvae_trt.runtime.memory import Scratch
+from qvae_trt.tensors import ShapeRange
 
 CPU = torch.device("cpu")
 ONES = torch.ones(1, 3, 1, 8, 8)
@@ -153,15 +154,51 @@ def test_an_engine_captures_itself_at_the_second_run_on_one_scratch_buffer(engin
     assert cuda.executables == {}
 
 
+@pytest.mark.parametrize("other", ["a shape", "a profile"])
+def test_an_engine_with_ranges_replays_one_size_and_captures_anew_after_another(
+    cuda, scratch, tmp_path, other
+):
+    """TensorRT may change what the graph reads when the context runs another shape."""
+    sizes = ShapeRange((1, 3, 1, 8, 8), (1, 3, 1, 8, 8), (1, 3, 1, 16, 16))
+    file = tmp_path / "vae_decoder.trt"
+    file.write_bytes(b"x")
+    made = FakeSession((sizes, sizes), scratch_bytes=lambda _: 512, cuda=cuda)
+    engine = engine_of(made, file, scratch=scratch)
+    engine.wants_graph = True
+    second = (torch.ones(1, 3, 1, 16, 8), 0) if other == "a shape" else (ONES, 1)
+    launches: list[int] = []
+
+    def serve(x: torch.Tensor, profile: int, value: float) -> None:
+        y = engine.enqueue(x * value, profile, FakeStream(5))
+        assert tuple(y.shape) == (1, 2, *x.shape[2:])
+        assert (float(y.mean()), float(y.std())) == (value, 0.0)
+        launches.append(len(cuda.launches))
+
+    for value in (1.0, 2.0, 3.0):
+        serve(ONES, 0, value)
+    assert launches == [0, 1, 2], "captured at the second run of the size"
+    (first,) = cuda.executables
+    for value in (4.0, 5.0):
+        serve(ONES, 0, value)
+        serve(*second, value)
+    assert launches[3:] == [3, 3, 3, 3], "none of two sizes in turns"
+    serve(*second, 6.0)
+    serve(*second, 7.0)
+    assert launches[7:] == [4, 5]
+    (latest,) = cuda.executables
+    assert latest != first, "the first one is freed"
+    engine.close()
+    assert cuda.executables == {}
+
+
 def test_captures_have_a_stream_that_pytorch_never_hands_out(engine, cuda):
     """Of PyTorch's own, the 33rd is the first again: another thread's work would be captured."""
-    for generation in (1, 2):
+    for _ in range(2):
         on: list[int] = []
         CapturedRun.capture(
             lambda *given: on.append(given[2]),  # noqa: B023  called at once
             x=ONES,
             y=ONES,
-            generation=generation,
         )
         assert on == [STREAM]
     assert cuda.names.count("cuStreamCreate") == 1, "one for all captures of a GPU"

@@ -93,6 +93,7 @@ def bench(
         "--service",
         help="Also what a server sees: latents to PIL, first use, switching sizes.",
     ),
+    cuda_graphs: bool = Option(False, "--cuda-graphs", help="Replay engines from CUDA graphs."),
     budget: float = Option(1.0, metavar="SECONDS", help="Seconds for one path at one size."),
     out: Path = Option(
         Path("out/bench"), metavar="DIR", help="The folder for latency.md, .json, .csv and .svg."
@@ -133,6 +134,7 @@ def bench(
         backend=backend,
         parts=parts,
         service=service,
+        cuda_graphs=cuda_graphs,
         device=device,
         limits=Limits(budget_s=budget),
         command=output.settings.command,
