@@ -81,15 +81,16 @@ class Lowering:
 
         Whole, a decoder of Qwen-Image-2.1 at 2048x2048 has a tensor of 2.4 GB, with which TensorRT
         8.6 fails; at 1792x1792 it builds (benchmarks/h100/README.md). Of ranges, 8.6 plans 2.7 GB
-        for Qwen-Image's decoder if it is left whole with 7 runs of attention, and 2.2 in halves
-        with 8; small pictures are faster with fewer kernels (benchmarks/h200/README.md).
+        for Qwen-Image's decoder in halves with 7 runs of attention, and 2.5 with 8; small pictures
+        are faster with fewer kernels (benchmarks/h200/README.md).
         """
         fitted = self
         if self.halves == "none" and any(p.max.pixels > _MOST_WHOLE for p in profiles):
             fitted = replace(self, halves="last")
         if default_level(profiles, flavour, version) is not None:
             norm: Norm = "conv_wide" if self.norm == "conv_spread" else self.norm
-            fitted = replace(self, halves="last_two", norm=norm)
+            runs = max(self.attention_chunks, 8)
+            fitted = replace(self, halves="last_two", norm=norm, attention_chunks=runs)
         low = any(p.min.height < _LEAST_HALVED for p in profiles)
         return replace(fitted, halves="none") if low else fitted
 

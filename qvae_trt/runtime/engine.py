@@ -22,7 +22,6 @@ from qvae_trt.runtime.memory import Scratch, aligned, memory_named, on, shared_s
 from qvae_trt.store import EngineFile
 
 _LOG = logging.getLogger(__name__)
-_Place = tuple[int, int, tuple[int, ...]]
 
 
 class Engine:
@@ -59,10 +58,9 @@ class Engine:
         # nothing is waited for there, and the next `free_dropped` frees it.
         self._finalizer = weakref.finalize(self, _dropped.append, self.held)
         self._finalizer.atexit = False  # nothing frees at exit what it would queue
-        # The scratch buffer, profile and shape of the last run that was not a replay. At the first
-        # run on others TensorRT may do work that cannot be captured, and it may change what a graph
-        # of before reads.
-        self._ran_on: _Place | None = None
+        # The scratch buffer, profile and shape of the last run that was no replay. At the first run
+        # on others TensorRT may do work that cannot be captured, or change what a graph reads.
+        self._ran_on: tuple[int, int, tuple[int, ...]] | None = None
         self._graph_fits = False
         self._profiles_run: set[int] = set()
         self._closed = False
@@ -165,7 +163,8 @@ class Engine:
             pointer = self._scratch.reserve(size, stream)
             y = self._output()
             place = self._scratch.generation, profile, tuple(x.shape)
-            if not (self._ran_on == place and self._replay(x, y, pointer, size, handle)):
+            again = self.wants_graph and self._ran_on == place
+            if not (again and self._replay(x, y, pointer, size, handle)):
                 x = x if stream is None else _aligned(x)
                 self._execute(pointer, size, x, y, handle)
                 self._ran_on, self._graph_fits = place, False
@@ -220,8 +219,6 @@ class Engine:
         """Whether the engine's own graph ran. It is captured anew after every other run, and one
         that CUDA refuses is not tried again.
         """
-        if not self.wants_graph:
-            return False
         held = self.held
         try:
             if not self._graph_fits:

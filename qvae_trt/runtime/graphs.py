@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from qvae_trt.backends import devices
 
@@ -70,16 +71,12 @@ class CapturedRun:
     """
 
     graph: int
-    x: torch.Tensor
-    y: torch.Tensor
+    x: Tensor
+    y: Tensor
 
     @classmethod
     def capture(
-        cls,
-        execute: Callable[[torch.Tensor, torch.Tensor, int], None],
-        *,
-        x: torch.Tensor,
-        y: torch.Tensor,
+        cls, execute: Callable[[Tensor, Tensor, int], None], *, x: Tensor, y: Tensor
     ) -> CapturedRun | None:
         """Capture `execute(x, y, stream)` on tensors like these; None while something else waits
         for the device, or is captured.
@@ -98,7 +95,7 @@ class CapturedRun:
             graph = devices.capture(stream, lambda: execute(source, result, stream))
         return cls(graph, source, result)
 
-    def replay(self, x: torch.Tensor, y: torch.Tensor, stream: int) -> None:
+    def replay(self, x: Tensor, y: Tensor, stream: int) -> None:
         """The run of `x`, into `y`, on `stream`, which is the current one.
 
         Raises:
@@ -127,6 +124,6 @@ def _capture_stream(device: torch.device) -> int:  # noqa: ARG001  one for each
     return devices.create_stream()
 
 
-def capturing(x: torch.Tensor) -> bool:
+def capturing(x: Tensor) -> bool:
     """Whether the current stream of x's device is being captured into a CUDA graph."""
     return x.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -584,7 +584,9 @@ def test_ranges_of_a_tuned_lowering(exporter: Exporter, tmp_path: Path, gpu: Non
     assert sidecar.build_flags["level"] == "2"
     assert (
         sidecar.key.lowering
-        == replace(variant.lowering, halves="last_two", norm="conv_wide").canonical()
+        == replace(
+            variant.lowering, halves="last_two", attention_chunks=8, norm="conv_wide"
+        ).canonical()
     )
 
 

@@ -481,32 +481,32 @@ def test_the_lowering_for_sizes(flavour: str, version: str, precision: str) -> N
     lowering = choose_lowering(flavour, version, precision)
     old = version == "8.6.1"
 
-    def fitted(*profiles: Profile, of: Lowering = lowering) -> tuple[str, int | None]:
+    def fitted(*profiles: Profile, of: Lowering = lowering) -> tuple[str, int, int | None]:
         found = of.for_sizes(profiles, flavour, version)
         assert found.for_sizes(profiles, flavour, version) == found
         level = default_level(profiles, flavour, version)
         widened = level is not None and of.norm == "conv_spread"
         assert found.norm == ("conv_wide" if widened else of.norm)
-        assert found.attention_chunks == of.attention_chunks
-        return found.halves, level
+        return found.halves, found.attention_chunks, level
 
-    left = ("none", None)
-    ranges = ("last_two", 2) if old else ("last", None)
+    left = ("none", lowering.attention_chunks, None)
+    ranges = ("last_two", 8, 2) if old else ("last", lowering.attention_chunks, None)
     assert fitted(*QWEN_IMAGE.profiles) == (ranges if old else left)
     assert fitted(*QWEN_IMAGE_21.profiles) == ranges
     for size in [*QWEN_IMAGE.static_sizes.values(), Resolution(1792, 1792)]:
         assert fitted(Profile.fixed(size)) == left, size
     for size in QWEN_IMAGE_21.static_sizes.values():
-        assert fitted(Profile.fixed(size)) == ("last", None), size
+        assert fitted(Profile.fixed(size)) == ("last", *left[1:]), size
     # Halves need rows on both sides of the middle.
     low = Resolution(128, 4096)
     low_profile = Profile(low, low, Resolution(256, 4096))
     tuned = replace(lowering, halves="last", attention="exp", attention_chunks=16)
     for one in (lowering, tuned):
-        assert fitted(*QWEN_IMAGE_21.profiles, low_profile, of=one) == ("none", ranges[1])
-    assert fitted(Profile.fixed(low), of=tuned) == left
-    assert fitted(Profile.fixed(Resolution(1024, 1024)), of=tuned) == ("last", None)
-    assert fitted(*QWEN_IMAGE.profiles, of=tuned) == ("last_two" if old else "last", ranges[1])
+        found = fitted(*QWEN_IMAGE_21.profiles, low_profile, of=one)
+        assert found == ("none", max(one.attention_chunks, ranges[1]), ranges[2])
+    assert fitted(Profile.fixed(low), of=tuned) == ("none", 16, None)
+    assert fitted(Profile.fixed(Resolution(1024, 1024)), of=tuned) == ("last", 16, None)
+    assert fitted(*QWEN_IMAGE.profiles, of=tuned) == ("last_two" if old else "last", 16, ranges[2])
 
 
 def test_halves_of_the_lowest_pictures() -> None:

@@ -94,7 +94,7 @@ def test_engines_with_ranges_are_those_of_the_tuned_lowering(tmp_path: Path) -> 
     data = json.loads(measured.read_bytes())
     variant = default_variant("tensorrt", "8.6.1", "fp16")
     data["key"]["lowering"] = replace(
-        variant.lowering, halves="last_two", norm="conv_wide"
+        variant.lowering, halves="last_two", attention_chunks=8, norm="conv_wide"
     ).canonical()
     (tmp_path / "profiles").mkdir()
     engine = tmp_path / "profiles" / name
