@@ -104,7 +104,7 @@ def curated(
     axes: list[Axis] = []
     if part == "decoder":  # the encoder has none
         axes.append(("upsample", upsamples))
-    axes.append(("norm", ("fp32", "conv_spread")))
+    axes.append(("norm", ("fp32", "conv_spread", "conv_wide")))
     if flavour != "onnxruntime":  # which fuses no sums
         axes.append(("residual", ("add", "subtract")))
     axes += [("attention", ("softmax", "exp")), ("attention_chunks", chunks)]

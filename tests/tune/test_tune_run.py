@@ -136,6 +136,7 @@ def test_axes_are_tried_from_the_best_so_far(bench: Bench, tmp_path: Path) -> No
         "upsample=conv_transpose",
         "upsample=depth_to_space",
         "upsample=depth_to_space,norm=conv_spread",
+        "upsample=depth_to_space,norm=conv_wide",
         "upsample=depth_to_space,attention=exp",
         "upsample=depth_to_space,attention_chunks=1",
     ]
