@@ -164,7 +164,7 @@ def default_level(profiles: Sequence[Profile], flavour: str, version: str) -> in
     """The builder level of an engine unless another one is asked for; None is TensorRT's own.
 
     2 for ranges with TensorRT 8.6: with the rest of what `build` does for them, both engines of
-    Qwen-Image are built in 638 s on an H200, and took 1,701 on an H100 (benchmarks/h200/README.md).
+    Qwen-Image are built in 606 s on an H200, and took 1,701 on an H100 (benchmarks/h200/README.md).
     """
     ranges = any(profile.min != profile.max for profile in profiles)
     return 2 if ranges and flavour == "tensorrt" and version.startswith("8.") else None

@@ -289,13 +289,7 @@ def _full_disk_named(onnx: Path, folder: Path) -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
-def _write(
-    optimized: Path,
-    out: Path,
-    ranges: tuple[ShapeRange, ...],
-    *,
-    weights_in: Path,
-) -> None:
+def _write(optimized: Path, out: Path, ranges: tuple[ShapeRange, ...], *, weights_in: Path) -> None:
     import onnx
 
     # Weights that the graph has in a file of their own stay there, named from the graph's folder.

@@ -187,6 +187,7 @@ class Workbench:
             "flavour": f"{key.flavour} {key.flavour_version}",
             "engine_precision": key.precision,
             "lowering": key.lowering,
+            "cuda_graph": engine.wants_graph,
         }
         if mode == "profiles":
             detail |= {"profile_index": profile, "profile": str(key.profiles[profile])}

@@ -39,7 +39,8 @@ class BenchSettings:
             "pytorch" there is no speed-up.
         backend: what `--backend` takes.
         service: measure latents → PIL, first use and switching of sizes too.
-        cuda_graphs: replay engines from CUDA graphs, as `load_vae(cuda_graphs=True)` does.
+        cuda_graphs: replay engines, and nothing else, from CUDA graphs; these medians are not kept
+            for `load_vae(prefer="fastest")`.
         device: "cuda" or "cpu"; None takes the GPU if there is one. PyTorch runs in bf16 on a GPU
             and in fp32 on a CPU, engines in their own precision.
         limits: how long to measure; the default is right for tables.
@@ -76,6 +77,9 @@ class BenchSettings:
                     )
             if len(set(given)) < len(given):
                 raise UsageError(f"a {what} is given more than once: {', '.join(map(str, given))}")
+        if self.service and self.cuda_graphs:
+            what = "first uses and changes of size are not measured with CUDA graphs"
+            raise UsageError(what, fix="leave out --service or --cuda-graphs")
         if not (self.resolutions and self.parts):
             raise UsageError("nothing to measure: expected at least one size and one part")
         for resolution in self.resolutions:
@@ -241,7 +245,6 @@ def _notes(device: str, settings: BenchSettings) -> tuple[str, ...]:
         (cpu, "Memory is left empty on a CPU: a process shows no clean peak of one call there."),
         (settings.engine_dir is None, "No engine folder was given: engines were not measured."),
         (alone, f"{results.REFERENCE} was not measured, so there is no speed-up."),
-        (settings.cuda_graphs, "Engines were replayed from CUDA graphs (--cuda-graphs)."),
     )
     return tuple(text for said, text in notes if said)
 
@@ -273,8 +276,10 @@ def _measure(
                 work.empty_caches()
                 continue
             calls[path] = call
+            replayed = prepared.detail.get("cuda_graph")
             cells[path] = replace(
                 cell,
+                notes=("replayed from a CUDA graph",) if replayed else (),
                 peak_bytes=peak_bytes,
                 weights_bytes=prepared.weights_bytes,
                 detail={**prepared.detail, "first_ms": wall_ms or device_ms},

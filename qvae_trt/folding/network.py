@@ -202,9 +202,10 @@ def fold(vae: AutoencoderKLQwenImage, *, lowering: Lowering = PYTORCH) -> Folded
         folded = FoldedVae(vae, lowering).eval().requires_grad_(False)
         if lowering.norm.startswith("conv_"):
             keep_squares_in_fp16(folded, vae)
-        for module in folded.modules():
-            if lowering.norm == "conv_wide" and isinstance(module, RmsNorm):
-                module.widen()
+        if lowering.norm == "conv_wide":
+            for module in folded.modules():
+                if isinstance(module, RmsNorm):
+                    module.widen()
         if lowering.halves != "none":
             _halve(folded)
     return folded

@@ -39,11 +39,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        opened: Opened,
-        *,
-        device: torch.device | None = None,
-        cuda_graph: bool = False,
+        self, opened: Opened, *, device: torch.device | None = None, cuda_graph: bool = False
     ) -> None:
         session = self._session = opened.session
         self.path, self.files, self.sidecar = opened.path, opened.files, opened.sidecar
@@ -58,9 +54,11 @@ class Engine:
         # nothing is waited for there, and the next `free_dropped` frees it.
         self._finalizer = weakref.finalize(self, _dropped.append, self.held)
         self._finalizer.atexit = False  # nothing frees at exit what it would queue
-        # The scratch buffer, profile and shape of the last run that was no replay. At the first run
-        # on others TensorRT may do work that cannot be captured, or change what a graph reads.
-        self._ran_on: tuple[int, int, tuple[int, ...]] | None = None
+        # The scratch buffer, profile and shape of the last run, None where it failed, and how many
+        # runs in a row had them without a replay. In the first one TensorRT may do work that cannot
+        # be captured, or change what a graph reads.
+        self._last: tuple[int, int, tuple[int, ...]] | None = None
+        self._alike = 0
         self._graph_fits = False
         self._profiles_run: set[int] = set()
         self._closed = False
@@ -79,8 +77,8 @@ class Engine:
         Args:
             engine, wanted: see `opening.check`.
             device: the CUDA device to load on; without one, the current one.
-            cuda_graph: capture a run at the second one in turn of a size, and replay it while the
-                size stays the same.
+            cuda_graph: capture the third of three runs in a row of one size, of a static engine the
+                second, and replay it until another size comes.
 
         Raises:
             EngineError: missing, corrupt (StaleEngineError: built for something else;
@@ -155,19 +153,24 @@ class Engine:
     ) -> torch.Tensor:
         """`run` of an input that is as the engine takes it, on a stream; None on the CPU."""
         handle = 0 if stream is None else stream.cuda_stream
+        shape = tuple(x.shape)
         with self._scratch.turn(stream):
+            last, self._last = self._last, None
             # The first run of a profile makes its execution context, as loading does.
             with nullcontext() if profile in self._profiles_run else captures.none():
-                size = self._live().select(tuple(x.shape), profile, handle)
-            self._profiles_run.add(profile)
+                size = self._live().select(shape, profile, handle)
             pointer = self._scratch.reserve(size, stream)
             y = self._output()
-            place = self._scratch.generation, profile, tuple(x.shape)
-            again = self.wants_graph and self._ran_on == place
+            place = self._scratch.generation, profile, shape
+            self._alike = self._alike if place == last else 0
+            again = self.wants_graph and self._alike >= (1 if self.static else 2)
             if not (again and self._replay(x, y, pointer, size, handle)):
                 x = x if stream is None else _aligned(x)
+                self._graph_fits = False
                 self._execute(pointer, size, x, y, handle)
-                self._ran_on, self._graph_fits = place, False
+                self._alike += 1
+            self._last = place
+            self._profiles_run.add(profile)
         return y
 
     def enqueue_captured(
@@ -181,7 +184,7 @@ class Engine:
             why = "its backend waits for the stream"
         elif not self.static:
             why = "not a static engine"
-        elif self._ran_on is None:
+        elif not self._profiles_run:
             why = "not run yet"
         if why is not None:
             raise ExecutionError(
@@ -189,6 +192,7 @@ class Engine:
                 fix="capture a static engine, after one ordinary run of it",
             )
         with self._scratch.turn(None):
+            self._last = None  # its own graph is captured anew
             size = self._live().select(tuple(x.shape), profile, stream.cuda_stream)
             y = self._output()
             scratch = self._scratch.private(size)

@@ -60,7 +60,7 @@ class Captures:
 captures = Captures()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CapturedRun:
     """A captured run, with an input and an output of its own.
 

@@ -301,7 +301,7 @@ class TrtVae(ModelMixin, AutoencoderMixin, ConfigMixin, metaclass=_StandsFor):
                 arguments.check_word("the part", part, PARTS)
                 of_pixels = (1, self.input_channels, 1, height, width)
                 shapes.append((part, of_pixels if part == "encoder" else of_latents))
-        # A graph is captured at the second run on the scratch memory of the largest size.
+        # A static engine is captured at its second run on the scratch memory of the largest size.
         for _ in range(3 if self._ladder.engines.cuda_graphs else 1):
             for part, shape in shapes:
                 zeros = torch.zeros(shape, device=self.device, dtype=self.dtype)
@@ -459,8 +459,8 @@ def load_vae(
         memory_budget_bytes: past this the least recently used engines are closed; None keeps all.
         check_nan: look at every result, and treat NaN or infinity as a failed run. Waits for the
             device.
-        cuda_graphs: capture one CUDA graph for each engine, of the size that it runs again and
-            again, and for each size of the fused path up to 768x768 pixels. For graphs that you
+        cuda_graphs: capture one CUDA graph for each engine, of the size that it runs several times
+            in a row, and for each size of the fused path up to 768x768 pixels. For graphs that you
             capture yourself see `TrtVae`.
         allow_foreign: load engines without a sidecar. Deserialising runs code: only those one has
             built.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ort_engines
 import pytest
@@ -92,6 +92,30 @@ def whole(
             on_event=steps.append,
         )
     return found, steps, out
+
+
+def test_engines_are_replayed_if_that_is_asked_for(
+    engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    open_engine = bench_paths.Engine.open
+
+    def noted(*given: Any, cuda_graph: bool, **options: Any) -> bench_paths.Engine:
+        asked.append(cuda_graph)
+        engine = open_engine(*given, **options)
+        engine.wants_graph = cuda_graph  # on a GPU it does
+        return engine
+
+    monkeypatch.setattr(bench_paths.Engine, "open", noted)
+    for graphs in (False, True):
+        options = {"baselines": ("folded",), "parts": ("decoder",), "cuda_graphs": graphs}
+        found = measured(engines, STATIC, **options)
+        assert found.runs[0].settings["cuda_graphs"] is graphs
+        notes = ("replayed from a CUDA graph",) if graphs else ()
+        expected = {"folded": (), "static": notes, "profiles": notes}
+        assert {cell.path: cell.notes for cell in found.cells} == expected
+        assert all(cell.timing is not None for cell in found.cells)
+    assert asked == [False, False, True, True]
 
 
 def test_every_path_that_can_run_is_measured(
@@ -348,6 +372,7 @@ def test_inputs_differ_and_are_repeatable() -> None:
         ({"resolutions": ()}, UsageError, "nothing to measure"),
         ({"resolutions": (), "service": True}, UsageError, "nothing to measure"),
         ({"resolutions": (STATIC, STATIC)}, UsageError, "more than once"),
+        ({"service": True, "cuda_graphs": True}, UsageError, "CUDA graphs"),
         ({"resolutions": (Resolution(100, 100),)}, UsageError, "100"),
         ({"baselines": ("jax",)}, UsageError, "jax"),
         ({"baselines": ("pytorch", "pytorch")}, UsageError, "more than once"),

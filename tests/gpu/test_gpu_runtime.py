@@ -229,16 +229,32 @@ def test_a_graph_of_an_engine_with_ranges_is_that_of_the_size(engine_dir, model,
     fast = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True)
     between = (NARROW[0] + 16, NARROW[1])
     kept = []
-    for seed, size in enumerate([NARROW] * 3 + [between] * 3 + [NARROW, WIDE] * 2 + [NARROW] * 3):
+    for seed, size in enumerate([NARROW] * 4 + [between] * 4 + [NARROW, WIDE] * 2 + [NARROW] * 4):
         z = latents(size, seed)
         equal(fast.decode(z).sample, vae.decode(z).sample)
         (engine,) = loaded(fast)
         kept.append(engine.held.graph)
-    assert kept[0] is None
-    assert kept[1] is kept[2] is kept[3], "kept while another size runs once"
-    assert kept[4] is kept[5] is not kept[3]
-    assert kept[-4] is kept[5], "sizes in turns are not captured"
-    assert kept[-1] not in (None, kept[5])
+    assert kept[:2] == [None] * 2
+    assert kept[2] is kept[3] is kept[5] is not None, "until another size is captured"
+    assert kept[6] is kept[7] is not kept[5]
+    assert kept[11] is kept[7], "sizes in turns are not captured"
+    assert kept[14] is kept[15]
+    assert kept[15] not in (None, kept[7])
+
+
+def test_a_callers_capture_of_an_engine_that_has_captured_itself(engine_dir, model, vae):
+    fast = load_vae(engine_dir, model=model, backend="tensorrt", fallback="raise", cuda_graphs=True)
+    z = latents(STATIC)
+    expected = [vae.decode(latents(STATIC, seed)).sample.clone() for seed in range(4)]
+    for _ in range(3):
+        fast.decode(z)
+    graph, y = _capture(fast, z)
+    for seed in range(4):
+        equal(fast.decode(latents(STATIC, seed)).sample, expected[seed])
+        z.copy_(latents(STATIC, seed))
+        graph.replay()
+        torch.cuda.synchronize()
+        equal(y, expected[seed])
 
 
 def test_a_failed_capture_leaves_pytorch_whole(engine_dir, model, vae, monkeypatch):

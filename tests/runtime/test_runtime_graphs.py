@@ -154,6 +154,34 @@ def test_an_engine_captures_itself_at_the_second_run_on_one_scratch_buffer(engin
     assert cuda.executables == {}
 
 
+@pytest.mark.parametrize("fails", ["the run", "the output's shape"])
+def test_after_a_run_that_failed_the_graph_is_captured_anew(
+    engine, session, cuda, monkeypatch, fails
+):
+    """The context may have been given another shape or address by then."""
+    assert [run(engine, v) for v in (1.0, 2.0)] == [1.0, 2.0]
+    (first,) = cuda.executables
+
+    def refuse(*_given: object) -> None:
+        raise ExecutionError("no")
+
+    with monkeypatch.context() as patch, pytest.raises(ExecutionError, match="no"):
+        if fails == "the run":
+            cuda.fails["cuGraphLaunch"] = 1
+            session.on_execute = refuse
+        else:
+            patch.setattr(session, "output_shape", refuse)
+        run(engine)
+    cuda.fails.clear()
+    session.on_execute, engine.wants_graph = None, True
+    launched = len(cuda.launches)
+    assert run(engine, 3.0) == 3.0
+    assert len(cuda.launches) == launched, "TensorRT runs once before it is captured"
+    assert run(engine, 4.0) == 4.0
+    (second,) = cuda.executables
+    assert second != first
+
+
 @pytest.mark.parametrize("other", ["a shape", "a profile"])
 def test_an_engine_with_ranges_replays_one_size_and_captures_anew_after_another(
     cuda, scratch, tmp_path, other
@@ -174,17 +202,17 @@ def test_an_engine_with_ranges_replays_one_size_and_captures_anew_after_another(
         assert (float(y.mean()), float(y.std())) == (value, 0.0)
         launches.append(len(cuda.launches))
 
-    for value in (1.0, 2.0, 3.0):
+    for value in (1.0, 2.0, 3.0, 4.0):
         serve(ONES, 0, value)
-    assert launches == [0, 1, 2], "captured at the second run of the size"
+    assert launches == [0, 0, 1, 2], "captured at the third run of the size"
     (first,) = cuda.executables
-    for value in (4.0, 5.0):
-        serve(ONES, 0, value)
+    for value in (5.0, 6.0):
         serve(*second, value)
-    assert launches[3:] == [3, 3, 3, 3], "none of two sizes in turns"
-    serve(*second, 6.0)
-    serve(*second, 7.0)
-    assert launches[7:] == [4, 5]
+        serve(ONES, 0, value)
+    assert launches[4:] == [2] * 4, "none of two sizes in turns"
+    for value in (7.0, 8.0, 9.0, 10.0):
+        serve(*second, value)
+    assert launches[8:] == [2, 2, 3, 4]
     (latest,) = cuda.executables
     assert latest != first, "the first one is freed"
     engine.close()

@@ -93,7 +93,9 @@ def bench(
         "--service",
         help="Also what a server sees: latents to PIL, first use, switching sizes.",
     ),
-    cuda_graphs: bool = Option(False, "--cuda-graphs", help="Replay engines from CUDA graphs."),
+    cuda_graphs: bool = Option(
+        False, "--cuda-graphs", help="Replay engines from CUDA graphs; not with --service."
+    ),
     budget: float = Option(1.0, metavar="SECONDS", help="Seconds for one path at one size."),
     out: Path = Option(
         Path("out/bench"), metavar="DIR", help="The folder for latency.md, .json, .csv and .svg."

@@ -16,15 +16,7 @@ from qvae_trt.commands import build_command, command_line
 from qvae_trt.errors import BackendError, EngineError
 from qvae_trt.json_rows import write
 from qvae_trt.kinds import QWEN_IMAGE, Kind
-from qvae_trt.profiles import (
-    PARTS,
-    Choice,
-    Part,
-    Refusal,
-    Resolution,
-    choose,
-    load_profiles,
-)
+from qvae_trt.profiles import PARTS, Choice, Part, Refusal, Resolution, choose, load_profiles
 from qvae_trt.version import __version__
 
 
