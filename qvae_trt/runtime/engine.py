@@ -54,9 +54,9 @@ class Engine:
         # nothing is waited for there, and the next `free_dropped` frees it.
         self._finalizer = weakref.finalize(self, _dropped.append, self.held)
         self._finalizer.atexit = False  # nothing frees at exit what it would queue
-        # The scratch buffer, profile and shape of the last run, None where it failed, and how many
-        # runs in a row had them without a replay. In the first one TensorRT may do work that cannot
-        # be captured, or change what a graph reads.
+        # The scratch buffer, profile and shape of the last run, None where it failed. Then how many
+        # runs in a row had these and were not replays: in the first one TensorRT may do work that
+        # cannot be captured, or change what a graph reads.
         self._last: tuple[int, int, tuple[int, ...]] | None = None
         self._alike = 0
         self._graph_fits = False
@@ -162,7 +162,8 @@ class Engine:
             pointer = self._scratch.reserve(size, stream)
             y = self._output()
             place = self._scratch.generation, profile, shape
-            self._alike = self._alike if place == last else 0
+            if place != last:
+                self._alike = 0
             again = self.wants_graph and self._alike >= (1 if self.static else 2)
             if not (again and self._replay(x, y, pointer, size, handle)):
                 x = x if stream is None else _aligned(x)
@@ -220,8 +221,8 @@ class Engine:
     def _replay(
         self, x: torch.Tensor, y: torch.Tensor, pointer: int, size: int, stream: int
     ) -> bool:
-        """Whether the engine's own graph ran. It is captured anew after every other run, and one
-        that CUDA refuses is not tried again.
+        """Whether the engine's own graph ran. After a run that was no replay it is captured anew;
+        one that CUDA refuses is not tried again.
         """
         held = self.held
         try:
